@@ -1,0 +1,49 @@
+"""Multi-head attention with an additive position bias and one learned scale per head."""
+
+import torch.nn.functional as F
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Attention as in OFA: scores scaled by (factor * head width)^-0.5, biased by positions; heads scaled.
+
+    Legend: B batch, H heads, Lq queries, Lk keys, D width.
+    """
+
+    def __init__(self, width: int, heads: int, *, scale_factor: float, dropout: float):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} attention heads")
+        self.heads = heads
+        self.scaling = (width / heads * scale_factor) ** -0.5
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        self.c_attn = nn.Parameter(torch.ones(heads))
+
+    def project_keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of `memory` (B, Lk, D), each (B, H, Lk, D / H)."""
+        return self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """Attend from `x` (B, Lq, D) to projected keys and values.
+
+        `bias` is added to the scores; it holds positions and masks (-inf) and has a shape that broadcasts to
+        (B, H, Lq, Lk). Returns (B, Lq, D).
+        """
+        attended = F.scaled_dot_product_attention(
+            self._split(self.q_proj(x)),
+            keys,
+            values,
+            attn_mask=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scaling,
+        )
+        attended = attended * self.c_attn[:, None, None]
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1,0 +1,118 @@
+"""Sizes and training options of the models, one dataclass shared by teacher and student."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
+
+
+@dataclass
+class OfaConfig(FairseqDataclass):
+    """Architecture of the autoregressive teacher; the defaults are those of `ofa_base`.
+
+    What the published checkpoints never vary is not an option: pre-norm, GELU, one shared embedding, scaled
+    heads, norms after each attention and inside each feed-forward block, disentangled positions.
+    """
+
+    encoder_embed_dim: int = field(default=768, metadata={"help": "width D of encoder and decoder"})
+    encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "inner width of feed-forward blocks"})
+    encoder_layers: int = field(default=6, metadata={"help": "number of encoder layers"})
+    decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
+    encoder_attention_heads: int = field(default=12, metadata={"help": "number of attention heads H"})
+
+    vision_trunk: str = field(
+        default="resnet101",
+        metadata={"help": "name of a timm model; its features at stride 16 become the image tokens"},
+    )
+    vision_pretrained: bool = field(
+        default=False,
+        metadata={"help": "start the trunk from ImageNet weights of an installed package"},
+    )
+    freeze_resnet: bool = field(
+        default=False, metadata={"help": "keep the trunk (weights and batch statistics) as it is"}
+    )
+
+    dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings and sublayer outputs"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
+    activation_dropout: float = field(default=0.0, metadata={"help": "dropout after GELU"})
+    encoder_drop_path_rate: float = field(default=0.0, metadata={"help": "drop-path of the last encoder layer"})
+    decoder_drop_path_rate: float = field(default=0.0, metadata={"help": "drop-path of the last decoder layer"})
+    resnet_drop_path_rate: float = field(
+        default=0.0, metadata={"help": "drop-path of the last block of each trunk stage"}
+    )
+
+    max_positions: int = field(default=1024, metadata={"help": "longest text, in tokens"})
+    token_bucket_size: int = field(default=256, metadata={"help": "relative-position buckets of text"})
+    image_bucket_size: int = field(default=42, metadata={"help": "largest image grid, in patches a side"})
+    attn_scale_factor: float = field(
+        default=2.0, metadata={"help": "scores are scaled by (factor * head width) ** -0.5"}
+    )
+    interpolate_position: bool = field(
+        default=False,
+        metadata={"help": "resize the position embeddings of the original grid for larger images"},
+    )
+    orig_patch_image_size: int = field(
+        default=256, metadata={"help": "image size, in pixels, whose grid --interpolate-position resizes"}
+    )
+    code_image_size: int = field(
+        default=128, metadata={"help": "size, in pixels, of images given to the decoder as codes"}
+    )
+
+
+@dataclass
+class NarvlConfig(OfaConfig):
+    """Architecture of the parallel student: the teacher's, and its query tokens."""
+
+    num_queries: int = field(
+        default=20, metadata={"help": "learnable query tokens N; at least the longest target plus its repeats"}
+    )
+
+
+_TINY: dict[str, Any] = {
+    "encoder_embed_dim": 256,
+    "encoder_ffn_embed_dim": 1024,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "vision_trunk": "resnet50",
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    # For CPUs and embedded data: a frozen ImageNet trunk, whose features may be computed once.
+    "nano": {
+        "encoder_embed_dim": 192,
+        "encoder_ffn_embed_dim": 768,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "vision_trunk": "tf_efficientnet_lite0",
+        "vision_pretrained": True,
+        "freeze_resnet": True,
+    },
+    "tiny": _TINY,
+    "medium": {
+        **_TINY,
+        "encoder_embed_dim": 512,
+        "encoder_ffn_embed_dim": 2048,
+        "encoder_attention_heads": 8,
+        "vision_trunk": "resnet101",
+    },
+    "base": {},
+    "large": {
+        "encoder_embed_dim": 1024,
+        "encoder_ffn_embed_dim": 4096,
+        "encoder_layers": 12,
+        "decoder_layers": 12,
+        "encoder_attention_heads": 16,
+        "vision_trunk": "resnet152",
+    },
+    "huge": {
+        "encoder_embed_dim": 1280,
+        "encoder_ffn_embed_dim": 5120,
+        "encoder_layers": 24,
+        "decoder_layers": 12,
+        "encoder_attention_heads": 16,
+        "vision_trunk": "resnet152",
+    },
+}
+"""What each size changes of the defaults above (https://arxiv.org/abs/2202.03052, table of model sizes)."""

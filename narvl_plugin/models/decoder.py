@@ -1,0 +1,104 @@
+"""What the autoregressive and the parallel decoder share: weights, position biases, layers, projection."""
+
+from typing import Any
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor, nn
+
+from .config import OfaConfig
+from .encoder import EncoderOutput, mask_keys
+from .layers import DecoderLayer, LayerCache
+from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
+
+
+class Decoder(FairseqIncrementalDecoder):
+    """Transformer decoder that attends to the encoder's output; subclasses say what it reads.
+
+    Legend: B batch, T decoder positions, S source positions, D width, H heads, V vocabulary.
+    """
+
+    def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
+        super().__init__(None)
+        self.register_buffer("version", torch.tensor([3.0]))
+        width = cfg.encoder_embed_dim
+        self.cfg = cfg
+        self.heads = cfg.encoder_attention_heads
+        self.position_scaling = (width / self.heads * cfg.attn_scale_factor) ** -0.5
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.code_layernorm_embedding = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+        self.embed_positions = nn.Embedding(cfg.max_positions + 2, width)
+        self.embed_image_positions = nn.Embedding(cfg.image_bucket_size**2 + 1, width)
+        self.pos_ln = nn.LayerNorm(width)
+        self.image_pos_ln = nn.LayerNorm(width)
+        self.self_pos_q_linear = nn.Linear(width, width)
+        self.self_pos_k_linear = nn.Linear(width, width)
+        self.cross_pos_q_linear = nn.Linear(width, width)
+        self.cross_pos_k_linear = nn.Linear(width, width)
+        self.token_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(2 * cfg.token_bucket_size - 1, self.heads) for _ in range(cfg.decoder_layers)
+        )
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(num_image_buckets(cfg.image_bucket_size), self.heads) for _ in range(cfg.decoder_layers)
+        )
+
+        drop_path = torch.linspace(0, cfg.decoder_drop_path_rate, cfg.decoder_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(DecoderLayer(cfg, rate) for rate in drop_path)
+        self.layer_norm = nn.LayerNorm(width)
+        self.output_projection = nn.Linear(width, embed_tokens.num_embeddings, bias=False)
+        self.output_projection.weight = embed_tokens.weight
+
+    def max_positions(self) -> int:
+        """Return the longest output, in tokens."""
+        return self.cfg.max_positions
+
+    def text_positions(self, length: int) -> Tensor:
+        """Return the normalised position embeddings of the first `length` places, (T, D)."""
+        return self.pos_ln(self.embed_positions.weight[:length])
+
+    def self_biases(self, positions: Tensor) -> list[Tensor]:
+        """Return each layer's self-attention bias for text at `positions` (T, D): (1, H, T, T)."""
+        absolute = self._absolute(positions, positions, self.self_pos_q_linear, self.self_pos_k_linear)
+        buckets = token_buckets(
+            len(positions),
+            bucket_size=self.cfg.token_bucket_size,
+            max_positions=self.cfg.max_positions,
+            device=positions.device,
+        )
+        return [absolute + relative_bias(table, buckets) for table in self.token_rel_pos_table_list]
+
+    def cross_bias(self, positions: Tensor, source_positions: Tensor) -> Tensor:
+        """Return the cross-attention bias, shared by all layers: (T, D), (S, D) -> (1, H, T, S)."""
+        return self._absolute(positions, source_positions, self.cross_pos_q_linear, self.cross_pos_k_linear)
+
+    def run_layers(
+        self,
+        x: Tensor,
+        encoder_out: EncoderOutput,
+        self_biases: list[Tensor],
+        cross_bias: Tensor,
+        caches: list[LayerCache] | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Run the layers over embedded input x (B, T, D).
+
+        Returns logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or
+        None, `inner_states` (the output of each layer before the last norm, (T, B, D)) and `attn` (None).
+        """
+        cross_bias = mask_keys(cross_bias, encoder_out.padding_mask)
+        inner_states = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, encoder_out.features, self_biases[i], cross_bias, caches[i] if caches else None)
+            inner_states.append(x.transpose(0, 1))
+        extra = {
+            "encoder_out": encoder_out.features.transpose(0, 1),
+            "encoder_padding_mask": encoder_out.padding_mask,
+            "inner_states": inner_states,
+            "attn": None,
+        }
+        return self.output_projection(self.layer_norm(x)), extra
+
+    def _absolute(self, queries: Tensor, keys: Tensor, query: nn.Linear, key: nn.Linear) -> Tensor:
+        return absolute_bias(queries, keys, query, key, heads=self.heads, scaling=self.position_scaling)

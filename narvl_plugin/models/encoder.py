@@ -1,0 +1,193 @@
+"""The encoder of teacher and student: image patches and text tokens in one sequence."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.models import FairseqEncoder
+from torch import Tensor, nn
+
+from .config import OfaConfig
+from .layers import EncoderLayer
+from .positions import (
+    absolute_bias,
+    image_buckets,
+    image_position_ids,
+    num_image_buckets,
+    relative_bias,
+    token_buckets,
+)
+from .vision import STRIDE, build_trunk, trunk_features
+
+
+class EncoderOutput(NamedTuple):
+    """What the decoders read: B batch, S source positions (patches, then text), D width."""
+
+    features: Tensor
+    """(B, S, D)"""
+    padding_mask: Tensor | None
+    """(B, S), True at padding; None where nothing is padded."""
+    positions: Tensor
+    """(S, D), normalised position embeddings, the same for each sample."""
+
+
+class OfaEncoder(FairseqEncoder):
+    """Transformer over [image patches; text tokens] with positions that enter attention only.
+
+    Legend: B batch, L text tokens, P patches, S = P + L, D width, H heads.
+    """
+
+    def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
+        super().__init__(None)
+        self.register_buffer("version", torch.tensor([3.0]))
+        width = cfg.encoder_embed_dim
+        self.cfg = cfg
+        self.heads = cfg.encoder_attention_heads
+        self.position_scaling = (width / self.heads * cfg.attn_scale_factor) ** -0.5
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.type_embedding = nn.Embedding(2, width)
+        self.embed_images = build_trunk(
+            cfg.vision_trunk, pretrained=cfg.vision_pretrained, drop_path_rate=cfg.resnet_drop_path_rate
+        )
+        self.image_proj = nn.Linear(self.embed_images.out_channels, width)
+        self.patch_layernorm_embedding = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+        self.embed_positions = nn.Embedding(cfg.max_positions + 2, width)
+        self.embed_image_positions = nn.Embedding(cfg.image_bucket_size**2 + 1, width)
+        self.pos_ln = nn.LayerNorm(width)
+        self.image_pos_ln = nn.LayerNorm(width)
+        self.pos_q_linear = nn.Linear(width, width)
+        self.pos_k_linear = nn.Linear(width, width)
+        self.token_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(2 * cfg.token_bucket_size - 1, self.heads) for _ in range(cfg.encoder_layers)
+        )
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(num_image_buckets(cfg.image_bucket_size), self.heads) for _ in range(cfg.encoder_layers)
+        )
+
+        drop_path = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in drop_path)
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        patch_images: Tensor | None = None,
+        patch_masks: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode a batch of texts (B, L), each with an image or none.
+
+        `patch_images` holds pixels (B, 3, height, width) or features of the trunk (B, C, rows, columns);
+        `patch_masks` (B,) is False for a sample whose image is to be ignored. `src_lengths` is not needed.
+        """
+        padding = src_tokens.eq(self.embed_tokens.padding_idx)
+        x = self._embed_text(src_tokens)
+        grid = None
+        if patch_images is not None:
+            patches, grid = self._embed_images(patch_images)
+            x = torch.cat([patches, x], dim=1)
+            ignored = patches.new_zeros(patches.shape[:2], dtype=torch.bool)
+            if patch_masks is not None:
+                ignored = ignored | ~patch_masks[:, None]
+            padding = torch.cat([ignored, padding], dim=1)
+        padding_mask = padding if bool(padding.any()) else None
+
+        positions = self._positions(src_tokens.shape[1], grid)
+        biases = self._biases(positions, src_tokens.shape[1], grid)
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask[:, :, None], 0)
+        for layer, bias in zip(self.layers, biases, strict=True):
+            x = layer(x, mask_keys(bias, padding_mask))
+        return EncoderOutput(self.layer_norm(x), padding_mask, positions)
+
+    def reorder_encoder_out(self, encoder_out: EncoderOutput, new_order: Tensor) -> EncoderOutput:
+        """Select samples of the batch, as fairseq's beam search asks; new_order (B',)."""
+        features, padding_mask, positions = encoder_out
+        if padding_mask is not None:
+            padding_mask = padding_mask.index_select(0, new_order)
+        return EncoderOutput(features.index_select(0, new_order), padding_mask, positions)
+
+    def max_positions(self) -> int:
+        """Return the longest text, in tokens."""
+        return self.cfg.max_positions
+
+    def train(self, mode: bool = True) -> "OfaEncoder":
+        """Set the mode; a frozen trunk keeps its batch statistics."""
+        super().train(mode)
+        if self.cfg.freeze_resnet:
+            self.embed_images.eval()
+        return self
+
+    def _embed_text(self, tokens: Tensor) -> Tensor:
+        x = self.embed_tokens(tokens) + self.type_embedding.weight[0]
+        return self.dropout(self.layernorm_embedding(x))
+
+    def _embed_images(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        features = trunk_features(self.embed_images, images)
+        rows, columns = features.shape[2:]
+        x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
+        return self.dropout(self.patch_layernorm_embedding(x)), (rows, columns)
+
+    def _positions(self, text_length: int, grid: tuple[int, int] | None) -> Tensor:
+        """Return the normalised position embeddings of the whole sequence, (S, D)."""
+        text = self.pos_ln(self.embed_positions.weight[:text_length])
+        if grid is None:
+            return text
+        return torch.cat([self.image_pos_ln(self._image_positions(*grid)), text])
+
+    def _image_positions(self, rows: int, columns: int) -> Tensor:
+        original = self.cfg.orig_patch_image_size // STRIDE
+        if not self.cfg.interpolate_position or rows * columns <= original**2:
+            return self.embed_image_positions(self._image_ids(rows, columns))
+        table = self.embed_image_positions(self._image_ids(original, original))
+        table = table.T.unflatten(1, (original, original))[None]
+        resized = F.interpolate(table, size=(rows, columns), mode="bilinear")
+        return resized[0].flatten(1).T
+
+    def _image_ids(self, rows: int, columns: int) -> Tensor:
+        device = self.embed_image_positions.weight.device
+        return image_position_ids(rows, columns, bucket_size=self.cfg.image_bucket_size, device=device)
+
+    def _biases(self, positions: Tensor, text_length: int, grid: tuple[int, int] | None) -> list[Tensor]:
+        """Return the score bias of each layer, (1, H, S, S)."""
+        absolute = absolute_bias(
+            positions,
+            positions,
+            self.pos_q_linear,
+            self.pos_k_linear,
+            heads=self.heads,
+            scaling=self.position_scaling,
+        )
+        text_buckets = token_buckets(
+            text_length,
+            bucket_size=self.cfg.token_bucket_size,
+            max_positions=self.cfg.max_positions,
+            device=positions.device,
+        )
+        patch_buckets = None
+        if grid is not None:
+            patch_buckets = image_buckets(self._image_ids(*grid), bucket_size=self.cfg.image_bucket_size)
+        biases = []
+        for text_table, image_table in zip(
+            self.token_rel_pos_table_list, self.image_rel_pos_table_list, strict=True
+        ):
+            text = relative_bias(text_table, text_buckets)
+            if patch_buckets is None:
+                biases.append(absolute + text)
+                continue
+            image = relative_bias(image_table, patch_buckets)
+            num_patches = image.shape[1]
+            pad_image = F.pad(image, (0, text_length, 0, text_length))
+            pad_text = F.pad(text, (num_patches, 0, num_patches, 0))
+            biases.append(absolute + pad_image + pad_text)
+        return biases
+
+
+def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Add -inf to the scores of padded keys: bias (1, H, Lq, Lk), mask (B, Lk) or None -> (B or 1, H, Lq, Lk)."""
+    if padding_mask is None:
+        return bias
+    return bias.masked_fill(padding_mask[:, None, None, :], float("-inf"))

@@ -1,0 +1,107 @@
+"""Transformer layers of encoder and decoder: pre-norm, with norms after each attention and inside the FFN."""
+
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .attention import Attention
+from .config import OfaConfig
+
+
+class LayerCache(TypedDict, total=False):
+    """Projected keys and values of one decoder layer, kept between decoding steps; each (B, H, L, D / H)."""
+
+    self_keys: Tensor
+    self_values: Tensor
+    cross_keys: Tensor
+    cross_values: Tensor
+
+
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: the feed-forward block, dropout and drop-path."""
+
+    def __init__(self, cfg: OfaConfig, drop_path: float):
+        super().__init__()
+        width, inner = cfg.encoder_embed_dim, cfg.encoder_ffn_embed_dim
+        self.self_attn = _attention(cfg)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, inner)
+        self.ffn_layernorm = nn.LayerNorm(inner)
+        self.fc2 = nn.Linear(inner, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.activation_dropout = nn.Dropout(cfg.activation_dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def _residual(self, x: Tensor, update: Tensor) -> Tensor:
+        return x + self.drop_path(self.dropout(update))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation_dropout(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return self._residual(x, self.fc2(self.ffn_layernorm(hidden)))
+
+
+class EncoderLayer(_Layer):
+    """Self-attention and feed-forward block over (B, S, D)."""
+
+    def __init__(self, cfg: OfaConfig, drop_path: float):
+        super().__init__(cfg, drop_path)
+        self.attn_ln = nn.LayerNorm(cfg.encoder_embed_dim)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Map x (B, S, D) to (B, S, D); `bias` broadcasts to (B, H, S, S)."""
+        normed = self.self_attn_layer_norm(x)
+        attended = self.self_attn(normed, *self.self_attn.project_keys(normed), bias)
+        x = self._residual(x, self.attn_ln(attended))
+        return self._feed_forward(x)
+
+
+class DecoderLayer(_Layer):
+    """Self-attention, cross-attention to the encoder, and feed-forward block over (B, T, D)."""
+
+    def __init__(self, cfg: OfaConfig, drop_path: float):
+        super().__init__(cfg, drop_path)
+        width = cfg.encoder_embed_dim
+        self.self_attn_ln = nn.LayerNorm(width)
+        self.encoder_attn = _attention(cfg)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.cross_attn_ln = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, memory: Tensor, self_bias: Tensor, cross_bias: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Map x (B, T, D) to (B, T, D), attending to `memory` (B, S, D).
+
+        `self_bias` broadcasts to (B, H, T, T), or to (B, H, 1, T so far) with a `cache`, which x then extends by
+        its keys and values; `cross_bias` broadcasts to (B, H, T, S).
+        """
+        normed = self.self_attn_layer_norm(x)
+        keys, values = self.self_attn.project_keys(normed)
+        if cache is not None:
+            if "self_keys" in cache:
+                keys = torch.cat([cache["self_keys"], keys], dim=2)
+                values = torch.cat([cache["self_values"], values], dim=2)
+            cache["self_keys"], cache["self_values"] = keys, values
+        x = self._residual(x, self.self_attn_ln(self.self_attn(normed, keys, values, self_bias)))
+
+        normed = self.encoder_attn_layer_norm(x)
+        if cache is None:
+            keys, values = self.encoder_attn.project_keys(memory)
+        else:
+            if "cross_keys" not in cache:
+                cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
+            keys, values = cache["cross_keys"], cache["cross_values"]
+        x = self._residual(x, self.cross_attn_ln(self.encoder_attn(normed, keys, values, cross_bias)))
+        return self._feed_forward(x)
+
+
+def _attention(cfg: OfaConfig) -> Attention:
+    return Attention(
+        cfg.encoder_embed_dim,
+        cfg.encoder_attention_heads,
+        scale_factor=cfg.attn_scale_factor,
+        dropout=cfg.attention_dropout,
+    )

@@ -1,0 +1,92 @@
+"""The teacher: OFA's autoregressive sequence-to-sequence model."""
+
+from argparse import Namespace
+from typing import Any
+
+from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .ar_decoder import AutoregressiveDecoder
+from .config import SIZES, OfaConfig
+from .encoder import OfaEncoder
+
+PADDING_INDEX = 1
+"""The id of `<pad>` in every vocabulary: the second of fairseq's special symbols."""
+
+
+@register_model("ofa", dataclass=OfaConfig)
+class OfaModel(FairseqEncoderDecoderModel):
+    """Encoder over image and text, decoder over previous tokens (https://arxiv.org/abs/2202.03052).
+
+    Legend: B batch, L source text, T target, V vocabulary.
+    """
+
+    decoder_class: type = AutoregressiveDecoder
+
+    def __init__(self, cfg: OfaConfig, vocab_size: int):
+        """Build the model with random weights for a vocabulary of `vocab_size` labels."""
+        embed_tokens = nn.Embedding(vocab_size, cfg.encoder_embed_dim, padding_idx=PADDING_INDEX)
+        super().__init__(OfaEncoder(cfg, embed_tokens), self.decoder_class(cfg, embed_tokens))
+        self.cfg = cfg
+        initialise(self, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
+        if cfg.freeze_resnet:
+            self.encoder.embed_images.requires_grad_(False)
+
+    @classmethod
+    def build_model(cls, cfg: OfaConfig, task: FairseqTask) -> "OfaModel":
+        """Build the model for the vocabulary of a fairseq task."""
+        return cls(cfg, len(task.target_dictionary))
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        prev_output_tokens: Tensor | None = None,
+        patch_images: Tensor | None = None,
+        patch_masks: Tensor | None = None,
+        code_masks: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return logits (B, T, V) and a dictionary of inner results (see `Decoder.run_layers`).
+
+        Shapes: src_tokens (B, L), prev_output_tokens (B, T), patch_images (B, 3, height, width), patch_masks and
+        code_masks (B,).
+        """
+        encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks)
+        return self.decoder(prev_output_tokens, encoder_out, code_masks)
+
+
+def initialise(module: nn.Module, *, keep: nn.Module | None = None) -> None:
+    """Draw weights from scratch: linear layers and embeddings N(0, 0.02), convolutions Kaiming; not in `keep`."""
+    if module is keep:
+        return
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.LayerNorm | _BatchNorm):
+        module.reset_parameters()
+    for child in module.children():
+        initialise(child, keep=keep)
+
+
+def register_sizes(model_name: str) -> None:
+    """Register an architecture `MODEL_SIZE` of a registered model for each size."""
+    for size, values in SIZES.items():
+
+        def set_defaults(args: Namespace, values: dict[str, Any] = values) -> None:
+            for name, value in values.items():
+                if not getattr(args, name, None):
+                    setattr(args, name, value)
+
+        register_model_architecture(model_name, f"{model_name}_{size}")(set_defaults)
+
+
+register_sizes("ofa")

