@@ -1,0 +1,168 @@
+"""What the criterions of a parallel model share: targets, samples that do not fit, weights, smoothing, logging.
+
+Legend: B batch, N queries, V labels, T padded target length.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+from torch import Tensor, nn
+
+from narvl_plugin.ctc import queries_needed
+from narvl_plugin.ctc.lattice import accumulation_dtype
+from narvl_plugin.data.errors import BadRow
+
+
+@dataclass
+class QueryCriterionConfig(FairseqDataclass):
+    """Options of every criterion of a parallel model."""
+
+    keep_eos: bool = field(
+        default=False,
+        metadata={
+            "help": "keep </s> in the targets; it costs a query, and blanks already say that nothing follows"
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the mean negative log-probability over all queries and all labels but the blank"
+        },
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+def smoothing_losses(logits: Tensor, *, blank: int) -> Tensor:
+    """Average the negative log-probability of each sample over its queries and all labels but the blank.
+
+    The blank is left out because pulling every query towards it is not smoothing but a preference for short output.
+    logits: (B, N, V). Returns (B,).
+    """
+    log_probs = logits.log_softmax(2, dtype=accumulation_dtype(logits.dtype))
+    return -(log_probs.sum(2) - log_probs[:, :, blank]).mean(1) / (logits.size(2) - 1)
+
+
+class QueryCriterion(FairseqCriterion):
+    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `sample_losses`.
+
+    The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
+    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; and, if its samples have weights, `conf` (B,).
+    Losses are in nats and summed, and the sample size is additive too, so that fairseq's division of the summed
+    gradient by the summed sample size gives one result however a batch is cut into steps or processes.
+    """
+
+    def __init__(self, task: FairseqTask, sentence_avg: bool, keep_eos: bool, label_smoothing: float) -> None:
+        super().__init__(task)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"--label-smoothing {label_smoothing} must be in [0, 1)")
+        self.sentence_avg = sentence_avg
+        self.keep_eos = keep_eos
+        self.label_smoothing = label_smoothing
+        self.eos = task.target_dictionary.eos()
+
+    def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Negative log-likelihood of each target: (B, N, V), (B, T), (B,) -> (B,), in nats."""
+        raise NotImplementedError
+
+    def forward(
+        self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Return the loss (summed; (B,) unless `reduce`), the sample size and what to log.
+
+        Raises ValueError for a model without a blank, and BadRow, by way of the task's skip budget, for a target
+        that needs more queries than the model has.
+        """
+        blank = getattr(model, "blank", None)
+        if blank is None:
+            raise ValueError(
+                f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
+                "blank; train it with --criterion label_smoothed_cross_entropy"
+            )
+        logits, _ = model(**sample["net_input"])
+        targets = sample["target"]
+        lengths = self.target_lengths(targets)
+        weights = sample.get("conf")
+
+        fits = self.fits(targets, lengths, logits.size(1), sample["where"])
+        if len(fits) < len(targets):
+            logits, targets, lengths = logits[fits], targets[fits], lengths[fits]
+            weights = None if weights is None else weights[fits]
+
+        nll = self.sample_losses(logits, targets, lengths, blank=blank)
+        losses = nll
+        if self.label_smoothing:
+            smoothing = smoothing_losses(logits, blank=blank)
+            losses = (1 - self.label_smoothing) * nll + self.label_smoothing * smoothing
+        if weights is not None:
+            losses = losses * weights.to(losses.dtype)
+
+        num_tokens, num_sentences = int(lengths.sum()), len(targets)
+        sample_size = num_sentences if self.sentence_avg else num_tokens
+        silent = logits[:, :, blank] >= logits.amax(2)
+        logging_output = {
+            "loss": losses.detach().sum(),
+            "nll_loss": nll.detach().sum(),
+            "ntokens": num_tokens,
+            "nsentences": num_sentences,
+            "sample_size": sample_size,
+            "blanks": silent.sum(),
+            "queries": silent.numel(),
+            "did_not_fit": len(sample["target"]) - num_sentences,
+        }
+        return losses.sum() if reduce else losses, sample_size, logging_output
+
+    def target_lengths(self, targets: Tensor) -> Tensor:
+        """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""
+        lengths = targets.ne(self.padding_idx).sum(1)
+        if self.keep_eos or targets.size(1) == 0:
+            return lengths
+        last = targets.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+        return lengths - last.eq(self.eos).long()
+
+    def fits(self, targets: Tensor, lengths: Tensor, num_queries: int, where: list[str]) -> Tensor:
+        """Find the samples whose target the queries can spell, and hand the others to the task's skip budget.
+
+        targets: (B, T); lengths: (B,); where: "FILE:ROW" of each sample. Returns their indices.
+        """
+        needs = queries_needed(targets, lengths)
+        too_long = needs > num_queries
+        for index in too_long.nonzero().flatten().tolist():
+            message = (
+                f"{where[index]}: target needs {int(needs[index])} queries but the model has {num_queries}; "
+                "raise --num-queries or shorten targets with --max-tgt-length"
+            )
+            self.task.skip_budget.skip(BadRow(message))
+        return (~too_long).nonzero().flatten()
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log what the steps or processes summed up; losses are turned from nats into bits, as fairseq does.
+
+        loss: per unit of sample size, as trained on; nll_loss: per target token, without weights and smoothing;
+        blank_share: of the queries whose most probable label is the blank; did_not_fit: samples left out.
+        """
+
+        def total(key: str) -> Any:
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        sample_size, num_tokens, num_queries = total("sample_size"), total("ntokens"), total("queries")
+        # A step whose samples were all left out has nothing to divide by.
+        metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
+        metrics.log_scalar(
+            "nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3
+        )
+        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
+        metrics.log_scalar_sum("did_not_fit", total("did_not_fit"))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Say that logging outputs of several steps or processes may be added key by key."""
+        return True

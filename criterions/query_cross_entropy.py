@@ -1,0 +1,36 @@
+"""Cross entropy over the queries, the baseline of Query-CTC: exactly one path counts, fixed beforehand.
+
+Legend: B batch, N queries, V labels, T padded target length.
+"""
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import register_criterion
+from torch import Tensor
+
+from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
+from narvl_plugin.ctc.lattice import accumulation_dtype, inside, repeats
+
+
+def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *, blank: int) -> Tensor:
+    """Write each target to the queries from the first on, a query a token, and blanks after the last.
+
+    Between two equal tokens stands a blank as well: without it the path would collapse to one of them.
+    targets: (B, T) padded with anything and known to fit; target_lengths: (B,). Returns (B, num_queries) labels.
+    """
+    paths = targets.new_full((targets.size(0), num_queries + 1), blank)
+    query = torch.arange(targets.size(1), device=targets.device) + repeats(targets, target_lengths).cumsum(1)
+    # Padding is written to one query more, which is cut off.
+    query = torch.where(inside(target_lengths, targets.size(1)), query, num_queries)
+    return paths.scatter_(1, query, targets)[:, :num_queries]
+
+
+@register_criterion("query_cross_entropy", dataclass=QueryCriterionConfig)
+class QueryCrossEntropyCriterion(QueryCriterion):
+    """Negative log-probability of the one path that says token i at query i and blank after the last token."""
+
+    def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Cross entropy of each target's straight path: (B, N, V), (B, T), (B,) -> (B,), in nats."""
+        paths = straight_paths(targets, target_lengths, logits.size(1), blank=blank)
+        scores = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype))
+        return F.cross_entropy(scores, paths.flatten(), reduction="none").view(paths.shape).sum(1)

@@ -1,0 +1,19 @@
+"""The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
+
+from narvl_plugin.ctc.align import Alignment, viterbi
+from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
+from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_loss
+from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy
+
+__all__ = [
+    "Alignment",
+    "Collapsed",
+    "Hypothesis",
+    "TargetsDoNotFit",
+    "collapse",
+    "greedy",
+    "log_sum_exp",
+    "queries_needed",
+    "query_ctc_loss",
+    "viterbi",
+]

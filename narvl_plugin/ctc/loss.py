@@ -1,0 +1,147 @@
+"""Query-CTC: the exact negative log-likelihood of a target, summed over all paths of the queries that spell it.
+
+Legend: B batch, N queries, V labels, S padded target length, L = 2 S + 1 lattice states.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from narvl_plugin.ctc.lattice import (
+    Lattice,
+    TargetsDoNotFit,
+    accumulation_dtype,
+    backward_scores,
+    build_lattice,
+    check_targets,
+    forward_scores,
+    gather_states,
+    inside,
+    log_marginals,
+    posteriors,
+)
+
+__all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_loss"]
+
+# Numbers handled at a time where a (B, N, V) tensor is read: on CPU what one core's cache holds, so that the passes
+# of one piece do not go to memory; on other devices enough to keep them busy, yet little beside the logits.
+CPU_PIECE = 2**19
+DEVICE_PIECE = 2**22
+
+
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    """Cut (R, V) rows into slices that are worked on one after the other."""
+    size = CPU_PIECE * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_PIECE
+    step = max(1, size // max(1, rows.size(1)))
+    for start in range(0, rows.size(0), step):
+        yield slice(start, start + step)
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """Take the log of the summed exponentials over the labels, with no temporary of the size of the logits.
+
+    logits: (B, N, V). Returns (B, N) in float32 (double stays), without a gradient.
+    """
+    rows = logits.detach().flatten(0, 1)
+    normalisers = rows.new_empty(rows.size(0), dtype=accumulation_dtype(rows.dtype))
+    for piece in _pieces(rows):
+        # The greatest probability is exp(greatest logit - log-sum-exp), and at least 1 / V, so its log is exact
+        # enough; torch's softmax is one fused pass, its logsumexp four.
+        greatest = rows[piece].amax(1).to(normalisers.dtype)
+        probability = rows[piece].softmax(1, dtype=normalisers.dtype).amax(1)
+        normalisers[piece] = greatest - probability.log()
+    return normalisers.view(logits.shape[:2])
+
+
+class _QueryCtc(torch.autograd.Function):
+    """Negative log marginals (B,) with the gradient: softmax minus the posterior of each label."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, lattice: Lattice, query_lengths: Tensor) -> Tensor:
+        normalisers = log_sum_exp(logits)
+        emissions = gather_states(logits, lattice) - normalisers[..., None]
+        forward = forward_scores(emissions, lattice, query_lengths)
+        marginals = log_marginals(forward, lattice)
+        if ctx.needs_input_grad[0]:
+            states = posteriors(forward, backward_scores(emissions, lattice, query_lengths))
+            ctx.save_for_backward(logits, normalisers, states, query_lengths, marginals)
+            ctx.lattice = lattice
+        return -marginals
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, normalisers, states, query_lengths, marginals = ctx.saved_tensors
+        # An impossible target has an infinite loss and no direction to improve in.
+        upstream = upstream.masked_fill(marginals.isneginf(), 0.0)
+        in_use = inside(query_lengths, logits.size(1))
+        scale = (in_use * upstream[:, None])[..., None]
+
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        rows, row_scales, row_gradients = logits.flatten(0, 1), scale.flatten(0, 1), gradient.flatten(0, 1)
+        for piece in _pieces(rows):
+            softmax = rows[piece].softmax(1, dtype=scale.dtype)
+            torch.mul(softmax, row_scales[piece], out=row_gradients[piece])
+
+        # Labels on the lattice are written, not added: states that share a label write the same number, which
+        # needs no atomic addition and keeps the small differences that a half-precision sum would lose.
+        labels = ctx.lattice.labels
+        same_label = (labels[:, :, None] == labels[:, None, :]).to(states.dtype)
+        with torch.autocast(logits.device.type, enabled=False):
+            label_posteriors = states @ same_label
+        probabilities = (gather_states(logits, ctx.lattice) - normalisers[..., None]).exp()
+        values = (probabilities - label_posteriors) * scale
+        gradient.scatter_(2, labels[:, None].expand_as(values), values.to(gradient.dtype))
+        if not bool(in_use.all()):  # nothing at all comes from a query out of use, whatever its logits hold
+            gradient.masked_fill_(~in_use[..., None], 0.0)
+        return gradient, None, None
+
+
+def query_ctc_loss(
+    logits: Tensor,
+    targets: Tensor,
+    target_lengths: Tensor,
+    *,
+    blank: int,
+    query_lengths: Tensor | None = None,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Negative log of the summed probability of all query paths that collapse to the target.
+
+    logits: (B, N, V) of any float type, unnormalised; targets: (B, S) labels, padded with anything;
+    target_lengths: (B,), zero allowed; blank: label that means nothing; query_lengths: (B,) uses only the first
+    queries of each sample (all N by default); weights: (B,) multiply the samples' losses. reduction: "none" gives
+    (B,), "sum" their sum, "mean" their mean over the batch (0 for an empty batch). In nats, computed in float32
+    (double stays), with the exact gradient in the type of the logits. A target that the logits rule out (all its
+    paths meet -inf) costs inf and gives no gradient.
+
+    Raises TargetsDoNotFit for targets that need more queries than there are, ValueError for labels outside [0, V)
+    or equal to the blank, and for lengths outside their tensors.
+    Source: NARVL (arXiv 2403.02249), section 3.2; Graves et al., ICML 2006, equations 7, 8 and 15.
+    """
+    batch, num_queries, num_labels = logits.shape
+    if not 0 <= blank < num_labels:
+        raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
+    if query_lengths is None:
+        query_lengths = torch.full_like(target_lengths, num_queries)
+    for name, lengths, limit in (
+        ("target", target_lengths, targets.size(1)),
+        ("query", query_lengths, num_queries),
+    ):
+        if bool(((lengths < 0) | (lengths > limit)).any()):
+            raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
+    check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
+
+    lattice = build_lattice(targets, target_lengths, blank=blank)
+    losses = _QueryCtc.apply(logits, lattice, query_lengths)
+    if weights is not None:
+        losses = losses * weights.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / max(1, batch)
