@@ -1,0 +1,64 @@
+"""The TSV rows that one scene gives, one a task, in OFA's columns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from narvl_plugin.data.scenes.captions import write_captions
+from narvl_plugin.data.scenes.entailment import write_hypothesis
+from narvl_plugin.data.scenes.questions import join_answers, write_question
+from narvl_plugin.data.scenes.regions import write_expression
+from narvl_plugin.data.scenes.scene import Scene
+
+
+@dataclass(frozen=True)
+class Example:
+    """A finished scene: its name, whether it is for training, what is in it, and its picture.
+
+    `image` is base64 of an image file of `side` pixels height and width; `nouns` are all of the data set.
+    """
+
+    image_id: str
+    training: bool
+    scene: Scene
+    image: str
+    side: int
+    nouns: Sequence[str]
+
+
+def caption_row(example: Example, random: Random) -> list[str]:
+    """uniq-id, image-id, caption, objects, image: one caption for training, else all five joined by `&&`."""
+    captions = write_captions(example.scene, random)
+    # One of many, so that what training sees has as many modes as the references.
+    caption = random.choice(captions) if example.training else "&&".join(captions)
+    return [example.image_id, example.image_id, caption, "&&".join(example.scene.nouns), example.image]
+
+
+def vqa_row(example: Example, random: Random) -> list[str]:
+    """question-id, image-id, question, weighted answers, objects, image."""
+    question, answers = write_question(example.scene, example.nouns, random)
+    objects = "&&".join(example.scene.nouns)
+    return [example.image_id, example.image_id, question, join_answers(answers), objects, example.image]
+
+
+def refcoco_row(example: Example, random: Random) -> list[str]:
+    """uniq-id, image-id, text, x0,y0,x1,y1 in pixels, image."""
+    text, thing = write_expression(example.scene, random)
+    box = ",".join(str(round(edge * example.side)) for edge in thing.box)
+    return [example.image_id, example.image_id, text, box, example.image]
+
+
+def snli_ve_row(example: Example, random: Random) -> list[str]:
+    """uniq-id, image-id, image, hypothesis, caption, label."""
+    caption, *others = write_captions(example.scene, random)
+    hypothesis, label = write_hypothesis(example.scene, others, example.nouns, random)
+    return [example.image_id, example.image_id, example.image, hypothesis, caption, label]
+
+
+ROWS: dict[str, Callable[[Example, Random], list[str]]] = {
+    "caption": caption_row,
+    "vqa_gen": vqa_row,
+    "refcoco": refcoco_row,
+    "snli_ve": snli_ve_row,
+}
+"""Task -> how to make its row."""

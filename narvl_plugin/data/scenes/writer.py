@@ -1,0 +1,112 @@
+"""Writes the scenes of all splits as TSV files, one folder a task."""
+
+import base64
+import io
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+from tqdm import tqdm
+
+from narvl_plugin.data.scenes.art import load_art
+from narvl_plugin.data.scenes.compose import MAX_OBJECTS, Composer, HeldOutPairs
+from narvl_plugin.data.scenes.nouns import NOUNS
+from narvl_plugin.data.scenes.rows import ROWS, Example
+
+TASKS = tuple(ROWS)
+_JPEG_QUALITY = 90
+_MIN_SIDE = 32
+
+
+class SceneSettingError(ValueError):
+    """A setting of the embedded scenes is out of range."""
+
+
+def write_scenes(
+    out: Path,
+    *,
+    train: int,
+    valid: int,
+    test: int,
+    size: int = 128,
+    seed: int = 1,
+    art: Path | None = None,
+    nouns: int = 100,
+    max_objects: int = 4,
+    tasks: Sequence[str] = ("caption",),
+) -> None:
+    """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
+
+    A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes.
+    A pair of nouns held out by the seed never shares a picture of train or valid; every test picture of
+    several nouns has such a pair.
+
+    :param out: folder to write into, made if it is missing
+    :param train, valid, test: numbers of pictures
+    :param size: side of the square pictures in pixels
+    :param art: folder of PNG files to draw with in place of the package's
+    :param nouns: how many nouns to use, the easiest first
+    :param max_objects: the most objects in a picture, copies counted
+    :param tasks: which of `TASKS` to write rows for
+
+    Raises SceneSettingError for a setting out of range, ArtError for art that is missing or unreadable.
+    """
+    counts = {"train": train, "valid": valid, "test": test}
+    _check_settings(counts, size, nouns, max_objects, tasks)
+    chosen = NOUNS[:nouns]
+    composer = Composer(load_art(chosen, art), HeldOutPairs(chosen, seed), size, max_objects)
+    for split, count in counts.items():
+        _write_split(Path(out), split, count, composer, seed, tasks)
+
+
+def _check_settings(
+    counts: dict[str, int], size: int, nouns: int, max_objects: int, tasks: Sequence[str]
+) -> None:
+    """Refuse settings that cannot work, naming the value and the range."""
+    for split, count in counts.items():
+        if count < 0:
+            raise SceneSettingError(f"{split}={count}: the number of pictures cannot be negative")
+    if size < _MIN_SIDE:
+        raise SceneSettingError(f"size={size}: pictures need at least {_MIN_SIDE} pixels a side")
+    if not 1 <= max_objects <= MAX_OBJECTS:
+        raise SceneSettingError(f"max_objects={max_objects}: choose 1 to {MAX_OBJECTS}")
+    # With fewer, no set of max_objects nouns is free of held-out pairs.
+    least = 2 * max_objects
+    if not least <= nouns <= len(NOUNS):
+        raise SceneSettingError(
+            f"nouns={nouns}: with max_objects={max_objects} choose {least} to {len(NOUNS)} (all there are)"
+        )
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise SceneSettingError(f"tasks={', '.join(tasks) or '(none)'}: choose from {', '.join(TASKS)}")
+
+
+def _write_split(
+    out: Path, split: str, count: int, composer: Composer, seed: int, tasks: Sequence[str]
+) -> None:
+    """Write one split of every task, first under temporary names so that a finished file is a whole one."""
+    paths = {task: out / task / f"{split}.tsv" for task in tasks}
+    parts = {task: path.with_name(f"{path.name}.part") for task, path in paths.items()}
+    with ExitStack() as stack:
+        files = {}
+        for task, part in parts.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            files[task] = stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
+        for index in tqdm(range(count), desc=f"scenes {split}", unit="picture"):
+            name = f"{seed}/{split}/{index}"
+            scene, picture = composer.compose(Random(f"{name}/scene"), unseen_pairs=split == "test")
+            image_id, nouns = f"{split}-{index:06d}", tuple(composer.glyphs)
+            example = Example(image_id, split == "train", scene, _encode(picture), composer.side, nouns)
+            for task, file in files.items():
+                file.write("\t".join(ROWS[task](example, Random(f"{name}/{task}"))) + "\n")
+    for task, part in parts.items():
+        part.replace(paths[task])
+
+
+def _encode(picture: Image.Image) -> str:
+    """A picture as base64 of its JPEG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
