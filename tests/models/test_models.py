@@ -1,0 +1,165 @@
+"""Properties of teacher and student that hold for any weights."""
+
+import pytest
+import torch
+
+from narvl_plugin.models import build
+
+SMALL = {
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "vision_trunk": "resnet18",
+    "vision_pretrained": False,
+    "freeze_resnet": False,
+}
+
+
+def make(arch, seed=1, **options):
+    torch.manual_seed(seed)
+    model = build(arch, vocab_size=50, **{**SMALL, **options})
+    for parameter in model.parameters():  # larger weights than at the start, so that every path counts
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def batch(size=2, target_length=5):
+    torch.manual_seed(0)
+    source = torch.randint(4, 49, (size, 6))
+    return {
+        "src_tokens": source,
+        "src_lengths": torch.full((size,), 6),
+        "prev_output_tokens": torch.randint(4, 49, (size, target_length)),
+        "patch_images": torch.randn(size, 3, 64, 96),
+        "patch_masks": torch.ones(size, dtype=torch.bool),
+    }
+
+
+def test_shapes():
+    logits, extra = make("ofa_tiny")(**batch())
+    assert logits.shape == (2, 5, 50)
+    assert extra["encoder_out"].shape == (4 * 6 + 6, 2, 32)
+    logits, extra = make("narvl_tiny", num_queries=7)(**batch())
+    assert logits.shape == (2, 7, 50)
+    assert extra["encoder_out"].shape == (4 * 6 + 6, 2, 32)
+
+
+def test_the_teacher_is_causal():
+    model, inputs = make("ofa_tiny"), batch()
+    before, _ = model(**inputs)
+    inputs["prev_output_tokens"][:, 3] = 7
+    after, _ = model(**inputs)
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert (after[:, 3] - before[:, 3]).abs().max() > 1e-3
+
+
+def test_a_later_query_reaches_an_earlier_one():
+    model, inputs = make("narvl_tiny", num_queries=7), batch()
+    before, _ = model(**inputs)
+    with torch.no_grad():
+        model.decoder.query_embed.weight[6].normal_(std=2.0)
+    after, _ = model(**inputs)
+    assert (after[:, 0] - before[:, 0]).abs().max() > 1e-3
+
+
+def test_previous_tokens_do_not_matter_to_the_student():
+    model, inputs = make("narvl_tiny", num_queries=7), batch()
+    before, _ = model(**inputs)
+    inputs["prev_output_tokens"] = None
+    after, _ = model(**inputs)
+    assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+def test_padding_and_company_do_not_matter(arch):
+    """A sample alone and the same sample padded beside a longer one give the same logits."""
+    model, inputs = make(arch), batch(1)
+    alone, _ = model(**inputs)
+    longer = torch.randint(4, 49, (1, 9))
+    both = batch(2)
+    both["src_tokens"] = torch.cat([torch.nn.functional.pad(inputs["src_tokens"], (0, 3), value=1), longer])
+    both["prev_output_tokens"][0] = inputs["prev_output_tokens"][0]
+    both["patch_images"][0] = inputs["patch_images"][0]
+    together, _ = model(**both)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+def test_an_ignored_image_does_not_matter(arch):
+    model, inputs = make(arch), batch()
+    inputs["patch_masks"] = torch.tensor([True, False])
+    before, _ = model(**inputs)
+    inputs["patch_images"][1].normal_()
+    after, _ = model(**inputs)
+    torch.testing.assert_close(after, before)
+
+
+def test_precomputed_features_replace_pixels():
+    from narvl_plugin.models.vision import trunk_features
+
+    model, inputs = make("narvl_tiny"), batch()
+    expected, _ = model(**inputs)
+    inputs["patch_images"] = trunk_features(model.encoder.embed_images, inputs["patch_images"])
+    actual, _ = model(**inputs)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_the_student_takes_all_of_the_teachers_weights():
+    teacher = make("ofa_tiny")
+    student = make("narvl_tiny", seed=2)
+    student = build("narvl_tiny", vocab_size=51, **SMALL).eval()
+    drawn = student.state_dict()["encoder.embed_tokens.weight"][50].clone()
+    student.load_state_dict(teacher.state_dict(), strict=True)
+    assert student.blank == 50
+    loaded = student.state_dict()
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(loaded[name][: len(tensor)] if tensor.dim() else loaded[name], tensor), name
+    assert torch.equal(loaded["encoder.embed_tokens.weight"][50], drawn)
+
+
+def test_a_frozen_trunk_keeps_its_statistics():
+    model = make("ofa_tiny", freeze_resnet=True).train()
+    before = model.encoder.embed_images.bn1.running_mean.clone()
+    logits, _ = model(**batch())
+    logits.sum().backward()
+    assert torch.equal(model.encoder.embed_images.bn1.running_mean, before)
+    assert all(p.grad is None for p in model.encoder.embed_images.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "message"),
+    [
+        ("ofa_gigantic", {}, "unknown arch 'ofa_gigantic'"),
+        ("bert_base", {}, "unknown arch"),
+        ("ofa_tiny", {"num_queries": 5}, "no option num_queries"),
+        ("ofa_tiny", {"vision_trunk": "resnet1"}, "no model named 'resnet1'"),
+        ("ofa_tiny", {"vision_trunk": "vit_tiny_patch16_224"}, None),
+        ("ofa_tiny", {"encoder_attention_heads": 3}, "not divisible"),
+        ("ofa_tiny", {"vision_trunk": "resnet18", "vision_pretrained": True}, "no installed package"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arch, options, message):
+    if message is None:
+        assert build(arch, vocab_size=50, **options)
+        return
+    with pytest.raises(ValueError, match=message):
+        build(arch, vocab_size=50, **options)
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"),
+    [
+        ("ofa_tiny", 33_488_336),
+        ("ofa_medium", 92_892_000),
+        ("ofa_base", 182_238_536),
+        ("ofa_large", 472_977_152),
+        ("ofa_huge", 929_486_848),
+    ],
+)
+def test_published_sizes(arch, parameters):
+    with torch.device("meta"):
+        model = build(arch, vocab_size=59457)
+    assert sum(p.numel() for p in model.parameters()) == parameters
