@@ -50,7 +50,9 @@ class OfaEncoder(FairseqEncoder):
         self.embed_images = build_trunk(
             cfg.vision_trunk, pretrained=cfg.vision_pretrained, drop_path_rate=cfg.resnet_drop_path_rate
         )
-        self.image_proj = nn.Linear(self.embed_images.out_channels, width)
+        channels: int = self.embed_images.out_channels
+        self.feature_norm = nn.BatchNorm2d(channels, affine=False) if cfg.normalise_features else nn.Identity()
+        self.image_proj = nn.Linear(channels, width)
         self.patch_layernorm_embedding = nn.LayerNorm(width)
         self.dropout = nn.Dropout(cfg.dropout)
 
@@ -126,7 +128,7 @@ class OfaEncoder(FairseqEncoder):
         return self.dropout(self.layernorm_embedding(x))
 
     def _embed_images(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        features = trunk_features(self.embed_images, images)
+        features = self.feature_norm(trunk_features(self.embed_images, images))
         rows, columns = features.shape[2:]
         x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(x)), (rows, columns)

@@ -30,7 +30,7 @@ class OfaModel(FairseqEncoderDecoderModel):
         embed_tokens = nn.Embedding(vocab_size, cfg.encoder_embed_dim, padding_idx=PADDING_INDEX)
         super().__init__(OfaEncoder(cfg, embed_tokens), self.decoder_class(cfg, embed_tokens))
         self.cfg = cfg
-        initialise(self, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
+        initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
 
@@ -57,12 +57,15 @@ class OfaModel(FairseqEncoderDecoderModel):
         return self.decoder(prev_output_tokens, encoder_out, code_masks)
 
 
-def initialise(module: nn.Module, *, keep: nn.Module | None = None) -> None:
-    """Draw weights from scratch: linear layers and embeddings N(0, 0.02), convolutions Kaiming; not in `keep`."""
+def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None = None) -> None:
+    """Draw weights from scratch: linear layers N(0, linear_std), embeddings N(0, 0.02), convolutions Kaiming.
+
+    What is in `keep` stays as it is.
+    """
     if module is keep:
         return
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=linear_std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
@@ -74,7 +77,7 @@ def initialise(module: nn.Module, *, keep: nn.Module | None = None) -> None:
     elif isinstance(module, nn.LayerNorm | _BatchNorm):
         module.reset_parameters()
     for child in module.children():
-        initialise(child, keep=keep)
+        initialise(child, linear_std=linear_std, keep=keep)
 
 
 def register_sizes(model_name: str) -> None:
