@@ -1,0 +1,5 @@
+"""The report of a run: scores of all systems, a table, and one HTML page that stands alone."""
+
+from narvl_plugin.report.build import build_report
+
+__all__ = ["build_report"]

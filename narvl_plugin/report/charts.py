@@ -1,0 +1,111 @@
+"""Training curves as SVG that stands inside an HTML page and asks nothing of the network."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from narvl_plugin.report.outputs import TrainingLog
+
+TEACHER = "teacher"
+COLOURS = {
+    TEACHER: "#1f5fa8",
+    "student": "#d9480f",
+    "student_nodistill": "#7048b6",
+    "student_ce": "#2b8a3e",
+}
+_INK, _RULE = "#1c2430", "#d5dae1"
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "narvl",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _RULE,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+Curve = Sequence[tuple[int, float]]
+
+
+def line_chart(curves: Mapping[str, tuple[str, Curve, str]], *, ylabel: str, description: str) -> str:
+    """Draw curves over the number of updates.
+
+    Args:
+        curves: by label: colour, points (updates, value), line style.
+        ylabel: what the values are.
+        description: said by screen readers.
+
+    Returns:
+        an ``<svg>`` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        for label, (colour, points, style) in curves.items():
+            updates, values = zip(*points, strict=True)
+            marker = "o" if len(points) < 25 else None
+            axes.plot(
+                updates,
+                values,
+                style,
+                color=colour,
+                label=label,
+                linewidth=1.8,
+                marker=marker,
+                markersize=3.5,
+            )
+        axes.set_xlabel("updates")
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        axes.legend(frameon=False, fontsize=9)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _for_html(stream.getvalue(), description)
+
+
+def _for_html(svg: str, description: str) -> str:
+    """Cut what belongs to a file of its own (XML header, fixed size) and say what the chart shows."""
+    svg = svg[svg.index("<svg") :]
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{description}">{rest}'
+
+
+def training_charts(logs: Mapping[str, TrainingLog], labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Draw what the training logs hold: losses (negative log-likelihood), validation CIDEr, share of blanks.
+
+    Args:
+        logs: by folder name, a key of ``COLOURS``.
+        labels: how to call them.
+
+    Returns:
+        pairs of title and ``<svg>`` element; charts without any point are left out.
+    """
+    teachers = {name: log for name, log in logs.items() if name == TEACHER}
+    students = {name: log for name, log in logs.items() if name != TEACHER}
+    plans = [
+        ("Teacher: loss", teachers, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
+        ("Students: loss", students, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
+        ("Validation CIDEr", logs, {"valid_cider": "-"}, "CIDEr"),
+        ("Queries that say blank", students, {"blank_share": "-"}, "share of queries"),
+    ]
+    charts = []
+    for title, chosen, styles, ylabel in plans:
+        curves = {}
+        for name, log in chosen.items():
+            for curve, style in styles.items():
+                if curve in log.curves:
+                    suffix = ", validation" if curve == "valid_nll_loss" else ""
+                    curves[labels[name] + suffix] = (COLOURS[name], log.curves[curve], style)
+        if curves:
+            charts.append((title, line_chart(curves, ylabel=ylabel, description=f"{title} over updates")))
+    return charts

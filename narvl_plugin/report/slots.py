@@ -1,0 +1,58 @@
+"""What each query of a parallel student says about a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from narvl_plugin.bench import Captioner
+from narvl_plugin.ctc.search import collapse
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One query's most probable label.
+
+    Attributes:
+        text: the label as text; empty for the blank.
+        probability: of that label, 0 to 1.
+        kind: ``token`` adds to the output, ``repeat`` merges with the same label before, ``blank`` is silent.
+    """
+
+    text: str
+    probability: float
+    kind: str
+
+
+def slot_kinds(labels: torch.Tensor, blank: int) -> list[str]:
+    """Say of each label of a path (N,) whether it is a ``token``, a ``repeat``, or a ``blank``."""
+    speaking = set(collapse(labels[None], blank=blank).queries[0].tolist())
+    return [
+        "blank" if label == blank else "token" if query in speaking else "repeat"
+        for query, label in enumerate(labels.tolist())
+    ]
+
+
+@torch.inference_mode()
+def query_slots(student: Captioner, rows: Sequence[int]) -> list[list[Slot]]:
+    """Run a student on some rows of its test file and read its N queries, slot by slot.
+
+    Raises:
+        ValueError: when the model has no queries (a teacher).
+    """
+    if not hasattr(student.model, "blank"):
+        raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
+    slots = []
+    for row in rows:
+        logits, _ = student.model(**student.batch(row)["net_input"])
+        probabilities, labels = logits[0].float().softmax(dim=-1).max(dim=-1)  # (N,), (N,)
+        kinds = slot_kinds(labels, student.model.blank)
+        slots.append(
+            [
+                Slot("" if kind == "blank" else student.label_text(label), probability, kind)
+                for label, probability, kind in zip(
+                    labels.tolist(), probabilities.tolist(), kinds, strict=True
+                )
+            ]
+        )
+    return slots

@@ -1,0 +1,5 @@
+"""Scorers: importing this package registers them with fairseq (``--scoring coco_caption``)."""
+
+from narvl_plugin.scoring import coco_caption
+
+__all__ = ["coco_caption"]

@@ -1,0 +1,205 @@
+"""Caption metrics of the COCO tools: BLEU, ROUGE-L, CIDEr, METEOR; and the fairseq scorer `coco_caption`."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+
+from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
+from narvl_plugin.scoring.tokenization import (
+    TOKENIZER_CHOICES,
+    TokenizerChoice,
+    java_available,
+    tokenize_captions,
+)
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+
+# METEOR takes seconds for 1,000 captions of five references each; a Java program that hangs must not hang us.
+_METEOR_BASE_SECONDS = 120.0
+_METEOR_SECONDS_PER_CAPTION = 0.1
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Scores of one system's captions over a test set.
+
+    Attributes:
+        values: score by metric name (``METRICS``), on the tools' own scale (BLEU 0 to 1, CIDEr 0 to 10).
+        cider_each: CIDEr of each caption by its id.
+        tokenizer: ``"ptb"`` or ``"plain"``: scores of different tokenisers do not compare.
+        missing: why a metric has no value, by metric name.
+    """
+
+    values: dict[str, float]
+    cider_each: dict[str, float]
+    tokenizer: Literal["ptb", "plain"]
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Write all scores in one line, with the tokeniser and what is missing."""
+        parts = [f"{name} {self.values[name]:.4f}" for name in METRICS if name in self.values]
+        parts += [f"{name} missing ({reason})" for name, reason in self.missing.items()]
+        return f"{', '.join(parts)} ({len(self.cider_each)} captions, {self.tokenizer} tokenizer)"
+
+
+def score_captions(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    tokenizer: TokenizerChoice = "auto",
+) -> CaptionScores:
+    """Score one system's captions; see ``score_systems``."""
+    return score_systems({"": hypotheses}, references, tokenizer)[""]
+
+
+def score_systems(
+    systems: Mapping[str, Mapping[str, str]],
+    references: Mapping[str, Sequence[str]],
+    tokenizer: TokenizerChoice = "auto",
+) -> dict[str, CaptionScores]:
+    """Score one caption a picture of each system against its references with pycocoevalcap's scorers.
+
+    CIDEr takes its document frequencies from ``references``. METEOR needs Java; where it has no value,
+    ``missing`` says why. Each Java program starts once for all systems.
+
+    Args:
+        systems: by name, caption by picture id; an empty caption scores zero.
+        references: references by picture id, the same ids.
+        tokenizer: see ``tokenize_captions``.
+
+    Raises:
+        ValueError: when there is nothing to score, the ids differ, or a picture has no reference.
+        RuntimeError: when ``tokenizer="ptb"`` cannot be run.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    for hypotheses in systems.values():
+        _check_ids(hypotheses, references)
+    together = {
+        key: [*(hypotheses[key] for hypotheses in systems.values()), *texts]
+        for key, texts in references.items()
+    }
+    words, used = tokenize_captions(together, tokenizer)
+    targets = {key: texts[len(systems) :] for key, texts in words.items()}
+    candidates = {
+        name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)
+    }
+    meteors, missing = {}, {}
+    try:
+        meteors = _meteor(targets, candidates)
+    except RuntimeError as error:
+        missing["METEOR"] = str(error)
+        logger.warning("no METEOR: %s", error)
+
+    scores = {}
+    for name, captions in candidates.items():
+        bleu, _ = Bleu(4).compute_score(targets, captions, verbose=0)
+        rouge, _ = Rouge().compute_score(targets, captions)
+        cider, cider_each = Cider().compute_score(targets, captions)
+        values = {f"BLEU-{order}": float(score) for order, score in enumerate(bleu, start=1)}
+        values |= {"ROUGE-L": float(rouge), "CIDEr": float(cider)}
+        if name in meteors:
+            values["METEOR"] = meteors[name]
+        each = {key: float(score) for key, score in zip(targets, cider_each, strict=True)}
+        scores[name] = CaptionScores(values, each, used, missing)
+    return scores
+
+
+def _check_ids(hypotheses: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    """Refuse nothing at all, differing ids, and pictures without a reference."""
+    if not hypotheses:
+        raise ValueError("no captions to score")
+    if hypotheses.keys() != references.keys():
+        differing = sorted(hypotheses.keys() ^ references.keys(), key=str)
+        raise ValueError(
+            f"{len(hypotheses)} captions and references for {len(references)} pictures do not have the same "
+            f"ids: {len(differing)} are on one side only, such as {', '.join(map(str, differing[:3]))}"
+        )
+    for key, texts in references.items():
+        if not any(text.strip() for text in texts):
+            raise ValueError(f"picture {key} has no reference: join one or more by {REFERENCE_SEPARATOR}")
+
+
+def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str]]]) -> dict[str, float]:
+    """Score every system with one run of the METEOR program.
+
+    Raises:
+        RuntimeError: with the reason, when it cannot be run, dies, or takes too long.
+    """
+    if not java_available():
+        raise RuntimeError("METEOR needs Java, which is not installed")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    try:
+        meteor = Meteor()
+    except OSError as error:
+        raise RuntimeError(f"the METEOR program cannot be started: {error}") from error
+    limit = _METEOR_BASE_SECONDS + _METEOR_SECONDS_PER_CAPTION * len(targets) * len(systems)
+    watchdog = threading.Timer(limit, meteor.meteor_p.kill)
+    watchdog.start()
+    try:
+        return {name: float(meteor.compute_score(targets, captions)[0]) for name, captions in systems.items()}
+    except (OSError, ValueError) as error:  # a broken pipe, or an empty line where a number should stand
+        meteor.meteor_p.kill()
+        complaint = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
+        last_line = complaint.splitlines()[-1] if complaint else str(error)
+        raise RuntimeError(f"the METEOR program failed within {limit:.0f} s: {last_line}") from error
+    finally:
+        watchdog.cancel()
+        # The wrapper keeps its lock when it fails, and its destructor would wait for that lock for ever, then
+        # stumble over what it wrote to a dead program.
+        if meteor.lock.locked():
+            meteor.lock.release()
+        with contextlib.suppress(BrokenPipeError):
+            meteor.meteor_p.stdin.close()
+
+
+@dataclass
+class CocoCaptionConfig(FairseqDataclass):
+    """Settings of the scorer ``coco_caption``."""
+
+    caption_tokenizer: ChoiceEnum(TOKENIZER_CHOICES) = field(
+        default="auto",
+        metadata={"help": "word splitting for caption scores: ptb needs Java; auto takes it where it runs"},
+    )
+
+
+@register_scorer("coco_caption", dataclass=CocoCaptionConfig)
+class CocoCaptionScorer(BaseScorer):
+    """fairseq scorer: the reference string holds a picture's references joined by ``&&``."""
+
+    def __init__(self, cfg: CocoCaptionConfig) -> None:
+        super().__init__(cfg)
+        self._scores: CaptionScores | None = None
+
+    def add_string(self, ref: str, pred: str) -> None:
+        """Take one picture's joined references and its caption."""
+        super().add_string(ref, pred)
+        self._scores = None
+
+    def caption_scores(self) -> CaptionScores:
+        """Score everything added so far; the result is kept until more is added."""
+        if self._scores is None:
+            self._scores = score_captions(
+                {str(row): text for row, text in enumerate(self.pred)},
+                {str(row): split_references(text) for row, text in enumerate(self.ref)},
+                tokenizer=str(self.cfg.caption_tokenizer),
+            )
+        return self._scores
+
+    def score(self) -> float:
+        """Give CIDEr, the metric that captioning is judged by."""
+        return self.caption_scores().values["CIDEr"]
+
+    def result_string(self) -> str:
+        """Write all scores and the tokeniser in one line."""
+        return self.caption_scores().summary()

@@ -1,0 +1,227 @@
+"""Latency measurement: order of the calls, percentiles, and what is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from narvl_plugin import bench
+from narvl_plugin.bench import Captioner, LatencyStats, describe_machine, latency, measure_latency
+from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.models import build
+from narvl_plugin.report.slots import query_slots
+from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+
+
+class FakeClock:
+    """A clock that only moves when a system works."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr(bench, "time", clock)
+    return clock
+
+
+def worker(clock: FakeClock, calls: list[tuple[str, int]], name: str, seconds: float) -> Callable[[int], str]:
+    """Make a system that takes a fixed time for each picture and a bit more for higher ones."""
+
+    def system(image: int) -> str:
+        calls.append((name, image))
+        clock.seconds += seconds * (1 + image)
+        return name
+
+    return system
+
+
+def test_systems_take_turns_and_only_their_own_time_counts(clock: FakeClock) -> None:
+    calls: list[tuple[str, int]] = []
+    systems = {"a": worker(clock, calls, "a", 0.001), "b": worker(clock, calls, "b", 0.010)}
+    stats = measure_latency(systems, [0, 1, 2], warmup=1, repeats=2, threads=1)
+    one_round = [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert calls == [("a", 0), ("b", 0), *one_round, *one_round]
+    # 1, 2, 3, 1, 2, 3 ms: the median is 2 and the 95th percentile lies on the last step.
+    assert stats["a"] == LatencyStats(pytest.approx(2.0), pytest.approx(3.0), pytest.approx(2.0), 6)
+    assert stats["b"].p50_ms == pytest.approx(20.0)
+
+
+def test_threads_are_set_for_the_measurement_only() -> None:
+    before = torch.get_num_threads()
+    seen = []
+    measure_latency(
+        {"a": lambda _: str(seen.append(torch.get_num_threads()))},
+        [0],
+        warmup=0,
+        repeats=1,
+        threads=before + 1,
+    )
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 systems, 1 pictures, 1 repeats"):
+        measure_latency({}, [0], warmup=0, repeats=1, threads=1)
+    with pytest.raises(ValueError, match="0 pictures"):
+        measure_latency({"a": str}, [], warmup=0, repeats=1, threads=1)
+
+
+def test_machine_names_what_latency_depends_on() -> None:
+    machine = describe_machine(torch.device("cpu"), 3, torch.bfloat16)
+    assert machine["threads"] == 3
+    assert machine["precision"] == "bfloat16"
+    assert machine["torch"] == torch.__version__
+    assert machine["processor"]
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
+        Captioner.load(tmp_path / "gone.pt", tmp_path / "test.tsv")
+
+
+def test_unknown_generation_option_is_named() -> None:
+    with pytest.raises(InputError, match="beams=5"):
+        bench._generation_config({"beams": 5})
+
+
+class FakeCaptioner:
+    """Stands for a loaded checkpoint and remembers how it was made."""
+
+    made: list[dict[str, Any]] = []
+    asked: set[int] = set()
+    channels = 3
+    rows: Sequence[object] = range(7)
+
+    def __init__(self, generation: dict[str, Any]) -> None:
+        FakeCaptioner.made.append(generation)
+        self.model = torch.nn.Linear(1, 1)
+        self.device = torch.device("cpu")
+        self.task = SimpleNamespace(dataset=lambda split: self.rows)
+
+    @classmethod
+    def load(cls, checkpoint: Path, data: Path, *, generation: Any = None, **_: Any) -> "FakeCaptioner":
+        return cls({"checkpoint": checkpoint.name, **(generation or {})})
+
+    def with_generation(self, **generation: Any) -> "FakeCaptioner":
+        return FakeCaptioner(generation)
+
+    def batch(self, row: int) -> dict[str, Any]:
+        return {"net_input": {"patch_images": torch.zeros(1, self.channels, 2, 2)}}
+
+    def __call__(self, row: int) -> str:
+        FakeCaptioner.asked.add(row)
+        return "a dog"
+
+
+@pytest.fixture
+def fake_captioner(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCaptioner.made, FakeCaptioner.asked = [], set()
+    monkeypatch.setattr(bench, "Captioner", FakeCaptioner)
+
+
+@pytest.mark.usefixtures("fake_captioner")
+def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
+    out = tmp_path / "run" / "latency.json"
+    files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
+    report = latency(out, **files, generation={"max_len_b": 16}, images=100, warmup=0, repeats=2)
+    assert json.loads(out.read_text()) == report
+    assert set(report["systems"]) == {"teacher_beam5", "teacher_greedy", "student"}
+    assert all(stats["n"] == 14 for stats in report["systems"].values())
+    assert FakeCaptioner.made == [
+        {"checkpoint": "teacher.pt", "beam": 5, "max_len_b": 16},
+        {"beam": 1, "max_len_b": 16},
+        {"checkpoint": "student.pt"},
+    ]
+    assert not out.with_name("latency.json.part").exists()
+
+
+@pytest.mark.usefixtures("fake_captioner")
+def test_latency_passes_over_rows_that_the_task_skips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeCaptioner, "rows", [None, "row 1", None, "row 3", "row 4"])
+    files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
+    report = latency(tmp_path / "latency.json", **files, images=2, warmup=0, repeats=1)
+    assert report["settings"]["images"] == 2
+    assert FakeCaptioner.asked == {1, 3}
+
+
+@pytest.mark.usefixtures("fake_captioner")
+def test_latency_refuses_precomputed_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCaptioner, "channels", 112)
+    with pytest.raises(InputError, match="test.tsv: holds precomputed features"):
+        latency(tmp_path / "l.json", teacher=Path("t.pt"), student=Path("s.pt"), data=Path("test.tsv"))
+
+
+SMALL = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "vision_trunk": "resnet18",
+    "vision_pretrained": False,
+}
+
+
+@pytest.fixture
+def make_captioner(
+    write_tsv: Callable[..., Path], caption_rows: list[list[str]], vocabulary: Path
+) -> Callable[..., Captioner]:
+    """Make captioners of small random models on a few pictures."""
+    data = write_tsv("test.tsv", caption_rows)
+
+    def make(arch: str, generation: dict[str, Any] | None = None, **options: Any) -> Captioner:
+        config = CaptionConfig(data=str(data), bpe_dir=str(vocabulary), patch_image_size=32, num_bins=10)
+        task = CaptionTask.setup_task(config)
+        task.load_dataset("test")
+        torch.manual_seed(0)
+        labels = len(task.target_dictionary) + arch.startswith("narvl")
+        model = build(arch, vocab_size=labels, **SMALL, **options).eval()
+        return Captioner(model, task, bench._generation_config(generation or {}), torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "generation"),
+    [("narvl_nano", {"num_queries": 8}, {}), ("ofa_nano", {}, {"beam": 3, "max_len_b": 6})],
+)
+def test_one_picture_at_a_time_says_what_a_batch_says(
+    make_captioner: Callable[..., Captioner], arch: str, options: dict[str, Any], generation: dict[str, Any]
+) -> None:
+    captioner = make_captioner(arch, generation, **options)
+    task, dataset = captioner.task, captioner.task.dataset("test")
+    generator = task.build_generator([captioner.model], bench._generation_config(generation))
+    batch = dataset.collater([dataset[row] for row in range(len(dataset))])
+    together = [
+        task.codec.decode(best["tokens"])
+        for best, *_ in task.inference_step(generator, [captioner.model], batch)
+    ]
+    assert [captioner(row) for row in range(len(dataset))] == together
+    assert any(together)
+
+
+def test_query_slots_spell_the_caption(make_captioner: Callable[..., Captioner]) -> None:
+    student = make_captioner("narvl_nano", num_queries=8)
+    for row, slots in enumerate(query_slots(student, range(4))):
+        assert len(slots) == 8
+        assert all(0 < slot.probability <= 1 for slot in slots)
+        said = "".join(slot.text for slot in slots if slot.kind == "token")
+        assert said == student(row).replace(" ", "")
+
+
+def test_teacher_has_no_slots(make_captioner: Callable[..., Captioner]) -> None:
+    with pytest.raises(ValueError, match="OfaModel has no queries"):
+        query_slots(make_captioner("ofa_nano"), [0])

@@ -1,0 +1,269 @@
+"""The report on a small output folder: what is read, what is scored, what the files hold."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.report import build, build_report
+from narvl_plugin.report.charts import training_charts
+from narvl_plugin.report.outputs import (
+    TrainingLog,
+    captions_by_row,
+    read_generated,
+    read_test_pictures,
+    read_training_log,
+)
+from narvl_plugin.report.slots import Slot, slot_kinds
+from narvl_plugin.scoring import tokenization
+
+SCENES = [
+    ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
+    ("two cats on a blue background&&a pair of cats", "cat"),
+    ("an owl above three apples&&apples below an owl", "owl&&apple"),
+]
+GENERATED = {
+    "teacher_beam5": [
+        "a red dog left of a big bus",
+        "two cats on a blue background",
+        "an owl above an apple",
+    ],
+    "teacher_greedy": ["a red dog left of a bus", "two cats on a blue background", "an owl above an apple"],
+    "student": ["a red dog left of a bus", "two cats", "an owl <b>above</b>"],
+}
+LATENCY = {
+    "systems": {
+        "teacher_beam5": {"p50_ms": 40.0, "p95_ms": 50.0, "mean_ms": 41.0, "n": 6},
+        "student": {"p50_ms": 10.0, "p95_ms": 12.0, "mean_ms": 10.5, "n": 6},
+    },
+    "machine": {"processor": "Abacus 3", "threads": 1},
+}
+
+
+def picture(colour: str) -> str:
+    """Make a small picture as base64 of its PNG file."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def generated_file(captions: Sequence[str]) -> str:
+    """Write captions the way fairseq-generate does, the last picture first."""
+    lines = ["2024-01-01 00:00:00 | INFO | fairseq_cli.generate | D- is no caption"]
+    for row in reversed(range(len(captions))):
+        name = f"test-{row:06d}"
+        lines += [
+            f"S-{name}\twhat does the image describe?",
+            f"T-{name}\t{SCENES[row][0]}",
+            f"H-{name}\t-0.5\t▁tokens",
+            f"D-{name}\t-0.5\t{captions[row]}",
+            f"P-{name}\t-0.1 -0.2",
+        ]
+    return "\n".join([*lines, "Generate test with beam=5: CIDEr 1.0", ""])
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the output folder of a finished run, without checkpoints; Java, which is slow, is hidden."""
+    monkeypatch.setattr(tokenization.shutil, "which", lambda _: None)
+    test_tsv = tmp_path / "data" / "caption" / "test.tsv"
+    test_tsv.parent.mkdir(parents=True)
+    rows = [
+        f"test-{row:06d}\ttest-{row:06d}\t{references}\t{objects}\t{picture(colour)}\n"
+        for row, ((references, objects), colour) in enumerate(
+            zip(SCENES, ("red", "blue", "green"), strict=True)
+        )
+    ]
+    test_tsv.write_text("".join(rows))
+    for name, captions in GENERATED.items():
+        path = tmp_path / "generate" / name / "generate-test.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text(generated_file(captions))
+    (tmp_path / "latency.json").write_text(json.dumps(LATENCY))
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(
+            '{"epoch": 1, "nll_loss": "5.0", "blank_share": "0.9", "num_updates": "10", "wall": "3"}\n'
+            '{"epoch": 1, "nll_loss": "3.0", "blank_share": "0.6", "num_updates": "20", "wall": "6"}\n'
+            '{"epoch": 1, "valid_nll_loss": "3.1", "valid_cider": "1.5", "valid_num_updates": "20"}\n'
+        )
+    return tmp_path
+
+
+def test_results_hold_every_system(run_folder: Path) -> None:
+    content = build_report(run_folder, settings={"SEED": "1"})
+    assert json.loads((run_folder / "results.json").read_text()) == content
+    assert list(content["systems"]) == ["teacher_beam5", "teacher_greedy", "student", "nouns_only"]
+    teacher, student = content["systems"]["teacher_beam5"], content["systems"]["student"]
+    # dog, bus, cat, owl, apple; the student leaves out the apple.
+    assert teacher["object_recall"] == pytest.approx(1.0)
+    assert student["object_recall"] == pytest.approx(4 / 5)
+    assert content["systems"]["nouns_only"]["object_recall"] == pytest.approx(1.0)
+    assert content["systems"]["nouns_only"]["scores"]["BLEU-4"] == pytest.approx(0, abs=1e-6)
+    assert student["latency_ratio_to_teacher_beam5"] == pytest.approx(0.25)
+    assert student["cider_ratio_to_teacher_beam5"] == pytest.approx(
+        student["scores"]["CIDEr"] / teacher["scores"]["CIDEr"]
+    )
+    assert teacher["cider_ratio_to_teacher_beam5"] == pytest.approx(1.0)
+    assert student["tokenizer"] == "plain"
+    assert "Java" in student["missing_scores"]["METEOR"]
+    assert content["test"]["pictures"] == 3
+    assert content["settings"] == {"SEED": "1"}
+
+
+def test_table_and_terminal(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_report(run_folder)
+    lines = (run_folder / "table.md").read_text().splitlines()
+    assert lines[0] == (
+        "| system | BLEU-4 | METEOR | ROUGE-L | CIDEr | object recall | p50 ms | ratio | CIDEr/teacher |"
+    )
+    student = next(line for line in lines if line.startswith("| Student |"))
+    cells = [cell.strip() for cell in student.strip("|").split("|")]
+    assert cells[2] == "–"
+    assert cells[5:8] == ["0.800", "10.0", "0.250"]
+    text = "\n".join(lines)
+    assert "plain tokeniser" in text
+    assert "No METEOR: METEOR needs Java" in text
+    assert "Abacus 3" in text
+    printed = capsys.readouterr().out.splitlines()
+    printed_cells = next(line for line in printed if line.startswith("Student ")).split()
+    assert printed_cells[-4:] == ["0.800", "10.0", "0.250", cells[-1]]
+    assert all(len(line) <= 80 for line in printed)
+
+
+def test_page_stands_alone(run_folder: Path) -> None:
+    build_report(run_folder, settings={"SEED": "17"})
+    page = (run_folder / "report.html").read_text()
+    for text in (*GENERATED["teacher_beam5"], "two cats", "apples below an owl", "Abacus 3", "SEED", "17"):
+        assert text in page
+    assert "an owl &lt;b&gt;above&lt;/b&gt;" in page
+    assert page.count("data:image/jpeg;base64,") == len(SCENES)
+    assert page.count("<svg") == 4
+    assert "<script" not in page
+    assert "4.0 ×" in page
+    # Nothing is fetched: every address is inline data or a place in the page itself.
+    for address in re.findall(r"""(?:src|href|url|action|poster)\s*[=(]\s*["']?([^"')\s>]+)""", page):
+        assert address.startswith(("data:", "#")), address
+    assert not re.search(r"https?:|@import|//\w+\.\w+/", page)
+
+
+def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = [Slot("owl", 0.875, "token"), Slot("owl", 0.5, "repeat"), Slot("", 0.99, "blank")]
+    monkeypatch.setattr(build, "_slots", lambda student, tsv, shown, overrides: [slots for _ in shown])
+    build_report(run_folder, pictures=2)
+    page = (run_folder / "report.html").read_text()
+    assert page.count('<li class="slot token" title="query 1: owl, 87.5 %"') == 2
+    assert page.count('<li class="slot repeat"') == 2
+    assert page.count('<li class="slot blank" title="query 3: blank, 99.0 %">·<small>99</small>') == 2
+
+
+def test_pictures_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:
+    path = run_folder / "generate" / "student" / "generate-test.txt"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "-test-000001" not in line))
+    content = build_report(run_folder)
+    assert content["test"] == {
+        "file": str(run_folder / "data" / "caption" / "test.tsv"),
+        "pictures": 2,
+        "left_out": 1,
+    }
+    assert "1 test pictures are left out" in (run_folder / "table.md").read_text()
+
+
+def test_without_latency_logs_and_objects(run_folder: Path) -> None:
+    (run_folder / "latency.json").unlink()
+    shutil.rmtree(run_folder / "teacher")
+    shutil.rmtree(run_folder / "student")
+    test_tsv = run_folder / "data" / "caption" / "test.tsv"
+    rows = [line.split("\t") for line in test_tsv.read_text().splitlines()]
+    test_tsv.write_text("".join("\t".join([*row[:3], "", row[4]]) + "\n" for row in rows))
+    content = build_report(run_folder)
+    assert "nouns_only" not in content["systems"]
+    assert content["systems"]["student"]["object_recall"] is None
+    assert content["systems"]["student"]["latency_ratio_to_teacher_beam5"] is None
+    assert "<svg" not in (run_folder / "report.html").read_text()
+
+
+def test_missing_files_are_named(tmp_path: Path, run_folder: Path) -> None:
+    with pytest.raises(MissingInput, match="elsewhere.tsv"):
+        build_report(run_folder, test_tsv=tmp_path / "elsewhere.tsv")
+    shutil.rmtree(run_folder / "generate")
+    with pytest.raises(MissingInput, match="run fairseq-generate first"):
+        build_report(run_folder)
+
+
+class TestGenerated:
+    """The reader of fairseq-generate's files."""
+
+    def test_first_of_several_hypotheses_counts(self, tmp_path: Path) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_text("D-a-1\t-0.5\ta dog \nD-a-1\t-0.9\ta cat\nD-b\t-1.0\t\n")
+        assert read_generated(path) == {"a-1": "a dog", "b": ""}
+
+    def test_no_captions_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_text("2024 | INFO | nothing\n")
+        with pytest.raises(InputError, match="generate-test.txt: holds no D- lines"):
+            read_generated(path)
+
+    def test_image_ids_serve_as_well(self, tmp_path: Path) -> None:
+        tsv = tmp_path / "test.tsv"
+        tsv.write_text("u0\timage-0\ta dog\t\t\nu1\timage-1\ta cat\t\t\n")
+        pictures = read_test_pictures(tsv)
+        by_image = {"image-1": "a cat", "image-0": "a dog"}
+        assert captions_by_row(by_image, pictures, tsv) == {0: "a dog", 1: "a cat"}
+        assert captions_by_row({"u1": "a cat"}, pictures, tsv) == {1: "a cat"}
+        with pytest.raises(InputError, match="1 of 2 captions belong to no picture.*such as image-7"):
+            captions_by_row({"image-7": "", "image-0": ""}, pictures, tsv)
+
+    def test_shared_ids_are_an_error(self, tmp_path: Path) -> None:
+        tsv = tmp_path / "test.tsv"
+        tsv.write_text("u0\timage\ta dog\t\t\nu1\timage\ta cat\t\t\n")
+        with pytest.raises(InputError, match="2 rows of the test file share 1 ids"):
+            captions_by_row({"image": "a dog"}, read_test_pictures(tsv), tsv)
+
+
+class TestTrainingLog:
+    """The reader of fairseq's JSON logs."""
+
+    def test_repeated_broken_and_infinite_lines(self, tmp_path: Path) -> None:
+        step = '{"epoch": 1, "loss": "5.0", "num_updates": "10"}\n'
+        path = tmp_path / "train.jsonl"
+        path.write_text(
+            f"INFO training\n{step}{step}"
+            '{"epoch": 1, "loss": "inf", "num_updates": "20"}\n'
+            '{"epoch": 1, "valid_loss": "4.5", "valid_num_updates": "20"}\n'
+            '{"epoch": 1, "train_loss": "4.8", "train_num_updates": "20"}\n'
+            '{"epoch": 2, "los'
+        )
+        log = read_training_log(path)
+        assert log.curves["loss"] == [(10, 5.0)]
+        assert log.curves["valid_loss"] == [(20, 4.5)]
+
+    def test_updates_done_again_after_a_stop_count_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "train.jsonl"
+        steps = [(10, 5.0), (20, 4.0), (30, 3.0), (20, 4.5), (30, 3.5)]
+        path.write_text("".join(f'{{"loss": "{loss}", "num_updates": "{step}"}}\n' for step, loss in steps))
+        assert read_training_log(path).curves["loss"] == [(10, 5.0), (20, 4.5), (30, 3.5)]
+
+    def test_only_curves_with_points_become_charts(self) -> None:
+        log = TrainingLog({"nll_loss": [(1, 2.0), (2, 1.0)]})
+        charts = training_charts({"teacher": log}, {"teacher": "Teacher"})
+        assert [title for title, _ in charts] == ["Teacher: loss"]
+        assert charts[0][1].startswith("<svg")
+
+
+def test_slot_kinds() -> None:
+    path = torch.tensor([9, 4, 4, 9, 4, 5, 5, 9])
+    assert slot_kinds(path, blank=9) == [
+        "blank",
+        *("token", "repeat", "blank"),
+        *("token", "token", "repeat", "blank"),
+    ]
