@@ -1,0 +1,35 @@
+# Everything a newcomer needs, by name. `make` alone prints the list.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+# Small models on a few cores run many times faster on one thread than on two that wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (3 to 5 minutes, 6 GB)
+
+demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (about 15 minutes)
+	bash run_scripts/caption.sh PRESET=quick
+
+test: $(INSTALLED) ## Run all tests
+	$(VENV)/bin/python -m pytest
+
+check: $(INSTALLED) ## Lint, check the formatting, check the types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The stamp is newer than setup.py as long as what setup.py asks for is installed.
+$(INSTALLED): setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 13) or sys.exit( \
+	  f"narvl needs Python 3.11 or 3.12, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --editable '.[dev]'
+	@touch $@

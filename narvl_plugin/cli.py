@@ -1,0 +1,233 @@
+"""The commands of the program `narvl`; each imports what it runs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import narvl_command
+from narvl_plugin.data.errors import InputError
+
+SETTINGS_FILE = "settings.txt"
+"""Where a run script keeps its settings in the run's folder, as lines KEY=value."""
+
+app = typer.Typer(
+    help="Parallel vision-language models with Query-CTC: data, distillation, latency and report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True)
+bench_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Make data sets.")
+app.add_typer(bench_app, name="bench", help="Measure what models cost.")
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
+BpeDir = Annotated[
+    Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")
+]
+Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
+MaxLenB = Annotated[int, typer.Option(min=1, help="Longest output of the teacher, in tokens.")]
+NoRepeat = Annotated[
+    int, typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any.")
+]
+SkipBadRows = Annotated[int, typer.Option(min=0, help="How many rows that cannot be used are left out.")]
+
+
+@app.command()
+def path() -> None:
+    """Print the folder of the plugin: fairseq-train --user-dir "$(narvl path)" ..."""
+    print(narvl_command.plugin_folder())
+
+
+@data_app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for TASK/{train,valid,test}.tsv.")],
+    train: Annotated[int, typer.Option(help="Pictures to train on.")] = 6000,
+    valid: Annotated[int, typer.Option(help="Pictures to validate on.")] = 200,
+    test: Annotated[
+        int, typer.Option(help="Pictures to test on, with pairs of objects never trained on.")
+    ] = 1000,
+    size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
+    nouns: Annotated[int, typer.Option(help="How many nouns to draw, the easiest first.")] = 100,
+    max_objects: Annotated[int, typer.Option(help="Most objects in a picture.")] = 4,
+    art: Annotated[Path | None, typer.Option(help="Folder of PNG files to draw with.")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated: caption, vqa_gen, refcoco, snli_ve.")
+    ] = "caption",
+) -> None:
+    """Compose pictures from emoji art, with captions and rows for the other tasks."""
+    from narvl_plugin.data.scenes import write_scenes
+
+    write_scenes(
+        out,
+        train=train,
+        valid=valid,
+        test=test,
+        size=size,
+        seed=seed,
+        art=art,
+        nouns=nouns,
+        max_objects=max_objects,
+        tasks=tasks.split(","),
+    )
+
+
+@app.command()
+def vocab(
+    data: Annotated[Path, typer.Argument(help="TSV file to train on.")],
+    out: Annotated[Path, typer.Option(help="Folder for spm.model, to be used as --bpe-dir.")],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Most pieces to learn.")] = 1000,
+    column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with the text.")] = 2,
+) -> None:
+    """Train a small sentencepiece vocabulary on the text of a TSV file."""
+    from narvl_plugin.data.text import train_sentencepiece
+
+    print(train_sentencepiece(data, column, out, vocab_size))
+
+
+@app.command()
+def features(
+    data: Annotated[Path, typer.Argument(help="TSV file with pictures.")],
+    out: Annotated[Path, typer.Argument(help="TSV file to write.")],
+    arch: Annotated[str, typer.Option(help="Architecture whose trunk is frozen.")] = "narvl_nano",
+    patch_image_size: Annotated[
+        int, typer.Option(min=16, help="Side of the square picture, in pixels.")
+    ] = 128,
+    imagenet_default_mean_and_std: Annotated[
+        bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does.")
+    ] = False,
+    image_column: Annotated[
+        int, typer.Option(min=0, help="Number (from 0) of the column with the picture.")
+    ] = 4,
+    batch_size: BatchSize = 64,
+    skip_bad_rows: SkipBadRows = 0,
+    device: Device = None,
+) -> None:
+    """Compute a frozen vision trunk's features once for each picture, for quick training."""
+    from narvl_plugin.features import write_features
+
+    written = write_features(
+        data,
+        out,
+        arch=arch,
+        patch_image_size=patch_image_size,
+        imagenet_normalisation=imagenet_default_mean_and_std,
+        image_column=image_column,
+        batch_size=batch_size,
+        skip_bad_rows=skip_bad_rows,
+        device=device,
+    )
+    _say(out, written)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
+    data: Annotated[Path, typer.Option(help="TSV file with pictures or their features.")],
+    out: Annotated[Path, typer.Option(help="TSV file to write, in the same columns.")],
+    beam: Annotated[int, typer.Option(min=1, help="Width of the beam search.")] = 5,
+    batch_size: BatchSize = 32,
+    keep_references: Annotated[bool, typer.Option(help="Write the original rows, too.")] = False,
+    max_len_b: MaxLenB = 30,
+    no_repeat_ngram_size: NoRepeat = 3,
+    skip_bad_rows: SkipBadRows = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Put a teacher's words in place of those in a TSV file; stopped and started again, it goes on."""
+    from narvl_plugin.distill import distill
+
+    written = distill(
+        teacher=teacher,
+        data=data,
+        out=out,
+        beam=beam,
+        batch_size=batch_size,
+        keep_references=keep_references,
+        max_len_b=max_len_b,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        skip_bad_rows=skip_bad_rows,
+        bpe_dir=bpe_dir,
+        device=device,
+    )
+    _say(out, written)
+
+
+@bench_app.command()
+def latency(
+    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
+    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
+    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads while it is timed.")] = 1,
+    max_len_b: MaxLenB = 30,
+    no_repeat_ngram_size: NoRepeat = 3,
+    bpe_dir: BpeDir = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Time teacher (beam 5, greedy) and student, one picture at a time, in turns."""
+    from narvl_plugin import bench
+
+    result = bench.latency(
+        out,
+        teacher=teacher,
+        student=student,
+        data=data,
+        generation={"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size},
+        task_overrides=_overrides(bpe_dir),
+        images=images,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    for name, times in result["systems"].items():
+        print(f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder of a run, with generate/*/generate-test.txt.")],
+    data: Annotated[Path | None, typer.Option(help="Test TSV, if not OUT/data/caption/test.tsv.")] = None,
+    bpe_dir: BpeDir = None,
+) -> None:
+    """Score a run and write results.json, table.md and report.html into its folder."""
+    from narvl_plugin.report import build_report
+
+    build_report(out, test_tsv=data, settings=_run_settings(out), task_overrides=_overrides(bpe_dir))
+
+
+def _overrides(bpe_dir: Path | None) -> dict[str, Any]:
+    """Return the options of the task that differ from the checkpoint's."""
+    return {} if bpe_dir is None else {"bpe_dir": str(bpe_dir)}
+
+
+def _run_settings(out: Path) -> dict[str, str]:
+    """Read the settings that a run script kept; none, if it kept none."""
+    file = out / SETTINGS_FILE
+    if not file.exists():
+        return {}
+    return dict(line.split("=", 1) for line in file.read_text(encoding="utf-8").splitlines() if "=" in line)
+
+
+def _say(out: Path, written: bool) -> None:
+    """Say where the result is."""
+    print(out if written else f"{out} is there already; delete it to make it anew")
+
+
+def run() -> None:
+    """Run the command line; what a user can mend ends in one line and code 1 (NARVL_DEBUG=1: all of it)."""
+    try:
+        app(prog_name="narvl")
+    except (InputError, OSError, ValueError) as error:
+        if os.environ.get("NARVL_DEBUG") == "1":
+            raise
+        print(f"narvl: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)

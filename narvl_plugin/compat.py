@@ -1,0 +1,139 @@
+"""The few repairs that stock fairseq 0.12.3 needs, each with the failing call that it mends.
+
+One more lives in the tasks, which force --required-batch-size-multiple 1, and one in data/text.py, whose
+GPT-2 codec decodes `<bin_7>`.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+
+from narvl_plugin.data.errors import InputError
+
+
+@functools.cache
+def apply() -> None:
+    """Make all repairs, once."""
+    allow_checkpoint_types()
+    accept_files_as_data()
+    refuse_empty_spawn()
+    block_repeated_ngrams()
+    show_input_errors_briefly()
+
+
+def allow_checkpoint_types() -> None:
+    """Let checkpoints hold an `argparse.Namespace` and plain numpy values; torch's safety stays on.
+
+    Mends `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6
+    that reads tensors and plain types only, and raises for the published checkpoints (their `cfg["model"]` is
+    a Namespace) and for any run whose best metric was a numpy number.
+    """
+    reconstructors = {name: getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")}
+    dtypes = [getattr(np.dtypes, f"{kind}DType") for kind in ("Bool", "Int32", "Int64", "Float32", "Float64")]
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            # numpy 1 and 2 write the same functions under different module names.
+            *((function, f"numpy._core.multiarray.{name}") for name, function in reconstructors.items()),
+            *((function, f"numpy.core.multiarray.{name}") for name, function in reconstructors.items()),
+        ]
+    )
+
+
+def accept_files_as_data() -> None:
+    """Let the data argument name files.
+
+    Mends `fairseq-train train.tsv,valid.tsv`, which lists the data argument as a folder, to look there for
+    validation sets that nobody asked for, and raises FileNotFoundError.
+    """
+    find_in_folders = data_utils._find_extra_valid_paths
+
+    @functools.wraps(find_in_folders)
+    def find_extra_valid_paths(dataset_path: str) -> set[str]:
+        return find_in_folders(dataset_path) if os.path.isdir(dataset_path) else set()
+
+    data_utils._find_extra_valid_paths = find_extra_valid_paths
+
+
+def refuse_empty_spawn() -> None:
+    """Refuse to start several processes by fairseq's own spawn where there is no GPU.
+
+    Mends `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`, which starts one
+    process for each GPU, so none, and exits 0 having trained nothing. (Under torchrun it divides by zero.)
+    """
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def checked_call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        training = cfg.distributed_training
+        under_torchrun = "RANK" in os.environ and training.distributed_init_method is None
+        several = training.distributed_world_size > 1 or under_torchrun
+        if (
+            several
+            and not training.distributed_no_spawn
+            and torch.cuda.device_count() == 0
+            and not cfg.common.tpu
+        ):
+            raise InputError(
+                f"--distributed-world-size {training.distributed_world_size} without a GPU: fairseq would "
+                "start no process and train nothing. Start each process yourself, with --cpu "
+                "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp "
+                "--distributed-init-method tcp://HOST:PORT --distributed-rank RANK"
+            )
+        call_main(cfg, main, **kwargs)
+
+    distributed_utils.call_main = checked_call_main
+
+
+def block_repeated_ngrams() -> None:
+    """Have --no-repeat-ngram-size look at the words said so far.
+
+    Mends `NGramRepeatBlock(3)(tokens, lprobs, …, step)`, which compares the end of the token buffer, still
+    padding, with what was said, and so never finds a repetition (fairseq issues 4709 and 5206). Its CUDA
+    kernel, where built, goes by the step.
+    """
+    look_back = NGramRepeatBlock._no_repeat_ngram
+
+    @functools.wraps(look_back)
+    def look_back_from_step(
+        self: NGramRepeatBlock,
+        tokens: torch.Tensor,
+        lprobs: torch.Tensor,
+        bsz: int,
+        beam_size: int,
+        step: int,
+    ) -> torch.Tensor:
+        return look_back(self, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
+
+    NGramRepeatBlock._no_repeat_ngram = look_back_from_step
+
+
+def show_input_errors_briefly() -> None:
+    """Show an InputError that ends the program as one line, without the way it took through fairseq.
+
+    Mends the screenful of traceback that ends `fairseq-train` when a TSV file or a row of it is at fault.
+    """
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, InputError):
+            previous(kind, error, traceback)
+            return
+        # An error from a data worker arrives as the text of its traceback, which ends in "BadRow: message".
+        message = str(error).strip().splitlines()[-1]
+        print(f"error: {message.removeprefix(f'{kind.__module__}.{kind.__qualname__}: ')}", file=sys.stderr)
+
+    sys.excepthook = excepthook

@@ -1,0 +1,83 @@
+"""Captioning: a picture and the one question asked of all of them, to a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from narvl_plugin.data.collate import Batch, Sample, pad_tokens
+from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.errors import BadRow
+from narvl_plugin.data.text import PROMPTS, REFERENCE_SEPARATOR, clean_target, split_references
+from narvl_plugin.data.tsv import TsvFile
+
+
+class CaptionDataset(TsvDataset):
+    """Rows of (id, image, caption), selected in this order from the TSV file.
+
+    For training the caption is cut to `max_tgt_length` words; of several references joined by `&&` each epoch
+    learns another one. For evaluation the target is the text of all references, uncut and joined, and the
+    batch also holds `references` (list of lists of str) and `first_reference`, the target to take a loss on.
+    """
+
+    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
+        super().__init__(tsv, options, split)
+        self._source = self.with_specials(options.codec.encode(PROMPTS["caption"]))
+
+    def make_sample(self, row: int, columns: list[str]) -> Sample:
+        """Return the sample of one row; raises BadRow for an empty caption or an unreadable image."""
+        unique_id, image, caption = columns
+        references = split_references(caption)
+        if not references:
+            raise BadRow(
+                f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols"
+            )
+        max_words = self.options.max_tgt_length
+        sample: Sample = {
+            "id": unique_id,
+            "where": self.where(row),
+            "source": self._source,
+            "patch_image": self.read_image(image, self.tsv.where(row)),
+            "patch_mask": torch.tensor([True]),
+        }
+        if self.training:
+            # Another reference in each epoch, and not the same number for all rows of an epoch.
+            reference = references[(row + self.epoch) % len(references)]
+            return sample | self._target(clean_target(reference, max_words))
+        cleaned = [clean_target(reference) for reference in references]
+        return (
+            sample
+            | self._target(REFERENCE_SEPARATOR.join(cleaned))
+            | {
+                "references": cleaned,
+                "first_reference": self._target(clean_target(references[0], max_words)),
+            }
+        )
+
+    def all_references(self) -> Iterator[list[str]]:
+        """Yield the cleaned references of every row that has some, without reading the images."""
+        for row in range(len(self)):
+            try:
+                caption = self.tsv[row][-1]
+            except BadRow:
+                continue  # told of when the row's turn comes
+            if references := [clean_target(reference) for reference in split_references(caption)]:
+                yield references
+
+    def _target(self, text: str) -> dict[str, torch.Tensor]:
+        """Return `target` (tokens, `</s>`) and `prev_output_tokens` (`<s>`, tokens) of a text, (T,) each."""
+        tokens = self.with_specials(self.options.codec.encode(f" {text}"))
+        return {"target": tokens[1:], "prev_output_tokens": tokens[:-1]}
+
+    def make_batch(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of some samples, in evaluation with all references and the first as a target."""
+        batch = super().make_batch(samples)
+        if not self.training:
+            pad = self.options.codec.dictionary.pad()
+            firsts = [sample["first_reference"] for sample in samples]
+            batch["references"] = [sample["references"] for sample in samples]
+            batch["first_reference"] = {
+                key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]
+            }
+        return batch

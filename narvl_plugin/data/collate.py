@@ -1,0 +1,50 @@
+"""Samples of any task to one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from narvl_plugin.data.errors import BadRow
+
+Sample = dict[str, Any]
+Batch = dict[str, Any]
+
+
+def pad_tokens(rows: Sequence[torch.Tensor], pad: int) -> torch.Tensor:
+    """Return token rows of different lengths (T,) as one tensor (B, T), padded on the right."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
+
+
+def collate(samples: Sequence[Sample], pad: int) -> Batch:
+    """Return the batch of one or more samples, its tokens padded on the right.
+
+    A sample holds id, where, source (S,), target (T,), prev_output_tokens (T,), patch_image (3, h, w)
+    or features (C, h, w), and patch_mask (1,). Raises BadRow when pictures of different shapes meet, as when
+    only some rows hold precomputed features.
+    """
+    shape = samples[0]["patch_image"].shape
+    for sample in samples:
+        if sample["patch_image"].shape != shape:
+            raise BadRow(
+                f"{sample['where']}: the image has shape {tuple(sample['patch_image'].shape)}, but "
+                f"{samples[0]['where']} has {tuple(shape)}; "
+                "a file holds either pictures or precomputed features"
+            )
+    return {
+        "id": np.array([sample["id"] for sample in samples]),
+        "nsentences": len(samples),
+        "ntokens": sum(len(sample["target"]) for sample in samples),
+        "net_input": {
+            "src_tokens": pad_tokens([sample["source"] for sample in samples], pad),
+            "src_lengths": torch.tensor([len(sample["source"]) for sample in samples]),
+            "patch_images": torch.stack([sample["patch_image"] for sample in samples]),
+            "patch_masks": torch.cat([sample["patch_mask"] for sample in samples]),
+            "prev_output_tokens": pad_tokens([sample["prev_output_tokens"] for sample in samples], pad),
+        },
+        "target": pad_tokens([sample["target"] for sample in samples], pad),
+        "where": [sample["where"] for sample in samples],
+    }

@@ -1,0 +1,132 @@
+"""What the datasets of all tasks share: rows of a TSV file as fairseq samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from narvl_plugin.data.collate import Batch, Sample, collate
+from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
+from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.tsv import TsvFile
+
+# fairseq fills batches by tokens (--max-tokens, 12000 unless fairseq-generate is told otherwise). All rows
+# count alike, about what a picture of 480 pixels has in patches, since pictures outweigh texts.
+TOKENS_PER_ROW = 1000
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What turns rows into samples, the same for all splits of a task.
+
+    max_src_length and max_tgt_length are in words.
+    """
+
+    codec: TextCodec
+    patch_image_size: int
+    max_src_length: int
+    max_tgt_length: int
+    imagenet_normalisation: bool
+    skip_budget: SkipBudget
+
+
+class TsvDataset(FairseqDataset):
+    """One split of a task. Subclasses turn a row's columns into a sample.
+
+    The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
+    that the skip budget forgives are left out of their batch. Where that leaves nothing, a batch of the split
+    "test" is empty, and fairseq-generate passes over it; fairseq's trainer cannot (it would assert, or divide
+    a loss by zero), so in other splits the file's first good row stands in.
+    """
+
+    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
+        self.tsv = tsv
+        self.options = options
+        self.training = split == "train"
+        self.needs_full_batches = split != "test"
+        self.epoch = 1
+        self.read_image = ImageReader(
+            options.patch_image_size,
+            imagenet_normalisation=options.imagenet_normalisation,
+            folder=Path(tsv.path).parent,
+        )
+        dictionary = options.codec.dictionary
+        self._bos = torch.tensor([dictionary.bos()])
+        self._eos = torch.tensor([dictionary.eos()])
+
+    def make_sample(self, row: int, columns: list[str]) -> Sample:
+        """Return the sample of one row; raises BadRow."""
+        raise NotImplementedError
+
+    def __getitem__(self, row: int) -> Sample | None:
+        """Return a row's sample, or None for a bad row that the skip budget forgives."""
+        try:
+            return self.make_sample(row, self.tsv[row])
+        except BadRow as error:
+            self.options.skip_budget.skip(error)
+            return None
+
+    def collater(self, samples: Sequence[Sample | None]) -> Batch:
+        """Return the batch of the samples that are no None; raises InputError if the file has no good row."""
+        kept = [sample for sample in samples if sample is not None]
+        # fairseq itself asks for the batch of no rows, to give every process as many batches.
+        if samples and not kept and self.needs_full_batches:
+            kept = [self._first_good_sample()]
+        return self.make_batch(kept) if kept else {}
+
+    def make_batch(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of one or more samples."""
+        return collate(samples, pad=self.options.codec.dictionary.pad())
+
+    def _first_good_sample(self) -> Sample:
+        for row in range(len(self)):
+            sample = self[row]
+            if sample is not None:
+                return sample
+        raise InputError(f"{self.tsv.path}: none of its {len(self)} rows can be used")
+
+    def __len__(self) -> int:
+        return len(self.tsv)
+
+    def where(self, row: int) -> str:
+        """Return `train.tsv:17`, the file's name and the row counted from 1."""
+        return f"{Path(self.tsv.path).name}:{row + 1}"
+
+    def with_specials(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return `<s>` tokens `</s>`, int64 (T + 2,)."""
+        return torch.cat([self._bos, tokens, self._eos])
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Say that a training split's batches hold for one epoch only."""
+        return not self.training
+
+    def set_epoch(self, epoch: int) -> None:
+        """Note which epoch is read, counted from 1; fairseq calls it before the workers start."""
+        self.epoch = epoch
+
+    def ordered_indices(self) -> np.ndarray:
+        """Return all rows, for training shuffled by numpy's generator, seeded by fairseq for each epoch."""
+        return np.random.permutation(len(self)) if self.training else np.arange(len(self))
+
+    def num_tokens(self, index: int) -> int:
+        """Return what a row counts against --max-tokens."""
+        return TOKENS_PER_ROW
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return what each row of `indices` counts against --max-tokens."""
+        return np.full(len(indices), TOKENS_PER_ROW)
+
+    def size(self, index: int) -> int:
+        """Return a row's length for fairseq's filter by length, which no row needs: texts are cut to fit."""
+        return 1
+
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: object) -> tuple[np.ndarray, list[int]]:
+        """Return all of `indices`, and that none is left out."""
+        return indices, []

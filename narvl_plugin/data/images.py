@@ -1,0 +1,121 @@
+"""Pictures from TSV columns: base64 or a file's path in, normalised tensor out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from narvl_plugin.data.errors import BadRow
+
+PATH_SUFFIXES = (".jpg", ".jpeg", ".png", ".npy")
+NPY_MAGIC = b"\x93NUMPY"
+MAX_PIXELS = 89_478_485  # Pillow's own border to decompression bombs: a quarter gigabyte of RGB
+MAX_SIDE = 65_535  # of a JPEG; resizing a longer one would unpack it sideways
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+class ImageReader:
+    """Reads the image column of a TSV row into a float32 tensor (3, size, size).
+
+    Pictures become RGB, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
+    ImageNet's values. Where the column holds a `.npy` file, a frozen trunk's features (C, h, w) were computed
+    before; they come back as float32, unchanged. Relative paths are looked up from `folder`, the TSV's own.
+    """
+
+    def __init__(self, size: int, *, imagenet_normalisation: bool = False, folder: str | Path = ".") -> None:
+        self.folder = Path(folder)
+        self.size = size
+        self.normalisation = IMAGENET if imagenet_normalisation else HALF
+
+    def __call__(self, column: str, where: str) -> torch.Tensor:
+        """Return the tensor of an image column; raises BadRow, naming `where` (FILE:ROW), if it is none."""
+        data = self.read_bytes(column, where)
+        if data.startswith(NPY_MAGIC):
+            return read_features(data, where)
+        return self.to_tensor(open_image(data, where))
+
+    def to_tensor(self, image: Image.Image) -> torch.Tensor:
+        """Return an RGB picture as a normalised square, float32 (3, size, size)."""
+        mean, std = self.normalisation
+        return functional.normalize(functional.to_tensor(resize(image, self.size, self.size)), mean, std)
+
+    def read_bytes(self, column: str, where: str) -> bytes:
+        """Return the file that a column holds as base64, of either alphabet, or names by its path."""
+        # No base64 alphabet has a dot, so a suffix tells a path from a picture.
+        if column[-5:].lower().endswith(PATH_SUFFIXES):
+            path = self.folder / column
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise BadRow(f"{where}: the image file {path} cannot be read ({error.strerror})") from error
+        try:
+            return base64.b64decode(column.translate(_URL_SAFE), validate=True)
+        except (binascii.Error, ValueError) as error:
+            shown = column if len(column) <= 20 else column[:20] + "…"
+            raise BadRow(
+                f"{where}: the image column is neither base64 nor a path ending in "
+                f"{', '.join(PATH_SUFFIXES)}: {shown!r} ({error}); check --selected-cols"
+            ) from error
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the picture resized bicubically, the width first.
+
+    Pillow up to 12 always took the width first; Pillow 13 takes the height first where that is quicker,
+    which changes some values by one level of 255. Two calls give the published models' pictures with either.
+    """
+    image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """Return a picture as RGB; raises BadRow if `data` is no picture, is broken, or unpacks to too much."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise BadRow(
+                    f"{where}: the image has {width} x {height} pixels; more than {MAX_PIXELS} in all or "
+                    f"{MAX_SIDE} on a side are refused as a decompression bomb"
+                )
+            return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise BadRow(f"{where}: the image is refused ({error})") from error
+    except BadRow:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.UnidentifiedImageError) as error:
+        raise BadRow(f"{where}: the image column holds no readable image ({error})") from error
+
+
+def read_features(data: bytes, where: str) -> torch.Tensor:
+    """Return the features of a `.npy` file, float32 (C, h, w); raises BadRow for any other array."""
+    stream = io.BytesIO(data)
+    try:
+        # The header may claim any shape; numpy would allocate it before it finds the bytes missing.
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read_header(stream)
+        expected = math.prod(shape) * dtype.itemsize
+        if len(data) - stream.tell() != expected:
+            raise ValueError(f"{len(data) - stream.tell()} bytes of data where {shape} needs {expected}")
+        if len(shape) != 3 or dtype.kind != "f":
+            raise ValueError(f"expected floating-point features of shape (C, h, w), found {dtype} {shape}")
+        stream.seek(0)
+        features = np.load(stream, allow_pickle=False)
+    except (ValueError, KeyError, EOFError) as error:
+        raise BadRow(f"{where}: the .npy features cannot be used ({error})") from error
+    return torch.from_numpy(features.astype(np.float32))

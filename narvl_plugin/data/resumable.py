@@ -1,0 +1,145 @@
+"""A text file written batch by batch that a killed program can go on with where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from narvl_plugin.data.errors import InputError
+
+EDGE_BYTES = 1 << 16
+
+
+class StalePart(InputError):
+    """An unfinished file that was begun with other inputs or that lost bytes since."""
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return a short hash that tells two versions of a large file apart without reading all of it.
+
+    Takes the size and both ends of the file: a checkpoint's end holds the checksums of all its tensors, and
+    a TSV's ends change with its rows. Modification times stay out, so that a copied folder can be resumed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+class ResumableWriter:
+    """Writes `PATH.part` in whole batches and gives it its name `PATH` when all is written.
+
+    Beside the part lies `PATH.part.json` with the settings of the run, the input rows done and the bytes
+    they gave. It is replaced after every batch, so whatever a killed run wrote beyond the last whole batch
+    is cut off by the next one, and a run in pieces gives the same bytes as one without a stop.
+
+    Args:
+        path: the file to make; its folder is created.
+        settings: all that the content depends on, as JSON values; an unfinished file of other settings is
+            refused.
+
+    Raises:
+        StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.record = self.path.with_name(self.path.name + ".part.json")
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.rows_done = 0
+        self._bytes_done = 0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the file is already there under its final name."""
+        return self.path.exists()
+
+    def __enter__(self) -> ResumableWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.record.exists() and self.part.exists():
+            self._take_up()
+        self._file = open(self.part, "ab")
+        self._file.truncate(self._bytes_done)
+        self._save_record()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def batches(self, num_rows: int, batch_size: int, title: str) -> Iterator[range]:
+        """Yield the input rows (from 0) still to do, batch by batch, and show progress in rows.
+
+        The caller appends each batch before it takes the next. Since only whole batches are ever recorded, a
+        resumed run cuts the rows into the same batches as an unbroken one.
+        """
+        with tqdm(total=num_rows, initial=self.rows_done, desc=title, unit="row") as progress:
+            while self.rows_done < num_rows:
+                yield range(self.rows_done, min(self.rows_done + batch_size, num_rows))
+                progress.update(self.rows_done - progress.n)
+
+    def append(self, lines: list[str], rows: int) -> None:
+        """Write the lines (without line ends) that came of the next `rows` input rows."""
+        assert self._file is not None, "append() needs the writer's with-block"
+        content = "".join(line + "\n" for line in lines).encode("utf-8")
+        self._file.write(content)
+        self._file.flush()
+        self.rows_done += rows
+        self._bytes_done += len(content)
+        self._save_record()
+
+    def finish(self) -> None:
+        """Give the complete file its name and drop the record."""
+        assert self._file is not None, "finish() needs the writer's with-block"
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        os.replace(self.part, self.path)
+        self.record.unlink()
+
+    def _take_up(self) -> None:
+        """Read how far an earlier run came, after checking that it was the same run."""
+        record = json.loads(self.record.read_text(encoding="utf-8"))
+        if not record["rows"]:
+            return
+        before: dict[str, Any] = record["settings"]
+        for key in sorted(before.keys() | self.settings.keys()):
+            if before.get(key) != self.settings.get(key):
+                raise StalePart(
+                    f"{self.part}: was begun with {key}={before.get(key)!r},"
+                    f" now {key}={self.settings.get(key)!r};"
+                    f" run it with the former settings, or delete it to start anew"
+                )
+        if self.part.stat().st_size < record["bytes"]:
+            raise StalePart(
+                f"{self.part}: holds {self.part.stat().st_size} bytes where {self.record.name} counts"
+                f" {record['bytes']}; delete it to start anew"
+            )
+        self.rows_done, self._bytes_done = record["rows"], record["bytes"]
+
+    def _save_record(self) -> None:
+        """Replace the record in one step, so that a kill leaves the old one or the new one."""
+        content = json.dumps(
+            {"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done}, indent=1
+        )
+        fresh = self.record.with_name(self.record.name + ".new")
+        fresh.write_text(content + "\n", encoding="utf-8")
+        os.replace(fresh, self.record)

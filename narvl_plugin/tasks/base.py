@@ -1,0 +1,242 @@
+"""What all tasks share: options, dictionaries, files by split and epoch, generators, validation."""
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from fairseq.data import Dictionary, FairseqDataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import MISSING
+
+from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.errors import InputError, MissingInput, SkipBudget
+from narvl_plugin.data.text import TextCodec, load_codec
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.generation import ParallelGenerator
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass
+class BaseTaskConfig(FairseqDataclass):
+    """Options of every task, with OFA's names."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={
+            "help": "TSV files, joined by commas: TRAIN1,...,TRAINK,VALID for training, where epoch e reads "
+            "TRAIN number (e - 1) mod K + 1; to generate, the last one is read"
+        },
+    )
+    selected_cols: str = field(
+        default=MISSING,
+        metadata={"help": "numbers (from 0) of the TSV columns, in the order in which the task reads them"},
+    )
+    bpe_dir: str = field(
+        default=MISSING,
+        metadata={"help": "folder with spm.model, or with dict.txt of the published checkpoints (GPT-2 BPE)"},
+    )
+    patch_image_size: int = field(default=480, metadata={"help": "side of the square image, in pixels"})
+    max_src_length: int = field(default=128, metadata={"help": "words of an input text that are kept"})
+    max_tgt_length: int = field(default=30, metadata={"help": "words of a target that are kept"})
+    num_bins: int = field(default=1000, metadata={"help": "number of <bin_k> symbols, for coordinates"})
+    imagenet_default_mean_and_std: bool = field(
+        default=False, metadata={"help": "normalise images by ImageNet's mean and deviation, not by 0.5"}
+    )
+    eval_args: str = field(
+        default="{}",
+        metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
+    )
+    matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
+        default="highest",
+        metadata={
+            "help": "precision of float32 matrix products in training, as in torch.set_float32_matmul_precision; "
+            "medium multiplies in bfloat16, on processors that have it"
+        },
+    )
+    skip_bad_rows: int = field(
+        default=0,
+        metadata={"help": "how many different bad rows are skipped, with a warning, before it is an error"},
+    )
+
+
+class BaseTask(FairseqTask):
+    """A vision-language task on TSV files. Subclasses name their dataset's class.
+
+    `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
+    """
+
+    dataset_class: ClassVar[type[TsvDataset]]
+    cfg: BaseTaskConfig
+
+    def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
+        super().__init__(cfg)
+        self.codec: TextCodec = load_codec(cfg.bpe_dir, cfg.num_bins)
+        self.skip_budget = SkipBudget(cfg.skip_bad_rows)
+        self.options = DatasetOptions(
+            codec=self.codec,
+            patch_image_size=cfg.patch_image_size,
+            max_src_length=cfg.max_src_length,
+            max_tgt_length=cfg.max_tgt_length,
+            imagenet_normalisation=cfg.imagenet_default_mean_and_std,
+            skip_budget=self.skip_budget,
+        )
+        logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Return the dictionary; sources and targets share it, and it holds no blank."""
+        return self.codec.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Return the dictionary; sources and targets share it, and it holds no blank."""
+        return self.codec.dictionary
+
+    def build_bpe(self, args: object) -> TextCodec:
+        """Return the codec of --bpe-dir, for fairseq-generate to write text with; --bpe is not needed."""
+        return self.codec
+
+    @property
+    def training_paths(self) -> list[str]:
+        """Return the training files: all of the data argument but the last, or a single one."""
+        paths = self.cfg.data.split(",")
+        return paths[:-1] or paths
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Say whether epochs read different files, which has fairseq load the dataset for every epoch."""
+        return split == "train" and len(self.training_paths) > 1
+
+    def split_path(self, split: str, epoch: int) -> str:
+        """Return the file of a split in an epoch (from 1).
+
+        Raises InputError for an unknown split and for training and validation on one file, MissingInput if a
+        file does not exist.
+        """
+        if split not in SPLITS:
+            raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        paths = self.training_paths if split == "train" else self.cfg.data.split(",")[-1:]
+        if split == "train" and "valid" in self.datasets and paths[0] == self.datasets["valid"].tsv.path:
+            raise InputError(
+                f"{self.cfg.data}: names one file for training and validation; give TRAIN.tsv,VALID.tsv, or "
+                "--disable-validation"
+            )
+        # A file that only a later epoch reads should be missed now.
+        for path in paths:
+            if not Path(path).is_file():
+                raise MissingInput(
+                    f"{path}: no such TSV file (split {split!r} of the data argument {self.cfg.data})"
+                )
+        return paths[(epoch - 1) % len(paths)]
+
+    def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
+        """Load a split: for train the file of this epoch, for valid and test the last file."""
+        tsv = TsvFile(self.split_path(split, epoch), self.cfg.selected_cols)
+        self.datasets[split] = self.dataset_class(tsv, self.options, split)
+        logger.info("%s: %d rows for split %r", tsv.path, len(tsv), split)
+
+    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
+        """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
+
+        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
+        """
+        return super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+
+    def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
+        """Set the precision of matrix products; fairseq's trainer calls this, so generation is left as it is."""
+        torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
+
+    @property
+    def generates_in_validation(self) -> bool:
+        """Say whether valid_step needs `generator`, which build_model then makes from --eval-args."""
+        return False
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Return the model that the configuration describes, for this task's dictionary."""
+        model = super().build_model(cfg, from_checkpoint)
+        if self.generates_in_validation:
+            self.generator = self.build_generator([model], self.generator_options())
+        return model
+
+    def build_generator(
+        self,
+        models: Sequence[torch.nn.Module],
+        args: Any,
+        seq_gen_cls: type | None = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """Return the parallel generator for students (models with a blank), for teachers fairseq's search.
+
+        Raises InputError for an ensemble of both.
+        """
+        students = [hasattr(model, "blank") for model in models]
+        if all(students):
+            return ParallelGenerator(
+                models, self.target_dictionary, print_alignment=getattr(args, "print_alignment", None)
+            )
+        if any(students):
+            raise InputError("--path names teachers and students; an ensemble must be of one kind")
+        return super().build_generator(
+            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+        )
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[torch.nn.Module],
+        sample: dict[str, Any],
+        prefix_tokens: torch.Tensor | None = None,
+        constraints: torch.Tensor | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
+
+        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
+        """
+        start = (
+            {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
+        )
+        with torch.no_grad():
+            return generator.generate(
+                models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start
+            )
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: Any
+    ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """Return loss, sample size and what to log; with several references the loss is on the first one."""
+        if "first_reference" in sample:
+            sample = with_first_reference(sample, self.target_dictionary.pad())
+        return super().valid_step(sample, model, criterion)
+
+    def generator_options(self) -> Namespace:
+        """Return the options of the generator in validation; raises InputError if they are no JSON object."""
+        try:
+            options = json.loads(self.cfg.eval_args)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--eval-args {self.cfg.eval_args}: is not JSON ({error})") from error
+        if not isinstance(options, dict):
+            raise InputError(
+                f'--eval-args {self.cfg.eval_args}: expected a JSON object such as {{"beam": 5}}'
+            )
+        return Namespace(**options)
+
+
+def with_first_reference(sample: dict[str, Any], pad: int) -> dict[str, Any]:
+    """Return the batch with the first reference as its target in place of all of them joined."""
+    target = sample["first_reference"]["target"]
+    previous = sample["first_reference"]["prev_output_tokens"]
+    return sample | {
+        "target": target,
+        "ntokens": int(target.ne(pad).sum()),
+        "net_input": sample["net_input"] | {"prev_output_tokens": previous},
+    }

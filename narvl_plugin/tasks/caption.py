@@ -1,0 +1,98 @@
+"""The task `caption`: a picture to a sentence."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
+
+from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.scoring.tokenization import plain_words
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
+
+
+@dataclass
+class CaptionConfig(BaseTaskConfig):
+    """Options of the task `caption`."""
+
+    selected_cols: str = field(
+        default="0,4,2", metadata={"help": "TSV columns (from 0) of id, image and caption, in this order"}
+    )
+    max_tgt_length: int = field(default=20, metadata={"help": "words of a training caption that are kept"})
+    eval_cider: bool = field(
+        default=False,
+        metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
+    )
+    eval_args: str = field(
+        default='{"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}',
+        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+    )
+
+
+@register_task("caption", dataclass=CaptionConfig)
+class CaptionTask(BaseTask):
+    """Captioning; see CaptionDataset for the columns."""
+
+    dataset_class = CaptionDataset
+    cfg: CaptionConfig
+
+    @property
+    def generates_in_validation(self) -> bool:
+        """Say whether validation generates captions (--eval-cider)."""
+        return self.cfg.eval_cider
+
+    def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
+        """Load a split; that of validation with its n-gram frequencies where CIDEr is asked for."""
+        super().load_dataset(split, combine, epoch, **kwargs)
+        if split == "valid" and self.cfg.eval_cider:
+            self.cider = BatchwiseCider(self.datasets[split].all_references())
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion
+    ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """Return loss (on the first reference), sample size and what to log, with --eval-cider CIDEr too."""
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_cider:
+            hypotheses = self.inference_step(self.generator, [model], sample)
+            captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
+            scores = self.cider(captions, sample["references"])
+            logging_output["_cider_score_sum"] = sum(scores)
+            logging_output["_cider_cnt"] = len(scores)
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log the criterion's metrics and the mean CIDEr of the captions seen."""
+        super().reduce_metrics(logging_outputs, criterion)
+        count = sum(log.get("_cider_cnt", 0) for log in logging_outputs)
+        if count > 0:
+            score_sum = sum(log.get("_cider_score_sum", 0.0) for log in logging_outputs)
+            metrics.log_scalar("cider", float(score_sum / count), weight=count, round=4)
+
+
+class BatchwiseCider:
+    """CIDEr with the n-gram frequencies of a whole validation set, taken batch by batch.
+
+    The mean over all captions, in whatever batches and processes, is the CIDEr of the set; a batch's own
+    frequencies would give another number. Words are split plainly, as Java per batch would be slow.
+    """
+
+    def __init__(self, references: Iterable[Sequence[str]]) -> None:
+        whole = CiderScorer()
+        whole.crefs = [cook_refs([plain_words(text) for text in texts]) for texts in references]
+        whole.compute_doc_freq()
+        self._frequencies = whole.document_frequency
+        self._pictures = len(whole.crefs)
+
+    def __call__(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Return the CIDEr (0 to 10) of each of B captions against its references."""
+        batch = CiderScorer()
+        for caption, texts in zip(captions, references, strict=True):
+            batch += (plain_words(caption), [plain_words(text) for text in texts])
+        batch.document_frequency = self._frequencies
+        # The scorer counts pictures by its list of references, and walks along its list of captions.
+        batch.crefs += [[]] * (self._pictures - len(batch.crefs))
+        return [float(score) for score in batch.compute_cider()]

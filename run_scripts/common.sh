@@ -1,0 +1,83 @@
+# What the run scripts share: KEY=value settings, stages that are skipped when done, and the clock.
+# shellcheck shell=bash
+
+die() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# die_of LOG: stops with the last line of a program's log, where the reason stands.
+die_of() {
+  die "$(tail -n 1 "$1" | sed 's/^error: //') (all of it: $1)"
+}
+
+# read_settings "KEY KEY ..." ARGUMENT...: sets each KEY given as KEY=value. The environment has no say, and an
+# empty value means the default.
+read_settings() {
+  local keys=$1 argument key
+  shift
+  # shellcheck disable=SC2086
+  unset $keys
+  for argument in "$@"; do
+    key=${argument%%=*}
+    if [[ $argument != *=* || " $keys " != *" $key "* ]]; then
+      die "'$argument' is no setting. Settings are KEY=value with one of these keys: $keys"
+    fi
+    printf -v "$key" '%s' "${argument#*=}"
+  done
+}
+
+# defaults KEY=value...: sets each KEY that has no value yet.
+defaults() {
+  local setting key
+  for setting in "$@"; do
+    key=${setting%%=*}
+    [[ -n ${!key:-} ]] || printf -v "$key" '%s' "${setting#*=}"
+  done
+}
+
+# keep_settings "KEY KEY ..." FILE: remembers the settings of a run, and refuses to go on with a run that was begun
+# with others, since its finished stages would not match the new ones.
+keep_settings() {
+  local keys=$1 file=$2 key value different=""
+  if [[ -e $file ]]; then
+    while IFS== read -r key value; do
+      [[ ${!key:-} == "$value" ]] || different+=" $key (was '$value', now '${!key:-}')"
+    done <"$file"
+    [[ -z $different ]] || die "$(dirname "$file") was begun with other settings:$different." \
+      "Choose another OUT, or delete what depends on them and $file"
+    return
+  fi
+  for key in $keys; do
+    echo "$key=${!key:-}"
+  done >"$file.part"
+  mv "$file.part" "$file"
+}
+
+# stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT is there; the command makes OUTPUT in one step at its
+# end. The seconds it took are added to $OUT/stages.tsv.
+stage() {
+  local name=$1 output=$2 start seconds
+  shift 2
+  if [[ -e $output ]]; then
+    echo "[$name] is done: $output"
+    return
+  fi
+  echo "[$name] ..."
+  start=${EPOCHREALTIME/[.,]/}
+  mkdir -p "$(dirname "$output")"
+  "$@"
+  [[ -e $output ]] || die "stage $name ended without making $output"
+  seconds=$(((${EPOCHREALTIME/[.,]/} - start) / 100000))
+  seconds=${seconds%?}.${seconds: -1}
+  [[ $seconds == .* ]] && seconds=0$seconds
+  printf '%s\t%s\n' "$name" "$seconds" >>"$OUT/stages.tsv"
+  echo "[$name] took $seconds s"
+}
+
+# show_training: turns fairseq's log on its input into a line per report of loss.
+show_training() {
+  sed -un \
+    -e 's/.*"loss": "\([^"]*\)".*"num_updates": "\([^"]*\)".*/  update \2: loss \1/p' \
+    -e 's/.*"valid_loss": "\([^"]*\)".*"valid_num_updates": "\([^"]*\)".*/  update \2: validation loss \1/p'
+}

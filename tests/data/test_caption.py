@@ -1,0 +1,224 @@
+"""The caption data set: the published items and batches, references, bad rows, order."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fairseq.data import data_utils
+
+from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.dataset import DatasetOptions
+from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.tsv import TsvFile
+
+Rows = list[list[str]]
+
+
+@pytest.fixture
+def make(codec: TextCodec, write_tsv: Callable[..., Path]) -> Callable[..., CaptionDataset]:
+    """Make a data set of rows of captions."""
+
+    def make_dataset(rows: Sequence[Sequence[str]], split: str = "train", skip: int = 0) -> CaptionDataset:
+        options = DatasetOptions(codec, 8, 20, 4, False, SkipBudget(skip))
+        return CaptionDataset(TsvFile(write_tsv(f"{split}.tsv", rows), "0,4,2"), options, split)
+
+    return make_dataset
+
+
+def check_image(tensor: torch.Tensor, golden: dict[str, Any]) -> None:
+    """Compare with a golden digest: mean, deviation, the first values, every k-th pixel."""
+    assert list(tensor.shape) == golden["shape"]
+    every = golden["shape"][-1] // len(golden["sub"][0][0] if tensor.dim() == 3 else golden["sub"][0][0][0])
+    for value, expected in (
+        (tensor.mean(), golden["mean"]),
+        (tensor.std(), golden["std"]),
+        (tensor.flatten()[:8], golden["first"]),
+        (tensor[..., ::every, ::every], golden["sub"]),
+    ):
+        torch.testing.assert_close(value, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "columns", "size", "imagenet", "max_words", "train_file", "train_split"),
+    [
+        ("caption_stage1", "0,4,2", 64, False, 20, "caption_stage1_train.tsv", "train"),
+        ("caption_imagenet_norm", "0,4,2", 48, True, 5, "caption_stage1_train.tsv", "train"),
+        # Here the published training took all references for its target, as we do in evaluation.
+        ("caption_scst", "1,4,2", 64, False, 20, "caption_stage2_train.tsv", "test"),
+    ],
+)
+def test_items_and_batches_are_the_published_ones(
+    goldens: Path,
+    gpt2_codec: TextCodec,
+    case: str,
+    columns: str,
+    size: int,
+    imagenet: bool,
+    max_words: int,
+    train_file: str,
+    train_split: str,
+) -> None:
+    golden = json.loads((goldens / "ofa_datasets_tasks.json").read_text())[case]
+    options = DatasetOptions(gpt2_codec, size, 80, max_words, imagenet, SkipBudget(0))
+    for split, file, kind in (("train", train_file, train_split), ("valid", "caption_val.tsv", "valid")):
+        dataset = CaptionDataset(TsvFile(goldens / "data" / file, columns), options, kind)
+        assert len(dataset) == len(golden["datasets"][split])
+        samples = [dataset[row] for row in range(len(dataset))]
+        for sample, expected in zip(samples, golden["datasets"][split], strict=True):
+            assert sample["id"] == expected["id"]
+            for key in ("source", "target", "prev_output_tokens", "patch_mask"):
+                assert sample[key].tolist() == expected[key]
+            check_image(sample["patch_image"], expected["patch_image"])
+        batch, expected = dataset.collater(samples[:3]), golden["batch3"][split]
+        assert batch["id"].tolist() == expected["id"]
+        assert batch["target"].tolist() == expected["target"]
+        for key in ("nsentences", "ntokens"):
+            assert batch[key] == expected[key]
+        for key in ("src_tokens", "src_lengths", "patch_masks", "prev_output_tokens"):
+            assert batch["net_input"][key].tolist() == expected["net_input"][key]
+        check_image(batch["net_input"]["patch_images"], expected["net_input"]["patch_images"])
+
+
+class TestReferences:
+    def test_evaluation_has_all_of_them_and_the_first_as_a_target(
+        self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows
+    ) -> None:
+        caption_rows[0][2] = "a red square on a wall.&&two dogs&&the blue hat"
+        dataset = make(caption_rows, "valid")
+        batch = dataset.collater([dataset[0], dataset[1]])
+        assert batch["references"] == [
+            ["a red square on a wall", "two dogs", "the blue hat"],
+            ["two dogs run"],
+        ]
+        assert codec.decode(batch["target"][0]) == "a red square on a wall&&two dogs&&the blue hat"
+        first = batch["first_reference"]
+        assert codec.decode(first["target"][0]) == "a red square on"  # cut to four words
+        assert first["target"][0, -1] == codec.dictionary.eos()
+        assert first["prev_output_tokens"][0].tolist() == [0, *first["target"][0, :-1].tolist()]
+        assert first["target"][1, -1] == codec.dictionary.pad()
+
+    def test_training_learns_another_one_each_epoch(
+        self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows
+    ) -> None:
+        caption_rows[0][2] = "a cat&&two dogs&&the blue hat"
+        dataset = make(caption_rows)
+        learned = []
+        for epoch in (1, 2, 3, 4):
+            dataset.set_epoch(epoch)
+            learned.append(codec.decode(dataset[0]["target"]))
+        assert set(learned) == {"a cat", "two dogs", "the blue hat"}
+        assert learned[3] == learned[0]
+        assert "references" not in dataset.collater([dataset[0]])
+
+    def test_all_of_them_without_the_pictures(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows
+    ) -> None:
+        rows = [["0", "", "a cat!&&a dog", "", "no image"], ["1", "", "..", "", "no image"], ["2"]]
+        assert list(make(rows, "valid").all_references()) == [["a cat", "a dog"]]
+
+
+class TestBadRows:
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            (2, "", r"train\.tsv:3: the caption '' has no words"),
+            (2, "?!", r"train\.tsv:3: the caption '\?!' has no words"),
+            (4, "bm8gaW1hZ2U=", r"train\.tsv:3: the image column holds no readable image"),
+            (None, None, r"train\.tsv:3: has 4 columns, column 4 of --selected-cols 0,4,2 is missing"),
+        ],
+    )
+    def test_are_errors_that_say_how_to_go_on(
+        self,
+        make: Callable[..., CaptionDataset],
+        caption_rows: Rows,
+        column: int | None,
+        value: str,
+        message: str,
+    ) -> None:
+        if column is None:
+            caption_rows[2] = caption_rows[2][:4]
+        else:
+            caption_rows[2][column] = value
+        with pytest.raises(BadRow, match=message + ".*--skip-bad-rows"):
+            make(caption_rows)[2]
+
+    def test_are_left_out_and_counted_once(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caption_rows[1][2] = caption_rows[4][2] = ""
+        dataset = make(caption_rows, skip=2)
+        for _ in range(3):  # epochs
+            batch = dataset.collater([dataset[row] for row in range(len(dataset))])
+            assert batch["id"].tolist() == ["0", "2", "3", "5"]
+        assert dataset.options.skip_budget.count == 2
+        assert sum("skipped bad row" in message for message in caplog.messages) == 2
+
+    def test_beyond_the_budget_are_errors(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows
+    ) -> None:
+        caption_rows[1][2] = caption_rows[4][2] = ""
+        dataset = make(caption_rows, skip=1)
+        assert dataset[1] is None
+        with pytest.raises(BadRow, match=r"train\.tsv:5: .*--skip-bad-rows \(now 1\)"):
+            dataset[4]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_are_counted_across_workers(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows, workers: int
+    ) -> None:
+        for row in range(4):
+            caption_rows[row][2] = ""
+        for budget, enough in ((4, True), (3, False)):
+            dataset = make(caption_rows, skip=budget)
+            loader = torch.utils.data.DataLoader(
+                dataset, batch_size=1, num_workers=workers, collate_fn=dataset.collater
+            )
+            if enough:
+                assert [batch["id"].tolist() for batch in loader][-2:] == [["4"], ["5"]]
+                assert dataset.options.skip_budget.count == 4
+            else:
+                with pytest.raises(BadRow, match="--skip-bad-rows"):
+                    list(loader)
+
+    def test_alone_in_a_batch_have_a_stand_in_only_where_the_trainer_needs_one(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows
+    ) -> None:
+        caption_rows[0][2] = ""
+        for split in ("train", "valid"):
+            assert make(caption_rows, split, skip=1).collater([None])["id"].tolist() == ["1"]
+        assert make(caption_rows, "test", skip=1).collater([None]) == {}
+
+    def test_only(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
+        for row in caption_rows:
+            row[2] = ""
+        with pytest.raises(InputError, match=r"train\.tsv: none of its 6 rows can be used"):
+            make(caption_rows, skip=9).collater([None])
+
+    def test_the_budget_cannot_be_negative(self) -> None:
+        with pytest.raises(InputError, match="--skip-bad-rows -1"):
+            SkipBudget(-1)
+
+
+class TestOrder:
+    def test_training_shuffles_all_rows_by_fairseqs_seed(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows
+    ) -> None:
+        dataset = make(caption_rows * 5)
+        orders = []
+        for seed in (1, 2, 1):
+            with data_utils.numpy_seed(seed):
+                orders.append(dataset.ordered_indices())
+        assert all(sorted(order) == list(range(30)) for order in orders)
+        assert np.array_equal(orders[0], orders[2])
+        assert not np.array_equal(orders[0], orders[1])
+
+    @pytest.mark.parametrize("split", ["valid", "test"])
+    def test_evaluation_keeps_the_files_order(
+        self, make: Callable[..., CaptionDataset], caption_rows: Rows, split: str
+    ) -> None:
+        assert make(caption_rows, split).ordered_indices().tolist() == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,145 @@
+"""Pictures from TSV columns: every kind that is read, every kind that is refused."""
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from narvl_plugin.data.errors import BadRow
+from narvl_plugin.data.images import ImageReader, resize
+
+WHERE = "train.tsv:3"
+
+
+def encode(image: Image.Image, file_format: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=file_format)
+    return stream.getvalue()
+
+
+def npy(array: np.ndarray) -> str:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    values = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image.fromarray(values)
+
+
+def test_normalisation_by_half() -> None:
+    tensor = ImageReader(4)(base64.b64encode(encode(Image.new("RGB", (9, 5), (255, 0, 51)))).decode(), WHERE)
+    assert tensor.shape == (3, 4, 4)
+    assert tensor.dtype == torch.float32
+    # 51 / 255 = 0.2, and (0.2 - 0.5) / 0.5 = -0.6
+    torch.testing.assert_close(tensor.mean((1, 2)), torch.tensor([1.0, -1.0, -0.6]))
+
+
+def test_normalisation_of_imagenet() -> None:
+    column = base64.b64encode(encode(Image.new("RGB", (4, 4), (255, 255, 255)))).decode()
+    tensor = ImageReader(4, imagenet_normalisation=True)(column, WHERE)
+    expected = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(tensor.mean((1, 2)), expected)
+
+
+def test_both_base64_alphabets() -> None:
+    data = encode(noise(32, 32))
+    plain, url_safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    assert plain != url_safe
+    reader = ImageReader(16)
+    assert torch.equal(reader(plain, WHERE), reader(url_safe, WHERE))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = noise(12, 12).convert(mode)
+    data = encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    tensor = ImageReader(12)(base64.b64encode(data).decode(), WHERE)
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(tensor, expected)
+
+
+@pytest.mark.parametrize("size", [(40, 72), (72, 40), (64, 48), (20, 200)])
+def test_the_width_is_resized_before_the_height(size: tuple[int, int]) -> None:
+    # The vertical pass alone, on each column of the horizontally resized picture by itself.
+    image = noise(*size)
+    wide = image.resize((64, image.height), Image.Resampling.BICUBIC)
+    columns = [
+        wide.crop((x, 0, x + 1, wide.height)).resize((1, 64), Image.Resampling.BICUBIC) for x in range(64)
+    ]
+    expected = np.concatenate([np.array(column) for column in columns], axis=1)
+    assert np.array_equal(np.array(resize(image, 64, 64)), expected)
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat.JPG", "cat.jpeg"])
+def test_paths_are_looked_up_from_the_tsv_folder(tmp_path: Path, name: str) -> None:
+    data = encode(Image.new("RGB", (8, 8), (9, 9, 9)), "PNG" if name.endswith("png") else "JPEG")
+    (tmp_path / name).write_bytes(data)
+    reader = ImageReader(8, folder=tmp_path)
+    assert torch.equal(reader(name, WHERE), reader(base64.b64encode(data).decode(), WHERE))
+    assert torch.equal(reader(str(tmp_path / name), WHERE), reader(name, WHERE))
+
+
+def test_precomputed_features_come_back_unchanged() -> None:
+    features = np.random.RandomState(0).standard_normal((5, 2, 3)).astype(np.float16)
+    tensor = ImageReader(64)(npy(features), WHERE)
+    assert tensor.dtype == torch.float32
+    assert np.array_equal(tensor.numpy(), features.astype(np.float32))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Build a PNG whose header claims a size that its few bytes of zeros would unpack to."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(10_000, 10_000), (50_000, 50_000), (1, 1_000_000)])
+def test_decompression_bombs_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(BadRow, match=r"train\.tsv:3: the image .*(refused)"):
+        ImageReader(8)(base64.b64encode(png_header(*size)).decode(), WHERE)
+
+
+def pickled() -> str:
+    return npy(np.array([{"a": 1}], dtype=object))
+
+
+def claims_too_much() -> str:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<f2", "fortran_order": False, "shape": (1 << 20, 1 << 10, 1 << 10)}
+    )
+    return base64.b64encode(stream.getvalue() + bytes(100)).decode()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("", "neither base64 nor a path|no readable image"),
+        ("not an image", "neither base64 nor a path"),
+        (base64.b64encode(b"plain text").decode(), "no readable image"),
+        (base64.b64encode(encode(noise(32, 32))[:200]).decode(), "no readable image"),
+        ("nowhere.jpg", "nowhere.jpg cannot be read"),
+        (npy(np.zeros((2, 3))), r"features of shape \(C, h, w\)"),
+        (npy(np.zeros((2, 3, 4), dtype=np.int64)), r"floating-point features"),
+        (pickled(), "features cannot be used"),
+        (claims_too_much(), "bytes of data where"),
+    ],
+)
+def test_what_is_no_image_is_named(column: str, message: str) -> None:
+    with pytest.raises(BadRow, match=message) as error:
+        ImageReader(8)(column, WHERE)
+    assert str(error.value).startswith("train.tsv:3: ")
+    assert error.value.where == WHERE

@@ -1,0 +1,165 @@
+"""Random access to TSV rows: offsets, the stored index and its upkeep, errors, memory."""
+
+import multiprocessing
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narvl_plugin.data import tsv
+from narvl_plugin.data.errors import BadRow, InputError, MissingInput
+from narvl_plugin.data.tsv import TsvFile, build_index, cached_index_path
+
+
+def test_rows_and_columns_in_the_order_asked_for(write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["0", "zero", "null"], ["1", "eins", "one"], ["2", "zwei", "éü"]])
+    file = TsvFile(path, "2,0")
+    assert len(file) == 3
+    assert [file[row] for row in (2, 0, 1)] == [["éü", "2"], ["null", "0"], ["one", "1"]]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_the_last_row_needs_no_line_end(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(f"a\tb{ending or chr(10)}c\td{ending}".encode())
+    file = TsvFile(path, "0,1")
+    assert [file[row] for row in range(len(file))] == [["a", "b"], ["c", "d"]]
+
+
+@given(st.lists(st.text(alphabet="ab\té", max_size=6), min_size=1, max_size=12), st.integers(1, 9))
+def test_offsets_agree_with_splitting_the_whole_file(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], chunk: int
+) -> None:
+    contents = ("\n".join(lines) + "\n").encode()
+    path = tmp_path_factory.mktemp("tsv") / "a.tsv"
+    path.write_bytes(contents)
+    before, tsv.CHUNK = tsv.CHUNK, chunk  # line ends fall on every place of a chunk
+    try:
+        offsets = build_index(str(path))
+    finally:
+        tsv.CHUNK = before
+    assert [
+        contents[start:end].decode().rstrip("\n")
+        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+    ] == lines
+
+
+def test_the_index_is_stored_once_and_used(
+    write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tsv("a.tsv", [["a"], ["b"]])
+    TsvFile(path, "0")
+    assert Path(f"{path}.idx.npy").is_file()
+    monkeypatch.setattr(tsv, "build_index", lambda path: pytest.fail("indexed again"))
+    assert TsvFile(path, "0")[1] == ["b"]
+
+
+@pytest.mark.parametrize("how", ["longer", "same size", "broken index"])
+def test_a_stale_index_is_made_anew(write_tsv: Callable[..., Path], how: str) -> None:
+    path = write_tsv("a.tsv", [["aa"], ["b"]])
+    TsvFile(path, "0")
+    if how == "broken index":
+        Path(f"{path}.idx.npy").write_bytes(b"\x93NUMPY")
+        expected = [["aa"], ["b"]]
+    else:
+        expected = [["a"], ["bb"]] if how == "same size" else [["c"], ["d"], ["e"]]
+        write_tsv("a.tsv", expected)
+        os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
+    file = TsvFile(path, "0")
+    assert [file[row] for row in range(len(file))] == expected
+
+
+def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(
+    write_tsv: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_tsv("a.tsv", [["a"], ["b"]])
+    write_index = tsv.write_index
+
+    def refuse_beside(target: Path, contents: np.ndarray) -> None:
+        if target.parent == path.parent:
+            raise PermissionError("read-only")
+        write_index(target, contents)
+
+    monkeypatch.setattr(tsv, "write_index", refuse_beside)
+    assert TsvFile(path, "0")[1] == ["b"]
+    assert not Path(f"{path}.idx.npy").exists()
+    assert cached_index_path(str(path)).is_file()
+
+
+def _open_and_read(path: Path) -> list[list[str]]:
+    file = TsvFile(path, "0")
+    return [file[0], file[len(file) - 1]]
+
+
+def test_many_processes_may_start_at_once(write_tsv: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_tsv("a.tsv", [[str(row)] for row in range(20_000)])
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        assert pool.map(_open_and_read, [path] * 16) == [[["0"], ["19999"]]] * 16
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tsv", "a.tsv.idx.npy"]
+
+
+def test_instances_travel_to_workers_as_their_path(write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["a", "x" * 100_000], ["b", "y"]])
+    sent = pickle.dumps(TsvFile(path, "1,0"))
+    assert len(sent) < 1000
+    assert pickle.loads(sent)[1] == ["y", "b"]
+
+
+def test_errors_name_file_row_and_what_disagrees(write_tsv: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_tsv("a.tsv", [["0", "1", "2", "3", "4"], ["0", "1", "2"]])
+    with pytest.raises(
+        BadRow, match=r"a\.tsv:2: has 3 columns, column 4 of --selected-cols 0,4,2 is missing"
+    ):
+        TsvFile(path, "0,4,2")[1]
+    with pytest.raises(MissingInput, match="nowhere.tsv: no such TSV file"):
+        TsvFile(tmp_path / "nowhere.tsv", "0")
+    with pytest.raises(InputError, match="--selected-cols 0;4"):
+        TsvFile(path, "0;4")
+    (tmp_path / "empty.tsv").touch()
+    with pytest.raises(InputError, match="empty.tsv: the file is empty"):
+        TsvFile(tmp_path / "empty.tsv", "0")
+    (tmp_path / "latin.tsv").write_bytes("é\n".encode("latin-1"))
+    with pytest.raises(BadRow, match=r"latin\.tsv:1: is not UTF-8"):
+        TsvFile(tmp_path / "latin.tsv", "0")[0]
+    with pytest.raises(IndexError):
+        TsvFile(path, "0")[2]
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open_large(path: Path, answer: "multiprocessing.Queue[tuple[float, int, list[str]]]") -> None:
+    before, start = _resident_bytes(), time.perf_counter()
+    file = TsvFile(path, "0")
+    row = file[len(file) - 1]
+    answer.put((time.perf_counter() - start, _resident_bytes() - before, row))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_opening_ten_gigabytes_with_its_index_takes_neither_time_nor_memory(tmp_path: Path) -> None:
+    path, row_bytes, rows = tmp_path / "large.tsv", 10_000, 1_000_000
+    with open(path, "wb") as file:  # a sparse file: zeros but for the last row
+        file.truncate(row_bytes * rows)
+        file.seek(row_bytes * rows - 5)
+        file.write(b"\nlast")
+    starts = np.arange(rows, dtype=np.int64) * row_bytes
+    starts[-1] = row_bytes * rows - 4
+    index = np.concatenate([tsv.file_stamp(str(path)), starts, [row_bytes * rows]]).astype(np.int64)
+    tsv.write_index(Path(f"{path}.idx.npy"), index)
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    process = context.Process(target=_open_large, args=(path, answer))
+    process.start()
+    seconds, grown, row = answer.get(timeout=30)
+    process.join()
+    assert row == ["last"]
+    assert seconds < 1
+    assert grown < 4 << 20

@@ -1,0 +1,170 @@
+"""The student's generator on paths written by hand, and on a real small student."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor, nn
+
+from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.models import build
+from narvl_plugin.models.narvl import NarvlModel
+
+A, B, C, BLANK = 4, 5, 6, 7
+
+
+@pytest.fixture
+def dictionary() -> Dictionary:
+    """`<s> <pad> </s> <unk> a b c`: the blank would be label 7."""
+    dictionary = Dictionary()
+    for word in "abc":
+        dictionary.add_symbol(word)
+    return dictionary
+
+
+class Fixed(nn.Module):
+    """A student whose label probabilities are given, (B, N, V)."""
+
+    blank = BLANK
+
+    def __init__(self, probabilities: Tensor) -> None:
+        super().__init__()
+        self.logits = probabilities.log() + 3.0  # a constant changes no probability
+        self.num_queries = probabilities.shape[1]
+
+    def forward(self, src_tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the fixed logits."""
+        return self.logits, {}
+
+
+def path(*labels: tuple[int, float]) -> Tensor:
+    """Probabilities (N, V) where each query gives `label` its probability and spreads the rest evenly."""
+    rows = []
+    for label, probability in labels:
+        row = torch.full((BLANK + 1,), (1 - probability) / BLANK)
+        row[label] = probability
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def generate(dictionary: Dictionary, *probabilities: Tensor, **options: str) -> list[list[dict]]:
+    """Generate with an ensemble of fixed students for one batch each."""
+    models = [Fixed(p if p.dim() == 3 else p[None]) for p in probabilities]
+    generator = ParallelGenerator(models, dictionary, **options)
+    return generator.generate(models, {"net_input": {"src_tokens": torch.zeros(1, 1)}})
+
+
+def test_repeats_merge_blanks_part_and_the_end_is_added(dictionary: Dictionary) -> None:
+    spoken = path((A, 0.9), (A, 0.5), (BLANK, 0.8), (A, 0.6), (C, 0.7))
+    silent = path(*[(BLANK, 0.9)] * 5)
+    (hypothesis,), (nothing,) = generate(dictionary, torch.stack([spoken, silent]))
+    assert hypothesis["tokens"].tolist() == [A, A, C, dictionary.eos()]
+    assert hypothesis["alignment"].tolist() == [0, 3, 4]
+    expected = [math.log(0.9), math.log(0.6), math.log(0.7), 0.0]
+    assert hypothesis["positional_scores"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert float(hypothesis["score"]) == pytest.approx(math.log(0.9 * 0.5 * 0.8 * 0.6 * 0.7) / 5, abs=1e-5)
+    assert nothing["tokens"].tolist() == [dictionary.eos()]
+    assert nothing["alignment"].tolist() == []
+
+
+def test_a_spoken_end_closes_the_output(dictionary: Dictionary) -> None:
+    ((hypothesis,),) = generate(dictionary, path((A, 0.9), (dictionary.eos(), 0.8), (B, 0.9)))
+    assert hypothesis["tokens"].tolist() == [A, dictionary.eos()]
+    assert hypothesis["positional_scores"].tolist() == pytest.approx([math.log(0.9), math.log(0.8)], abs=1e-5)
+    assert hypothesis["alignment"].tolist() == [0]
+
+
+def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:
+    sure_of_a, fairly_of_b = path((A, 0.5), (C, 0.9)), path((B, 0.8), (C, 0.5))
+    ((hypothesis,),) = generate(dictionary, sure_of_a, fairly_of_b)
+    assert hypothesis["tokens"].tolist() == [B, C, dictionary.eos()]
+    mean_b = (0.5 / BLANK + 0.8) / 2
+    assert hypothesis["positional_scores"].tolist()[:2] == pytest.approx(
+        [math.log(mean_b), math.log((0.9 + 0.5) / 2)], abs=1e-5
+    )
+
+
+def test_printed_alignment_is_pairs_of_query_and_place(dictionary: Dictionary) -> None:
+    ((hypothesis,),) = generate(
+        dictionary, path((BLANK, 0.9), (A, 0.9), (A, 0.9), (B, 0.9)), print_alignment="hard"
+    )
+    assert hypothesis["alignment"] == [(1, 0), (3, 1)]
+    with pytest.raises(ValueError, match="soft"):
+        ParallelGenerator([], dictionary, print_alignment="soft")
+
+
+def test_students_that_differ_are_no_ensemble(dictionary: Dictionary) -> None:
+    models = [Fixed(path((A, 0.9))[None]), Fixed(path((A, 0.9), (B, 0.9))[None])]
+    with pytest.raises(ValueError, match="agree"):
+        ParallelGenerator(models, dictionary)
+
+
+def test_a_prefix_is_refused(dictionary: Dictionary) -> None:
+    models = [Fixed(path((A, 0.9))[None])]
+    sample = {"net_input": {"src_tokens": torch.zeros(1, 1)}}
+    with pytest.raises(ValueError, match="prefix"):
+        ParallelGenerator(models, dictionary).generate(models, sample, prefix_tokens=torch.tensor([[A]]))
+
+
+@pytest.fixture(scope="module")
+def student() -> NarvlModel:
+    """A small random student without dropout; weights larger than at birth, so that all inputs show."""
+    torch.manual_seed(0)
+    sizes = {"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128, "encoder_layers": 2, "decoder_layers": 2}
+    model = build("narvl_nano", vocab_size=30, num_queries=6, vision_pretrained=False, **sizes).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed_images" not in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def net_input() -> dict[str, Tensor]:
+    """Two samples of a 64 x 64 picture and a source text of 5 and 3 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    src_tokens = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1]])
+    return {
+        "src_tokens": src_tokens,
+        "src_lengths": src_tokens.ne(1).sum(1),
+        "patch_images": torch.randn(2, 3, 64, 64, generator=generator),
+        "patch_masks": torch.tensor([True, True]),
+    }
+
+
+def test_a_later_query_influences_an_earlier_output(
+    student: NarvlModel, net_input: dict[str, Tensor]
+) -> None:
+    queries = student.decoder.query_embed.weight
+    with torch.no_grad():
+        before = student(**net_input)[0]
+        kept = queries[-1].clone()
+        queries[-1] += torch.linspace(-2, 2, queries.shape[1])
+        after = student(**net_input)[0]
+        queries[-1] = kept
+    assert (before[:, 0] - after[:, 0]).abs().max() > 1e-3
+
+
+def test_previous_output_tokens_do_not_matter(student: NarvlModel, net_input: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        without = student(**net_input, prev_output_tokens=None)[0]
+        other = student(**net_input, prev_output_tokens=torch.tensor([[0, 9, 10], [0, 11, 12]]))[0]
+    assert torch.equal(without, other)
+
+
+def test_a_real_student_gives_what_its_argmax_says(
+    student: NarvlModel, net_input: dict[str, Tensor], dictionary: Dictionary
+) -> None:
+    generator = ParallelGenerator([student], dictionary)
+    hypotheses = generator.generate([student], {"net_input": net_input})
+    with torch.no_grad():
+        labels = student(**net_input)[0].argmax(-1).tolist()
+    for (hypothesis,), row in zip(hypotheses, labels, strict=True):
+        merged = [label for place, label in enumerate(row) if place == 0 or row[place - 1] != label]
+        spoken = [label for label in merged if label != student.blank]
+        if dictionary.eos() in spoken:
+            spoken = spoken[: spoken.index(dictionary.eos())]
+        assert hypothesis["tokens"].tolist() == [*spoken, dictionary.eos()]

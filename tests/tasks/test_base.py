@@ -1,0 +1,207 @@
+"""What all tasks share: which file a split reads, batches of an epoch, generators, validation's target."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator
+
+from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.models import build
+from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+
+Rows = list[list[str]]
+
+
+@pytest.fixture
+def make_task(vocabulary: Path) -> Callable[..., CaptionTask]:
+    """Make a task on some TSV files."""
+
+    def make(*paths: Path | str, **options: Any) -> CaptionTask:
+        data = ",".join(str(path) for path in paths)
+        values = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 8} | options
+        return CaptionTask.setup_task(CaptionConfig(data=data, **values))
+
+    return make
+
+
+def ids_of_epoch(task: CaptionTask, epoch: int, split: str = "train", **options: Any) -> list[list[str]]:
+    """Return the ids of each batch, as fairseq's trainer would meet them."""
+    task.load_dataset(split, epoch=epoch)
+    iterator = task.get_batch_iterator(task.dataset(split), seed=1, epoch=epoch, **options)
+    return [
+        batch["id"].tolist() if batch else [] for batch in iterator.next_epoch_itr(shuffle=split == "train")
+    ]
+
+
+class TestSplits:
+    def test_training_files_take_turns(
+        self,
+        make_task: Callable[..., CaptionTask],
+        write_tsv: Callable[..., Path],
+        caption_rows: Rows,
+    ) -> None:
+        paths = [write_tsv(f"{name}.tsv", caption_rows) for name in ("one", "two", "three", "valid")]
+        task = make_task(*paths)
+        read = []
+        for epoch in (1, 2, 3, 4, 5):
+            task.load_dataset("train", epoch=epoch)
+            read.append(Path(task.dataset("train").tsv.path).stem)
+        assert read == ["one", "two", "three", "one", "two"]
+        assert task.has_sharded_data("train")
+        for split in ("valid", "test"):
+            assert task.split_path(split, 2) == str(paths[-1])
+            assert not task.has_sharded_data(split)
+
+    def test_a_single_file_serves_generation(
+        self, make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+    ) -> None:
+        task = make_task(write_tsv("only.tsv", caption_rows))
+        for split in ("test", "train"):
+            task.load_dataset(split)
+            assert len(task.dataset(split)) == 6
+        assert not task.has_sharded_data("train")
+
+    def test_training_and_validation_on_one_file_is_an_error(
+        self, make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+    ) -> None:
+        task = make_task(write_tsv("only.tsv", caption_rows))
+        task.load_dataset("valid")
+        with pytest.raises(InputError, match=r"only\.tsv: names one file for training and validation"):
+            task.load_dataset("train")
+
+    def test_a_file_of_a_later_epoch_is_missed_at_once(
+        self, make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+    ) -> None:
+        there = write_tsv("there.tsv", caption_rows)
+        task = make_task(there, "nowhere.tsv", there)
+        with pytest.raises(MissingInput, match=r"^nowhere\.tsv: no such TSV file \(split 'train'"):
+            task.load_dataset("train", epoch=1)
+
+    def test_unknown_splits_are_an_error(self, make_task: Callable[..., CaptionTask]) -> None:
+        with pytest.raises(InputError, match="no split 'dev'; choose one of train, valid, test"):
+            make_task("a.tsv").load_dataset("dev")
+
+    def test_a_missing_vocabulary_is_named(
+        self, make_task: Callable[..., CaptionTask], tmp_path: Path
+    ) -> None:
+        with pytest.raises(MissingInput, match="--bpe-dir .*nowhere: no spm.model"):
+            make_task("a.tsv", bpe_dir=str(tmp_path / "nowhere"))
+
+
+class TestBatches:
+    @pytest.fixture
+    def task(
+        self,
+        make_task: Callable[..., CaptionTask],
+        write_tsv: Callable[..., Path],
+        caption_rows: Rows,
+    ) -> CaptionTask:
+        """Make a task with 20 rows to train on and 20 to evaluate on."""
+        rows = [[str(number), *caption_rows[number % 6][1:]] for number in range(20)]
+        return make_task(write_tsv("train.tsv", rows), write_tsv("valid.tsv", rows))
+
+    def test_no_row_is_dropped(self, task: CaptionTask) -> None:
+        # fairseq's default multiple of 8 would leave 16 of them
+        batches = ids_of_epoch(task, 1, "test", max_sentences=16, required_batch_size_multiple=8)
+        assert [len(batch) for batch in batches] == [16, 4]
+        assert sum(batches, []) == [str(number) for number in range(20)]
+
+    def test_rows_are_shuffled_anew_for_every_epoch(self, task: CaptionTask) -> None:
+        epochs = [ids_of_epoch(task, epoch, max_sentences=4) for epoch in (1, 2)]
+        for batches in epochs:
+            assert sorted(sum(batches, []), key=int) == [str(number) for number in range(20)]
+        first, second = ({frozenset(batch) for batch in batches} for batches in epochs)
+        assert first != second  # not only the order of the same batches
+        assert ids_of_epoch(task, 2, max_sentences=4) == epochs[1]
+
+    def test_fairseq_asks_for_new_batches_every_epoch(self, task: CaptionTask) -> None:
+        task.load_dataset("train")
+        task.load_dataset("valid")
+        assert not task.can_reuse_epoch_itr(task.dataset("train"))
+        assert task.can_reuse_epoch_itr(task.dataset("valid"))
+
+    def test_workers_give_the_same_batches(self, task: CaptionTask) -> None:
+        alone = ids_of_epoch(task, 1, max_sentences=3)
+        assert ids_of_epoch(task, 1, max_sentences=3, num_workers=2) == alone
+
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_processes_share_the_rows(self, task: CaptionTask, ranks: int) -> None:
+        shares = [
+            ids_of_epoch(task, 1, max_sentences=4, num_shards=ranks, shard_id=rank) for rank in range(ranks)
+        ]
+        assert len({len(share) for share in shares}) == 1
+        rows = [name for share in shares for batch in share for name in batch]
+        assert sorted(rows, key=int) == [str(number) for number in range(20)]
+
+    def test_tokens_limit_batches_by_rows(self, task: CaptionTask) -> None:
+        assert [len(batch) for batch in ids_of_epoch(task, 1, "test", max_tokens=12_000)] == [12, 8]
+
+
+class TestGenerators:
+    def test_follow_the_kind_of_model(self, make_task: Callable[..., CaptionTask]) -> None:
+        task = make_task("a.tsv")
+        size = len(task.target_dictionary)
+        teacher = build("ofa_nano", vocab_size=size)
+        student = build("narvl_nano", vocab_size=size + 1, num_queries=5)
+        options = SimpleNamespace(beam=3, max_len_b=7)
+        extra = {"lm_model": None, "lm_weight": 0.0}
+        search = task.build_generator([teacher], options, extra_gen_cls_kwargs=extra)
+        assert isinstance(search, SequenceGenerator)
+        assert (search.beam_size, search.max_len_b) == (3, 7)
+        assert isinstance(
+            task.build_generator([student], options, extra_gen_cls_kwargs=extra), ParallelGenerator
+        )
+        with pytest.raises(InputError, match="an ensemble must be of one kind"):
+            task.build_generator([teacher, student], options)
+
+    def test_teachers_start_from_the_first_symbol(self, make_task: Callable[..., CaptionTask]) -> None:
+        task = make_task("a.tsv")
+        asked: dict[str, Any] = {}
+        generator = SimpleNamespace(generate=lambda models, sample, **options: asked.update(options))
+        task.inference_step(generator, [], {})
+        assert asked == {"prefix_tokens": None, "constraints": None, "bos_token": 0}
+
+    @pytest.mark.parametrize(
+        ("text", "message"), [("{beam: 5}", "is not JSON"), ("5", "expected a JSON object")]
+    )
+    def test_options_in_validation_are_json(
+        self, make_task: Callable[..., CaptionTask], text: str, message: str
+    ) -> None:
+        with pytest.raises(InputError, match=f"--eval-args .*{message}"):
+            make_task("a.tsv", eval_args=text).generator_options()
+
+
+def test_validation_takes_the_loss_on_the_first_reference(
+    make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    caption_rows[0][2] = "a cat&&two dogs run"
+    task = make_task("", write_tsv("valid.tsv", caption_rows))
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    batch = dataset.collater([dataset[0], dataset[1]])
+    joined = batch["target"].clone()
+    seen: list[dict[str, Any]] = []
+
+    def criterion(model: torch.nn.Module, sample: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+        seen.append(sample)
+        return 0, 1, {}
+
+    task.valid_step(batch, torch.nn.Module(), criterion)
+    sample = seen[0]
+    assert [task.codec.decode(row) for row in sample["target"]] == ["a cat", "two dogs run"]
+    assert sample["ntokens"] == 7  # two and three words, </s> each
+    previous = sample["net_input"]["prev_output_tokens"]
+    assert previous[:, 0].tolist() == [0, 0]
+    assert torch.equal(previous[1, 1:], sample["target"][1, :-1])
+    assert torch.equal(batch["target"], joined)  # what generation reads is left as it was
+
+
+def test_dictionaries_and_text_come_from_the_vocabulary(make_task: Callable[..., CaptionTask]) -> None:
+    task = make_task("a.tsv")
+    assert task.source_dictionary is task.target_dictionary
+    assert task.build_bpe(None).decode(task.codec.encode("two dogs")) == "two dogs"

@@ -1,0 +1,184 @@
+"""The caption task: CIDEr in validation, and fairseq's own programs from TSV to text."""
+
+import importlib
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import checkpoint_utils, options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+from fairseq_cli import generate, train
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocoevalcap.cider.cider import Cider
+
+from narvl_plugin.data.errors import BadRow
+from narvl_plugin.models import build
+from narvl_plugin.scoring.tokenization import plain_words
+from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
+
+Rows = list[list[str]]
+WORDS = st.lists(st.sampled_from(["a", "red", "cat", "Dog,", "runs"]), min_size=1, max_size=6).map(" ".join)
+PICTURES = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=2, max_size=7)
+
+
+def cider(captions: list[str], references: list[list[str]]) -> list[float]:
+    """Return the CIDEr of each caption by the COCO tools' own scorer, over all at once."""
+    _, scores = Cider().compute_score(
+        {row: [plain_words(text) for text in texts] for row, texts in enumerate(references)},
+        {row: [plain_words(caption)] for row, caption in enumerate(captions)},
+    )
+    return [float(score) for score in scores]
+
+
+@given(PICTURES, st.integers(1, 4))
+def test_batches_average_to_the_cider_of_the_whole_set(
+    pictures: list[tuple[str, list[str]]], size: int
+) -> None:
+    captions, references = (list(column) for column in zip(*pictures, strict=True))
+    batchwise = BatchwiseCider(references)
+    scores = []
+    for start in range(0, len(captions), size):
+        scores += batchwise(captions[start : start + size], references[start : start + size])
+    assert scores == pytest.approx(cider(captions, references))
+
+
+class Criterion:
+    """Logs what fairseq expects of a criterion."""
+
+    def __call__(self, model: torch.nn.Module, sample: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        return 0.0, 1, {"ntokens": 1, "nsentences": len(sample["id"])}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        metrics.log_scalar("loss", 0.0)
+
+
+def test_validation_logs_the_cider_of_what_is_generated(
+    vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    path = write_tsv("valid.tsv", caption_rows)
+    config = CaptionConfig(
+        data=f"{path},{path}", bpe_dir=str(vocabulary), patch_image_size=8, num_bins=10, eval_cider=True
+    )
+    task = CaptionTask.setup_task(config)
+    task.load_dataset("valid")
+    said = ["a red square on a wall", "two cats run", "hat", "a cat", "a boat and a bird", "one"]
+    said_of = dict(zip([row[0] for row in caption_rows], said, strict=True))
+
+    class Generator:
+        def generate(
+            self, models: object, sample: dict[str, Any], **options: object
+        ) -> list[list[dict[str, torch.Tensor]]]:
+            return [[{"tokens": task.codec.encode(said_of[name])}] for name in sample["id"].tolist()]
+
+    task.generator = Generator()
+    iterator = task.get_batch_iterator(task.dataset("valid"), max_sentences=4).next_epoch_itr(shuffle=False)
+    with metrics.aggregate(new_root=True) as aggregator:
+        for batch in iterator:
+            _, _, logged = task.valid_step(batch, torch.nn.Module(), Criterion())
+            task.reduce_metrics([logged], Criterion())
+    expected = cider(said, [[row[2]] for row in caption_rows])
+    assert aggregator.get_smoothed_value("cider") == pytest.approx(sum(expected) / 6, abs=1e-4)
+
+
+def test_training_logs_no_cider(vocabulary: Path) -> None:
+    task = CaptionTask.setup_task(CaptionConfig(data="a.tsv", bpe_dir=str(vocabulary), eval_cider=True))
+    with metrics.aggregate(new_root=True) as aggregator:
+        task.reduce_metrics([{"ntokens": 3, "nsentences": 1}], Criterion())
+    assert "cider" not in aggregator
+
+
+@pytest.mark.integration
+def test_the_teacher_says_what_the_published_model_says(
+    goldens: Path, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = json.loads((goldens / "ofa_datasets_tasks.json").read_text())["caption_stage1"]
+    monkeypatch.syspath_prepend(bpe_dir.parent / "parity")
+    recipe = importlib.import_module("recipe")
+    path = goldens / "data" / "caption_val.tsv"
+    task = CaptionTask.setup_task(CaptionConfig(data=str(path), bpe_dir=str(bpe_dir), patch_image_size=64))
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    batch = dataset.collater([dataset[row] for row in range(3)])
+    teacher = build("ofa_tiny", vocab_size=len(task.target_dictionary))
+    recipe.fill(teacher)
+    generator = task.build_generator([teacher], Namespace(**golden["eval_step"]["gen_args"]))
+    hypotheses = task.inference_step(generator, [teacher], batch)
+    for beam, expected in zip(hypotheses, golden["eval_tokens"], strict=True):
+        assert [hypothesis["tokens"].tolist() for hypothesis in beam] == [tokens for tokens, _ in expected]
+        scores = [hypothesis["score"].item() for hypothesis in beam]
+        assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
+    captions = [task.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
+    assert captions == [result["caption"] for result in golden["eval_step"]["results"]]
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Give fairseq's programs the root logger's handlers back to us."""
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+
+
+def run_train(*arguments: object) -> None:
+    """Run fairseq-train in this process, as if no other run had left its best score there."""
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    parsed = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in arguments])
+    train.main(convert_namespace_to_omegaconf(parsed))
+
+
+def run_generate(*arguments: object) -> None:
+    """Run fairseq-generate in this process."""
+    parsed = options.parse_args_and_arch(options.get_generation_parser(), [str(word) for word in arguments])
+    generate.main(parsed)
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("arch", "criterion"), [("ofa_nano", "label_smoothed_cross_entropy"), ("narvl_nano", "qctc")]
+)
+def test_from_tsv_to_text_with_fairseqs_programs(
+    arch: str,
+    criterion: str,
+    vocabulary: Path,
+    write_tsv: Callable[..., Path],
+    caption_rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caption_rows[2][4] = "bm8gaW1hZ2U="  # text that is no image
+    train_tsv, valid_tsv = write_tsv("train.tsv", caption_rows), write_tsv("valid.tsv", caption_rows)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    task = ["--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32, "--cpu"]
+    training = [
+        *(f"{train_tsv},{valid_tsv}", *task, "--arch", arch, "--criterion", criterion, "--optimizer", "adam"),
+        *("--lr", 1e-4, "--batch-size", 1, "--max-epoch", 1, "--save-dir", tmp_path / "checkpoints"),
+        *("--eval-cider", "--best-checkpoint-metric", "cider", "--maximize-best-checkpoint-metric"),
+        *("--num-workers", 1, "--no-progress-bar"),
+    ]
+    with pytest.raises(BadRow, match=r"train\.tsv:3: .*--skip-bad-rows|valid\.tsv:3: .*--skip-bad-rows"):
+        run_train(*training)
+    run_train(*training, "--skip-bad-rows", 2)
+    state = torch.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    assert state["extra_state"]["train_iterator"]["epoch"] == 2
+    run_train(*training, "--skip-bad-rows", 2, "--max-epoch", 2)  # resumes
+    run_generate(
+        *(valid_tsv, *task, "--path", tmp_path / "checkpoints" / "checkpoint_best.pt", "--skip-bad-rows", 1),
+        *("--results-path", tmp_path, "--batch-size", 2, "--scoring", "coco_caption", "--max-len-b", 5),
+    )
+    lines = (tmp_path / "generate-test.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in lines if line.startswith("D-")) == [
+        f"D-{number}" for number in (0, 1, 3, 4, 5)
+    ]
+    targets = dict(line[2:].split("\t") for line in lines if line.startswith("T-"))
+    assert targets["1"] == "two dogs run"
+    assert lines[-1].startswith("Generate test with beam=5: ")

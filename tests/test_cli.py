@@ -1,0 +1,143 @@
+"""The program `narvl`: quick where it can be, and errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import narvl_command
+import narvl_plugin
+from narvl_plugin import cli
+
+
+def narvl(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["narvl", *arguments])
+    try:
+        narvl_command.main()
+        code = 0
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_path_is_the_user_dir_from_any_folder_and_imports_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.argv = ['narvl', 'path']; import narvl_command; narvl_command.main();"
+        "assert not {'torch', 'fairseq', 'narvl_plugin'} & sys.modules.keys()"
+    )
+    root = Path(narvl_plugin.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{root / 'narvl_plugin'}\n"
+
+
+def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = narvl(capsys, monkeypatch, "--help")
+    assert code == 0
+    for command in ("path", "data", "vocab", "features", "distill", "bench", "report"):
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["features", "gone.tsv", "out.tsv"], "gone.tsv: no such TSV file"),
+        (
+            ["features", "gone.tsv", "out.tsv", "--arch", "narvl_giant"],
+            "narvl_giant: there is no such architecture",
+        ),
+        (["vocab", "gone.tsv", "--out", "vocab"], "gone.tsv: no such TSV file"),
+        (
+            ["distill", "--teacher", "gone.pt", "--data", "gone.tsv", "--out", "o.tsv"],
+            "gone.tsv: no such TSV file",
+        ),
+        (["data", "scenes", "--out", "scenes", "--nouns", "1000"], "nouns=1000"),
+        (["report", "gone"], "gone"),
+        (
+            [
+                "bench",
+                "latency",
+                "--teacher",
+                "t.pt",
+                "--student",
+                "s.pt",
+                "--data",
+                "gone.tsv",
+                "--out",
+                "l.json",
+            ],
+            "t.pt: no such checkpoint",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NARVL_DEBUG", raising=False)
+    code, out, err = narvl(capsys, monkeypatch, *arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("narvl: ") and err.count("\n") == 1
+    assert complaint in err
+
+
+def test_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NARVL_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        narvl(capsys, monkeypatch, "vocab", "gone.tsv", "--out", "vocab")
+
+
+def test_scenes_and_their_vocabulary(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = [
+        "--train",
+        "3",
+        "--valid",
+        "1",
+        "--test",
+        "1",
+        "--size",
+        "32",
+        "--nouns",
+        "8",
+        "--max-objects",
+        "2",
+    ]
+    code, _, _ = narvl(
+        capsys, monkeypatch, "data", "scenes", "--out", str(tmp_path), *sizes, "--tasks", "caption,refcoco"
+    )
+    assert code == 0
+    assert {path.parent.name for path in tmp_path.glob("*/*.tsv")} == {"caption", "refcoco"}
+    train = tmp_path / "caption" / "train.tsv"
+    code, out, _ = narvl(
+        capsys, monkeypatch, "vocab", str(train), "--out", str(tmp_path / "v"), "--vocab-size", "99"
+    )
+    assert (code, out) == (0, f"{tmp_path / 'v' / 'spm.model'}\n")
+
+
+def test_settings_of_a_run_are_read_for_its_report(tmp_path: Path) -> None:
+    assert cli._run_settings(tmp_path) == {}
+    (tmp_path / cli.SETTINGS_FILE).write_text("PRESET=quick\nDATA=\nNOTE=a=b\n")
+    assert cli._run_settings(tmp_path) == {"PRESET": "quick", "DATA": "", "NOTE": "a=b"}

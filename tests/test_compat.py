@@ -1,0 +1,152 @@
+"""Each repair against the call that fails without it."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+from fairseq.dataclass.configs import CommonConfig, DistributedTrainingConfig
+from fairseq.distributed import utils as distributed_utils
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+
+from narvl_plugin import compat
+from narvl_plugin.data.errors import BadRow, InputError
+
+
+class Attack:
+    """Unpickled, it would raise what it was told to."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("raise SystemExit",)
+
+
+class TestCheckpointTypes:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            argparse.Namespace(arch="ofa_base", sizes=[1, 2]),
+            np.float64(0.5),
+            np.float32(0.5),
+            np.int64(3),
+            np.bool_(True),
+            np.arange(3.0),
+        ],
+        ids=repr,
+    )
+    def test_are_read(self, tmp_path: Path, value: object) -> None:
+        history = [{"optimizer_name": "Adam", "lr_scheduler_state": {}, "num_updates": 1}]
+        extra = {"best": value, "train_iterator": {"epoch": 1}}
+        state = {"cfg": None, "args": None, "model": {}, "optimizer_history": history, "extra_state": extra}
+        torch.save(state, tmp_path / "checkpoint.pt")
+        read = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))["extra_state"]["best"]
+        assert type(read) is type(value)
+        assert np.all(read == value)
+
+    def test_others_are_still_refused(self, tmp_path: Path) -> None:
+        torch.save({"model": Attack()}, tmp_path / "checkpoint.pt")
+        with pytest.raises(Exception, match="Weights only load failed"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))
+
+    def test_are_refused_by_torch_alone(self, tmp_path: Path) -> None:
+        torch.save({"cfg": {"model": argparse.Namespace()}}, tmp_path / "checkpoint.pt")
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "checkpoint.pt") == []
+        script = f"import torch; torch.load({str(tmp_path / 'checkpoint.pt')!r})"
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert "Unsupported global: GLOBAL argparse.Namespace" in run.stderr
+
+
+class TestDataArgument:
+    def test_may_name_files(self, tmp_path: Path) -> None:
+        config = SimpleNamespace(
+            dataset=SimpleNamespace(
+                ignore_unused_valid_subsets=False,
+                combine_valid_subsets=None,
+                disable_validation=False,
+                valid_subset="valid",
+            ),
+            task=SimpleNamespace(data=f"{tmp_path / 'train.tsv'},{tmp_path / 'valid.tsv'}"),
+        )
+        data_utils.raise_if_valid_subsets_unintentionally_ignored(config)
+
+    def test_may_still_name_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "valid1.bin").touch()
+        assert data_utils._find_extra_valid_paths(str(tmp_path)) == {"valid1"}
+
+
+def distributed_config(**training: object) -> SimpleNamespace:
+    values = {"distributed_world_size": 1, "tpu": False} | training
+    return SimpleNamespace(distributed_training=DistributedTrainingConfig(**values), common=CommonConfig())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU fairseq's spawn starts processes")
+class TestSpawnWithoutGpu:
+    def test_is_refused(self) -> None:
+        config = distributed_config(
+            distributed_world_size=2, distributed_init_method="tcp://localhost:29500", distributed_rank=0
+        )
+        with pytest.raises(
+            InputError, match="--distributed-world-size 2 without a GPU.*--distributed-no-spawn"
+        ):
+            distributed_utils.call_main(config, lambda cfg: None)
+
+    def test_is_refused_under_torchrun(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(InputError, match="--distributed-no-spawn"):
+            distributed_utils.call_main(distributed_config(), lambda cfg: None)
+
+    def test_one_process_runs(self) -> None:
+        called = []
+        distributed_utils.call_main(distributed_config(), called.append)
+        assert len(called) == 1
+
+
+class TestRepeatedNgrams:
+    def blocked(self, size: int, said: list[int]) -> list[int]:
+        """Return the tokens (of six) that fairseq forbids after those said, in a buffer twelve long."""
+        tokens = torch.ones(1, 12, dtype=torch.int64)
+        tokens[0, : len(said)] = torch.tensor(said)
+        log_probs = NGramRepeatBlock(size)(tokens, torch.zeros(1, 6), 1, 1, len(said) - 1)
+        return log_probs[0].isinf().nonzero().flatten().tolist()
+
+    @pytest.mark.parametrize(
+        ("size", "said", "forbidden"),
+        [
+            (2, [0, 3, 4, 3], [4]),
+            (2, [0, 3, 4, 3, 5, 3], [4, 5]),
+            (3, [0, 3, 4, 5, 3, 4], [5]),
+            (3, [0, 3, 4, 5, 4, 3], []),
+        ],
+    )
+    def test_are_blocked(self, size: int, said: list[int], forbidden: list[int]) -> None:
+        assert self.blocked(size, said) == forbidden
+
+
+class TestInputErrors:
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "a.tsv:3: has 3 columns",
+            # as torch hands on a data worker's error
+            "Caught BadRow in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File …\nnarvl_plugin.data.errors.BadRow: a.tsv:3: has 3 columns\n",
+        ],
+    )
+    def test_end_in_one_line(self, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        sys.excepthook(BadRow, BadRow(message), None)
+        assert capsys.readouterr().err == "error: a.tsv:3: has 3 columns\n"
+
+    def test_others_keep_their_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
+        sys.excepthook(KeyError, KeyError("x"), None)
+        assert "KeyError" in capsys.readouterr().err
+
+
+def test_repairs_are_made_once() -> None:
+    before = (sys.excepthook, distributed_utils.call_main, data_utils._find_extra_valid_paths)
+    compat.apply()
+    assert before == (sys.excepthook, distributed_utils.call_main, data_utils._find_extra_valid_paths)

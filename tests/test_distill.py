@@ -1,0 +1,185 @@
+"""Distillation: the teacher's words in the same rows and columns, and a killed run that goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.tasks import setup_task
+from omegaconf import OmegaConf
+
+import narvl_plugin  # noqa: F401 - registers the task
+from narvl_plugin.data.errors import BadRow, InputError, MissingInput
+from narvl_plugin.data.resumable import StalePart
+from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.data.text import train_sentencepiece
+from narvl_plugin.distill import Speaker, distill
+from narvl_plugin.models.config import SIZES, OfaConfig
+from narvl_plugin.tasks.caption import CaptionConfig
+
+ROWS, BATCH = 7, 2
+SETTINGS = {"beam": 2, "batch_size": BATCH, "max_len_b": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few scenes, a vocabulary and the checkpoint of a random teacher."""
+    folder = tmp_path_factory.mktemp("distill")
+    write_scenes(folder, train=ROWS, valid=1, test=1, size=32, seed=3, nouns=8, max_objects=1)
+    train_sentencepiece(folder / "caption" / "train.tsv", 2, folder / "vocab", 200)
+    model_cfg = OmegaConf.structured(OfaConfig(_name="ofa", **(SIZES["nano"] | {"encoder_layers": 1})))
+    task_cfg = OmegaConf.structured(
+        CaptionConfig(_name="caption", data="gone.tsv", bpe_dir=str(folder / "vocab"), patch_image_size=32)
+    )
+    torch.manual_seed(5)
+    task = setup_task(task_cfg)
+    model = task.build_model(model_cfg)
+    with torch.no_grad():  # at birth a teacher repeats <s>; with output rows of its own it says varied words
+        model.decoder.output_projection.weight.normal_(std=0.3)
+        model.decoder.output_projection.weight[:4] = 0
+    state = {
+        "args": None,
+        "cfg": {
+            "model": OmegaConf.to_container(model_cfg, enum_to_str=True),
+            "task": OmegaConf.to_container(task_cfg, enum_to_str=True),
+        },
+        "model": model.state_dict(),
+        "optimizer_history": [
+            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}
+        ],
+        "task_state": {},
+        "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1}, "val_loss": 1.0},
+    }
+    torch.save(state, folder / "teacher.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> bytes:
+    """What a run without a stop writes."""
+    out = folder / "whole.tsv"
+    assert distill(teacher=folder / "teacher.pt", data=folder / "caption" / "train.tsv", out=out, **SETTINGS)
+    return out.read_bytes()
+
+
+def rows(content: bytes) -> list[list[str]]:
+    """Split a TSV file's content."""
+    return [line.split("\t") for line in content.decode().splitlines()]
+
+
+def test_only_the_captions_change(folder: Path, whole: bytes) -> None:
+    before, after = rows((folder / "caption" / "train.tsv").read_bytes()), rows(whole)
+    assert len(after) == ROWS
+    for old, new in zip(before, after, strict=True):
+        assert new[:2] + new[3:] == old[:2] + old[3:]
+        assert new[2] and new[2] != old[2]
+    assert len({new[2] for new in after}) > 1, "different pictures should get different words here"
+
+
+def test_references_follow_the_words(folder: Path, whole: bytes) -> None:
+    data, out = folder / "caption" / "train.tsv", folder / "both.tsv"
+    distill(teacher=folder / "teacher.pt", data=data, out=out, keep_references=True, **SETTINGS)
+    both = out.read_bytes().splitlines()
+    assert both[0::2] == whole.splitlines()
+    assert both[1::2] == data.read_bytes().splitlines()
+    assert not distill(teacher=folder / "teacher.pt", data=data, out=out, keep_references=True, **SETTINGS)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_a_stopped_run_goes_on_and_ends_identical(
+    folder: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    out, done = tmp_path / "out.tsv", []
+    speak = Speaker.__call__
+
+    def stop(self: Speaker, rows: range) -> dict[int, str]:
+        if len(done) == batches:
+            raise KeyboardInterrupt
+        done.append(rows)
+        return speak(self, rows)
+
+    arguments = {
+        "teacher": folder / "teacher.pt",
+        "data": folder / "caption" / "train.tsv",
+        "out": out,
+        **SETTINGS,
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(Speaker, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill(**arguments)
+    with open(f"{out}.part", "ab") as part:
+        part.write(b"torn-row\ttorn")
+    with monkeypatch.context() as patch:
+        patch.setattr(Speaker, "__call__", lambda self, rows: done.append(rows) or speak(self, rows))
+        assert distill(**arguments)
+    assert out.read_bytes() == whole
+    assert done == [range(start, min(start + BATCH, ROWS)) for start in range(0, ROWS, BATCH)], "no row twice"
+
+
+@pytest.mark.integration
+def test_a_killed_program_goes_on_and_ends_identical(folder: Path, whole: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    command = [sys.executable, "-m", "narvl_command", "distill", "--teacher", str(folder / "teacher.pt")]
+    command += ["--data", str(folder / "caption" / "train.tsv"), "--out", str(out)]
+    command += ["--beam", "2", "--batch-size", str(BATCH), "--max-len-b", "6"]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE)
+    part = tmp_path / "out.tsv.part"
+    deadline = time.monotonic() + 120
+    while (
+        killed.poll() is None and not (part.exists() and part.stat().st_size) and time.monotonic() < deadline
+    ):
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    subprocess.run(command, check=True, capture_output=True)
+    assert out.read_bytes() == whole
+    assert sorted(os.listdir(tmp_path)) == ["out.tsv"]
+
+
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {
+        "teacher": folder / "teacher.pt",
+        "data": folder / "caption" / "train.tsv",
+        "out": tmp_path / "o.tsv",
+    }
+    with monkeypatch.context() as patch, pytest.raises(IndexError):
+        words = iter([{0: "one batch", 1: "and no more"}])
+        patch.setattr(Speaker, "__call__", lambda self, rows: next(words, None) or [][0])
+        distill(**arguments, **SETTINGS)
+    with pytest.raises(StalePart, match="begun with beam=2, now beam=3"):
+        distill(**arguments, **SETTINGS | {"beam": 3})
+
+
+def test_bad_rows_are_named_or_left_out(folder: Path, whole: bytes, tmp_path: Path) -> None:
+    lines = (folder / "caption" / "train.tsv").read_bytes().splitlines(keepends=True)
+    data = tmp_path / "bad.tsv"
+    data.write_bytes(
+        b"".join([lines[0], b"\t".join([b"x", b"x", b"words", b"", b"bm90IGFuIGltYWdl"]) + b"\n", *lines[1:]])
+    )
+    arguments = {"teacher": folder / "teacher.pt", "data": data, **SETTINGS}
+    with pytest.raises(BadRow, match=r"bad.tsv:2: .*image"):
+        distill(out=tmp_path / "strict.tsv", **arguments)
+    distill(out=tmp_path / "lenient.tsv", skip_bad_rows=1, **arguments)
+    assert [row[0] for row in rows((tmp_path / "lenient.tsv").read_bytes())] == [
+        row[0] for row in rows(whole)
+    ]
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    data = folder / "caption" / "train.tsv"
+    with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
+        distill(teacher=tmp_path / "gone.pt", data=data, out=tmp_path / "out.tsv")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    with pytest.raises(InputError, match="text.pt: is no checkpoint"):
+        distill(teacher=tmp_path / "text.pt", data=data, out=tmp_path / "out.tsv")
+    with pytest.raises(MissingInput, match="--bpe-dir"):
+        distill(teacher=folder / "teacher.pt", data=data, out=tmp_path / "out.tsv", bpe_dir=tmp_path / "gone")

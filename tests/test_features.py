@@ -1,0 +1,77 @@
+"""Precomputed features: what the trunk gives, where the picture was, and the same output of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from narvl_plugin.data.errors import BadRow, InputError
+from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.features import frozen_trunk, write_features
+from narvl_plugin.models import build
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TSV file with five scenes."""
+    folder = tmp_path_factory.mktemp("features")
+    write_scenes(folder, train=5, valid=0, test=0, size=SIZE, seed=3, nouns=8, max_objects=1)
+    return folder / "caption" / "train.tsv"
+
+
+def columns(path: Path) -> list[list[str]]:
+    """Read a TSV file."""
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.tsv"
+    assert write_features(data, out, arch="narvl_nano", patch_image_size=SIZE, batch_size=2)
+    pictures, features = columns(data), columns(out)
+    assert [row[:4] for row in features] == [row[:4] for row in pictures]
+
+    torch.manual_seed(0)
+    model = build("narvl_nano", vocab_size=30, num_queries=4).eval()
+    read = ImageReader(SIZE)
+    for picture, feature in zip(pictures, features, strict=True):
+        pixels, precomputed = read(picture[4], "test:1"), read(feature[4], "test:1")
+        assert pixels.shape == (3, SIZE, SIZE)
+        assert precomputed.shape == (model.encoder.embed_images.out_channels, SIZE // 16, SIZE // 16)
+        source = torch.tensor([[0, 5, 2]])
+        with torch.no_grad():
+            seen = [model(src_tokens=source, patch_images=image[None])[0] for image in (pixels, precomputed)]
+        torch.testing.assert_close(
+            seen[0], seen[1], atol=5e-3, rtol=5e-3
+        )  # they are stored in half precision
+    assert not write_features(data, out, arch="narvl_nano", patch_image_size=SIZE)
+
+
+def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tsv"
+    lines = data.read_text(encoding="utf-8").splitlines()
+    bad.write_text(
+        "\n".join([lines[0], "x\tx\twords\t\tbm90IGFuIGltYWdl", *lines[1:]]) + "\n", encoding="utf-8"
+    )
+    options = {"arch": "narvl_nano", "patch_image_size": SIZE, "batch_size": 2}
+    with pytest.raises(BadRow, match=r"bad.tsv:2: .*image"):
+        write_features(bad, tmp_path / "strict.tsv", **options)
+    write_features(bad, tmp_path / "lenient.tsv", skip_bad_rows=1, **options)
+    assert [row[0] for row in columns(tmp_path / "lenient.tsv")] == [line.split("\t")[0] for line in lines]
+
+
+def test_only_a_frozen_trunk_has_features_to_keep() -> None:
+    assert frozen_trunk("narvl_nano") == frozen_trunk("ofa_nano")
+    with pytest.raises(InputError, match="narvl_base: trains its vision trunk"):
+        frozen_trunk("narvl_base")
+    with pytest.raises(InputError, match="narvl_giant: there is no such architecture"):
+        frozen_trunk("narvl_giant")
+
+
+def test_a_column_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--image-column 7: .* has 5 columns"):
+        write_features(data, tmp_path / "out.tsv", arch="narvl_nano", patch_image_size=SIZE, image_column=7)

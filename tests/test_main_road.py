@@ -1,0 +1,131 @@
+"""The whole road of run_scripts/caption.sh with its smoke preset, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = [
+    "scenes",
+    "vocab",
+    "features train",
+    "features valid",
+    "teacher",
+    "distil",
+    "student",
+    "generate teacher_beam5",
+    "generate teacher_greedy",
+    "generate student",
+    "latency",
+    "report",
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose programs are those of this Python, with or without narvl installed in it."""
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    if shutil.which("narvl", path=environment["PATH"]) is None:
+        folder = tmp_path_factory.mktemp("bin")
+        (folder / "narvl").write_text(f'#!/bin/sh\nexec {sys.executable} -m narvl_command "$@"\n')
+        (folder / "narvl").chmod(0o755)
+        environment |= {"PATH": f"{folder}:{environment['PATH']}", "PYTHONPATH": str(ROOT)}
+    return environment
+
+
+def caption(environment: dict[str, str], *settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the script."""
+    command = ["bash", str(ROOT / "run_scripts" / "caption.sh"), *settings]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("road") / "run"
+    done = caption(environment, "PRESET=smoke", f"OUT={out}", "THREADS=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.integration
+def test_every_stage_leaves_its_output(run: Path) -> None:
+    timed = [line.split("\t") for line in (run / "stages.tsv").read_text().splitlines()]
+    assert [name for name, _ in timed] == STAGES
+    assert all(float(seconds) > 0 for _, seconds in timed)
+    for name in ("data/caption/test.tsv", "vocab/spm.model", "results.json", "table.md", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert not list(run.rglob("*.part*"))
+
+    human, distilled = (
+        (run / name / "train.tsv").read_text().splitlines() for name in ("features", "distilled")
+    )
+    assert len(human) == len(distilled) == 32
+    assert [row.split("\t")[4] for row in human] == [row.split("\t")[4] for row in distilled]
+
+    results = json.loads((run / "results.json").read_text())
+    assert {"teacher_beam5", "teacher_greedy", "student"} <= results["systems"].keys()
+    assert results["settings"]["PRESET"] == "smoke"
+    generated = (run / "generate" / "student" / "generate-test.txt").read_text()
+    assert sum(line.startswith("D-") for line in generated.splitlines()) == 8
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_training_logs_are_json_lines(run: Path, model: str) -> None:
+    records = [json.loads(line) for line in (run / model / "train.jsonl").read_text().splitlines()]
+    assert {record["num_updates"] for record in records if "num_updates" in record} >= {"1", "4"}
+    assert any("valid_loss" in record for record in records)
+
+
+@pytest.mark.integration
+def test_the_student_starts_from_the_teacher(run: Path) -> None:
+    assert "weights of a teacher" in (run / "student" / "train.log").read_text()
+
+
+@pytest.mark.integration
+def test_a_finished_run_does_nothing_again(run: Path, environment: dict[str, str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    done = caption(environment, "PRESET=smoke", f"OUT={run}", "THREADS=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is done: ") == len(STAGES)
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.integration
+def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: dict[str, str]) -> None:
+    done = caption(environment, "PRESET=smoke", f"OUT={run}", "QUERIES=7")
+    assert done.returncode == 1
+    assert "QUERIES (was '40', now '7')" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("QUERY=7", "'QUERY=7' is no setting. Settings are KEY=value with one of these keys: PRESET SEED"),
+        ("smoke", "'smoke' is no setting"),
+        ("PRESET=huge", "PRESET=huge: choose smoke, quick or full"),
+        ("ARCH=ofa_nano", "ARCH=ofa_nano: give a student's architecture"),
+        ("ARCH=narvl_base", "ARCH=narvl_base: give BPE=FOLDER"),
+        ("DATA=.", "holds none of train caption_train"),
+        ("DATA=gone", "DATA=gone: no such file or folder"),
+        ("TEACHER=Makefile", "Makefile: give the vocabulary it was trained with, too: BPE=FOLDER"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    environment: dict[str, str], tmp_path: Path, setting: str, complaint: str
+) -> None:
+    done = caption(environment, f"OUT={tmp_path / 'run'}", setting)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert not (tmp_path / "run").exists()
