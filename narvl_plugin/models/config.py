@@ -88,9 +88,9 @@ _TINY: dict[str, Any] = {
 SIZES: dict[str, dict[str, Any]] = {
     # For CPUs and embedded data: a frozen ImageNet trunk, whose features may be computed once.
     "nano": {
-        "encoder_embed_dim": 192,
-        "encoder_ffn_embed_dim": 768,
-        "encoder_layers": 3,
+        "encoder_embed_dim": 128,
+        "encoder_ffn_embed_dim": 512,
+        "encoder_layers": 2,
         "decoder_layers": 3,
         "encoder_attention_heads": 4,
         "vision_trunk": "tf_efficientnet_lite0",
