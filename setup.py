@@ -3,12 +3,8 @@
 from setuptools import find_packages, setup
 
 # ve-fairseq has wheels for Linux x86-64 with CPython 3.11 and 3.12; elsewhere fairseq-fixed is built.
-HAS_WHEEL = (
-    "sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
-)
-NO_WHEEL = (
-    "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_python_implementation != 'CPython'"
-)
+HAS_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
+NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_python_implementation != 'CPython'"
 
 setup(
     name="narvl",
@@ -40,6 +36,7 @@ setup(
         "typer>=0.12",
         "tqdm>=4.60",
         "jinja2>=3.1",
+        "rich>=13",
         "matplotlib>=3.8",
     ],
     extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13"]},

@@ -26,15 +26,11 @@ class QueryCriterionConfig(FairseqDataclass):
 
     keep_eos: bool = field(
         default=False,
-        metadata={
-            "help": "keep </s> in the targets; it costs a query, and blanks already say that nothing follows"
-        },
+        metadata={"help": "keep </s> in the targets; it costs a query, and blanks already say that nothing follows"},
     )
     label_smoothing: float = field(
         default=0.0,
-        metadata={
-            "help": "weight of the mean negative log-probability over all queries and all labels but the blank"
-        },
+        metadata={"help": "weight of the mean negative log-probability over all queries and all labels but the blank"},
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
@@ -155,9 +151,7 @@ class QueryCriterion(FairseqCriterion):
         sample_size, num_tokens, num_queries = total("sample_size"), total("ntokens"), total("queries")
         # A step whose samples were all left out has nothing to divide by.
         metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
-        metrics.log_scalar(
-            "nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3
-        )
+        metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
         metrics.log_scalar_sum("did_not_fit", total("did_not_fit"))

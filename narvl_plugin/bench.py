@@ -107,9 +107,7 @@ def _generation_config(options: Mapping[str, Any]) -> GenerationConfig:
     config = GenerationConfig()
     for name, value in options.items():
         if not hasattr(config, name):
-            raise InputError(
-                f"fairseq has no generation option {name}={value!r}; see fairseq-generate --help"
-            )
+            raise InputError(f"fairseq has no generation option {name}={value!r}; see fairseq-generate --help")
         setattr(config, name, value)
     return config
 
@@ -147,9 +145,7 @@ def measure_latency(
         ValueError: when there is nothing to measure.
     """
     if not systems or not images or repeats < 1:
-        raise ValueError(
-            f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats"
-        )
+        raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats")
     times: dict[str, list[float]] = {name: [] for name in systems}
     with _threads(threads):
         for system in systems.values():
@@ -267,9 +263,7 @@ def latency(
     usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may forgive bad rows
     rows = list(islice(usable, images))
     if rows and slow.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
-        raise InputError(
-            f"{data}: holds precomputed features; measure on pictures, so that the vision trunk counts"
-        )
+        raise InputError(f"{data}: holds precomputed features; measure on pictures, so that the vision trunk counts")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
     dtype = next(slow.model.parameters()).dtype
     report = {

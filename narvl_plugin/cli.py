@@ -27,14 +27,10 @@ app.add_typer(data_app, name="data", help="Make data sets.")
 app.add_typer(bench_app, name="bench", help="Measure what models cost.")
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
-BpeDir = Annotated[
-    Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")
-]
+BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
 Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
 MaxLenB = Annotated[int, typer.Option(min=1, help="Longest output of the teacher, in tokens.")]
-NoRepeat = Annotated[
-    int, typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any.")
-]
+NoRepeat = Annotated[int, typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any.")]
 SkipBadRows = Annotated[int, typer.Option(min=0, help="How many rows that cannot be used are left out.")]
 
 
@@ -49,17 +45,13 @@ def scenes(
     out: Annotated[Path, typer.Option(help="Folder for TASK/{train,valid,test}.tsv.")],
     train: Annotated[int, typer.Option(help="Pictures to train on.")] = 6000,
     valid: Annotated[int, typer.Option(help="Pictures to validate on.")] = 200,
-    test: Annotated[
-        int, typer.Option(help="Pictures to test on, with pairs of objects never trained on.")
-    ] = 1000,
+    test: Annotated[int, typer.Option(help="Pictures to test on, with pairs of objects never trained on.")] = 1000,
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
     nouns: Annotated[int, typer.Option(help="How many nouns to draw, the easiest first.")] = 100,
     max_objects: Annotated[int, typer.Option(help="Most objects in a picture.")] = 4,
     art: Annotated[Path | None, typer.Option(help="Folder of PNG files to draw with.")] = None,
-    tasks: Annotated[
-        str, typer.Option(help="Comma-separated: caption, vqa_gen, refcoco, snli_ve.")
-    ] = "caption",
+    tasks: Annotated[str, typer.Option(help="Comma-separated: caption, vqa_gen, refcoco, snli_ve.")] = "caption",
 ) -> None:
     """Compose pictures from emoji art, with captions and rows for the other tasks."""
     from narvl_plugin.data.scenes import write_scenes
@@ -96,15 +88,11 @@ def features(
     data: Annotated[Path, typer.Argument(help="TSV file with pictures.")],
     out: Annotated[Path, typer.Argument(help="TSV file to write.")],
     arch: Annotated[str, typer.Option(help="Architecture whose trunk is frozen.")] = "narvl_nano",
-    patch_image_size: Annotated[
-        int, typer.Option(min=16, help="Side of the square picture, in pixels.")
-    ] = 128,
+    patch_image_size: Annotated[int, typer.Option(min=16, help="Side of the square picture, in pixels.")] = 128,
     imagenet_default_mean_and_std: Annotated[
         bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does.")
     ] = False,
-    image_column: Annotated[
-        int, typer.Option(min=0, help="Number (from 0) of the column with the picture.")
-    ] = 4,
+    image_column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with the picture.")] = 4,
     batch_size: BatchSize = 64,
     skip_bad_rows: SkipBadRows = 0,
     device: Device = None,

@@ -81,12 +81,7 @@ def refuse_empty_spawn() -> None:
         training = cfg.distributed_training
         under_torchrun = "RANK" in os.environ and training.distributed_init_method is None
         several = training.distributed_world_size > 1 or under_torchrun
-        if (
-            several
-            and not training.distributed_no_spawn
-            and torch.cuda.device_count() == 0
-            and not cfg.common.tpu
-        ):
+        if several and not training.distributed_no_spawn and torch.cuda.device_count() == 0 and not cfg.common.tpu:
             raise InputError(
                 f"--distributed-world-size {training.distributed_world_size} without a GPU: fairseq would "
                 "start no process and train nothing. Start each process yourself, with --cpu "

@@ -105,9 +105,7 @@ class Speaker:
         self.models, self.task, cfg = checkpoints.load(teacher, task_overrides=overrides, device=self.device)
         name = self.task.cfg._name
         if name not in TARGET_PLACES:
-            raise InputError(
-                f"{teacher}: was trained for {name}; narvl distill knows {', '.join(TARGET_PLACES)}"
-            )
+            raise InputError(f"{teacher}: was trained for {name}; narvl distill knows {', '.join(TARGET_PLACES)}")
         columns = parse_columns(self.task.cfg.selected_cols)
         self.image_column, self.target_column = columns[IMAGE_PLACE], columns[TARGET_PLACES[name]]
         self.task.load_dataset(SPLIT)
@@ -133,7 +131,5 @@ class Speaker:
             if words:
                 said[row] = words
             else:
-                self.task.skip_budget.skip(
-                    BadRow(f"{dataset.tsv.where(row)}: the teacher says nothing about it")
-                )
+                self.task.skip_budget.skip(BadRow(f"{dataset.tsv.where(row)}: the teacher says nothing about it"))
         return said

@@ -70,12 +70,8 @@ def write_features(
     if writer.finished:
         return False
     if not 0 <= image_column < len(rows.columns):
-        raise InputError(
-            f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0"
-        )
-    read_image = ImageReader(
-        patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent
-    )
+        raise InputError(f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0")
+    read_image = ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
     budget = SkipBudget(skip_bad_rows)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
@@ -107,9 +103,7 @@ def frozen_trunk(arch: str) -> str:
         raise InputError(f"--arch {arch}: there is no such architecture; choose one of {known}")
     cfg = OfaConfig(**SIZES[size])
     if not (cfg.vision_pretrained and cfg.freeze_resnet):
-        raise InputError(
-            f"--arch {arch}: trains its vision trunk, so its features change and are not to be stored"
-        )
+        raise InputError(f"--arch {arch}: trains its vision trunk, so its features change and are not to be stored")
     return cfg.vision_trunk
 
 

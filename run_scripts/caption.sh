@@ -11,7 +11,8 @@
 #   TEACHER    checkpoint of a trained teacher, in place of training one
 #   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
 #   BASELINES  1: also train a student without distillation, and one with cross entropy (0)
-#   THREADS    torch's threads (the cores, 4 at most)
+#   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
+#   THREADS    torch's threads in each (1: threads that wait for each other on busy cores are many times slower)
 #
 # and, each with a default by preset, what the tables below list: sizes of the data, updates, learning rates.
 set -euo pipefail
@@ -19,17 +20,23 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/run_scripts/common.sh"
 [[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
  TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT QUERIES
  BEAM MAX_LEN WORDS SKIP_BAD_ROWS TIMED"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
-read_settings "$KEPT_KEYS OUT BASELINES THREADS WORKERS" "$@"
+read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
 # --- Settings -------------------------------------------------------------------------------------------------------
 
-defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 WORKERS=1
+defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
+if (($(nproc) == 1)) || command -v nvidia-smi >/dev/null; then
+  defaults PROCESSES=1
+else
+  defaults PROCESSES=2
+fi
 [[ $ARCH == narvl_?* ]] || die "ARCH=$ARCH: give a student's architecture, such as narvl_nano or narvl_base"
 [[ $ARCH == *_nano ]] && nano=1 || nano=0
 teacher_arch=ofa_${ARCH#narvl_}
@@ -57,7 +64,7 @@ case $PRESET in
   *) die "PRESET=$PRESET: choose smoke, quick or full" ;;
 esac
 defaults SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0.1 WARMUP_PERCENT=6 QUERIES=40 WORDS=25 MAX_LEN=40 \
-  OUT="runs/caption_${PRESET}_seed$SEED" THREADS=$(($(nproc) < 4 ? $(nproc) : 4))
+  OUT="runs/caption_${PRESET}_seed$SEED"
 
 for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
   [[ -z ${!key:-} ]] || [[ -e ${!key} ]] || die "$key=${!key}: no such file or folder"
@@ -119,30 +126,37 @@ fi
 task=(--user-dir "$user_dir" --task caption --bpe-dir "$vocab" --selected-cols 0,4,2 --max-tgt-length "$WORDS"
   --patch-image-size "$PATCH_IMAGE_SIZE" --seed "$SEED" --num-workers "$WORKERS" --skip-bad-rows "$SKIP_BAD_ROWS")
 
-# train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of fairseq's
-# log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at most.
+# train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
+# fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
+# most. On CPU fairseq is started once for each process that shares the batch.
 train() {
-  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6 log=$1/train.log
+  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6 rank
   shift 6
+  local -a command=(fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@"
+    --dropout "$DROPOUT" --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
+    --optimizer adam --adam-betas '(0.9, 0.999)' --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
+    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
+    --total-num-update "$updates" --max-update "$updates"
+    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
+    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1))
+    --log-format json --log-interval $((updates / 40 + 1)))
   mkdir -p "$folder"
-  fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@" \
-    --dropout "$DROPOUT" --batch-size "$BATCH" --update-freq "$UPDATE_FREQ" \
-    --optimizer adam --adam-betas '(0.9, 0.999)' --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0 \
-    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100)) \
-    --total-num-update "$updates" --max-update "$updates" \
-    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1)) \
-    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1)) \
-    --log-format json --log-interval $((updates / 40 + 1)) 2>&1 | tee -a "$log" | show_training ||
-    die_of "$log"
-  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt
-  sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$log" >"$folder/train.jsonl.part"
+  if ((PROCESSES > 1)); then
+    rm -f "$folder/rendezvous"
+    command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
+      --load-checkpoint-on-all-dp-ranks
+      --distributed-world-size "$PROCESSES" --distributed-init-method "file://$folder/rendezvous")
+    export GLOO_SOCKET_IFNAME=lo
+    for ((rank = 1; rank < PROCESSES; rank++)); do
+      "${command[@]}" --distributed-rank "$rank" >"$folder/train.$rank.log" 2>&1 &
+    done
+    command+=(--distributed-rank 0)
+  fi
+  "${command[@]}" 2>&1 | tee -a "$folder/train.log" | show_training || die_of "$folder"/train*.log
+  wait
+  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt "$folder"/train.[0-9]*.log "$folder/rendezvous"
+  sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$folder/train.log" >"$folder/train.jsonl.part"
   mv "$folder/train.jsonl.part" "$folder/train.jsonl"
-}
-
-# train_student FOLDER TRAIN_TSV CRITERION: from the teacher's weights.
-train_student() {
-  train "$1" "$2" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$3" --num-queries "$QUERIES" \
-    --finetune-from-model "$OUT/teacher/checkpoint_last.pt"
 }
 
 if [[ -n ${TEACHER:-} ]]; then
@@ -153,22 +167,7 @@ else
     "$TEACHER_LR" label_smoothed_cross_entropy --label-smoothing "$LABEL_SMOOTHING"
 fi
 
-decoding=(--max-len-b "$MAX_LEN" --no-repeat-ngram-size 3)
-stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" --data "$train_tsv" \
-  --out "$OUT/distilled/train.tsv" --beam "$BEAM" --batch-size "$BATCH" --bpe-dir "$vocab" \
-  --skip-bad-rows "$SKIP_BAD_ROWS" "${decoding[@]}"
-
-students=(student)
-stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "$OUT/distilled/train.tsv" qctc
-if ((BASELINES)); then
-  students+=(student_nodistill student_ce)
-  stage student_nodistill "$OUT/student_nodistill/train.jsonl" \
-    train_student "$OUT/student_nodistill" "$train_tsv" qctc
-  stage student_ce "$OUT/student_ce/train.jsonl" \
-    train_student "$OUT/student_ce" "$OUT/distilled/train.tsv" query_cross_entropy
-fi
-
-# --- Results --------------------------------------------------------------------------------------------------------
+# --- The teacher's captions: of the test pictures, and on another core of the training pictures, to learn from ------
 
 # generate NAME MODEL OPTION...: captions the test pictures with the last checkpoint of a model.
 generate() {
@@ -182,10 +181,39 @@ generate() {
   mv "$part/generate-test.txt" "$OUT/generate/$name/generate-test.txt"
 }
 
-stage "generate teacher_beam5" "$OUT/generate/teacher_beam5/generate-test.txt" \
-  generate teacher_beam5 teacher --beam 5 "${decoding[@]}"
-stage "generate teacher_greedy" "$OUT/generate/teacher_greedy/generate-test.txt" \
-  generate teacher_greedy teacher --beam 1 "${decoding[@]}"
+decoding=(--max-len-b "$MAX_LEN" --no-repeat-ngram-size 3)
+{
+  stage "generate teacher_beam5" "$OUT/generate/teacher_beam5/generate-test.txt" \
+    generate teacher_beam5 teacher --beam 5 "${decoding[@]}"
+  stage "generate teacher_greedy" "$OUT/generate/teacher_greedy/generate-test.txt" \
+    generate teacher_greedy teacher --beam 1 "${decoding[@]}"
+} &
+teacher_captions=$!
+stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" \
+  --data "$train_tsv" --out "$OUT/distilled/train.tsv" --beam "$BEAM" --batch-size "$BATCH" --bpe-dir "$vocab" \
+  --skip-bad-rows "$SKIP_BAD_ROWS" "${decoding[@]}"
+wait "$teacher_captions"
+
+# --- Students -------------------------------------------------------------------------------------------------------
+
+# train_student FOLDER TRAIN_TSV CRITERION: from the teacher's weights.
+train_student() {
+  train "$1" "$2" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$3" --num-queries "$QUERIES" \
+    --finetune-from-model "$OUT/teacher/checkpoint_last.pt"
+}
+
+students=(student)
+stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "$OUT/distilled/train.tsv" qctc
+if ((BASELINES)); then
+  students+=(student_nodistill student_ce)
+  stage student_nodistill "$OUT/student_nodistill/train.jsonl" \
+    train_student "$OUT/student_nodistill" "$train_tsv" qctc
+  stage student_ce "$OUT/student_ce/train.jsonl" \
+    train_student "$OUT/student_ce" "$OUT/distilled/train.tsv" query_cross_entropy
+fi
+
+# --- Results --------------------------------------------------------------------------------------------------------
+
 for student in "${students[@]}"; do
   stage "generate $student" "$OUT/generate/$student/generate-test.txt" generate "$student" "$student"
 done

@@ -6,9 +6,9 @@ die() {
   exit 1
 }
 
-# die_of LOG: stops with the last line of a program's log, where the reason stands.
+# die_of LOG...: stops with the last line of each program's log, where the reason stands.
 die_of() {
-  die "$(tail -n 1 "$1" | sed 's/^error: //') (all of it: $1)"
+  die "$(tail -qn 1 "$@" | sed 's/^error: //') (all of it: $*)"
 }
 
 # read_settings "KEY KEY ..." ARGUMENT...: sets each KEY given as KEY=value. The environment has no say, and an

@@ -47,9 +47,7 @@ def write_tsv(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def caption_rows() -> list[list[str]]:
     """Rows in the columns of captioning: id, image id, caption, objects, image."""
-    return [
-        [str(row), f"img{row}", caption, "", png((40 * row, 10, 10))] for row, caption in enumerate(CAPTIONS)
-    ]
+    return [[str(row), f"img{row}", caption, "", png((40 * row, 10, 10))] for row, caption in enumerate(CAPTIONS)]
 
 
 @pytest.fixture(scope="session")

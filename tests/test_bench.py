@@ -147,9 +147,7 @@ def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_captioner")
-def test_latency_passes_over_rows_that_the_task_skips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latency_passes_over_rows_that_the_task_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeCaptioner, "rows", [None, "row 1", None, "row 3", "row 4"])
     files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
     report = latency(tmp_path / "latency.json", **files, images=2, warmup=0, repeats=1)
@@ -206,8 +204,7 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
     generator = task.build_generator([captioner.model], bench._generation_config(generation))
     batch = dataset.collater([dataset[row] for row in range(len(dataset))])
     together = [
-        task.codec.decode(best["tokens"])
-        for best, *_ in task.inference_step(generator, [captioner.model], batch)
+        task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [captioner.model], batch)
     ]
     assert [captioner(row) for row in range(len(dataset))] == together
     assert any(together)

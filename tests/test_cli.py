@@ -13,9 +13,7 @@ import narvl_plugin
 from narvl_plugin import cli
 
 
-def narvl(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> tuple[int, str, str]:
+def narvl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     """Run a command in this process: exit code, what it printed, what it complained of."""
     monkeypatch.setattr(sys, "argv", ["narvl", *arguments])
     try:
@@ -99,9 +97,7 @@ def test_what_a_user_can_mend_is_one_line(
     assert complaint in err
 
 
-def test_debug_shows_where(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NARVL_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
@@ -131,9 +127,7 @@ def test_scenes_and_their_vocabulary(
     assert code == 0
     assert {path.parent.name for path in tmp_path.glob("*/*.tsv")} == {"caption", "refcoco"}
     train = tmp_path / "caption" / "train.tsv"
-    code, out, _ = narvl(
-        capsys, monkeypatch, "vocab", str(train), "--out", str(tmp_path / "v"), "--vocab-size", "99"
-    )
+    code, out, _ = narvl(capsys, monkeypatch, "vocab", str(train), "--out", str(tmp_path / "v"), "--vocab-size", "99")
     assert (code, out) == (0, f"{tmp_path / 'v' / 'spm.model'}\n")
 
 

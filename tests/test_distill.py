@@ -50,9 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "task": OmegaConf.to_container(task_cfg, enum_to_str=True),
         },
         "model": model.state_dict(),
-        "optimizer_history": [
-            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}
-        ],
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}],
         "task_state": {},
         "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1}, "val_loss": 1.0},
     }
@@ -132,9 +130,7 @@ def test_a_killed_program_goes_on_and_ends_identical(folder: Path, whole: bytes,
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     part = tmp_path / "out.tsv.part"
     deadline = time.monotonic() + 120
-    while (
-        killed.poll() is None and not (part.exists() and part.stat().st_size) and time.monotonic() < deadline
-    ):
+    while killed.poll() is None and not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -169,9 +165,7 @@ def test_bad_rows_are_named_or_left_out(folder: Path, whole: bytes, tmp_path: Pa
     with pytest.raises(BadRow, match=r"bad.tsv:2: .*image"):
         distill(out=tmp_path / "strict.tsv", **arguments)
     distill(out=tmp_path / "lenient.tsv", skip_bad_rows=1, **arguments)
-    assert [row[0] for row in rows((tmp_path / "lenient.tsv").read_bytes())] == [
-        row[0] for row in rows(whole)
-    ]
+    assert [row[0] for row in rows((tmp_path / "lenient.tsv").read_bytes())] == [row[0] for row in rows(whole)]
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:

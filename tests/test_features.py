@@ -45,18 +45,14 @@ def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_pat
         source = torch.tensor([[0, 5, 2]])
         with torch.no_grad():
             seen = [model(src_tokens=source, patch_images=image[None])[0] for image in (pixels, precomputed)]
-        torch.testing.assert_close(
-            seen[0], seen[1], atol=5e-3, rtol=5e-3
-        )  # they are stored in half precision
+        torch.testing.assert_close(seen[0], seen[1], atol=5e-3, rtol=5e-3)  # they are stored in half precision
     assert not write_features(data, out, arch="narvl_nano", patch_image_size=SIZE)
 
 
 def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tsv"
     lines = data.read_text(encoding="utf-8").splitlines()
-    bad.write_text(
-        "\n".join([lines[0], "x\tx\twords\t\tbm90IGFuIGltYWdl", *lines[1:]]) + "\n", encoding="utf-8"
-    )
+    bad.write_text("\n".join([lines[0], "x\tx\twords\t\tbm90IGFuIGltYWdl", *lines[1:]]) + "\n", encoding="utf-8")
     options = {"arch": "narvl_nano", "patch_image_size": SIZE, "batch_size": 2}
     with pytest.raises(BadRow, match=r"bad.tsv:2: .*image"):
         write_features(bad, tmp_path / "strict.tsv", **options)

@@ -78,9 +78,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     test_tsv.parent.mkdir(parents=True)
     rows = [
         f"test-{row:06d}\ttest-{row:06d}\t{references}\t{objects}\t{picture(colour)}\n"
-        for row, ((references, objects), colour) in enumerate(
-            zip(SCENES, ("red", "blue", "green"), strict=True)
-        )
+        for row, ((references, objects), colour) in enumerate(zip(SCENES, ("red", "blue", "green"), strict=True))
     ]
     test_tsv.write_text("".join(rows))
     for name, captions in GENERATED.items():

@@ -30,9 +30,7 @@ class CaptionDataset(TsvDataset):
         unique_id, image, caption = columns
         references = split_references(caption)
         if not references:
-            raise BadRow(
-                f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols"
-            )
+            raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols")
         max_words = self.options.max_tgt_length
         sample: Sample = {
             "id": unique_id,
@@ -77,7 +75,5 @@ class CaptionDataset(TsvDataset):
             pad = self.options.codec.dictionary.pad()
             firsts = [sample["first_reference"] for sample in samples]
             batch["references"] = [sample["references"] for sample in samples]
-            batch["first_reference"] = {
-                key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]
-            }
+            batch["first_reference"] = {key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]}
         return batch

@@ -56,9 +56,7 @@ class SkipBudget:
             if key in self._seen[:count]:
                 return
             if count >= self.limit:
-                raise BadRow(
-                    f"{error}; mend the row, or skip such rows with --skip-bad-rows (now {self.limit})"
-                )
+                raise BadRow(f"{error}; mend the row, or skip such rows with --skip-bad-rows (now {self.limit})")
             self._seen[count] = key
             self._count.value = count + 1
         logger.warning("skipped bad row %d of at most %d: %s", count + 1, self.limit, error)

@@ -137,9 +137,7 @@ class ResumableWriter:
 
     def _save_record(self) -> None:
         """Replace the record in one step, so that a kill leaves the old one or the new one."""
-        content = json.dumps(
-            {"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done}, indent=1
-        )
+        content = json.dumps({"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done}, indent=1)
         fresh = self.record.with_name(self.record.name + ".new")
         fresh.write_text(content + "\n", encoding="utf-8")
         os.replace(fresh, self.record)

@@ -91,10 +91,7 @@ class TextCodec:
             ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
             symbols = [self.dictionary[token] for token in ids]
         symbols = [symbol for symbol in symbols if symbol not in self._silent]
-        parts = [
-            self._join(run) if is_text else "".join(run)
-            for is_text, run in groupby(symbols, key=self._is_text)
-        ]
+        parts = [self._join(run) if is_text else "".join(run) for is_text, run in groupby(symbols, key=self._is_text)]
         return "".join(parts).strip()
 
     def _split(self, text: str) -> list[str]:
@@ -166,9 +163,7 @@ def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
     folder = Path(bpe_dir)
     has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
     if has_pieces and has_dict:
-        raise InputError(
-            f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used"
-        )
+        raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used")
     if has_pieces:
         return SentencePieceCodec(folder / SPM_FILE, num_bins)
     if has_dict:

@@ -52,9 +52,7 @@ class TsvFile:
 
     def _open(self) -> None:
         if not os.path.isfile(self.path):
-            raise MissingInput(
-                f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)"
-            )
+            raise MissingInput(f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)")
         with open(self.path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise InputError(f"{self.path}: the file is empty")

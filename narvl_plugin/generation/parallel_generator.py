@@ -33,13 +33,9 @@ class ParallelGenerator:
     ) -> None:
         sizes = {(int(model.blank), int(model.num_queries)) for model in models}
         if len(sizes) > 1:
-            raise ValueError(
-                f"students of an ensemble must agree in (blank, queries); these have {sorted(sizes)}"
-            )
+            raise ValueError(f"students of an ensemble must agree in (blank, queries); these have {sorted(sizes)}")
         if print_alignment not in (None, "hard"):
-            raise ValueError(
-                f"--print-alignment {print_alignment}: a parallel student has hard alignments only"
-            )
+            raise ValueError(f"--print-alignment {print_alignment}: a parallel student has hard alignments only")
         self.blank, self.num_queries = sizes.pop()
         self.eos = dictionary.eos()
         self.symbols_to_strip_from_output = {self.eos}

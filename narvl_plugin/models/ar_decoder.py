@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import PADDING_INDEX
 from .decoder import Decoder
 from .encoder import EncoderOutput
 from .layers import LayerCache
@@ -48,7 +49,7 @@ class AutoregressiveDecoder(Decoder):
                 torch.where(is_code, code, text) for code, text in zip(code_biases, self_biases, strict=True)
             ]
             cross_bias = torch.where(is_code, code_cross_bias, cross_bias)
-        padding = prev_output_tokens.eq(self.embed_tokens.padding_idx)
+        padding = prev_output_tokens.eq(PADDING_INDEX)
         if bool(padding.any()):
             self_biases = [bias.masked_fill(padding[:, None, None, :], float("-inf")) for bias in self_biases]
         return self.run_layers(self.dropout(x), encoder_out, self_biases, cross_bias)

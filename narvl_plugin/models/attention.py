@@ -1,7 +1,7 @@
 """Multi-head attention with an additive position bias and one learned scale per head."""
 
-import torch.nn.functional as F
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

@@ -37,9 +37,7 @@ class OfaConfig(FairseqDataclass):
         metadata={"help": "bring each channel of the trunk's features to mean 0 and deviation 1 (batch norm)"},
     )
 
-    init_std: float = field(
-        default=0.02, metadata={"help": "deviation of the weights of linear layers at the start"}
-    )
+    init_std: float = field(default=0.02, metadata={"help": "deviation of the weights of linear layers at the start"})
     dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings and sublayer outputs"})
     attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(default=0.0, metadata={"help": "dropout after GELU"})
@@ -84,6 +82,9 @@ _TINY: dict[str, Any] = {
     "encoder_attention_heads": 4,
     "vision_trunk": "resnet50",
 }
+
+PADDING_INDEX = 1
+"""The id of `<pad>` in every vocabulary: the second of fairseq's special symbols."""
 
 SIZES: dict[str, dict[str, Any]] = {
     # For CPUs and embedded data: a frozen ImageNet trunk, whose features may be computed once.

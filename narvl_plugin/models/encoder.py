@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
-from .config import OfaConfig
+from .config import PADDING_INDEX, OfaConfig
 from .layers import EncoderLayer
 from .positions import (
     absolute_bias,
@@ -85,7 +85,7 @@ class OfaEncoder(FairseqEncoder):
         `patch_images` holds pixels (B, 3, height, width) or features of the trunk (B, C, rows, columns);
         `patch_masks` (B,) is False for a sample whose image is to be ignored. `src_lengths` is not needed.
         """
-        padding = src_tokens.eq(self.embed_tokens.padding_idx)
+        padding = src_tokens.eq(PADDING_INDEX)
         x = self._embed_text(src_tokens)
         grid = None
         if patch_images is not None:
@@ -173,9 +173,7 @@ class OfaEncoder(FairseqEncoder):
         if grid is not None:
             patch_buckets = image_buckets(self._image_ids(*grid), bucket_size=self.cfg.image_bucket_size)
         biases = []
-        for text_table, image_table in zip(
-            self.token_rel_pos_table_list, self.image_rel_pos_table_list, strict=True
-        ):
+        for text_table, image_table in zip(self.token_rel_pos_table_list, self.image_rel_pos_table_list, strict=True):
             text = relative_bias(text_table, text_buckets)
             if patch_buckets is None:
                 biases.append(absolute + text)

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .ar_decoder import AutoregressiveDecoder
-from .config import SIZES, OfaConfig
+from .config import PADDING_INDEX, SIZES, OfaConfig
 from .encoder import OfaEncoder
-
-PADDING_INDEX = 1
-"""The id of `<pad>` in every vocabulary: the second of fairseq's special symbols."""
 
 
 @register_model("ofa", dataclass=OfaConfig)

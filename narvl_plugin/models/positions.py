@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def token_buckets(
-    length: int, *, bucket_size: int, max_positions: int, device: torch.device | None = None
-) -> Tensor:
+def token_buckets(length: int, *, bucket_size: int, max_positions: int, device: torch.device | None = None) -> Tensor:
     """Return the bucket of each pair of text positions, (length, length), in [0, 2 * bucket_size - 2].
 
     Distances up to half of `bucket_size` have a bucket each, larger ones share buckets logarithmically.
@@ -78,9 +76,10 @@ def num_image_buckets(bucket_size: int) -> int:
     return (2 * bucket_size - 1) ** 2 + 3
 
 
-def relative_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
+def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
     """Look up the relative bias of each pair of positions: buckets (L, L) -> (H, L, L)."""
-    return table(buckets).permute(2, 0, 1)
+    bias: Tensor = table(buckets)
+    return bias.permute(2, 0, 1)
 
 
 def absolute_bias(

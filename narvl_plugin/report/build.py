@@ -61,14 +61,9 @@ def build_report(
         raise InputError(f"{out_dir / 'generate'}: no picture was captioned by every system; generate again")
     left_out = len(rows) - len(scored)
     if left_out:
-        logger.warning(
-            "%d of %d test pictures are left out: not every system captioned them", left_out, len(rows)
-        )
+        logger.warning("%d of %d test pictures are left out: not every system captioned them", left_out, len(rows))
         kept = {picture.row for picture in scored}
-        captions = {
-            name: {row: text for row, text in texts.items() if row in kept}
-            for name, texts in captions.items()
-        }
+        captions = {name: {row: text for row, text in texts.items() if row in kept} for name, texts in captions.items()}
 
     measured = _read_latency(out_dir / "latency.json")
     results = evaluate(captions, scored, measured["systems"])
@@ -117,9 +112,7 @@ def _read_systems(out_dir: Path, rows: list[TestPicture]) -> dict[str, dict[int,
     """Read every system's captions by row."""
     paths = sorted(out_dir.glob("generate/*/generate-test.txt"))
     if not paths:
-        raise MissingInput(
-            f"{out_dir}/generate/*/generate-test.txt: no such file; run fairseq-generate first"
-        )
+        raise MissingInput(f"{out_dir}/generate/*/generate-test.txt: no such file; run fairseq-generate first")
     return {path.parent.name: captions_by_row(read_generated(path), rows, path) for path in paths}
 
 

@@ -47,9 +47,7 @@ def read_generated(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise MissingInput(
-            f"{path}: no such file; run fairseq-generate --results-path {path.parent}"
-        ) from error
+        raise MissingInput(f"{path}: no such file; run fairseq-generate --results-path {path.parent}") from error
     captions: dict[str, str] = {}
     for line in lines:
         match = _DETOKENIZED.fullmatch(line)

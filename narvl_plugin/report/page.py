@@ -56,15 +56,11 @@ def headlines(results: list[SystemResult]) -> list[Headline]:
     teacher, student = systems.get(BASELINE), systems.get(STUDENT)
     numbers = []
     if student and student.cider_ratio is not None:
-        numbers.append(
-            Headline(f"{student.cider_ratio:.1%}", "of the teacher's CIDEr reached by the student")
-        )
+        numbers.append(Headline(f"{student.cider_ratio:.1%}", "of the teacher's CIDEr reached by the student"))
     if student and student.latency_ratio:
         numbers.append(Headline(f"{1 / student.latency_ratio:.1f} ×", "the speed of the teacher with beam 5"))
     if student and student.latency:
-        numbers.append(
-            Headline(f"{student.latency['p50_ms']:.1f} ms", "student, median time for one picture")
-        )
+        numbers.append(Headline(f"{student.latency['p50_ms']:.1f} ms", "student, median time for one picture"))
     if teacher and teacher.object_recall is not None:
         numbers.append(Headline(f"{teacher.object_recall:.1%}", "of the objects are named by the teacher"))
     if student and student.object_recall is not None:
@@ -92,9 +88,7 @@ def make_cards(
             for result in shown
         ]
         cards.append(
-            Card(
-                picture.image_id, images[place], picture.references, outputs, slots[place] if slots else None
-            )
+            Card(picture.image_id, images[place], picture.references, outputs, slots[place] if slots else None)
         )
     return cards
 

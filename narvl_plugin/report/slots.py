@@ -50,9 +50,7 @@ def query_slots(student: Captioner, rows: Sequence[int]) -> list[list[Slot]]:
         slots.append(
             [
                 Slot("" if kind == "blank" else student.label_text(label), probability, kind)
-                for label, probability, kind in zip(
-                    labels.tolist(), probabilities.tolist(), kinds, strict=True
-                )
+                for label, probability, kind in zip(labels.tolist(), probabilities.tolist(), kinds, strict=True)
             ]
         )
     return slots

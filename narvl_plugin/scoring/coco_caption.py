@@ -85,14 +85,11 @@ def score_systems(
     for hypotheses in systems.values():
         _check_ids(hypotheses, references)
     together = {
-        key: [*(hypotheses[key] for hypotheses in systems.values()), *texts]
-        for key, texts in references.items()
+        key: [*(hypotheses[key] for hypotheses in systems.values()), *texts] for key, texts in references.items()
     }
     words, used = tokenize_captions(together, tokenizer)
     targets = {key: texts[len(systems) :] for key, texts in words.items()}
-    candidates = {
-        name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)
-    }
+    candidates = {name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)}
     meteors, missing = {}, {}
     try:
         meteors = _meteor(targets, candidates)

@@ -42,9 +42,7 @@ def ptb_words(captions: Mapping[str, list[str]]) -> dict[str, list[str]]:
     # A Java program that dies leaves fewer lines than captions; the wrapper does not look at its exit status.
     got, wanted = sum(map(len, words.values())), sum(map(len, captions.values()))
     if got != wanted or words.keys() != captions.keys():
-        raise RuntimeError(
-            f"the Treebank tokeniser gave {got} lines for {wanted} captions; run `java -version`"
-        )
+        raise RuntimeError(f"the Treebank tokeniser gave {got} lines for {wanted} captions; run `java -version`")
     return words
 
 
@@ -67,9 +65,7 @@ def tokenize_captions(
     if tokenizer not in TOKENIZER_CHOICES:
         raise ValueError(f"unknown tokenizer {tokenizer!r}: choose one of {', '.join(TOKENIZER_CHOICES)}")
     if tokenizer == "ptb" and not java_available():
-        raise RuntimeError(
-            "the Treebank tokeniser needs Java: install a Java runtime, or use the plain tokenizer"
-        )
+        raise RuntimeError("the Treebank tokeniser needs Java: install a Java runtime, or use the plain tokenizer")
     if tokenizer == "ptb" or (tokenizer == "auto" and java_available()):
         try:
             return ptb_words(captions), "ptb"

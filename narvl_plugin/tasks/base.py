@@ -59,13 +59,13 @@ class BaseTaskConfig(FairseqDataclass):
     matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
         default="highest",
         metadata={
-            "help": "precision of float32 matrix products in training, as in torch.set_float32_matmul_precision; "
-            "medium multiplies in bfloat16, on processors that have it"
+            "help": "precision of float32 matrix products in training, as in "
+            "torch.set_float32_matmul_precision; medium multiplies in bfloat16, on processors that have it"
         },
     )
     skip_bad_rows: int = field(
         default=0,
-        metadata={"help": "how many different bad rows are skipped, with a warning, before it is an error"},
+        metadata={"help": "how many different bad rows are skipped, with a warning, before one is an error"},
     )
 
 
@@ -133,9 +133,7 @@ class BaseTask(FairseqTask):
         # A file that only a later epoch reads should be missed now.
         for path in paths:
             if not Path(path).is_file():
-                raise MissingInput(
-                    f"{path}: no such TSV file (split {split!r} of the data argument {self.cfg.data})"
-                )
+                raise MissingInput(f"{path}: no such TSV file (split {split!r} of the data argument {self.cfg.data})")
         return paths[(epoch - 1) % len(paths)]
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
@@ -149,10 +147,14 @@ class BaseTask(FairseqTask):
 
         fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
         """
-        return super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
+        # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
+        iterator.persistent_workers = False
+        return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products; fairseq's trainer calls this, so generation is left as it is."""
+        """Set the precision of matrix products; only fairseq's trainer calls this, so generation is left as it is."""
         torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
 
     @property
@@ -186,9 +188,7 @@ class BaseTask(FairseqTask):
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
-        return super().build_generator(
-            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
-        )
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def inference_step(
         self,
@@ -202,13 +202,9 @@ class BaseTask(FairseqTask):
 
         Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
         """
-        start = (
-            {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
-        )
+        start = {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
         with torch.no_grad():
-            return generator.generate(
-                models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start
-            )
+            return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
 
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: Any
@@ -225,9 +221,7 @@ class BaseTask(FairseqTask):
         except json.JSONDecodeError as error:
             raise InputError(f"--eval-args {self.cfg.eval_args}: is not JSON ({error})") from error
         if not isinstance(options, dict):
-            raise InputError(
-                f'--eval-args {self.cfg.eval_args}: expected a JSON object such as {{"beam": 5}}'
-            )
+            raise InputError(f'--eval-args {self.cfg.eval_args}: expected a JSON object such as {{"beam": 5}}')
         return Namespace(**options)
 
 

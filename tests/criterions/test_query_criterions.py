@@ -56,9 +56,7 @@ def test_options_on_the_command_line(name: str) -> None:
     assert vars(given) == {"keep_eos": True, "label_smoothing": 0.1}
 
 
-def test_loss_is_query_ctc_of_the_words_alone(
-    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
-) -> None:
+def test_loss_is_query_ctc_of_the_words_alone(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:
     batch = make_batch(["a b c", "b b"])
     loss, sample_size, log = build(QueryCtcCriterion, task)(model, batch)
     logits, _ = model(**batch["net_input"])
@@ -129,9 +127,7 @@ def test_target_longer_than_the_queries_stops_with_file_and_row(
     kind: type[QueryCriterion], model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
 ) -> None:
     task.skip_budget = SkipBudget(0)
-    with pytest.raises(
-        BadRow, match=r"^train.tsv:2: target needs 7 queries but the model has 6; raise --num-queries"
-    ):
+    with pytest.raises(BadRow, match=r"^train.tsv:2: target needs 7 queries but the model has 6; raise --num-queries"):
         build(kind, task)(model, make_batch(["a", "a a b b c", "b"]))
 
 
@@ -231,9 +227,7 @@ def test_blank_is_found_through_the_wrappers_of_data_parallel_training(
     torch.testing.assert_close(wrapped, plain)
 
 
-def test_what_is_logged_of_several_steps(
-    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
-) -> None:
+def test_what_is_logged_of_several_steps(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:
     """Summed key by key as fairseq does between processes, the means are those of all samples in one step."""
     criterion = build(QueryCtcCriterion, task)
     with torch.no_grad():  # the first sample's queries all say blank: 6 of 24
@@ -268,7 +262,5 @@ def test_training_on_one_batch_learns_it(
         criterion(model, batch)[0].backward()
         optimizer.step()
     found = collapse(model(**batch["net_input"])[0].argmax(2), blank=10)
-    words = [
-        tokens[:size] for tokens, size in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
-    ]
+    words = [tokens[:size] for tokens, size in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
     assert words == [[4, 5, 5], [6], [], [9, 8, 7]]

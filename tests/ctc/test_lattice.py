@@ -53,9 +53,7 @@ def test_queries_needed_counts_tokens_and_adjacent_repeats() -> None:
         0,
         0,
     ]
-    assert (
-        queries_needed(torch.empty(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)).tolist() == []
-    )
+    assert queries_needed(torch.empty(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)).tolist() == []
 
 
 def test_forward_and_backward_agree_at_every_query() -> None:

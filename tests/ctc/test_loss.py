@@ -45,16 +45,12 @@ def random_case(
     return logits, targets, lengths
 
 
-def torch_ctc(
-    logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, blank: int
-) -> Tensor:
+def torch_ctc(logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, blank: int) -> Tensor:
     """The same loss by torch, which wants no nonsense in the padding."""
     pad = (blank + 1) % logits.size(2)
     inside = torch.arange(targets.size(1)) < target_lengths[:, None]
     log_probs = logits.log_softmax(2).transpose(0, 1)
-    return F.ctc_loss(
-        log_probs, targets.where(inside, pad), query_lengths, target_lengths, blank, reduction="none"
-    )
+    return F.ctc_loss(log_probs, targets.where(inside, pad), query_lengths, target_lengths, blank, reduction="none")
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 4])
@@ -164,9 +160,7 @@ def test_names_of_labels_do_not_matter() -> None:
     order = torch.randperm(30, generator=generator(8))
     place = order.argsort()
     plain = query_ctc_loss(logits, targets, lengths, blank=4, reduction="none")
-    permuted = query_ctc_loss(
-        logits[..., order], place[targets], lengths, blank=int(place[4]), reduction="none"
-    )
+    permuted = query_ctc_loss(logits[..., order], place[targets], lengths, blank=int(place[4]), reduction="none")
     torch.testing.assert_close(plain, permuted)
 
 
@@ -195,9 +189,7 @@ def test_reductions_and_weights() -> None:
 
 def test_targets_that_do_not_fit_are_listed() -> None:
     targets = torch.tensor([[1, 2, 3, 0], [1, 1, 1, 0], [1, 2, 3, 3], [1, 1, 0, 0]])
-    with pytest.raises(
-        TargetsDoNotFit, match="target 1 needs 5 queries but has 4; target 2 needs 5"
-    ) as caught:
+    with pytest.raises(TargetsDoNotFit, match="target 1 needs 5 queries but has 4; target 2 needs 5") as caught:
         query_ctc_loss(torch.zeros(4, 4, 5), targets, torch.tensor([3, 3, 4, 2]), blank=4)
     assert (caught.value.indices, caught.value.needs, caught.value.available) == ([1, 2], [5, 5], [4, 4])
     with pytest.raises(TargetsDoNotFit) as caught:
@@ -241,9 +233,7 @@ def test_nothing_to_say(shape: tuple[int, int, int]) -> None:
     """No samples, no queries, or no room for targets: the only path left is all blank."""
     logits = torch.randn(shape, dtype=torch.float64, generator=generator(11)).requires_grad_()
     nothing = torch.empty(shape[0], 0, dtype=torch.long)
-    losses = query_ctc_loss(
-        logits, nothing, torch.zeros(shape[0], dtype=torch.long), blank=2, reduction="none"
-    )
+    losses = query_ctc_loss(logits, nothing, torch.zeros(shape[0], dtype=torch.long), blank=2, reduction="none")
     torch.testing.assert_close(losses, -logits.log_softmax(2)[:, :, 2].sum(1))
     mean = query_ctc_loss(logits, nothing, torch.zeros(shape[0], dtype=torch.long), blank=2)
     mean.backward()

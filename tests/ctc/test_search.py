@@ -14,9 +14,7 @@ from narvl_plugin.ctc.lattice import queries_needed
 
 BLANK = 0
 batches = st.integers(0, 12).flatmap(
-    lambda queries: st.lists(
-        st.lists(st.integers(0, 3), min_size=queries, max_size=queries), min_size=1, max_size=5
-    )
+    lambda queries: st.lists(st.lists(st.integers(0, 3), min_size=queries, max_size=queries), min_size=1, max_size=5)
 )
 
 
@@ -96,9 +94,7 @@ def test_greedy_path_is_the_most_probable_of_all(spellings: Callable, collapse_p
     """No path of any target scores higher, and the tokens are the collapse of that path."""
     log_probs = torch.randn(4, 3, generator=torch.Generator().manual_seed(2)).log_softmax(1)
     queries = torch.arange(4)
-    best = max(
-        itertools.product(range(3), repeat=4), key=lambda p: float(log_probs[queries, torch.tensor(p)].sum())
-    )
+    best = max(itertools.product(range(3), repeat=4), key=lambda p: float(log_probs[queries, torch.tensor(p)].sum()))
     (found,) = greedy(log_probs[None], blank=BLANK)
     assert found.score.item() == pytest.approx(float(log_probs[queries, torch.tensor(best)].sum()), abs=1e-6)
     assert tuple(found.tokens.tolist()) == collapse_path(best, BLANK)

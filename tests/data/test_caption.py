@@ -115,9 +115,7 @@ class TestReferences:
         assert learned[3] == learned[0]
         assert "references" not in dataset.collater([dataset[0]])
 
-    def test_all_of_them_without_the_pictures(
-        self, make: Callable[..., CaptionDataset], caption_rows: Rows
-    ) -> None:
+    def test_all_of_them_without_the_pictures(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
         rows = [["0", "", "a cat!&&a dog", "", "no image"], ["1", "", "..", "", "no image"], ["2"]]
         assert list(make(rows, "valid").all_references()) == [["a cat", "a dog"]]
 
@@ -158,32 +156,21 @@ class TestBadRows:
         assert dataset.options.skip_budget.count == 2
         assert sum("skipped bad row" in message for message in caplog.messages) == 2
 
-    def test_beyond_the_budget_are_errors(
-        self, make: Callable[..., CaptionDataset], caption_rows: Rows
-    ) -> None:
+    def test_beyond_the_budget_are_errors(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
         caption_rows[1][2] = caption_rows[4][2] = ""
         dataset = make(caption_rows, skip=1)
         assert dataset[1] is None
         with pytest.raises(BadRow, match=r"train\.tsv:5: .*--skip-bad-rows \(now 1\)"):
             dataset[4]
 
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_are_counted_across_workers(
-        self, make: Callable[..., CaptionDataset], caption_rows: Rows, workers: int
-    ) -> None:
+    def test_are_counted_across_workers(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
         for row in range(4):
             caption_rows[row][2] = ""
-        for budget, enough in ((4, True), (3, False)):
-            dataset = make(caption_rows, skip=budget)
-            loader = torch.utils.data.DataLoader(
-                dataset, batch_size=1, num_workers=workers, collate_fn=dataset.collater
-            )
-            if enough:
-                assert [batch["id"].tolist() for batch in loader][-2:] == [["4"], ["5"]]
-                assert dataset.options.skip_budget.count == 4
-            else:
-                with pytest.raises(BadRow, match="--skip-bad-rows"):
-                    list(loader)
+        dataset = make(caption_rows, skip=4)
+        for _ in range(2):  # epochs, with workers of their own
+            loader = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=dataset.collater)
+            assert [batch["id"].tolist() for batch in loader] == [["4"], ["4"], ["4", "5"]]
+        assert dataset.options.skip_budget.count == 4
 
     def test_alone_in_a_batch_have_a_stand_in_only_where_the_trainer_needs_one(
         self, make: Callable[..., CaptionDataset], caption_rows: Rows

@@ -71,9 +71,7 @@ def test_the_width_is_resized_before_the_height(size: tuple[int, int]) -> None:
     # The vertical pass alone, on each column of the horizontally resized picture by itself.
     image = noise(*size)
     wide = image.resize((64, image.height), Image.Resampling.BICUBIC)
-    columns = [
-        wide.crop((x, 0, x + 1, wide.height)).resize((1, 64), Image.Resampling.BICUBIC) for x in range(64)
-    ]
+    columns = [wide.crop((x, 0, x + 1, wide.height)).resize((1, 64), Image.Resampling.BICUBIC) for x in range(64)]
     expected = np.concatenate([np.array(column) for column in columns], axis=1)
     assert np.array_equal(np.array(resize(image, 64, 64)), expected)
 

@@ -89,9 +89,7 @@ def test_side_by_side_is_left_or_right_and_never_above_or_below() -> None:
     scene = _scene(_group("dog", (0.2, 0.5)), _group("cat", (0.8, 0.52)))
     said = " ".join(caption for seed in range(60) for caption in write_captions(scene, Random(seed)))
     assert not re.search(r"\b(above|over|below|under|beneath|near|beside|next)\b", said)
-    assert re.search(r"dog (is )?(to the )?left of", said) and re.search(
-        r"cat (is )?(to the )?right of", said
-    )
+    assert re.search(r"dog (is )?(to the )?left of", said) and re.search(r"cat (is )?(to the )?right of", said)
     assert not re.search(r"dog (is )?(to the )?right of", said)
     assert {"picture", "image", "photo", "there", "backdrop"} <= set(said.split())
 
@@ -148,11 +146,7 @@ def test_hypotheses_agree_with_their_labels() -> None:
         seen[label] += 1
         named = {noun for noun in NOUNS[:40] if {noun, plural(noun)} & set(hypothesis.split())}
         if label == "contradiction":
-            assert (
-                named - set(scene.nouns)
-                or _false_claims(hypothesis, scene)
-                or _says_wrong_size(hypothesis, scene)
-            )
+            assert named - set(scene.nouns) or _false_claims(hypothesis, scene) or _says_wrong_size(hypothesis, scene)
         else:
             assert named <= set(scene.nouns)
             assert not _false_claims(hypothesis, scene) and not _says_wrong_size(hypothesis, scene)

@@ -67,9 +67,7 @@ class TestSentencePiece:
     def test_specials_come_first_and_bins_last(self, codec: TextCodec) -> None:
         dictionary = codec.dictionary
         assert [dictionary[token] for token in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
-        assert [dictionary.index(f"<bin_{k}>") for k in range(10)] == list(
-            range(len(dictionary) - 10, len(dictionary))
-        )
+        assert [dictionary.index(f"<bin_{k}>") for k in range(10)] == list(range(len(dictionary) - 10, len(dictionary)))
 
     def test_symbols_that_are_no_text_pass_through(self, codec: TextCodec) -> None:
         dictionary = codec.dictionary
@@ -85,9 +83,7 @@ class TestSentencePiece:
     def test_an_unseen_character_is_unknown(self, codec: TextCodec) -> None:
         assert codec.dictionary.unk() in codec.encode("a Ω").tolist()
 
-    def test_the_same_input_gives_the_same_bytes(
-        self, write_tsv: Callable[..., Path], tmp_path: Path
-    ) -> None:
+    def test_the_same_input_gives_the_same_bytes(self, write_tsv: Callable[..., Path], tmp_path: Path) -> None:
         path = write_tsv("a.tsv", [["1", "a cat&&a dog"], ["2", "two cats"]])
         models = [train_sentencepiece(path, 1, tmp_path / name, 300).read_bytes() for name in ("one", "two")]
         assert models[0] == models[1]

@@ -45,14 +45,11 @@ def test_offsets_agree_with_splitting_the_whole_file(
     finally:
         tsv.CHUNK = before
     assert [
-        contents[start:end].decode().rstrip("\n")
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True)
+        contents[start:end].decode().rstrip("\n") for start, end in zip(offsets[:-1], offsets[1:], strict=True)
     ] == lines
 
 
-def test_the_index_is_stored_once_and_used(
-    write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_index_is_stored_once_and_used(write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tsv("a.tsv", [["a"], ["b"]])
     TsvFile(path, "0")
     assert Path(f"{path}.idx.npy").is_file()
@@ -114,9 +111,7 @@ def test_instances_travel_to_workers_as_their_path(write_tsv: Callable[..., Path
 
 def test_errors_name_file_row_and_what_disagrees(write_tsv: Callable[..., Path], tmp_path: Path) -> None:
     path = write_tsv("a.tsv", [["0", "1", "2", "3", "4"], ["0", "1", "2"]])
-    with pytest.raises(
-        BadRow, match=r"a\.tsv:2: has 3 columns, column 4 of --selected-cols 0,4,2 is missing"
-    ):
+    with pytest.raises(BadRow, match=r"a\.tsv:2: has 3 columns, column 4 of --selected-cols 0,4,2 is missing"):
         TsvFile(path, "0,4,2")[1]
     with pytest.raises(MissingInput, match="nowhere.tsv: no such TSV file"):
         TsvFile(tmp_path / "nowhere.tsv", "0")

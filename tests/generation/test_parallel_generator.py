@@ -88,9 +88,7 @@ def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:
 
 
 def test_printed_alignment_is_pairs_of_query_and_place(dictionary: Dictionary) -> None:
-    ((hypothesis,),) = generate(
-        dictionary, path((BLANK, 0.9), (A, 0.9), (A, 0.9), (B, 0.9)), print_alignment="hard"
-    )
+    ((hypothesis,),) = generate(dictionary, path((BLANK, 0.9), (A, 0.9), (A, 0.9), (B, 0.9)), print_alignment="hard")
     assert hypothesis["alignment"] == [(1, 0), (3, 1)]
     with pytest.raises(ValueError, match="soft"):
         ParallelGenerator([], dictionary, print_alignment="soft")
@@ -135,9 +133,7 @@ def net_input() -> dict[str, Tensor]:
     }
 
 
-def test_a_later_query_influences_an_earlier_output(
-    student: NarvlModel, net_input: dict[str, Tensor]
-) -> None:
+def test_a_later_query_influences_an_earlier_output(student: NarvlModel, net_input: dict[str, Tensor]) -> None:
     queries = student.decoder.query_embed.weight
     with torch.no_grad():
         before = student(**net_input)[0]

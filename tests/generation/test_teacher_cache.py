@@ -51,9 +51,7 @@ def net_input() -> dict[str, Tensor]:
     }
 
 
-def test_steps_with_a_cache_give_the_logits_of_one_pass(
-    teacher: OfaModel, net_input: dict[str, Tensor]
-) -> None:
+def test_steps_with_a_cache_give_the_logits_of_one_pass(teacher: OfaModel, net_input: dict[str, Tensor]) -> None:
     tokens = torch.randint(4, 30, (4, 40), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         whole = teacher(**net_input, prev_output_tokens=tokens)[0]

@@ -80,9 +80,7 @@ def random_captions(pictures: int, references: int) -> tuple[dict[str, str], dic
         return " ".join(draw.choices(["a", "dog", "two", "cats", "red", "on", "bus"], k=draw.randint(2, 9)))
 
     names = [f"p{row}" for row in range(pictures)]
-    return {name: caption() for name in names}, {
-        name: [caption() for _ in range(references)] for name in names
-    }
+    return {name: caption() for name in names}, {name: [caption() for _ in range(references)] for name in names}
 
 
 def test_same_as_pycocoevalcap(no_java: None) -> None:
@@ -145,9 +143,7 @@ def test_hanging_meteor_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"p": "a"}, {"p": [" "]}, "picture p has no reference"),
     ],
 )
-def test_bad_input_is_named(
-    hypotheses: dict[str, str], references: dict[str, list[str]], message: str
-) -> None:
+def test_bad_input_is_named(hypotheses: dict[str, str], references: dict[str, list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_captions(hypotheses, references)
 

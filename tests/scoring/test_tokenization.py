@@ -43,9 +43,7 @@ def test_unknown_tokenizer_is_refused() -> None:
 
 @needs_java
 def test_ptb_splits_clitics_and_drops_punctuation() -> None:
-    words, used = tokenize_captions(
-        {"p": ["A dog's mat, isn't it.", ""], "q": [""], "r": ["Two cats"]}, "ptb"
-    )
+    words, used = tokenize_captions({"p": ["A dog's mat, isn't it.", ""], "q": [""], "r": ["Two cats"]}, "ptb")
     assert used == "ptb"
     assert words == {"p": ["a dog 's mat is n't it", ""], "q": [""], "r": ["two cats"]}
 

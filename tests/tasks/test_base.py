@@ -1,5 +1,7 @@
 """What all tasks share: which file a split reads, batches of an epoch, generators, validation's target."""
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,9 +35,7 @@ def ids_of_epoch(task: CaptionTask, epoch: int, split: str = "train", **options:
     """Return the ids of each batch, as fairseq's trainer would meet them."""
     task.load_dataset(split, epoch=epoch)
     iterator = task.get_batch_iterator(task.dataset(split), seed=1, epoch=epoch, **options)
-    return [
-        batch["id"].tolist() if batch else [] for batch in iterator.next_epoch_itr(shuffle=split == "train")
-    ]
+    return [batch["id"].tolist() if batch else [] for batch in iterator.next_epoch_itr(shuffle=split == "train")]
 
 
 class TestSplits:
@@ -86,9 +86,7 @@ class TestSplits:
         with pytest.raises(InputError, match="no split 'dev'; choose one of train, valid, test"):
             make_task("a.tsv").load_dataset("dev")
 
-    def test_a_missing_vocabulary_is_named(
-        self, make_task: Callable[..., CaptionTask], tmp_path: Path
-    ) -> None:
+    def test_a_missing_vocabulary_is_named(self, make_task: Callable[..., CaptionTask], tmp_path: Path) -> None:
         with pytest.raises(MissingInput, match="--bpe-dir .*nowhere: no spm.model"):
             make_task("a.tsv", bpe_dir=str(tmp_path / "nowhere"))
 
@@ -127,13 +125,18 @@ class TestBatches:
 
     def test_workers_give_the_same_batches(self, task: CaptionTask) -> None:
         alone = ids_of_epoch(task, 1, max_sentences=3)
-        assert ids_of_epoch(task, 1, max_sentences=3, num_workers=2) == alone
+        assert ids_of_epoch(task, 1, max_sentences=3, num_workers=2, data_buffer_size=10) == alone
+
+    def test_workers_end_with_their_epoch(self, task: CaptionTask) -> None:
+        ids_of_epoch(task, 1, num_workers=2, data_buffer_size=10, max_sentences=3)
+        ended = time.monotonic() + 4  # less than the five seconds after which workers look up by themselves
+        while multiprocessing.active_children() and time.monotonic() < ended:
+            time.sleep(0.05)
+        assert multiprocessing.active_children() == []
 
     @pytest.mark.parametrize("ranks", [2, 3])
     def test_processes_share_the_rows(self, task: CaptionTask, ranks: int) -> None:
-        shares = [
-            ids_of_epoch(task, 1, max_sentences=4, num_shards=ranks, shard_id=rank) for rank in range(ranks)
-        ]
+        shares = [ids_of_epoch(task, 1, max_sentences=4, num_shards=ranks, shard_id=rank) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
         rows = [name for share in shares for batch in share for name in batch]
         assert sorted(rows, key=int) == [str(number) for number in range(20)]
@@ -153,9 +156,7 @@ class TestGenerators:
         search = task.build_generator([teacher], options, extra_gen_cls_kwargs=extra)
         assert isinstance(search, SequenceGenerator)
         assert (search.beam_size, search.max_len_b) == (3, 7)
-        assert isinstance(
-            task.build_generator([student], options, extra_gen_cls_kwargs=extra), ParallelGenerator
-        )
+        assert isinstance(task.build_generator([student], options, extra_gen_cls_kwargs=extra), ParallelGenerator)
         with pytest.raises(InputError, match="an ensemble must be of one kind"):
             task.build_generator([teacher, student], options)
 
@@ -166,9 +167,7 @@ class TestGenerators:
         task.inference_step(generator, [], {})
         assert asked == {"prefix_tokens": None, "constraints": None, "bos_token": 0}
 
-    @pytest.mark.parametrize(
-        ("text", "message"), [("{beam: 5}", "is not JSON"), ("5", "expected a JSON object")]
-    )
+    @pytest.mark.parametrize(("text", "message"), [("{beam: 5}", "is not JSON"), ("5", "expected a JSON object")])
     def test_options_in_validation_are_json(
         self, make_task: Callable[..., CaptionTask], text: str, message: str
     ) -> None:

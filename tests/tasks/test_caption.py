@@ -38,9 +38,7 @@ def cider(captions: list[str], references: list[list[str]]) -> list[float]:
 
 
 @given(PICTURES, st.integers(1, 4))
-def test_batches_average_to_the_cider_of_the_whole_set(
-    pictures: list[tuple[str, list[str]]], size: int
-) -> None:
+def test_batches_average_to_the_cider_of_the_whole_set(pictures: list[tuple[str, list[str]]], size: int) -> None:
     captions, references = (list(column) for column in zip(*pictures, strict=True))
     batchwise = BatchwiseCider(references)
     scores = []
@@ -142,9 +140,7 @@ def run_generate(*arguments: object) -> None:
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(
-    ("arch", "criterion"), [("ofa_nano", "label_smoothed_cross_entropy"), ("narvl_nano", "qctc")]
-)
+@pytest.mark.parametrize(("arch", "criterion"), [("ofa_nano", "label_smoothed_cross_entropy"), ("narvl_nano", "qctc")])
 def test_from_tsv_to_text_with_fairseqs_programs(
     arch: str,
     criterion: str,
@@ -163,7 +159,7 @@ def test_from_tsv_to_text_with_fairseqs_programs(
         *(f"{train_tsv},{valid_tsv}", *task, "--arch", arch, "--criterion", criterion, "--optimizer", "adam"),
         *("--lr", 1e-4, "--batch-size", 1, "--max-epoch", 1, "--save-dir", tmp_path / "checkpoints"),
         *("--eval-cider", "--best-checkpoint-metric", "cider", "--maximize-best-checkpoint-metric"),
-        *("--num-workers", 1, "--no-progress-bar"),
+        *("--num-workers", 0, "--no-progress-bar"),
     ]
     with pytest.raises(BadRow, match=r"train\.tsv:3: .*--skip-bad-rows|valid\.tsv:3: .*--skip-bad-rows"):
         run_train(*training)

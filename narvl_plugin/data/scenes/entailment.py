@@ -22,9 +22,7 @@ _UNDECIDABLE = (
 )
 
 
-def write_hypothesis(
-    scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random
-) -> tuple[str, str]:
+def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> tuple[str, str]:
     """Write a hypothesis about a scene; the three labels are equally frequent.
 
     :param captions: true captions other than the one shown as premise

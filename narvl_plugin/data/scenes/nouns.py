@@ -30,9 +30,7 @@ coconut eggplant avocado onion pepper=hot_pepper croissant pretzel sandwich taco
 cookie cupcake candy lollipop teapot cup=hot_beverage glass=wine_glass bottle=baby_bottle volcano tulip
 clover=four_leaf_clover ladybug=lady_beetle palm=palm_tree fountain shield glove=boxing_glove
 """
-_EMOJI_NAMES = {
-    noun: name or noun for noun, _, name in (entry.partition("=") for entry in (_EASY + _MORE).split())
-}
+_EMOJI_NAMES = {noun: name or noun for noun, _, name in (entry.partition("=") for entry in (_EASY + _MORE).split())}
 _IRREGULAR_PLURALS = {
     "mouse": "mice",
     "fish": "fish",

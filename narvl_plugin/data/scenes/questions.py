@@ -64,9 +64,7 @@ def _is_there(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tu
 def _what_is_where(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tuple[str, Answers]]:
     for known in scene.groups:
         for relation in OPPOSITE:
-            found = [
-                group for group in scene.groups if group is not known and relation in relations(group, known)
-            ]
+            found = [group for group in scene.groups if group is not known and relation in relations(group, known)]
             if found:
                 found.sort(key=lambda group: _distance(group, known))
                 question = f"what is {relation_phrase(relation, random)} {definite(known)}"

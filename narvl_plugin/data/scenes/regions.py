@@ -49,7 +49,5 @@ def _name_single(scene: Scene, group: Group, random: Random) -> str:
 def _leads(group: Group) -> Iterator[tuple[float, str, Thing]]:
     """For each direction: by how much the outermost copy leads the next, the word for it, and the copy."""
     for (right, down), among_two, among_more in _DIRECTIONS.values():
-        reach = sorted(
-            ((thing.x * right + thing.y * down, thing) for thing in group.things), key=lambda pair: -pair[0]
-        )
+        reach = sorted(((thing.x * right + thing.y * down, thing) for thing in group.things), key=lambda pair: -pair[0])
         yield reach[0][0] - reach[1][0], among_two if group.count == 2 else among_more, reach[0][1]

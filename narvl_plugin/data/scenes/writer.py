@@ -61,9 +61,7 @@ def write_scenes(
         _write_split(Path(out), split, count, composer, seed, tasks)
 
 
-def _check_settings(
-    counts: dict[str, int], size: int, nouns: int, max_objects: int, tasks: Sequence[str]
-) -> None:
+def _check_settings(counts: dict[str, int], size: int, nouns: int, max_objects: int, tasks: Sequence[str]) -> None:
     """Refuse settings that cannot work, naming the value and the range."""
     for split, count in counts.items():
         if count < 0:
@@ -83,9 +81,7 @@ def _check_settings(
         raise SceneSettingError(f"tasks={', '.join(tasks) or '(none)'}: choose from {', '.join(TASKS)}")
 
 
-def _write_split(
-    out: Path, split: str, count: int, composer: Composer, seed: int, tasks: Sequence[str]
-) -> None:
+def _write_split(out: Path, split: str, count: int, composer: Composer, seed: int, tasks: Sequence[str]) -> None:
     """Write one split of every task, first under temporary names so that a finished file is a whole one."""
     paths = {task: out / task / f"{split}.tsv" for task in tasks}
     parts = {task: path.with_name(f"{path.name}.part") for task, path in paths.items()}
