@@ -24,8 +24,8 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
- TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT QUERIES
- BEAM MAX_LEN WORDS SKIP_BAD_ROWS TIMED"
+ TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT
+ ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
@@ -45,7 +45,8 @@ if ((!nano)); then
   # The recipe of the published models, for one GPU: 5 epochs of COCO's 566,747 captions, 128 at a time.
   [[ -n ${BPE:-} ]] || die "ARCH=$ARCH: give BPE=FOLDER with the dict.txt of the published checkpoints"
   defaults PATCH_IMAGE_SIZE=480 BATCH=16 UPDATE_FREQ=8 DROPOUT=0.1 LABEL_SMOOTHING=0.1 QUERIES=30 WORDS=20 MAX_LEN=16 \
-    TEACHER_UPDATES=22140 TEACHER_LR=1e-5 STUDENT_UPDATES=22140 STUDENT_LR=1e-5 WARMUP_PERCENT=6
+    TEACHER_UPDATES=22140 TEACHER_LR=1e-5 STUDENT_UPDATES=22140 STUDENT_LR=1e-5 ADAM_BETA2=0.999 NO_REPEAT_NGRAM=3 \
+    NUM_BINS=1000 MATMUL_PRECISION=highest
 fi
 
 case $PRESET in
@@ -54,16 +55,18 @@ case $PRESET in
       BATCH=16 TEACHER_UPDATES=4 TEACHER_LR=1e-3 STUDENT_UPDATES=4 STUDENT_LR=1e-3 BEAM=5 TIMED=4 MAX_LEN=8
     ;;
   quick) # the demo
-    defaults TRAIN=6000 VALID=200 TEST=1000 NOUNS=40 OBJECTS=2 PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 \
-      BATCH=64 TEACHER_UPDATES=1500 TEACHER_LR=1e-3 STUDENT_UPDATES=2000 STUDENT_LR=1e-3 BEAM=5 TIMED=100
+    defaults TRAIN=8000 VALID=200 TEST=1000 NOUNS=40 OBJECTS=2 PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 \
+      TEACHER_UPDATES=2500 STUDENT_UPDATES=5000 QUERIES=24 TIMED=100
     ;;
   full)
     defaults TRAIN=20000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 \
-      BATCH=64 TEACHER_UPDATES=8000 TEACHER_LR=1e-3 STUDENT_UPDATES=10000 STUDENT_LR=1e-3 BEAM=5 TIMED=100
+      TEACHER_UPDATES=8000 STUDENT_UPDATES=12000 QUERIES=32 TIMED=100
     ;;
   *) die "PRESET=$PRESET: choose smoke, quick or full" ;;
 esac
-defaults SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0.1 WARMUP_PERCENT=6 QUERIES=40 WORDS=25 MAX_LEN=40 \
+# A vocabulary of whole words has no pieces to spell a longer caption with than the 20 words of the longest scene's.
+defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 \
+  ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
   OUT="runs/caption_${PRESET}_seed$SEED"
 
 for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
@@ -124,7 +127,7 @@ fi
 # --- Training -------------------------------------------------------------------------------------------------------
 
 task=(--user-dir "$user_dir" --task caption --bpe-dir "$vocab" --selected-cols 0,4,2 --max-tgt-length "$WORDS"
-  --patch-image-size "$PATCH_IMAGE_SIZE" --seed "$SEED" --num-workers "$WORKERS" --skip-bad-rows "$SKIP_BAD_ROWS")
+  --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS" --skip-bad-rows "$SKIP_BAD_ROWS")
 
 # train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
 # fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
@@ -133,8 +136,8 @@ train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6 rank
   shift 6
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@"
-    --dropout "$DROPOUT" --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
-    --optimizer adam --adam-betas '(0.9, 0.999)' --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
+    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION" --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
+    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
     --total-num-update "$updates" --max-update "$updates"
     --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
@@ -181,7 +184,7 @@ generate() {
   mv "$part/generate-test.txt" "$OUT/generate/$name/generate-test.txt"
 }
 
-decoding=(--max-len-b "$MAX_LEN" --no-repeat-ngram-size 3)
+decoding=(--max-len-b "$MAX_LEN" --no-repeat-ngram-size "$NO_REPEAT_NGRAM")
 {
   stage "generate teacher_beam5" "$OUT/generate/teacher_beam5/generate-test.txt" \
     generate teacher_beam5 teacher --beam 5 "${decoding[@]}"
