@@ -22,12 +22,9 @@ class NarvlModel(OfaModel):
     Legend: B batch, N queries, V labels: the vocabulary, then the blank.
     """
 
+    config_class = NarvlConfig
     decoder_class = QueryDecoder
-
-    @classmethod
-    def build_model(cls, cfg: NarvlConfig, task: FairseqTask) -> "NarvlModel":
-        """Build the model for the vocabulary of a fairseq task and a blank behind it."""
-        return cls(cfg, len(task.target_dictionary) + 1)
+    extra_labels = 1  # the blank
 
     @property
     def num_queries(self) -> int:

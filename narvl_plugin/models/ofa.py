@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig
 from .encoder import OfaEncoder
+from .interop import config_from_flags, drop_recomputed_tables
 
 
 @register_model("ofa", dataclass=OfaConfig)
@@ -20,7 +21,10 @@ class OfaModel(FairseqEncoderDecoderModel):
     Legend: B batch, L source text, T target, V vocabulary.
     """
 
+    config_class: type[OfaConfig] = OfaConfig
     decoder_class: type = AutoregressiveDecoder
+    extra_labels = 0
+    """Labels that the model adds to the vocabulary of its task."""
 
     def __init__(self, cfg: OfaConfig, vocab_size: int):
         """Build the model with random weights for a vocabulary of `vocab_size` labels."""
@@ -32,9 +36,16 @@ class OfaModel(FairseqEncoderDecoderModel):
             self.encoder.embed_images.requires_grad_(False)
 
     @classmethod
-    def build_model(cls, cfg: OfaConfig, task: FairseqTask) -> "OfaModel":
-        """Build the model for the vocabulary of a fairseq task."""
-        return cls(cfg, len(task.target_dictionary))
+    def build_model(cls, cfg: OfaConfig | Namespace, task: FairseqTask) -> "OfaModel":
+        """Build the model for the vocabulary of a fairseq task; `cfg` may be the flags of a published checkpoint."""
+        if isinstance(cfg, Namespace):
+            cfg = config_from_flags(cfg, cls.config_class)
+        return cls(cfg, len(task.target_dictionary) + cls.extra_labels)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Let the weights of published checkpoints load."""
+        super().upgrade_state_dict_named(state_dict, name)
+        drop_recomputed_tables(state_dict)
 
     def forward(
         self,
