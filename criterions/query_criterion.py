@@ -49,7 +49,8 @@ class QueryCriterion(FairseqCriterion):
     """Sums a loss over samples whose every query predicts a label or blank; subclasses give `sample_losses`.
 
     The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
-    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; and, if its samples have weights, `conf` (B,).
+    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); and, if a
+    sample has several good targets, `alternatives` (B, K, T), of which any will do.
     Losses are in nats and summed, and the sample size is additive too, so that fairseq's division of the summed
     gradient by the summed sample size gives one result however a batch is cut into steps or processes.
     """
@@ -91,7 +92,10 @@ class QueryCriterion(FairseqCriterion):
             logits, targets, lengths = logits[fits], targets[fits], lengths[fits]
             weights = None if weights is None else weights[fits]
 
-        nll = self.sample_losses(logits, targets, lengths, blank=blank)
+        if "alternatives" in sample:
+            nll = self.any_of(logits, sample["alternatives"][fits], blank=blank)
+        else:
+            nll = self.sample_losses(logits, targets, lengths, blank=blank)
         losses = nll
         if self.label_smoothing:
             smoothing = smoothing_losses(logits, blank=blank)
@@ -113,6 +117,22 @@ class QueryCriterion(FairseqCriterion):
             "did_not_fit": len(sample["target"]) - num_sentences,
         }
         return losses.sum() if reduce else losses, sample_size, logging_output
+
+    def any_of(self, logits: Tensor, alternatives: Tensor, *, blank: int) -> Tensor:
+        """Negative log of the summed likelihood of several targets: (B, N, V), (B, K, T) -> (B,), in nats.
+
+        Queries that do not see each other's choices mix the wordings that they are taught in turn. Asked for any of
+        them, they settle on one that they can say. Alternatives that are empty (all padding) or need more queries than
+        there are do not count.
+        """
+        batch, num_alternatives, _ = alternatives.shape
+        targets = alternatives.flatten(0, 1)
+        lengths = self.target_lengths(targets)
+        usable = ((lengths > 0) & (queries_needed(targets, lengths) <= logits.size(1))).nonzero().flatten()
+        owners = usable.div(num_alternatives, rounding_mode="floor")
+        nll = self.sample_losses(logits[owners], targets[usable], lengths[usable], blank=blank)
+        table = nll.new_full((batch * num_alternatives,), math.inf).index_put((usable,), nll)
+        return -(-table.view(batch, num_alternatives)).logsumexp(1)
 
     def target_lengths(self, targets: Tensor) -> Tensor:
         """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""

@@ -16,6 +16,7 @@ from narvl_plugin import checkpoints
 from narvl_plugin.data.errors import BadRow, InputError
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import parse_columns
 
 SPLIT = "test"
@@ -30,6 +31,7 @@ def distill(
     data: Path,
     out: Path,
     beam: int = 5,
+    nbest: int = 1,
     batch_size: int = 32,
     keep_references: bool = False,
     max_len_b: int = 30,
@@ -38,7 +40,7 @@ def distill(
     bpe_dir: Path | None = None,
     device: str | None = None,
 ) -> bool:
-    """Write `data` again as `out`, with the teacher's best hypothesis as each row's target.
+    """Write `data` again as `out`, with the teacher's best hypotheses as each row's target.
 
     A run that was stopped goes on at its last whole batch and ends in the same bytes as one that was not, see
     `ResumableWriter`.
@@ -47,6 +49,7 @@ def distill(
         teacher: its checkpoint.
         data: TSV file in the columns of the teacher's task; its pictures may be precomputed features.
         out: TSV file to write, in the same columns and order.
+        nbest: hypotheses to write, joined by `&&`; a student may be asked for any of them (--any-reference).
         beam, max_len_b, no_repeat_ngram_size: of fairseq's beam search; max_len_b is in tokens.
         batch_size: rows decoded at a time.
         keep_references: write the original row, too, after each distilled one.
@@ -62,7 +65,7 @@ def distill(
         BadRow: a row cannot be used, or the teacher has no words for it, and the budget is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
-    generation = {"beam": beam, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
+    generation = {"beam": beam, "nbest": nbest, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
     rows = whole_rows(data)
     writer = ResumableWriter(
         out,
@@ -93,7 +96,7 @@ def distill(
 
 
 class Speaker:
-    """A teacher that says its best hypothesis for rows of its data, (a batch of) rows in, words out.
+    """A teacher that says its best hypotheses for rows of its data, (a batch of) rows in, words out.
 
     `image_column` and `target_column` are numbers of TSV columns.
     """
@@ -109,6 +112,7 @@ class Speaker:
         columns = parse_columns(self.task.cfg.selected_cols)
         self.image_column, self.target_column = columns[IMAGE_PLACE], columns[TARGET_PLACES[name]]
         self.task.load_dataset(SPLIT)
+        self.nbest = generation["nbest"]
         self.generator = self.task.build_generator(self.models, GenerationConfig(**generation))
 
     def __call__(self, rows: range) -> dict[int, str]:
@@ -126,8 +130,9 @@ class Speaker:
             batch = utils.move_to_cuda(batch, self.device)
         hypotheses = self.task.inference_step(self.generator, self.models, batch)
         said = {}
-        for row, (best, *_) in zip(samples, hypotheses, strict=True):
-            words = " ".join(self.task.codec.decode(best["tokens"]).split())
+        for row, best in zip(samples, hypotheses, strict=True):
+            texts = (" ".join(self.task.codec.decode(one["tokens"]).split()) for one in best[: self.nbest])
+            words = REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text))
             if words:
                 said[row] = words
             else:

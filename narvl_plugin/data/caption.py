@@ -17,8 +17,9 @@ class CaptionDataset(TsvDataset):
     """Rows of (id, image, caption), selected in this order from the TSV file.
 
     For training the caption is cut to `max_tgt_length` words; of several references joined by `&&` each epoch
-    learns another one. For evaluation the target is the text of all references, uncut and joined, and the
-    batch also holds `references` (list of lists of str) and `first_reference`, the target to take a loss on.
+    learns another one, or with `any_reference` the batch holds all of them, too, as `alternatives` (B, K, T), padded.
+    For evaluation the target is the text of all references, uncut and joined, and the batch also holds `references`
+    (list of lists of str) and `first_reference`, the target to take a loss on.
     """
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
@@ -42,7 +43,10 @@ class CaptionDataset(TsvDataset):
         if self.training:
             # Another reference in each epoch, and not the same number for all rows of an epoch.
             reference = references[(row + self.epoch) % len(references)]
-            return sample | self._target(clean_target(reference, max_words))
+            sample |= self._target(clean_target(reference, max_words))
+            if self.options.any_reference:
+                sample["alternatives"] = [self._target(clean_target(text, max_words))["target"] for text in references]
+            return sample
         cleaned = [clean_target(reference) for reference in references]
         return (
             sample
@@ -69,10 +73,15 @@ class CaptionDataset(TsvDataset):
         return {"target": tokens[1:], "prev_output_tokens": tokens[:-1]}
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch of some samples, in evaluation with all references and the first as a target."""
+        """Return the batch of some samples, with their references as the class describes."""
         batch = super().make_batch(samples)
+        pad = self.options.codec.dictionary.pad()
+        if self.training and self.options.any_reference:
+            most = max(len(sample["alternatives"]) for sample in samples)
+            none = torch.empty(0, dtype=torch.int64)
+            rows = [row for sample in samples for row in (sample["alternatives"] + most * [none])[:most]]
+            batch["alternatives"] = pad_tokens(rows, pad).view(len(samples), most, -1)
         if not self.training:
-            pad = self.options.codec.dictionary.pad()
             firsts = [sample["first_reference"] for sample in samples]
             batch["references"] = [sample["references"] for sample in samples]
             batch["first_reference"] = {key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]}

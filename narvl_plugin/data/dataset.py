@@ -25,7 +25,8 @@ TOKENS_PER_ROW = 1000
 class DatasetOptions:
     """What turns rows into samples, the same for all splits of a task.
 
-    max_src_length and max_tgt_length are in words.
+    max_src_length and max_tgt_length are in words. With any_reference a training batch holds all of a row's
+    references, as `alternatives`.
     """
 
     codec: TextCodec
@@ -33,6 +34,7 @@ class DatasetOptions:
     max_src_length: int
     max_tgt_length: int
     imagenet_normalisation: bool
+    any_reference: bool
     skip_budget: SkipBudget
 
 

@@ -56,6 +56,13 @@ class BaseTaskConfig(FairseqDataclass):
         default="{}",
         metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
     )
+    any_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
+            "over; without it each epoch teaches another one"
+        },
+    )
     matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
         default="highest",
         metadata={
@@ -88,6 +95,7 @@ class BaseTask(FairseqTask):
             max_src_length=cfg.max_src_length,
             max_tgt_length=cfg.max_tgt_length,
             imagenet_normalisation=cfg.imagenet_default_mean_and_std,
+            any_reference=cfg.any_reference,
             skip_budget=self.skip_budget,
         )
         logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)

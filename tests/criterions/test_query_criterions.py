@@ -68,6 +68,24 @@ def test_loss_is_query_ctc_of_the_words_alone(model: nn.Module, task: SimpleName
     assert log["nsentences"] == 2
 
 
+@BOTH
+def test_any_of_several_targets_is_the_sum_of_their_likelihoods(
+    kind: type[QueryCriterion], model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    criterion = build(kind, task)
+    batch, other = make_batch(["a b c", "b b"]), make_batch(["d", "a"])
+    first, second = (torch.exp(-criterion(model, one, reduce=False)[0]) for one in (batch, other))
+    pad = task.target_dictionary.pad()
+    none, too_long = torch.full((1, 8), pad), torch.full((1, 8), 4)
+    rows = [batch["target"][:1], other["target"][:1], too_long, batch["target"][1:], none, none]
+    batch["alternatives"] = torch.cat([F.pad(row, (0, 8 - row.size(1)), value=pad) for row in rows]).view(2, 3, 8)
+    loss, sample_size, _ = criterion(model, batch)
+    torch.testing.assert_close(loss, -(first[0] + second[0]).log() - first[1].log())
+    assert sample_size == 5
+    loss.backward()
+    assert model.project.weight.grad.isfinite().all()
+
+
 def test_keep_eos_makes_it_a_token(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:
     batch = make_batch(["a b c", "b b"])
     loss, sample_size, _ = build(QueryCtcCriterion, task, keep_eos=True)(model, batch)

@@ -23,8 +23,10 @@ Rows = list[list[str]]
 def make(codec: TextCodec, write_tsv: Callable[..., Path]) -> Callable[..., CaptionDataset]:
     """Make a data set of rows of captions."""
 
-    def make_dataset(rows: Sequence[Sequence[str]], split: str = "train", skip: int = 0) -> CaptionDataset:
-        options = DatasetOptions(codec, 8, 20, 4, False, SkipBudget(skip))
+    def make_dataset(
+        rows: Sequence[Sequence[str]], split: str = "train", skip: int = 0, any_reference: bool = False
+    ) -> CaptionDataset:
+        options = DatasetOptions(codec, 8, 20, 4, False, any_reference, SkipBudget(skip))
         return CaptionDataset(TsvFile(write_tsv(f"{split}.tsv", rows), "0,4,2"), options, split)
 
     return make_dataset
@@ -64,7 +66,7 @@ def test_items_and_batches_are_the_published_ones(
     train_split: str,
 ) -> None:
     golden = json.loads((goldens / "ofa_datasets_tasks.json").read_text())[case]
-    options = DatasetOptions(gpt2_codec, size, 80, max_words, imagenet, SkipBudget(0))
+    options = DatasetOptions(gpt2_codec, size, 80, max_words, imagenet, False, SkipBudget(0))
     for split, file, kind in (("train", train_file, train_split), ("valid", "caption_val.tsv", "valid")):
         dataset = CaptionDataset(TsvFile(goldens / "data" / file, columns), options, kind)
         assert len(dataset) == len(golden["datasets"][split])
@@ -101,6 +103,17 @@ class TestReferences:
         assert first["target"][0, -1] == codec.dictionary.eos()
         assert first["prev_output_tokens"][0].tolist() == [0, *first["target"][0, :-1].tolist()]
         assert first["target"][1, -1] == codec.dictionary.pad()
+
+    def test_any_of_them_can_be_asked_for(
+        self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows
+    ) -> None:
+        caption_rows[0][2], caption_rows[1][2] = "a cat&&a dog", "a cat"
+        dataset = make(caption_rows, any_reference=True)
+        batch = dataset.collater([dataset[0], dataset[1]])
+        cat, dog = codec.encode(" a cat").tolist(), codec.encode(" a dog").tolist()
+        eos, pad = codec.dictionary.eos(), codec.dictionary.pad()
+        texts = [[[t for t in row if t not in (eos, pad)] for row in rows] for rows in batch["alternatives"].tolist()]
+        assert texts == [[cat, dog], [cat, []]]
 
     def test_training_learns_another_one_each_epoch(
         self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows
