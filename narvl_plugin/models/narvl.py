@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from fairseq.models import register_model
-from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from .config import NarvlConfig
