@@ -11,8 +11,7 @@
 #   TEACHER    checkpoint of a trained teacher, in place of training one
 #   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
 #   BASELINES  1: also train a student without distillation, and one with cross entropy (0)
-#   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
-#   THREADS    torch's threads in each (1: threads that wait for each other on busy cores are many times slower)
+#   THREADS    torch's threads (1: threads that wait for each other on busy cores are many times slower)
 #
 # and, each with a default by preset, what the tables below list: sizes of the data, updates, learning rates.
 set -euo pipefail
@@ -25,18 +24,13 @@ command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
  TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT
- ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
+ ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
-read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
+read_settings "$KEPT_KEYS OUT BASELINES THREADS WORKERS" "$@"
 
 # --- Settings -------------------------------------------------------------------------------------------------------
 
 defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
-if (($(nproc) == 1)) || command -v nvidia-smi >/dev/null; then
-  defaults PROCESSES=1
-else
-  defaults PROCESSES=2
-fi
 [[ $ARCH == narvl_?* ]] || die "ARCH=$ARCH: give a student's architecture, such as narvl_nano or narvl_base"
 [[ $ARCH == *_nano ]] && nano=1 || nano=0
 teacher_arch=ofa_${ARCH#narvl_}
@@ -65,7 +59,7 @@ case $PRESET in
   *) die "PRESET=$PRESET: choose smoke, quick or full" ;;
 esac
 # A vocabulary of whole words has no pieces to spell a longer caption with than the 20 words of the longest scene's.
-defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 \
+defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 NBEST=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 \
   ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
   OUT="runs/caption_${PRESET}_seed$SEED"
 
@@ -127,37 +121,26 @@ fi
 # --- Training -------------------------------------------------------------------------------------------------------
 
 task=(--user-dir "$user_dir" --task caption --bpe-dir "$vocab" --selected-cols 0,4,2 --max-tgt-length "$WORDS"
-  --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS" --skip-bad-rows "$SKIP_BAD_ROWS")
+  --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS"
+  --skip-bad-rows "$SKIP_BAD_ROWS")
 
 # train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
 # fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
-# most. On CPU fairseq is started once for each process that shares the batch.
+# most.
 train() {
-  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6 rank
+  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6
   shift 6
-  local -a command=(fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@"
-    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION" --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
-    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
-    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
-    --total-num-update "$updates" --max-update "$updates"
-    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
-    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1))
-    --log-format json --log-interval $((updates / 40 + 1)))
   mkdir -p "$folder"
-  if ((PROCESSES > 1)); then
-    rm -f "$folder/rendezvous"
-    command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
-      --load-checkpoint-on-all-dp-ranks
-      --distributed-world-size "$PROCESSES" --distributed-init-method "file://$folder/rendezvous")
-    export GLOO_SOCKET_IFNAME=lo
-    for ((rank = 1; rank < PROCESSES; rank++)); do
-      "${command[@]}" --distributed-rank "$rank" >"$folder/train.$rank.log" 2>&1 &
-    done
-    command+=(--distributed-rank 0)
-  fi
-  "${command[@]}" 2>&1 | tee -a "$folder/train.log" | show_training || die_of "$folder"/train*.log
-  wait
-  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt "$folder"/train.[0-9]*.log "$folder/rendezvous"
+  fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@" \
+    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION" --batch-size "$BATCH" --update-freq "$UPDATE_FREQ" \
+    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0 \
+    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100)) \
+    --total-num-update "$updates" --max-update "$updates" \
+    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1)) \
+    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1)) \
+    --log-format json --log-interval $((updates / 40 + 1)) 2>&1 |
+    tee -a "$folder/train.log" | show_training || die_of "$folder/train.log"
+  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt
   sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$folder/train.log" >"$folder/train.jsonl.part"
   mv "$folder/train.jsonl.part" "$folder/train.jsonl"
 }
@@ -193,15 +176,16 @@ decoding=(--max-len-b "$MAX_LEN" --no-repeat-ngram-size "$NO_REPEAT_NGRAM")
 } &
 teacher_captions=$!
 stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" \
-  --data "$train_tsv" --out "$OUT/distilled/train.tsv" --beam "$BEAM" --batch-size "$BATCH" --bpe-dir "$vocab" \
-  --skip-bad-rows "$SKIP_BAD_ROWS" "${decoding[@]}"
+  --data "$train_tsv" --out "$OUT/distilled/train.tsv" --beam "$BEAM" --nbest "$NBEST" --batch-size "$BATCH" \
+  --bpe-dir "$vocab" --skip-bad-rows "$SKIP_BAD_ROWS" "${decoding[@]}"
 wait "$teacher_captions"
 
 # --- Students -------------------------------------------------------------------------------------------------------
 
-# train_student FOLDER TRAIN_TSV CRITERION: from the teacher's weights.
+# train_student FOLDER TRAIN_TSV CRITERION: from the teacher's weights. Of the NBEST captions that the teacher gave it
+# may say any: queries that choose at the same time otherwise mix the wordings of several good captions.
 train_student() {
-  train "$1" "$2" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$3" --num-queries "$QUERIES" \
+  train "$1" "$2" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$3" --num-queries "$QUERIES" --any-reference \
     --finetune-from-model "$OUT/teacher/checkpoint_last.pt"
 }
 
