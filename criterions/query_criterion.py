@@ -35,14 +35,16 @@ class QueryCriterionConfig(FairseqDataclass):
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
-def smoothing_losses(logits: Tensor, *, blank: int) -> Tensor:
-    """Average the negative log-probability of each sample over its queries and all labels but the blank.
+def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
+    """Average the negative log-probability of each sample over its queries and all labels, or all `without` one.
 
-    The blank is left out because pulling every query towards it is not smoothing but a preference for short output.
+    Without the blank, because pulling every query towards it is not smoothing but a preference for short output.
     logits: (B, N, V). Returns (B,).
     """
     log_probs = logits.log_softmax(2, dtype=accumulation_dtype(logits.dtype))
-    return -(log_probs.sum(2) - log_probs[:, :, blank]).mean(1) / (logits.size(2) - 1)
+    if without is None:
+        return -log_probs.mean((1, 2))
+    return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
 
 
 class QueryCriterion(FairseqCriterion):
@@ -96,10 +98,7 @@ class QueryCriterion(FairseqCriterion):
             nll = self.any_of(logits, sample["alternatives"][fits], blank=blank)
         else:
             nll = self.sample_losses(logits, targets, lengths, blank=blank)
-        losses = nll
-        if self.label_smoothing:
-            smoothing = smoothing_losses(logits, blank=blank)
-            losses = (1 - self.label_smoothing) * nll + self.label_smoothing * smoothing
+        losses = self.smoothed(nll, logits, lengths, blank=blank)
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -117,6 +116,12 @@ class QueryCriterion(FairseqCriterion):
             "did_not_fit": len(sample["target"]) - num_sentences,
         }
         return losses.sum() if reduce else losses, sample_size, logging_output
+
+    def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
+        if not self.label_smoothing:
+            return nll
+        return (1 - self.label_smoothing) * nll + self.label_smoothing * smoothing_losses(logits, without=blank)
 
     def any_of(self, logits: Tensor, alternatives: Tensor, *, blank: int) -> Tensor:
         """Negative log of the summed likelihood of several targets: (B, N, V), (B, K, T) -> (B,), in nats.
