@@ -31,7 +31,12 @@ class QueryCtcCriterion(QueryCriterion):
     """
 
     def __init__(
-        self, task: FairseqTask, sentence_avg: bool, keep_eos: bool, label_smoothing: float, reference_loss: bool = False
+        self,
+        task: FairseqTask,
+        sentence_avg: bool,
+        keep_eos: bool,
+        label_smoothing: float,
+        reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
         self.reference_loss = reference_loss

@@ -1,0 +1,63 @@
+"""Reference models under a weight recipe: what OFA and the authors' parallel model compute, recorded as data."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from narvl_plugin.models import build
+from narvl_plugin.models.ofa import OfaModel
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import recipe  # noqa: E402
+
+FILES = {"ofa_tiny": "ofa_tiny.npz", "narvl_tiny": "narvl_tiny_q20.npz"}
+
+
+@dataclass
+class Golden:
+    """The recorded inputs and outputs of one reference model."""
+
+    arch: str
+    arrays: Any
+    meta: dict[str, Any]
+
+    def inputs(self, case: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the model's arguments in a case, and the target."""
+        prefix = f"{case}/in/"
+        found = {
+            name.removeprefix(prefix): torch.from_numpy(self.arrays[name])
+            for name in self.arrays.files
+            if name.startswith(prefix)
+        }
+        return found, found.pop("target")
+
+    def model(self) -> OfaModel:
+        """Build our model of the same size without dropout, with the recipe's weights, in evaluation mode."""
+        queries = {"num_queries": self.meta["num_queries"]} if "num_queries" in self.meta else {}
+        model = build(self.arch, vocab_size=self.meta["dict_len"], dropout=0.0, **queries).eval()
+        recipe.fill(model)
+        return model
+
+
+@pytest.fixture(scope="session")
+def goldens() -> dict[str, Golden]:
+    """The recorded models by architecture."""
+    found = {}
+    for arch, file in FILES.items():
+        arrays = np.load(HERE / "goldens" / file)
+        found[arch] = Golden(arch, arrays, json.loads(str(arrays["meta"])))
+    return found
+
+
+@pytest.fixture(scope="session")
+def evaluated(goldens: dict[str, Golden]) -> dict[str, OfaModel]:
+    """The models with the recipe's weights; tests leave them as they are."""
+    return {arch: golden.model() for arch, golden in goldens.items()}

@@ -1,0 +1,158 @@
+"""Our models compute what the reference models compute: to 1e-4 relative, and the same tokens."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.sequence_generator import SequenceGenerator
+
+from criterions import QueryCtcCriterion
+from narvl_plugin.data.errors import SkipBudget
+from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
+
+GOLDENS = Path(__file__).parent / "goldens"
+TOLERANCE = 1e-4
+ARCHS = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+CASES = pytest.mark.parametrize("case", ["square64", "pad_rect_mask", "text_only"])
+
+
+class Vocabulary:
+    """As much of a dictionary as generators and criterions ask for."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def bos(self):
+        return 0
+
+    def pad(self):
+        return 1
+
+    def eos(self):
+        return 2
+
+    def unk(self):
+        return 3
+
+
+def close(actual, expected, what):
+    """Compare with the largest expected magnitude as the scale."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    difference = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert difference <= TOLERANCE, f"{what}: largest relative difference {difference:.1e}"
+
+
+@ARCHS
+def test_names_and_shapes(arch, evaluated):
+    lines = (GOLDENS / f"{arch}_state_dict.txt").read_text().splitlines()
+    reference = dict(line.split("\t")[:2] for line in lines if not line.startswith("#"))
+    recomputed = {name for name in reference if name.endswith(("_rp_bucket", "image_position_idx"))}
+    ours = {name: str(list(tensor.shape)) for name, tensor in evaluated[arch].state_dict().items()}
+    assert ours == {name: shape for name, shape in reference.items() if name not in recomputed}
+
+
+def test_tables():
+    tables = np.load(GOLDENS / "buffers.npz")
+    buckets = token_buckets(1024, bucket_size=256, max_positions=1024)
+    by_relation = torch.cat([buckets[0].flip(0), buckets[1:, 0]])
+    recorded = torch.from_numpy(tables["token_bucket_by_rel"])
+    assert torch.equal(by_relation, recorded) or torch.equal(by_relation, recorded.flip(0))
+    assert code_position_ids(16, 1026, bucket_size=42).tolist() == tables["image_position_idx"].tolist()
+    image = image_buckets(torch.arange(42 * 42 + 1), bucket_size=42)
+    assert image[0].tolist() == tables["image_bucket_row0"].tolist()
+    assert image[:, 0].tolist() == tables["image_bucket_col0"].tolist()
+    assert image[100].tolist() == tables["image_bucket_row100"].tolist()
+
+
+@ARCHS
+@CASES
+@torch.no_grad()
+def test_forward(arch, case, goldens, evaluated):
+    golden = goldens[arch].arrays
+    inputs, _ = goldens[arch].inputs(case)
+    logits, extra = evaluated[arch](**inputs)
+    close(extra["encoder_out"], golden[f"{case}/encoder_out"], "encoder_out")
+    close(extra["inner_states"][-1], golden[f"{case}/inner_states_last"], "inner_states_last")
+    close(logits[:, :, golden[f"{case}/logits/cols"]], golden[f"{case}/logits/vals"], "logits")
+    close(logits.logsumexp(2), golden[f"{case}/logits/lse"], "log-sum-exp")
+    values, ids = logits.topk(5)
+    close(values, golden[f"{case}/logits/top5_vals"], "top 5")
+    assert ids.tolist() == golden[f"{case}/logits/top5_ids"].tolist()
+    if f"{case}/blank_logit" in golden.files:
+        close(logits[:, :, evaluated[arch].blank], golden[f"{case}/blank_logit"], "blank")
+
+
+@pytest.mark.parametrize(("name", "code_masks"), [("all", [True, True]), ("mixed", [False, True])])
+@torch.no_grad()
+def test_image_tokens_in_the_decoder(name, code_masks, goldens, evaluated):
+    golden = goldens["ofa_tiny"].arrays
+    inputs, _ = goldens["ofa_tiny"].inputs("square64")
+    logits, _ = evaluated["ofa_tiny"](**inputs, code_masks=torch.tensor(code_masks))
+    close(logits[:, :, golden["square64/logits/cols"]], golden[f"code_masks_{name}/vals"], "logits")
+    close(logits.logsumexp(2), golden[f"code_masks_{name}/lse"], "log-sum-exp")
+
+
+def criterion_of(golden):
+    """Make the criterion that the reference's loss was recorded with."""
+    vocabulary = Vocabulary(golden.meta["dict_len"])
+    task = SimpleNamespace(target_dictionary=vocabulary, source_dictionary=vocabulary, skip_budget=SkipBudget(0))
+    if golden.arch.startswith("ofa"):
+        return LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
+    return QueryCtcCriterion(task, False, False, 0.1, reference_loss=True)
+
+
+def loss_of(golden, case, model):
+    """Return the loss divided by the sample size as fairseq's trainer does, the sample size, and the log."""
+    inputs, target = golden.inputs(case)
+    sample = {
+        "net_input": inputs,
+        "target": target,
+        "ntokens": int(target.ne(1).sum()),
+        "where": [f"golden:{row}" for row in range(len(target))],
+    }
+    return criterion_of(golden)(model, sample)
+
+
+@ARCHS
+@CASES
+@torch.no_grad()
+def test_loss_in_evaluation(arch, case, goldens, evaluated):
+    recorded, size, _ = goldens[arch].meta["cases"][case]["loss_eval"]
+    loss, own_size, _ = loss_of(goldens[arch], case, evaluated[arch])
+    close(loss / own_size, recorded / size, "loss")
+
+
+@CASES
+def test_beam_search(case, goldens, evaluated):
+    golden = goldens["ofa_tiny"]
+    inputs, _ = golden.inputs(case)
+    inputs.pop("prev_output_tokens")
+    names = {"beam": "beam_size", "unnormalized": "normalize_scores"}
+    for name, run in golden.meta["cases"][case]["gen"].items():
+        options = {names.get(key, key): value for key, value in run["args"].items()}
+        if "normalize_scores" in options:
+            options["normalize_scores"] = not options["normalize_scores"]
+        generator = SequenceGenerator([evaluated["ofa_tiny"]], Vocabulary(golden.meta["dict_len"]), **options)
+        found = generator.generate([evaluated["ofa_tiny"]], {"net_input": inputs}, bos_token=0)
+        for ours, theirs in zip(found, run["hypos"], strict=True):
+            for hypothesis, recorded in zip(ours, theirs, strict=False):
+                assert hypothesis["tokens"].tolist() == recorded["tokens"], name
+                close(hypothesis["score"], recorded["score"], name)
+
+
+@CASES
+def test_one_pass(case, goldens, evaluated):
+    golden, model = goldens["narvl_tiny"], evaluated["narvl_tiny"]
+    inputs, _ = golden.inputs(case)
+    generator = ParallelGenerator([model], Vocabulary(golden.meta["dict_len"] - 1))
+    found = generator.generate([model], {"net_input": inputs})
+    for ours, recorded in zip(found, golden.meta["cases"][case]["gen"]["one_pass"], strict=True):
+        tokens = [token for token in recorded["tokens"] if token != 2]
+        assert ours[0]["tokens"].tolist() == [*tokens, 2]
