@@ -17,8 +17,8 @@ class QueryCtcConfig(QueryCriterionConfig):
     reference_loss: bool = field(
         default=False,
         metadata={
-            "help": "the loss of the authors' code, for going on with its checkpoints: </s> is kept, each sample's loss "
-            "is divided by its target's length, samples are averaged, and smoothing covers the blank, too"
+            "help": "the loss of the authors' code, for going on with its checkpoints: </s> is kept, each sample's "
+            "loss is divided by its target's length, samples are averaged, and smoothing covers the blank, too"
         },
     )
 
