@@ -89,6 +89,16 @@ def test_references_follow_the_words(folder: Path, whole: bytes) -> None:
     assert not distill(teacher=folder / "teacher.pt", data=data, out=out, keep_references=True, **SETTINGS)
 
 
+def test_several_hypotheses_stand_side_by_side(folder: Path, whole: bytes) -> None:
+    out = folder / "nbest.tsv"
+    distill(teacher=folder / "teacher.pt", data=folder / "caption" / "train.tsv", out=out, nbest=2, **SETTINGS)
+    best = [row[2] for row in rows(whole)]
+    several = [row[2].split("&&") for row in rows(out.read_bytes())]
+    assert [texts[0] for texts in several] == best
+    assert all(len(set(texts)) == len(texts) <= 2 for texts in several)
+    assert any(len(texts) == 2 for texts in several)
+
+
 @pytest.mark.parametrize("batches", [0, 1, 3])
 def test_a_stopped_run_goes_on_and_ends_identical(
     folder: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
