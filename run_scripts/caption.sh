@@ -11,7 +11,7 @@
 #   TEACHER    checkpoint of a trained teacher, in place of training one
 #   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
 #   BASELINES  1: also train a student without distillation, and one with cross entropy (0)
-#   THREADS    torch's threads (1: threads that wait for each other on busy cores are many times slower)
+#   THREADS    torch's threads for the models (1)
 #
 # and, each with a default by preset, what the tables below list: sizes of the data, updates, learning rates.
 set -euo pipefail
@@ -92,7 +92,9 @@ fi
 
 mkdir -p "$OUT"
 keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
-export OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
+# Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one. Large
+# convolutions gain by a thread a core all the same, the small models do not.
+export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
 user_dir=$(narvl path)
 
 # --- Data -----------------------------------------------------------------------------------------------------------
@@ -112,8 +114,8 @@ if ((nano)); then
   for split in train valid; do
     pictures=${split}_tsv
     stage "features $split" "$OUT/features/$split.tsv" \
-      narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" --patch-image-size "$PATCH_IMAGE_SIZE" \
-      --skip-bad-rows "$SKIP_BAD_ROWS"
+      env OMP_NUM_THREADS="$(nproc)" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
+      --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
   done
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
 fi
