@@ -93,7 +93,7 @@ def features(
         bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does.")
     ] = False,
     image_column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with the picture.")] = 4,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = 16,
     skip_bad_rows: SkipBadRows = 0,
     device: Device = None,
 ) -> None:

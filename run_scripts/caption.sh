@@ -58,9 +58,10 @@ case $PRESET in
     ;;
   *) die "PRESET=$PRESET: choose smoke, quick or full" ;;
 esac
-# A vocabulary of whole words has no pieces to spell a longer caption with than the 20 words of the longest scene's.
-defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 NBEST=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 \
-  ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
+# A scene's caption has 20 words at most and the vocabulary holds them whole, so MAX_LEN tokens are enough for the
+# teacher, and QUERIES for the student.
+defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 NBEST=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 \
+  LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
   OUT="runs/caption_${PRESET}_seed$SEED"
 
 for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
@@ -92,8 +93,7 @@ fi
 
 mkdir -p "$OUT"
 keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
-# Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one. Large
-# convolutions gain by a thread a core all the same, the small models do not.
+# Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
 user_dir=$(narvl path)
 
@@ -114,7 +114,7 @@ if ((nano)); then
   for split in train valid; do
     pictures=${split}_tsv
     stage "features $split" "$OUT/features/$split.tsv" \
-      env OMP_NUM_THREADS="$(nproc)" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
+      narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
       --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
   done
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
