@@ -17,7 +17,6 @@ from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.vision import build_trunk, trunk_features
 
-
 BATCH_SIZE = 16
 """Pictures in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
 anew for every block and most of the time goes into page faults: 192 pictures of 128 pixels a second with 16 at a time,
