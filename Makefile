@@ -13,9 +13,9 @@ export OMP_NUM_THREADS ?= 1
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (3 to 5 minutes, 6 GB)
+setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
-demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (about 15 minutes)
+demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (20 to 30 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
 test: $(INSTALLED) ## Run all tests
