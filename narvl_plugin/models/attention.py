@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def score_scaling(width: int, heads: int, scale_factor: float) -> float:
+    """Return what queries are multiplied by, for contents and for positions: (factor * head width)^-0.5."""
+    return (width / heads * scale_factor) ** -0.5
+
+
 class Attention(nn.Module):
     """Attention as in OFA: scores scaled by (factor * head width)^-0.5, biased by positions; heads scaled.
 
@@ -16,7 +21,7 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} attention heads")
         self.heads = heads
-        self.scaling = (width / heads * scale_factor) ** -0.5
+        self.scaling = score_scaling(width, heads, scale_factor)
         self.dropout = dropout
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)

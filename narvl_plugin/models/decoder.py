@@ -6,6 +6,7 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
+from .attention import score_scaling
 from .config import OfaConfig
 from .encoder import EncoderOutput, mask_keys
 from .layers import DecoderLayer, LayerCache
@@ -24,7 +25,7 @@ class Decoder(FairseqIncrementalDecoder):
         width = cfg.encoder_embed_dim
         self.cfg = cfg
         self.heads = cfg.encoder_attention_heads
-        self.position_scaling = (width / self.heads * cfg.attn_scale_factor) ** -0.5
+        self.position_scaling = score_scaling(width, self.heads, cfg.attn_scale_factor)
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.code_layernorm_embedding = nn.LayerNorm(width)

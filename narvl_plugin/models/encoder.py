@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
+from .attention import score_scaling
 from .config import PADDING_INDEX, OfaConfig
 from .layers import EncoderLayer
 from .positions import (
@@ -43,7 +44,7 @@ class OfaEncoder(FairseqEncoder):
         width = cfg.encoder_embed_dim
         self.cfg = cfg
         self.heads = cfg.encoder_attention_heads
-        self.position_scaling = (width / self.heads * cfg.attn_scale_factor) ** -0.5
+        self.position_scaling = score_scaling(width, self.heads, cfg.attn_scale_factor)
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)
