@@ -7,7 +7,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import query_ctc_loss
+from narvl_plugin.ctc import query_ctc_any_loss, query_ctc_loss
 
 
 @dataclass
@@ -44,6 +44,10 @@ class QueryCtcCriterion(QueryCriterion):
     def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Query-CTC loss of each target: (B, N, V), (B, T), (B,) -> (B,), in nats."""
         return query_ctc_loss(logits, targets, target_lengths, blank=blank, reduction="none")
+
+    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Query-CTC loss of any of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
+        return query_ctc_any_loss(logits, targets, target_lengths, blank=blank)
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""

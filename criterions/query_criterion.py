@@ -48,7 +48,8 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
 
 
 class QueryCriterion(FairseqCriterion):
-    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `sample_losses`.
+    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `sample_losses` and
+    `any_losses`.
 
     The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
     right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); and, if a
@@ -68,6 +69,13 @@ class QueryCriterion(FairseqCriterion):
 
     def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Negative log-likelihood of each target: (B, N, V), (B, T), (B,) -> (B,), in nats."""
+        raise NotImplementedError
+
+    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Negative log of the summed likelihood of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,).
+
+        In nats. A length of -1 means that a target does not count.
+        """
         raise NotImplementedError
 
     def forward(
@@ -126,18 +134,13 @@ class QueryCriterion(FairseqCriterion):
     def any_of(self, logits: Tensor, alternatives: Tensor, *, blank: int) -> Tensor:
         """Negative log of the summed likelihood of several targets: (B, N, V), (B, K, T) -> (B,), in nats.
 
-        Queries that do not see each other's choices mix the wordings that they are taught in turn. Asked for any of
-        them, they settle on one that they can say. Alternatives that are empty (all padding) or need more queries than
-        there are do not count.
+        Alternatives that are empty (all padding) or need more queries than there are do not count.
         """
-        batch, num_alternatives, _ = alternatives.shape
         targets = alternatives.flatten(0, 1)
         lengths = self.target_lengths(targets)
-        usable = ((lengths > 0) & (queries_needed(targets, lengths) <= logits.size(1))).nonzero().flatten()
-        owners = usable.div(num_alternatives, rounding_mode="floor")
-        nll = self.sample_losses(logits[owners], targets[usable], lengths[usable], blank=blank)
-        table = nll.new_full((batch * num_alternatives,), math.inf).index_put((usable,), nll)
-        return -(-table.view(batch, num_alternatives)).logsumexp(1)
+        counts = (lengths > 0) & (queries_needed(targets, lengths) <= logits.size(1))
+        lengths = lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
+        return self.any_losses(logits, alternatives, lengths, blank=blank)
 
     def target_lengths(self, targets: Tensor) -> Tensor:
         """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""

@@ -4,7 +4,6 @@ Legend: B batch, N queries, V labels, T padded target length.
 """
 
 import torch
-import torch.nn.functional as F
 from fairseq.criterions import register_criterion
 from torch import Tensor
 
@@ -31,6 +30,13 @@ class QueryCrossEntropyCriterion(QueryCriterion):
 
     def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Cross entropy of each target's straight path: (B, N, V), (B, T), (B,) -> (B,), in nats."""
-        paths = straight_paths(targets, target_lengths, logits.size(1), blank=blank)
-        scores = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype))
-        return F.cross_entropy(scores, paths.flatten(), reduction="none").view(paths.shape).sum(1)
+        return self.any_losses(logits, targets[:, None], target_lengths[:, None], blank=blank)
+
+    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+        """Cross entropy of any of each sample's straight paths: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
+        shape = target_lengths.shape
+        lengths = target_lengths.clamp(min=0).flatten()
+        paths = straight_paths(targets.flatten(0, 1), lengths, logits.size(1), blank=blank).unflatten(0, shape)
+        log_probs = logits.log_softmax(2, dtype=accumulation_dtype(logits.dtype))
+        scores = log_probs.gather(2, paths.transpose(1, 2)).sum(1)  # (B, K)
+        return -scores.masked_fill(target_lengths < 0, float("-inf")).logsumexp(1)

@@ -2,7 +2,7 @@
 
 from narvl_plugin.ctc.align import Alignment, viterbi
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
-from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_loss
+from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "greedy",
     "log_sum_exp",
     "queries_needed",
+    "query_ctc_any_loss",
     "query_ctc_loss",
     "viterbi",
 ]

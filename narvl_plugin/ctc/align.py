@@ -13,7 +13,7 @@ from narvl_plugin.ctc.lattice import (
     arrivals,
     build_lattice,
     check_targets,
-    gather_states,
+    gather_labels,
     skip_costs,
     start_scores,
 )
@@ -41,7 +41,7 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
     query_lengths = torch.full_like(target_lengths, num_queries)
     check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
     lattice = build_lattice(targets, target_lengths, blank=blank)
-    emissions = gather_states(log_probs.detach(), lattice).clamp(min=IMPOSSIBLE)
+    emissions = gather_labels(log_probs.detach(), lattice.labels).clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
 
     scores = start_scores(emissions)

@@ -113,9 +113,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def gather_states(scores: Tensor, lattice: Lattice) -> Tensor:
-    """Pick each state's label out of the vocabulary: (B, N, V) scores -> (B, N, L) in float32 (double stays)."""
-    index = lattice.labels[:, None].expand(-1, scores.size(1), -1)
+def gather_labels(scores: Tensor, labels: Tensor) -> Tensor:
+    """Pick labels out of the vocabulary: (B, N, V) scores, (B, L) -> (B, N, L) in float32 (double stays)."""
+    index = labels[:, None].expand(-1, scores.size(1), -1)
     return scores.gather(2, index).to(accumulation_dtype(scores.dtype))
 
 

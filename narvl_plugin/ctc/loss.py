@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from narvl_plugin.ctc.lattice import (
-    Lattice,
     TargetsDoNotFit,
     accumulation_dtype,
     backward_scores,
     build_lattice,
     check_targets,
     forward_scores,
-    gather_states,
+    gather_labels,
     inside,
     log_marginals,
     posteriors,
@@ -57,28 +56,40 @@ def log_sum_exp(logits: Tensor) -> Tensor:
 
 
 class _QueryCtc(torch.autograd.Function):
-    """Negative log marginals (B,) with the gradient: softmax minus the posterior of each label."""
+    """Negative log marginals with the gradient: softmax minus the posterior of each label.
+
+    logits: (B, N, V); targets: (B, K, S), K of each sample, which share one pass over its logits; target_lengths:
+    (B, K); query_lengths: (B,). Returns (B, K).
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, lattice: Lattice, query_lengths: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, blank: int
+    ) -> Tensor:
+        shape = target_lengths.shape
+        lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
+        labels = lattice.labels.unflatten(0, shape).flatten(1)  # (B, K L): the states of all targets side by side
         normalisers = log_sum_exp(logits)
-        emissions = gather_states(logits, lattice) - normalisers[..., None]
-        forward = forward_scores(emissions, lattice, query_lengths)
-        marginals = log_marginals(forward, lattice)
+        emissions = gather_labels(logits, labels) - normalisers[..., None]
+        emissions = emissions.unflatten(2, (shape[1], lattice.labels.size(1)))
+        emissions = emissions.transpose(1, 2).flatten(0, 1)  # (B K, N, L)
+        lengths = query_lengths.repeat_interleave(shape[1])
+        forward = forward_scores(emissions, lattice, lengths)
+        marginals = log_marginals(forward, lattice).view(shape)
         if ctx.needs_input_grad[0]:
-            states = posteriors(forward, backward_scores(emissions, lattice, query_lengths))
-            ctx.save_for_backward(logits, normalisers, states, query_lengths, marginals)
-            ctx.lattice = lattice
+            states = posteriors(forward, backward_scores(emissions, lattice, lengths))
+            states = states.unflatten(0, shape).transpose(1, 2)  # (B, N, K, L)
+            ctx.save_for_backward(logits, normalisers, labels, states, query_lengths, marginals)
         return -marginals
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        logits, normalisers, states, query_lengths, marginals = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, normalisers, labels, states, query_lengths, marginals = ctx.saved_tensors
         # An impossible target has an infinite loss and no direction to improve in.
         upstream = upstream.masked_fill(marginals.isneginf(), 0.0)
         in_use = inside(query_lengths, logits.size(1))
-        scale = (in_use * upstream[:, None])[..., None]
+        scale = (in_use * upstream.sum(1, keepdim=True))[..., None]
 
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         rows, row_scales, row_gradients = logits.flatten(0, 1), scale.flatten(0, 1), gradient.flatten(0, 1)
@@ -88,16 +99,16 @@ class _QueryCtc(torch.autograd.Function):
 
         # Labels on the lattice are written, not added: states that share a label write the same number, which
         # needs no atomic addition and keeps the small differences that a half-precision sum would lose.
-        labels = ctx.lattice.labels
         same_label = (labels[:, :, None] == labels[:, None, :]).to(states.dtype)
+        weighted = (states * upstream[:, None, :, None]).flatten(2)  # (B, N, K L)
         with torch.autocast(logits.device.type, enabled=False):
-            label_posteriors = states @ same_label
-        probabilities = (gather_states(logits, ctx.lattice) - normalisers[..., None]).exp()
-        values = (probabilities - label_posteriors) * scale
+            label_posteriors = weighted @ same_label
+        probabilities = (gather_labels(logits, labels) - normalisers[..., None]).exp()
+        values = probabilities * scale - label_posteriors
         gradient.scatter_(2, labels[:, None].expand_as(values), values.to(gradient.dtype))
         if not bool(in_use.all()):  # nothing at all comes from a query out of use, whatever its logits hold
             gradient.masked_fill_(~in_use[..., None], 0.0)
-        return gradient, None, None
+        return gradient, None, None, None, None
 
 
 def query_ctc_loss(
@@ -138,10 +149,36 @@ def query_ctc_loss(
             raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
     check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
 
-    lattice = build_lattice(targets, target_lengths, blank=blank)
-    losses = _QueryCtc.apply(logits, lattice, query_lengths)
+    losses = _QueryCtc.apply(logits, targets[:, None], target_lengths[:, None], query_lengths, blank)[:, 0]
     if weights is not None:
         losses = losses * weights.to(losses.dtype)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / max(1, batch)
+
+
+def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    """Negative log of the summed probability of several targets: of all paths that collapse to any of them.
+
+    Queries that do not see each other's choices mix the wordings that they are taught in turn. Asked for any of them,
+    they settle on one that they can say.
+
+    logits: (B, N, V), as in `query_ctc_loss`; targets: (B, K, S) labels, padded with anything; target_lengths: (B, K),
+    -1 for a target that does not count; equal ones count as often as they are given. Returns (B,), in nats, inf where
+    none counts. All targets of a sample share one pass over its logits.
+
+    Raises what `query_ctc_loss` raises; indices of targets are then those of the B K targets in a row.
+    """
+    counts = target_lengths >= 0
+    lengths = target_lengths.clamp(min=0)
+    flat_lengths = lengths.flatten()
+    check_targets(
+        targets.flatten(0, 1),
+        flat_lengths,
+        torch.full_like(flat_lengths, logits.size(1)),
+        blank=blank,
+        num_labels=logits.size(2),
+    )
+    query_lengths = lengths.new_full((logits.size(0),), logits.size(1))
+    losses = _QueryCtc.apply(logits, targets, lengths, query_lengths, blank)
+    return -(-losses.masked_fill(~counts, float("inf"))).logsumexp(1)

@@ -11,7 +11,7 @@ from narvl_plugin.ctc.lattice import (
     backward_scores,
     build_lattice,
     forward_scores,
-    gather_states,
+    gather_labels,
     log_marginals,
     posteriors,
     queries_needed,
@@ -25,7 +25,7 @@ def random_lattice(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     """Emissions of TARGETS over 6 queries and 10 labels, with blank 0."""
     lattice = build_lattice(TARGETS, LENGTHS, blank=0)
     log_probs = torch.randn(5, 6, 10, dtype=dtype, generator=torch.Generator().manual_seed(1)).log_softmax(2)
-    return gather_states(log_probs, lattice), lattice, torch.tensor([6, 4, 5, 3, 1])
+    return gather_labels(log_probs, lattice.labels), lattice, torch.tensor([6, 4, 5, 3, 1])
 
 
 def test_layout_of_states() -> None:
@@ -94,7 +94,7 @@ def test_labels_of_probability_zero_leave_no_nan() -> None:
 def test_states_are_scored_in_float32_or_double(dtype: torch.dtype) -> None:
     lattice = build_lattice(TARGETS, LENGTHS, blank=0)
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert gather_states(torch.zeros(5, 6, 10, dtype=dtype), lattice).dtype == expected
+    assert gather_labels(torch.zeros(5, 6, 10, dtype=dtype), lattice.labels).dtype == expected
 
 
 def test_impossible_survives_adding_up_in_float32() -> None:

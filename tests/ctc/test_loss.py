@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narvl_plugin.ctc import TargetsDoNotFit, log_sum_exp, query_ctc_loss
+from narvl_plugin.ctc import TargetsDoNotFit, log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.lattice import queries_needed
 
 Spellings = Callable[[int, int, int, tuple[int, ...]], Iterator[tuple[int, ...]]]
@@ -298,3 +298,48 @@ def test_log_sum_exp_equals_torch(dtype: torch.dtype) -> None:
     logits = (20 * torch.randn(3, 5, 70_000, generator=generator(15))).to(dtype)
     expected = logits.double().logsumexp(2)
     torch.testing.assert_close(log_sum_exp(logits).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_any_of_several_targets_sums_over_the_paths_of_all(spellings: Spellings) -> None:
+    """By enumeration: three targets of different lengths, the empty one among them, and one that does not count."""
+    logits = torch.randn(1, 4, 4, dtype=torch.float64, generator=generator(5))
+    targets = torch.tensor([[[1, 1, 9], [2, 1, 3], [9, 9, 9], [3, 9, 9]]])
+    lengths = torch.tensor([[2, 3, 0, -1]])
+    log_probs = logits[0].log_softmax(1)
+    paths = [path for target in ((1, 1), (2, 1, 3), ()) for path in spellings(4, 4, 0, target)]
+    total = sum(math.exp(sum(float(log_probs[i, label]) for i, label in enumerate(path))) for path in paths)
+    loss = query_ctc_any_loss(logits, targets, lengths, blank=0)
+    assert loss.tolist() == pytest.approx([-math.log(total)], rel=1e-12)
+
+
+def test_any_of_several_targets_is_what_single_losses_add_up_to() -> None:
+    """Value and gradient, with targets that share labels, and a sample of which none counts."""
+    logits, targets, lengths = random_case(3, 12, 8, 6, 5, blank=2, dtype=torch.float64)
+    targets, lengths = targets.view(4, 3, -1), lengths.view(4, 3)
+    lengths[1, 2] = lengths[2, 0] = -1
+    lengths[3] = -1
+    shared = logits[:4].clone().requires_grad_()
+    loss = query_ctc_any_loss(shared, targets, lengths, blank=2)
+    assert loss[3].item() == math.inf
+    loss[:3].sum().backward()
+
+    reference = logits[:4].clone().requires_grad_()
+    expected = []
+    for sample in range(3):
+        kept = lengths[sample] >= 0
+        rows = reference[sample].expand(int(kept.sum()), -1, -1)
+        losses = query_ctc_loss(rows, targets[sample][kept], lengths[sample][kept], blank=2, reduction="none")
+        expected.append(-(-losses).logsumexp(0))
+    torch.testing.assert_close(loss[:3], torch.stack(expected))
+    torch.stack(expected).sum().backward()
+    torch.testing.assert_close(shared.grad, reference.grad)
+
+
+def test_any_of_several_targets_refuses_what_does_not_fit() -> None:
+    with pytest.raises(TargetsDoNotFit, match="target 3 needs 5 queries but has 3"):
+        query_ctc_any_loss(
+            torch.zeros(2, 3, 5),
+            torch.tensor([[[1, 2], [3, 4]], [[1, 2], [1, 1]]]).repeat(1, 1, 2)[..., :3],
+            torch.tensor([[2, 2], [2, 3]]),
+            blank=0,
+        )
