@@ -13,13 +13,12 @@ from narvl_plugin.data.scenes.scene import Scene
 
 @dataclass(frozen=True)
 class Example:
-    """A finished scene: its name, whether it is for training, what is in it, and its picture.
+    """A finished scene: its name, what is in it, and its picture.
 
     `image` is base64 of an image file of `side` pixels height and width; `nouns` are all of the data set.
     """
 
     image_id: str
-    training: bool
     scene: Scene
     image: str
     side: int
@@ -27,11 +26,9 @@ class Example:
 
 
 def caption_row(example: Example, random: Random) -> list[str]:
-    """uniq-id, image-id, caption, objects, image: one caption for training, else all five joined by `&&`."""
-    captions = write_captions(example.scene, random)
-    # One of many, so that what training sees has as many modes as the references.
-    caption = random.choice(captions) if example.training else "&&".join(captions)
-    return [example.image_id, example.image_id, caption, "&&".join(example.scene.nouns), example.image]
+    """uniq-id, image-id, captions, objects, image: all five captions, joined by `&&`."""
+    captions = "&&".join(write_captions(example.scene, random))
+    return [example.image_id, example.image_id, captions, "&&".join(example.scene.nouns), example.image]
 
 
 def vqa_row(example: Example, random: Random) -> list[str]:

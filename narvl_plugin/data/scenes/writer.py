@@ -94,7 +94,7 @@ def _write_split(out: Path, split: str, count: int, composer: Composer, seed: in
             name = f"{seed}/{split}/{index}"
             scene, picture = composer.compose(Random(f"{name}/scene"), unseen_pairs=split == "test")
             image_id, nouns = f"{split}-{index:06d}", tuple(composer.glyphs)
-            example = Example(image_id, split == "train", scene, _encode(picture), composer.side, nouns)
+            example = Example(image_id, scene, _encode(picture), composer.side, nouns)
             for task, file in files.items():
                 file.write("\t".join(ROWS[task](example, Random(f"{name}/{task}"))) + "\n")
     for task, part in parts.items():
