@@ -11,7 +11,8 @@
 #   TEACHER    checkpoint of a trained teacher, in place of training one
 #   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
 #   BASELINES  1: also train a student without distillation, and one with cross entropy (0)
-#   THREADS    torch's threads for the models (1)
+#   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
+#   THREADS    torch's threads in each (1)
 #
 # and, each with a default by preset, what the tables below list: sizes of the data, updates, learning rates.
 set -euo pipefail
@@ -26,11 +27,16 @@ KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCA
  TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT
  ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
-read_settings "$KEPT_KEYS OUT BASELINES THREADS WORKERS" "$@"
+read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
 # --- Settings -------------------------------------------------------------------------------------------------------
 
 defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
+if (($(nproc) == 1)) || command -v nvidia-smi >/dev/null; then
+  defaults PROCESSES=1
+else
+  defaults PROCESSES=2
+fi
 [[ $ARCH == narvl_?* ]] || die "ARCH=$ARCH: give a student's architecture, such as narvl_nano or narvl_base"
 [[ $ARCH == *_nano ]] && nano=1 || nano=0
 teacher_arch=ofa_${ARCH#narvl_}
@@ -128,21 +134,34 @@ task=(--user-dir "$user_dir" --task caption --bpe-dir "$vocab" --selected-cols 0
 
 # train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
 # fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
-# most.
+# most. On CPU fairseq is started once for each process that shares the batch.
 train() {
-  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6
+  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 criterion=$6 rank
   shift 6
   mkdir -p "$folder"
-  fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@" \
-    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION" --batch-size "$BATCH" --update-freq "$UPDATE_FREQ" \
-    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0 \
-    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100)) \
-    --total-num-update "$updates" --max-update "$updates" \
-    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1)) \
-    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1)) \
-    --log-format json --log-interval $((updates / 40 + 1)) 2>&1 |
-    tee -a "$folder/train.log" | show_training || die_of "$folder/train.log"
-  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt
+  local -a command=(fairseq-train "$tsv,$valid_tsv" "${task[@]}" --arch "$arch" --criterion "$criterion" "$@"
+    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
+    --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
+    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
+    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
+    --total-num-update "$updates" --max-update "$updates"
+    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
+    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1))
+    --log-format json --log-interval $((updates / 40 + 1)))
+  if ((PROCESSES > 1)); then
+    rm -f "$folder/rendezvous"
+    command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
+      --load-checkpoint-on-all-dp-ranks
+      --distributed-world-size "$PROCESSES" --distributed-init-method "file://$folder/rendezvous")
+    export GLOO_SOCKET_IFNAME=lo
+    for ((rank = 1; rank < PROCESSES; rank++)); do
+      "${command[@]}" --distributed-rank "$rank" >"$folder/train.$rank.log" 2>&1 &
+    done
+    command+=(--distributed-rank 0)
+  fi
+  "${command[@]}" 2>&1 | tee -a "$folder/train.log" | show_training || die_of "$folder"/train*.log
+  wait
+  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt "$folder"/train.[0-9]*.log "$folder/rendezvous"
   sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$folder/train.log" >"$folder/train.jsonl.part"
   mv "$folder/train.jsonl.part" "$folder/train.jsonl"
 }
