@@ -7,13 +7,20 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import query_ctc_any_loss, query_ctc_loss
+from narvl_plugin.ctc import bigram_f1, query_ctc_any_loss
 
 
 @dataclass
 class QueryCtcConfig(QueryCriterionConfig):
     """Options of `qctc`."""
 
+    bigram_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of 1 - F1 of the bigrams that the queries are expected to say, for each bigram of the "
+            "target, in nats; it sees to it that neighbouring words belong to one wording (10 serves)"
+        },
+    )
     reference_loss: bool = field(
         default=False,
         metadata={
@@ -36,18 +43,28 @@ class QueryCtcCriterion(QueryCriterion):
         sentence_avg: bool,
         keep_eos: bool,
         label_smoothing: float,
+        bigram_weight: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
+        if bigram_weight < 0:
+            raise ValueError(f"--bigram-weight {bigram_weight} must not be negative")
+        self.bigram_weight = bigram_weight
         self.reference_loss = reference_loss
-
-    def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Query-CTC loss of each target: (B, N, V), (B, T), (B,) -> (B,), in nats."""
-        return query_ctc_loss(logits, targets, target_lengths, blank=blank, reduction="none")
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Query-CTC loss of any of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         return query_ctc_any_loss(logits, targets, target_lengths, blank=blank)
+
+    def auxiliary_losses(
+        self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
+    ) -> Tensor | float:
+        """Loss of the target whose bigrams are said best: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
+        if not self.bigram_weight:
+            return 0.0
+        f1, best = bigram_f1(logits, targets, target_lengths, blank=blank).max(1)
+        bigrams = (target_lengths.gather(1, best[:, None])[:, 0] - 1).clamp(min=0)
+        return self.bigram_weight * bigrams * (1 - f1)
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""

@@ -48,8 +48,7 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
 
 
 class QueryCriterion(FairseqCriterion):
-    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `sample_losses` and
-    `any_losses`.
+    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `any_losses`.
 
     The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
     right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); and, if a
@@ -66,10 +65,6 @@ class QueryCriterion(FairseqCriterion):
         self.keep_eos = keep_eos
         self.label_smoothing = label_smoothing
         self.eos = task.target_dictionary.eos()
-
-    def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Negative log-likelihood of each target: (B, N, V), (B, T), (B,) -> (B,), in nats."""
-        raise NotImplementedError
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Negative log of the summed likelihood of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,).
@@ -103,10 +98,12 @@ class QueryCriterion(FairseqCriterion):
             weights = None if weights is None else weights[fits]
 
         if "alternatives" in sample:
-            nll = self.any_of(logits, sample["alternatives"][fits], blank=blank)
+            choices, choice_lengths = self.alternatives(sample["alternatives"][fits], logits.size(1))
         else:
-            nll = self.sample_losses(logits, targets, lengths, blank=blank)
+            choices, choice_lengths = targets[:, None], lengths[:, None]
+        nll = self.any_losses(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
+        losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -131,16 +128,21 @@ class QueryCriterion(FairseqCriterion):
             return nll
         return (1 - self.label_smoothing) * nll + self.label_smoothing * smoothing_losses(logits, without=blank)
 
-    def any_of(self, logits: Tensor, alternatives: Tensor, *, blank: int) -> Tensor:
-        """Negative log of the summed likelihood of several targets: (B, N, V), (B, K, T) -> (B,), in nats.
+    def auxiliary_losses(
+        self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
+    ) -> Tensor | float:
+        """Return what a criterion adds to its loss: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
+        return 0.0
 
-        Alternatives that are empty (all padding) or need more queries than there are do not count.
+    def alternatives(self, alternatives: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+        """Return the targets of which any will do, (B, K, T), and their lengths, (B, K).
+
+        Those that are empty (all padding) or need more queries than there are do not count: their length is -1.
         """
         targets = alternatives.flatten(0, 1)
         lengths = self.target_lengths(targets)
-        counts = (lengths > 0) & (queries_needed(targets, lengths) <= logits.size(1))
-        lengths = lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
-        return self.any_losses(logits, alternatives, lengths, blank=blank)
+        counts = (lengths > 0) & (queries_needed(targets, lengths) <= num_queries)
+        return alternatives, lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
 
     def target_lengths(self, targets: Tensor) -> Tensor:
         """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""

@@ -28,10 +28,6 @@ def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *,
 class QueryCrossEntropyCriterion(QueryCriterion):
     """Negative log-probability of the one path that says token i at query i and blank after the last token."""
 
-    def sample_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Cross entropy of each target's straight path: (B, N, V), (B, T), (B,) -> (B,), in nats."""
-        return self.any_losses(logits, targets[:, None], target_lengths[:, None], blank=blank)
-
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Cross entropy of any of each sample's straight paths: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         shape = target_lengths.shape

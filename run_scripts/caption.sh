@@ -24,8 +24,8 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
- TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BATCH UPDATE_FREQ DROPOUT WARMUP_PERCENT
- ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
+ TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
+ WARMUP_PERCENT ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST MAX_LEN NO_REPEAT_NGRAM WORDS NUM_BINS SKIP_BAD_ROWS TIMED"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
@@ -46,7 +46,7 @@ if ((!nano)); then
   [[ -n ${BPE:-} ]] || die "ARCH=$ARCH: give BPE=FOLDER with the dict.txt of the published checkpoints"
   defaults PATCH_IMAGE_SIZE=480 BATCH=16 UPDATE_FREQ=8 DROPOUT=0.1 LABEL_SMOOTHING=0.1 QUERIES=30 WORDS=20 MAX_LEN=16 \
     TEACHER_UPDATES=22140 TEACHER_LR=1e-5 STUDENT_UPDATES=22140 STUDENT_LR=1e-5 ADAM_BETA2=0.999 NO_REPEAT_NGRAM=3 \
-    NUM_BINS=1000 MATMUL_PRECISION=highest
+    NUM_BINS=1000 MATMUL_PRECISION=highest BIGRAM_WEIGHT=0
 fi
 
 case $PRESET in
@@ -60,13 +60,13 @@ case $PRESET in
     ;;
   full)
     defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 \
-      TEACHER_UPDATES=8000 STUDENT_UPDATES=12000 QUERIES=32 TIMED=100
+      TEACHER_UPDATES=6000 STUDENT_UPDATES=10000 QUERIES=32 TIMED=100
     ;;
   *) die "PRESET=$PRESET: choose smoke, quick or full" ;;
 esac
 # A scene's caption has 20 words at most and the vocabulary holds them whole, so MAX_LEN tokens are enough for the
 # teacher, and QUERIES for the student.
-defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BEAM=5 NBEST=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 \
+defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=10 BEAM=5 NBEST=5 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 \
   LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
   OUT="runs/caption_${PRESET}_seed$SEED"
 
@@ -203,19 +203,22 @@ wait "$teacher_captions"
 
 # --- Students -------------------------------------------------------------------------------------------------------
 
-# train_student FOLDER TRAIN_TSV CRITERION: from the teacher's weights. Of the NBEST captions that the teacher gave it
-# may say any: queries that choose at the same time otherwise mix the wordings of several good captions.
+# train_student FOLDER TRAIN_TSV CRITERION OPTION...: from the teacher's weights. Of the NBEST captions that the teacher
+# gave it may say any: queries that choose at the same time otherwise mix the wordings of several good captions.
 train_student() {
-  train "$1" "$2" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$3" --num-queries "$QUERIES" --any-reference \
-    --finetune-from-model "$OUT/teacher/checkpoint_last.pt"
+  local folder=$1 tsv=$2 criterion=$3
+  shift 3
+  train "$folder" "$tsv" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$criterion" --num-queries "$QUERIES" \
+    --any-reference --finetune-from-model "$OUT/teacher/checkpoint_last.pt" "$@"
 }
 
+qctc=(qctc --bigram-weight "$BIGRAM_WEIGHT")
 students=(student)
-stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "$OUT/distilled/train.tsv" qctc
+stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "$OUT/distilled/train.tsv" "${qctc[@]}"
 if ((BASELINES)); then
   students+=(student_nodistill student_ce)
   stage student_nodistill "$OUT/student_nodistill/train.jsonl" \
-    train_student "$OUT/student_nodistill" "$train_tsv" qctc
+    train_student "$OUT/student_nodistill" "$train_tsv" "${qctc[@]}"
   stage student_ce "$OUT/student_ce/train.jsonl" \
     train_student "$OUT/student_ce" "$OUT/distilled/train.tsv" query_cross_entropy
 fi

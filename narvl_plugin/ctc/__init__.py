@@ -3,6 +3,7 @@
 from narvl_plugin.ctc.align import Alignment, viterbi
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
+from narvl_plugin.ctc.ngrams import bigram_f1
 from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Collapsed",
     "Hypothesis",
     "TargetsDoNotFit",
+    "bigram_f1",
     "collapse",
     "greedy",
     "log_sum_exp",

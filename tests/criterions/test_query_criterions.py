@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from criterions import QueryCrossEntropyCriterion, QueryCtcCriterion
+from criterions.qctc import QueryCtcConfig
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
 from criterions.query_cross_entropy import straight_paths
-from narvl_plugin.ctc import collapse, query_ctc_loss
+from narvl_plugin.ctc import bigram_f1, collapse, query_ctc_loss
 from narvl_plugin.ctc.lattice import queries_needed
 from narvl_plugin.data.errors import BadRow, SkipBudget
 
@@ -31,7 +32,8 @@ CAPTIONS = ["a b c", "a", "b b", "", "c d e f", "f e", "a a a", "d"] * 2
 
 def build(kind: type[QueryCriterion], task: SimpleNamespace, **options: Any) -> QueryCriterion:
     """A criterion made the way fairseq makes it, with default options but those given."""
-    return kind.build_criterion(QueryCriterionConfig(**{"sentence_avg": False, **options}), task)
+    config = QueryCtcConfig if kind is QueryCtcCriterion else QueryCriterionConfig
+    return kind.build_criterion(config(**{"sentence_avg": False, **options}), task)
 
 
 def averaged_gradient(
@@ -51,7 +53,7 @@ def averaged_gradient(
 def test_options_on_the_command_line(name: str) -> None:
     parser = ArgumentParser()
     CRITERION_REGISTRY[name].add_args(parser)
-    own = {"reference_loss": False} if name == "qctc" else {}
+    own = {"reference_loss": False, "bigram_weight": 0.0} if name == "qctc" else {}
     assert vars(parser.parse_args([])) == {"keep_eos": False, "label_smoothing": 0.0, **own}
     given = parser.parse_args(["--keep-eos", "--label-smoothing", "0.1"])
     assert vars(given) == {"keep_eos": True, "label_smoothing": 0.1, **own}
@@ -85,6 +87,30 @@ def test_any_of_several_targets_is_the_sum_of_their_likelihoods(
     assert sample_size == 5
     loss.backward()
     assert model.project.weight.grad.isfinite().all()
+
+
+def test_bigram_weight_adds_what_the_best_alternative_lacks(
+    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    """With several targets the one whose bigrams are said best counts; a target of one token has none."""
+    plain, weighted = build(QueryCtcCriterion, task), build(QueryCtcCriterion, task, bigram_weight=3.0)
+    batch = make_batch(["a b c", "d"])
+    logits, _ = model(**batch["net_input"])
+    f1 = bigram_f1(logits, torch.tensor([[[4, 5, 6], [5, 5, 0]]] * 2), torch.tensor([[3, 2]] * 2), blank=10)[0]
+    (single, _), _, log = weighted(model, batch, reduce=False)
+    (without, other), _, _ = plain(model, batch, reduce=False)
+    torch.testing.assert_close(single, without + 3.0 * 2 * (1 - f1[0]))
+    torch.testing.assert_close(weighted(model, batch, reduce=False)[0][1], other)
+    assert log["nll_loss"] < log["loss"]
+
+    batch["alternatives"] = torch.stack(
+        [batch["target"], F.pad(make_batch(["b b", "d"])["target"], (0, 1), value=task.target_dictionary.pad())], 1
+    )
+    best = int(f1.argmax())
+    added = (weighted(model, batch, reduce=False)[0] - plain(model, batch, reduce=False)[0])[0]
+    torch.testing.assert_close(added, 3.0 * (2, 1)[best] * (1 - f1[best]))
+    with pytest.raises(ValueError, match="--bigram-weight -1"):
+        build(QueryCtcCriterion, task, bigram_weight=-1.0)
 
 
 def test_keep_eos_makes_it_a_token(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:
