@@ -57,7 +57,8 @@ def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank:
     index = labels.flatten(1)[:, None].expand(-1, probs.size(1), -1)
     said = probs.gather(2, index).transpose(1, 2).unflatten(1, (num_targets, longest))  # (B, K, S, N)
     first, second = said[:, :, :-1], said[:, :, 1:]
-    counts = (torch.einsum("bksi,bij->bksj", first, silence) * second).sum(3)
+    with torch.autocast(logits.device.type, enabled=False):
+        counts = (torch.einsum("bksi,bij->bksj", first, silence) * second).sum(3)
     # Equal labels at neighbouring queries are one token.
     repeated = labels[:, :, 1:] == labels[:, :, :-1]
     counts = counts - repeated * (first[..., :-1] * second[..., 1:]).sum(3)

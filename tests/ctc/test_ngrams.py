@@ -89,3 +89,10 @@ def test_certainty_overflows_nothing() -> None:
 def test_targets_without_a_bigram() -> None:
     f1 = bigram_f1(torch.zeros(2, 3, 4), torch.zeros(2, 1, 1, dtype=torch.long), torch.ones(2, 1).long(), blank=BLANK)
     assert f1.tolist() == [[0.0], [0.0]]
+
+
+def test_counts_are_single_precision_under_autocast() -> None:
+    logits, targets, lengths = random_logits(5, 4).float(), torch.tensor([[[0, 1, 3]]]), torch.tensor([[3]])
+    expected = bigram_f1(logits, targets, lengths, blank=BLANK)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(bigram_f1(logits, targets, lengths, blank=BLANK), expected)
