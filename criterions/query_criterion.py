@@ -98,7 +98,8 @@ class QueryCriterion(FairseqCriterion):
             weights = None if weights is None else weights[fits]
 
         if "alternatives" in sample:
-            choices, choice_lengths = self.alternatives(sample["alternatives"][fits], logits.size(1))
+            choices = sample["alternatives"][fits]
+            choice_lengths = self.alternative_lengths(choices, logits.size(1))
         else:
             choices, choice_lengths = targets[:, None], lengths[:, None]
         nll = self.any_losses(logits, choices, choice_lengths, blank=blank)
@@ -134,15 +135,15 @@ class QueryCriterion(FairseqCriterion):
         """Return what a criterion adds to its loss: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
         return 0.0
 
-    def alternatives(self, alternatives: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-        """Return the targets of which any will do, (B, K, T), and their lengths, (B, K).
+    def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
+        """Count the tokens of targets of which any will do: (B, K, T) -> (B, K).
 
         Those that are empty (all padding) or need more queries than there are do not count: their length is -1.
         """
         targets = alternatives.flatten(0, 1)
         lengths = self.target_lengths(targets)
         counts = (lengths > 0) & (queries_needed(targets, lengths) <= num_queries)
-        return alternatives, lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
+        return lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
 
     def target_lengths(self, targets: Tensor) -> Tensor:
         """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""

@@ -70,6 +70,7 @@ defaults BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=10 BEAM=5 NBEST=
   LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium WARMUP_PERCENT=6 QUERIES=24 WORDS=20 MAX_LEN=22 NO_REPEAT_NGRAM=0 NUM_BINS=0 \
   OUT="runs/caption_${PRESET}_seed$SEED"
 
+((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
 for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
   [[ -z ${!key:-} ]] || [[ -e ${!key} ]] || die "$key=${!key}: no such file or folder"
   [[ -z ${!key:-} ]] || printf -v "$key" '%s' "$(realpath "${!key}")"

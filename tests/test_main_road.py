@@ -113,6 +113,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
         ("PRESET=huge", "PRESET=huge: choose smoke, quick or full"),
         ("ARCH=ofa_nano", "ARCH=ofa_nano: give a student's architecture"),
         ("ARCH=narvl_base", "ARCH=narvl_base: give BPE=FOLDER"),
+        ("BATCH=33", "BATCH=33: is not divisible by PROCESSES=2"),
         ("DATA=.", "holds none of train caption_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         ("TEACHER=Makefile", "Makefile: give the vocabulary it was trained with, too: BPE=FOLDER"),
@@ -121,7 +122,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
 def test_settings_that_cannot_work_are_refused(
     environment: dict[str, str], tmp_path: Path, setting: str, complaint: str
 ) -> None:
-    done = caption(environment, f"OUT={tmp_path / 'run'}", setting)
+    done = caption(environment, f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()

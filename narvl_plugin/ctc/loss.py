@@ -111,6 +111,20 @@ class _QueryCtc(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+def _check(logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, *, blank: int) -> None:
+    """Refuse, as `query_ctc_loss` says, what has no loss: targets (M, S), lengths (M,)."""
+    num_queries, num_labels = logits.shape[1:]
+    if not 0 <= blank < num_labels:
+        raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
+    for name, lengths, limit in (
+        ("target", target_lengths, targets.size(1)),
+        ("query", query_lengths, num_queries),
+    ):
+        if bool(((lengths < 0) | (lengths > limit)).any()):
+            raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
+    check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
+
+
 def query_ctc_loss(
     logits: Tensor,
     targets: Tensor,
@@ -134,27 +148,17 @@ def query_ctc_loss(
     or equal to the blank, and for lengths outside their tensors.
     Source: NARVL (arXiv 2403.02249), section 3.2; Graves et al., ICML 2006, equations 7, 8 and 15.
     """
-    batch, num_queries, num_labels = logits.shape
-    if not 0 <= blank < num_labels:
-        raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
     if query_lengths is None:
-        query_lengths = torch.full_like(target_lengths, num_queries)
-    for name, lengths, limit in (
-        ("target", target_lengths, targets.size(1)),
-        ("query", query_lengths, num_queries),
-    ):
-        if bool(((lengths < 0) | (lengths > limit)).any()):
-            raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
-    check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
-
+        query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
+    _check(logits, targets, target_lengths, query_lengths, blank=blank)
     losses = _QueryCtc.apply(logits, targets[:, None], target_lengths[:, None], query_lengths, blank)[:, 0]
     if weights is not None:
         losses = losses * weights.to(losses.dtype)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / max(1, batch)
+    return losses.sum() if reduction == "sum" else losses.sum() / max(1, logits.size(0))
 
 
 def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -169,16 +173,9 @@ def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, 
 
     Raises what `query_ctc_loss` raises; indices of targets are then those of the B K targets in a row.
     """
-    counts = target_lengths >= 0
     lengths = target_lengths.clamp(min=0)
-    flat_lengths = lengths.flatten()
-    check_targets(
-        targets.flatten(0, 1),
-        flat_lengths,
-        torch.full_like(flat_lengths, logits.size(1)),
-        blank=blank,
-        num_labels=logits.size(2),
-    )
     query_lengths = lengths.new_full((logits.size(0),), logits.size(1))
+    of_each = query_lengths.repeat_interleave(targets.size(1))
+    _check(logits, targets.flatten(0, 1), lengths.flatten(), of_each, blank=blank)
     losses = _QueryCtc.apply(logits, targets, lengths, query_lengths, blank)
-    return -(-losses.masked_fill(~counts, float("inf"))).logsumexp(1)
+    return -(-losses.masked_fill(target_lengths < 0, float("inf"))).logsumexp(1)

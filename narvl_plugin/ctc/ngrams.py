@@ -10,7 +10,7 @@ Legend: B batch, N queries, V labels, K targets of a sample, S padded target len
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc.lattice import accumulation_dtype, inside
+from narvl_plugin.ctc.lattice import accumulation_dtype, gather_labels, inside
 
 
 def silence_between(blank_log_probs: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank:
     stays), with gradients.
 
     Source: Shao and Feng, Non-Monotonic Latent Alignments for CTC-Based Non-Autoregressive Machine Translation,
-    NeurIPS 2022, section 3.2; the F1 of expected counts as they train it.
+    NeurIPS 2022 (https://arxiv.org/abs/2210.03953).
     """
     batch, num_targets, longest = targets.shape
     probs = logits.softmax(2, dtype=accumulation_dtype(logits.dtype))
@@ -54,8 +54,8 @@ def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank:
 
     tiny = torch.finfo(probs.dtype).tiny
     silence = silence_between(probs[:, :, blank].clamp(min=tiny).log())
-    index = labels.flatten(1)[:, None].expand(-1, probs.size(1), -1)
-    said = probs.gather(2, index).transpose(1, 2).unflatten(1, (num_targets, longest))  # (B, K, S, N)
+    said = gather_labels(probs, labels.flatten(1)).transpose(1, 2)
+    said = said.unflatten(1, (num_targets, longest))  # (B, K, S, N)
     first, second = said[:, :, :-1], said[:, :, 1:]
     with torch.autocast(logits.device.type, enabled=False):
         counts = (torch.einsum("bksi,bij->bksj", first, silence) * second).sum(3)

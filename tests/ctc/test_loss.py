@@ -335,6 +335,14 @@ def test_any_of_several_targets_is_what_single_losses_add_up_to() -> None:
     torch.testing.assert_close(shared.grad, reference.grad)
 
 
+def test_any_of_several_targets_refuses_what_a_single_one_is_refused_for() -> None:
+    logits, targets, lengths = torch.zeros(1, 3, 5), torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[2, 3]])
+    with pytest.raises(ValueError, match=r"target lengths \[2, 3\] must be in \[0, 2\]"):
+        query_ctc_any_loss(logits, targets, lengths, blank=0)
+    with pytest.raises(ValueError, match="the blank 5 is not one of the 5 labels"):
+        query_ctc_any_loss(logits, targets, lengths - 1, blank=5)
+
+
 def test_any_of_several_targets_refuses_what_does_not_fit() -> None:
     with pytest.raises(TargetsDoNotFit, match="target 3 needs 5 queries but has 3"):
         query_ctc_any_loss(
