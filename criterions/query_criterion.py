@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from narvl_plugin.ctc import queries_needed
 from narvl_plugin.ctc.lattice import accumulation_dtype
-from narvl_plugin.data.errors import BadRow
+from narvl_plugin.errors import BadRow
 
 
 @dataclass

@@ -20,7 +20,7 @@ from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
-from narvl_plugin.data.errors import InputError
+from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.base import BaseTask
 
 SPLIT = "test"

@@ -14,7 +14,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from omegaconf import DictConfig, OmegaConf
 
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import narvl_command
-from narvl_plugin.data.errors import InputError
+from narvl_plugin.errors import InputError
 
 SETTINGS_FILE = "settings.txt"
 """Where a run script keeps its settings in the run's folder, as lines KEY=value."""

@@ -18,7 +18,7 @@ from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 
-from narvl_plugin.data.errors import InputError
+from narvl_plugin.errors import InputError
 
 
 @functools.cache

@@ -13,11 +13,11 @@ from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
 
 from narvl_plugin import checkpoints
-from narvl_plugin.data.errors import BadRow, InputError
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import parse_columns
+from narvl_plugin.errors import BadRow, InputError
 
 SPLIT = "test"
 IMAGE_PLACE = 1

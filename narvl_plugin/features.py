@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
+from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.vision import build_trunk, trunk_features
 

@@ -11,7 +11,7 @@ import torch
 
 from narvl_plugin import bench
 from narvl_plugin.bench import Captioner, LatencyStats, describe_machine, latency, measure_latency
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.models import build
 from narvl_plugin.report.slots import query_slots
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask

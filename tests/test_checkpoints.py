@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import narvl_plugin  # noqa: F401 - registers the tasks
 from narvl_plugin.checkpoints import _task_config, existing
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 
 PUBLISHED = {
     "_name": "unify_task",

@@ -16,7 +16,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 
 from narvl_plugin import compat
-from narvl_plugin.data.errors import BadRow, InputError
+from narvl_plugin.errors import BadRow, InputError
 
 
 class Attack:
@@ -132,7 +132,7 @@ class TestInputErrors:
             "a.tsv:3: has 3 columns",
             # as torch hands on a data worker's error
             "Caught BadRow in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-            "  File …\nnarvl_plugin.data.errors.BadRow: a.tsv:3: has 3 columns\n",
+            "  File …\nnarvl_plugin.errors.BadRow: a.tsv:3: has 3 columns\n",
         ],
     )
     def test_end_in_one_line(self, message: str, capsys: pytest.CaptureFixture[str]) -> None:

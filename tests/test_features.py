@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from narvl_plugin.data.errors import BadRow, InputError
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.features import frozen_trunk, write_features
 from narvl_plugin.models import build
 

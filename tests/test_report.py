@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.report import build, build_report
 from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (

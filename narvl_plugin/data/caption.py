@@ -8,9 +8,9 @@ import torch
 
 from narvl_plugin.data.collate import Batch, Sample, pad_tokens
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
-from narvl_plugin.data.errors import BadRow
 from narvl_plugin.data.text import PROMPTS, REFERENCE_SEPARATOR, clean_target, split_references
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow
 
 
 class CaptionDataset(TsvDataset):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from narvl_plugin.data.errors import BadRow
+from narvl_plugin.errors import BadRow
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]

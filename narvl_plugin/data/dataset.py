@@ -11,10 +11,10 @@ import torch
 from fairseq.data import FairseqDataset
 
 from narvl_plugin.data.collate import Batch, Sample, collate
-from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, SkipBudget
 
 # fairseq fills batches by tokens (--max-tokens, 12000 unless fairseq-generate is told otherwise). All rows
 # count alike, about what a picture of 480 pixels has in patches, since pictures outweigh texts.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from narvl_plugin.data.errors import BadRow
+from narvl_plugin.errors import BadRow
 
 PATH_SUFFIXES = (".jpg", ".jpeg", ".png", ".npy")
 NPY_MAGIC = b"\x93NUMPY"

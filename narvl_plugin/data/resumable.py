@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from narvl_plugin.data.errors import InputError
+from narvl_plugin.errors import InputError
 
 EDGE_BYTES = 1 << 16
 

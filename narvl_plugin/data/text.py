@@ -15,8 +15,8 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
-from narvl_plugin.data.errors import InputError, MissingInput
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError, MissingInput
 
 REFERENCE_SEPARATOR = "&&"
 PROMPTS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from narvl_plugin.data.errors import BadRow, InputError, MissingInput
+from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from narvl_plugin.bench import Captioner
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (
     TestPicture,

@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from narvl_plugin.data.errors import BadRow, InputError, MissingInput
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from fairseq.tasks import FairseqTask
 from omegaconf import MISSING
 
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
-from narvl_plugin.data.errors import InputError, MissingInput, SkipBudget
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError, MissingInput, SkipBudget
 from narvl_plugin.generation import ParallelGenerator
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.data.errors import SkipBudget
+from narvl_plugin.errors import SkipBudget
 
 NUM_QUERIES = 6
 

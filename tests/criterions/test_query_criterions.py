@@ -23,7 +23,7 @@ from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
 from criterions.query_cross_entropy import straight_paths
 from narvl_plugin.ctc import bigram_f1, collapse, query_ctc_loss
 from narvl_plugin.ctc.lattice import queries_needed
-from narvl_plugin.data.errors import BadRow, SkipBudget
+from narvl_plugin.errors import BadRow, SkipBudget
 
 BOTH = pytest.mark.parametrize("kind", [QueryCtcCriterion, QueryCrossEntropyCriterion])
 MakeBatch = Callable[..., dict[str, Any]]

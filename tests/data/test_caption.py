@@ -12,9 +12,9 @@ from fairseq.data import data_utils
 
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, SkipBudget
 
 Rows = list[list[str]]
 

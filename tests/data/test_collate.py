@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from narvl_plugin.data.collate import Sample, collate
-from narvl_plugin.data.errors import BadRow
+from narvl_plugin.errors import BadRow
 
 PAD = 1
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.data.errors import BadRow
 from narvl_plugin.data.images import ImageReader, resize
+from narvl_plugin.errors import BadRow
 
 WHERE = "train.tsv:3"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from narvl_plugin.data.errors import InputError, MissingInput
 from narvl_plugin.data.rewrite import moved_image, whole_rows
+from narvl_plugin.errors import InputError, MissingInput
 
 
 def test_whole_rows_have_all_columns(tmp_path: Path) -> None:

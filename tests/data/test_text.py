@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.data.errors import InputError, MissingInput
 from narvl_plugin.data.text import (
     PROMPTS,
     TextCodec,
@@ -18,6 +17,7 @@ from narvl_plugin.data.text import (
     split_references,
     train_sentencepiece,
 )
+from narvl_plugin.errors import InputError, MissingInput
 
 
 @pytest.mark.parametrize(

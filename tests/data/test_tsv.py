@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narvl_plugin.data import tsv
-from narvl_plugin.data.errors import BadRow, InputError, MissingInput
 from narvl_plugin.data.tsv import TsvFile, build_index, cached_index_path
+from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 
 def test_rows_and_columns_in_the_order_asked_for(write_tsv: Callable[..., Path]) -> None:

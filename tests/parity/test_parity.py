@@ -10,7 +10,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.sequence_generator import SequenceGenerator
 
 from criterions import QueryCtcCriterion
-from narvl_plugin.data.errors import SkipBudget
+from narvl_plugin.errors import SkipBudget
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
-from narvl_plugin.data.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models import build
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask

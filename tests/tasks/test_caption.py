@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
-from narvl_plugin.data.errors import BadRow
+from narvl_plugin.errors import BadRow
 from narvl_plugin.models import build
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
