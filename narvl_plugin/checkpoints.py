@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from omegaconf import DictConfig, OmegaConf
 
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
 
 
@@ -55,24 +54,17 @@ def load(
     task = setup_task(_task_config(files[0], states[0]["cfg"].task, task_name, given))
     models = []
     for file, state in zip(files, states, strict=True):
-        (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(file)], task=task, state=state)
+        try:
+            (model,), cfg, _ = checkpoint_utils.load_model_ensemble_and_task([str(file)], task=task, state=state)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         models.append(model.eval().to(device))
     return Loaded(models, task, cfg)
 
 
-def existing(file: Path) -> Path:
-    """Return the path of a checkpoint; raises MissingInput if it is not there."""
-    if not file.is_file():
-        raise MissingInput(f"{file}: no such checkpoint; train the model first, or check the path")
-    return file
-
-
 def _read(file: Path) -> dict[str, Any]:
     """Read a checkpoint's tensors and configuration to the CPU."""
-    try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(existing(file)))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"{file}: is no checkpoint of fairseq ({str(error).splitlines()[0]})") from error
+    state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(file))
     if state.get("cfg") is None:
         raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
     return state

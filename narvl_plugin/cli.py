@@ -149,6 +149,35 @@ def distill(
     _say(out, written)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint, ours or OFA's, or NAME.safetensors.")],
+    out: Annotated[Path, typer.Argument(help="File to write; NAME.safetensors to export.")],
+    arch: Annotated[str | None, typer.Option(help="ofa_SIZE or narvl_SIZE, if not the source's.")] = None,
+    num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the student.")] = None,
+    to: Annotated[str, typer.Option(help="Layout: narvl, or ofa for a teacher as OFA writes it.")] = "narvl",
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
+    allow_mismatch: Annotated[
+        str, typer.Option(help="Tensors, or patterns joined by commas, that may be missing, unused or reshaped.")
+    ] = "",
+) -> None:
+    """Turn a checkpoint into another: a teacher into a student, OFA's layout, safetensors."""
+    from narvl_plugin.convert import convert
+
+    if to not in ("narvl", "ofa"):
+        raise InputError(f"--to {to}: choose narvl or ofa")
+    notes = convert(
+        source,
+        out,
+        arch=arch,
+        num_queries=num_queries,
+        to_ofa=to == "ofa",
+        ema=ema,
+        allow=[name for name in allow_mismatch.split(",") if name],
+    )
+    print("\n".join([*notes, str(out)]))
+
+
 @bench_app.command()
 def latency(
     teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],

@@ -4,7 +4,6 @@ One more lives in the tasks, which force --required-batch-size-multiple 1, and o
 GPT-2 codec decodes `<bin_7>`.
 """
 
-import argparse
 import functools
 import os
 import sys
@@ -12,45 +11,77 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from omegaconf import OmegaConf
 
 from narvl_plugin.errors import InputError
+from narvl_plugin.models.interop import adopt
+from narvl_plugin.safe_reading import read_checkpoint
 
 
 @functools.cache
 def apply() -> None:
     """Make all repairs, once."""
-    allow_checkpoint_types()
+    read_checkpoints_safely()
+    copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
     block_repeated_ngrams()
     show_input_errors_briefly()
 
 
-def allow_checkpoint_types() -> None:
-    """Let checkpoints hold an `argparse.Namespace` and plain numpy values; torch's safety stays on.
+def read_checkpoints_safely() -> None:
+    """Let fairseq read checkpoints, ours and published ones, with an allow-list of types and mapped from the file.
 
-    Mends `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6
-    that reads tensors and plain types only, and raises for the published checkpoints (their `cfg["model"]` is
-    a Namespace) and for any run whose best metric was a numpy number.
+    Mends `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6 that raises
+    for published checkpoints (their `cfg["model"]` is a Namespace) and for any run whose best metric was a numpy
+    number, and a variable of the environment turns its safety off. It also reads the optimizer's state, which is
+    twice the model, into memory to generate.
     """
-    reconstructors = {name: getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")}
-    dtypes = [getattr(np.dtypes, f"{kind}DType") for kind in ("Bool", "Int32", "Int64", "Float32", "Float64")]
-    torch.serialization.add_safe_globals(
-        [
-            argparse.Namespace,
-            np.ndarray,
-            np.dtype,
-            *dtypes,
-            # numpy 1 and 2 write the same functions under different module names.
-            *((function, f"numpy._core.multiarray.{name}") for name, function in reconstructors.items()),
-            *((function, f"numpy.core.multiarray.{name}") for name, function in reconstructors.items()),
-        ]
-    )
+
+    def load_checkpoint_to_cpu(
+        path: str, arg_overrides: dict[str, Any] | None = None, load_on_all_ranks: bool = False
+    ) -> dict[str, Any]:
+        local_path = PathManager.get_local_path(path)
+        if local_path != path and PathManager.path_requires_pathmanager(path):
+            raise InputError(f"{path}: copy the checkpoint to a local disk first")
+        state = read_checkpoint(local_path)
+        if "model" not in state:
+            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        adopt(state, path)
+        if state.get("cfg") is not None:
+            state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+            checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
+        upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
+        return upgraded
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+def copy_checkpoints_whole() -> None:
+    """Let a copy of a checkpoint appear all at once.
+
+    Mends `PathManager.copy(checkpoint, "checkpoint_last.pt", overwrite=True)`, which writes into the file that is
+    there: a run that is killed meanwhile cannot resume, and a process that generates with it reads the new bytes as
+    the old model's.
+    """
+    copy = PathManager.copy
+
+    @functools.wraps(copy)
+    def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if os.path.exists(dst_path) and not overwrite:
+            return bool(copy(src_path, dst_path, overwrite))
+        partial = f"{dst_path}.part"
+        copied = copy(src_path, partial, overwrite=True)
+        os.replace(partial, dst_path)
+        return bool(copied)
+
+    PathManager.copy = staticmethod(copy_whole)
 
 
 def accept_files_as_data() -> None:
@@ -124,11 +155,14 @@ def show_input_errors_briefly() -> None:
     previous = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not issubclass(kind, InputError):
+        # fairseq's trainer hides what is wrong with a checkpoint behind an error of its own.
+        hidden = error.__context__ if isinstance(error.__context__, InputError) else None
+        if not isinstance(error, InputError) and hidden is None:
             previous(kind, error, traceback)
             return
         # An error from a data worker arrives as the text of its traceback, which ends in "BadRow: message".
         message = str(error).strip().splitlines()[-1]
-        print(f"error: {message.removeprefix(f'{kind.__module__}.{kind.__qualname__}: ')}", file=sys.stderr)
+        message = message.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+        print(f"error: {message}" if isinstance(error, InputError) else f"error: {message} {hidden}", file=sys.stderr)
 
     sys.excepthook = excepthook

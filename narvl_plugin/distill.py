@@ -18,6 +18,7 @@ from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.safe_reading import existing
 
 SPLIT = "test"
 IMAGE_PLACE = 1
@@ -70,7 +71,7 @@ def distill(
     writer = ResumableWriter(
         out,
         {
-            "teacher": fingerprint(checkpoints.existing(teacher)),
+            "teacher": fingerprint(existing(teacher)),
             "data": fingerprint(data),
             "batch_size": batch_size,
             "keep_references": keep_references,

@@ -2,12 +2,16 @@
 
 import base64
 import io
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from fairseq import checkpoint_utils, options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq_cli import generate, train
 from PIL import Image
 
 from narvl_plugin.data.text import TextCodec, load_codec, train_sentencepiece
@@ -94,3 +98,55 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copyfile(source, folder / name)
     return folder
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Give fairseq's programs the root logger's handlers back to us."""
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture
+def run_train(quiet: None) -> Callable[..., None]:
+    """Give a function that runs fairseq-train in this process, as if no other run had left its best score there."""
+
+    def run(*arguments: object) -> None:
+        vars(checkpoint_utils.save_checkpoint).pop("best", None)
+        parsed = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in arguments])
+        train.main(convert_namespace_to_omegaconf(parsed))
+
+    return run
+
+
+@pytest.fixture
+def run_generate(quiet: None) -> Callable[..., None]:
+    """Give a function that runs fairseq-generate in this process."""
+
+    def run(*arguments: object) -> None:
+        parsed = options.parse_args_and_arch(options.get_generation_parser(), [str(word) for word in arguments])
+        generate.main(parsed)
+
+    return run
+
+
+MEASURED: dict[tuple[str, str], float] = {}
+
+
+@pytest.fixture(scope="session")
+def measured() -> Callable[[str, str, float], None]:
+    """Give a function that keeps the largest figure of a subject and quantity, for the table at the end."""
+
+    def keep(subject: str, quantity: str, figure: float) -> None:
+        MEASURED[subject, quantity] = max(figure, MEASURED.get((subject, quantity), 0.0))
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured."""
+    if MEASURED:
+        terminalreporter.section("measured")
+    for (subject, quantity), figure in MEASURED.items():
+        terminalreporter.write_line(f"{subject:30} {quantity:50} {figure:.2g}")

@@ -8,8 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import narvl_plugin  # noqa: F401 - registers the tasks
-from narvl_plugin.checkpoints import _task_config, existing
+from narvl_plugin.checkpoints import _task_config
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.safe_reading import existing
 
 PUBLISHED = {
     "_name": "unify_task",

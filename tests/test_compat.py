@@ -13,6 +13,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 from fairseq.dataclass.configs import CommonConfig, DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 
 from narvl_plugin import compat
@@ -50,15 +51,26 @@ class TestCheckpointTypes:
 
     def test_others_are_still_refused(self, tmp_path: Path) -> None:
         torch.save({"model": Attack()}, tmp_path / "checkpoint.pt")
-        with pytest.raises(Exception, match="Weights only load failed"):
+        with pytest.raises(InputError, match="asks for exec"):
             checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))
 
     def test_are_refused_by_torch_alone(self, tmp_path: Path) -> None:
         torch.save({"cfg": {"model": argparse.Namespace()}}, tmp_path / "checkpoint.pt")
-        assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "checkpoint.pt") == []
         script = f"import torch; torch.load({str(tmp_path / 'checkpoint.pt')!r})"
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert "Unsupported global: GLOBAL argparse.Namespace" in run.stderr
+
+
+class TestCopies:
+    def test_appear_at_once(self, tmp_path: Path) -> None:
+        new, last = tmp_path / "checkpoint1.pt", tmp_path / "checkpoint_last.pt"
+        new.write_bytes(b"new")
+        last.write_bytes(b"old")
+        with last.open("rb") as opened:
+            PathManager.copy(str(new), str(last), overwrite=True)
+            assert opened.read() == b"old"
+        assert last.read_bytes() == b"new"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, last.name]
 
 
 class TestDataArgument:
@@ -138,6 +150,12 @@ class TestInputErrors:
     def test_end_in_one_line(self, message: str, capsys: pytest.CaptureFixture[str]) -> None:
         sys.excepthook(BadRow, BadRow(message), None)
         assert capsys.readouterr().err == "error: a.tsv:3: has 3 columns\n"
+
+    def test_hidden_behind_an_error_of_fairseqs_are_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
+        error = Exception("Cannot load a.pt.")
+        error.__context__ = InputError("the checkpoint and the model differ")
+        sys.excepthook(Exception, error, None)
+        assert capsys.readouterr().err == "error: Cannot load a.pt. the checkpoint and the model differ\n"
 
     def test_others_keep_their_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
         sys.excepthook(KeyError, KeyError("x"), None)

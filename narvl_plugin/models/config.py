@@ -63,6 +63,16 @@ class OfaConfig(FairseqDataclass):
     code_image_size: int = field(
         default=128, metadata={"help": "size, in pixels, of images given to the decoder as codes"}
     )
+    freeze_embedding: bool = field(
+        default=False, metadata={"help": "keep the embedding of all labels as it is, but for a student's blank"}
+    )
+    allow_mismatch: str = field(
+        default="",
+        metadata={
+            "help": "names of tensors, or shell patterns joined by commas, that a checkpoint may lack, have beside "
+            "the model's, or have in another shape"
+        },
+    )
 
 
 @dataclass

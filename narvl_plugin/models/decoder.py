@@ -99,7 +99,12 @@ class Decoder(FairseqIncrementalDecoder):
             "inner_states": inner_states,
             "attn": None,
         }
-        return self.output_projection(self.layer_norm(x)), extra
+        return self.project(self.layer_norm(x)), extra
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return logits (B, T, V) of normalised features (B, T, D)."""
+        logits: Tensor = self.output_projection(x)
+        return logits
 
     def _absolute(self, queries: Tensor, keys: Tensor, query: nn.Linear, key: nn.Linear) -> Tensor:
         return absolute_bias(queries, keys, query, key, heads=self.heads, scaling=self.position_scaling)

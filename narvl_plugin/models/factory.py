@@ -6,6 +6,12 @@ from .config import SIZES, NarvlConfig, OfaConfig
 from .narvl import NarvlModel
 from .ofa import OfaModel
 
+FAMILIES: dict[str, tuple[type[OfaConfig], type[OfaModel]]] = {
+    "ofa": (OfaConfig, OfaModel),
+    "narvl": (NarvlConfig, NarvlModel),
+}
+"""Configuration and model of each family of architectures."""
+
 
 def build(arch: str, *, vocab_size: int, num_queries: int | None = None, **overrides: Any) -> OfaModel:
     """Build the model `arch` (`ofa_nano` … `ofa_huge`, `narvl_nano` … `narvl_huge`) with random weights.
@@ -16,13 +22,13 @@ def build(arch: str, *, vocab_size: int, num_queries: int | None = None, **overr
     Raises ValueError for an unknown architecture or field.
     """
     family, _, size = arch.partition("_")
-    if family not in ("ofa", "narvl") or size not in SIZES:
-        known = ", ".join(f"{f}_{s}" for f in ("ofa", "narvl") for s in SIZES)
+    if family not in FAMILIES or size not in SIZES:
+        known = ", ".join(f"{f}_{s}" for f in FAMILIES for s in SIZES)
         raise ValueError(f"unknown arch '{arch}'; there are {known}")
     values = {**SIZES[size], **overrides}
     if num_queries is not None:
         values["num_queries"] = num_queries
-    config_class, model_class = (OfaConfig, OfaModel) if family == "ofa" else (NarvlConfig, NarvlModel)
+    config_class, model_class = FAMILIES[family]
     unknown = values.keys() - config_class.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"{arch} has no option {', '.join(sorted(unknown))}")

@@ -1,12 +1,22 @@
-"""Published checkpoints of OFA: their configuration and their state, as our models take them."""
+"""Checkpoints of OFA and of the authors' parallel model, as our models take them, and back.
+
+Legend: V labels of the vocabulary, N queries, D width.
+"""
 
 from argparse import Namespace
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .config import OfaConfig
+from narvl_plugin.errors import InputError
+
+from .config import SIZES, NarvlConfig, OfaConfig
+from .positions import code_position_ids, image_buckets, token_buckets
+from .vision import STRIDE
 
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
 """Integer tables that OFA keeps in its state and that follow from the configuration."""
@@ -20,27 +30,186 @@ FIXED_FLAGS = {
 }
 """Flags of OFA that all published checkpoints share, and that are no options here."""
 
+FOREIGN_ARCHS = {"ofa_": "ofa", "na_ofa_": "narvl", "narvl_": "narvl"}
+"""How the names of architectures in foreign checkpoints begin, and the model that they are here."""
+
+EMBEDDING = "encoder.embed_tokens.weight"
+"""The one embedding of all labels (V, D), and below its other names."""
+EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+QUERIES = "decoder.query_embed.weight"
+"""The queries (N, D); a checkpoint that has them is a student's, whose last label is the blank."""
+
+
+def adopt(state: dict[str, Any], file: str) -> None:
+    """Put our configuration in place of the flags of a foreign checkpoint, in place; leave all others as they are.
+
+    `state` is the whole checkpoint, `file` where it is from. Raises InputError as `config_from_flags` does.
+    """
+    flags = (state.get("cfg") or {}).get("model")
+    if not isinstance(flags, Namespace) or not str(getattr(flags, "arch", None)).startswith(tuple(FOREIGN_ARCHS)):
+        return
+    family, config_class = ("narvl", NarvlConfig) if QUERIES in state["model"] else ("ofa", OfaConfig)
+    try:
+        config = config_from_flags(flags, config_class)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    if isinstance(config, NarvlConfig):
+        config.num_queries = len(state["model"][QUERIES])
+    state["cfg"]["model"] = asdict(config) | {"_name": family}
+
 
 def config_from_flags(flags: Namespace, config_class: type[OfaConfig]) -> OfaConfig:
-    """Make a configuration of the flags that a published checkpoint holds; our defaults fill what it lacks.
+    """Make a configuration of the flags that a foreign checkpoint holds; its size and our defaults fill what it lacks.
 
-    Raises ValueError for a model that was trained with other fixed flags than the published ones.
+    Raises InputError for a model that was trained with other fixed flags than the published ones.
     """
     for name, expected in FIXED_FLAGS.items():
         value = getattr(flags, name, expected)
         if bool(value) != expected:
-            raise ValueError(f"the checkpoint was trained with {name}={value}; only {name}={expected} is supported")
-    values: dict[str, Any] = {
-        field.name: getattr(flags, field.name)
-        for field in fields(config_class)
-        if getattr(flags, field.name, None) is not None
-    }
-    if getattr(flags, "resnet_type", None):
-        values["vision_trunk"] = flags.resnet_type
-    return config_class(**values)
+            raise InputError(f"the checkpoint was trained with {name}={value}; only {name}={expected} is supported")
+    given = {field.name: getattr(flags, field.name, None) for field in fields(config_class) if field.name != "_name"}
+    given["vision_trunk"] = getattr(flags, "resnet_type", None) or given["vision_trunk"]
+    size = SIZES.get(str(getattr(flags, "arch", None)).rpartition("_")[2], {})
+    return config_class(**size | {name: value for name, value in given.items() if value is not None})
 
 
-def drop_recomputed_tables(state_dict: dict[str, Tensor]) -> None:
-    """Remove the tables that our models compute when they need them, in place."""
-    for key in [key for key in state_dict if key.endswith(RECOMPUTED_TABLES)]:
-        del state_dict[key]
+def fit_state(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], *, allow: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Fit the weights of a checkpoint to a model: a teacher's to a student, fewer labels or queries to more.
+
+    What a student adds to its teacher, and rows that a table grew by, is drawn at random: queries N(0, 0.02), rows of
+    the embedding N(0, D^-0.5), from torch's initial seed, so that all processes of a training draw the same.
+
+    Args:
+        found: the checkpoint's weights by name; tables that our models compute are passed over.
+        own: the model's. Its values are used for what `allow` lets differ.
+        allow: names, or shell patterns of names, that may be missing, left over or of another shape.
+
+    Returns:
+        The weights by the model's names, and a line on each that is new, unused or reshaped.
+
+    Raises:
+        InputError: something else differs, all of which is named.
+    """
+    found = {name: tensor for name, tensor in found.items() if not name.endswith(RECOMPUTED_TABLES)}
+    notes: list[str] = []
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    if EMBEDDING in found:
+        _tie(found)
+        _fit_embedding(found, own, generator, notes)
+    if QUERIES in own:
+        _fit_queries(found, own, generator, notes)
+
+    differences = []
+    for name in [*own, *(name for name in found if name not in own)]:
+        if name not in found:
+            difference, replacement = f"new: {name} {_shape(own[name])}", own.get(name)
+        elif name not in own:
+            difference, replacement = f"unused: {name} {_shape(found[name])}", None
+        elif found[name].shape != own[name].shape:
+            difference = f"reshaped: {name} {_shape(found[name])}, the model's is {_shape(own[name])}"
+            replacement = own[name]
+        else:
+            continue
+        if not any(fnmatchcase(name, pattern) for pattern in allow):
+            differences.append(difference)
+        notes.append(difference)
+        found.pop(name, None)
+        if replacement is not None:
+            found[name] = replacement
+    if differences:
+        more = "" if len(differences) <= 8 else f"; and {len(differences) - 8} more"
+        raise InputError(
+            f"the checkpoint and the model differ in {len(differences)} tensors ({'; '.join(differences[:8])}{more}); "
+            "choose the --arch and sizes that it was trained with, or name what may differ by --allow-mismatch"
+        )
+    return {name: found[name].to(tensor.dtype) for name, tensor in own.items()}, notes
+
+
+def flags_of(config: OfaConfig) -> Namespace:
+    """Return a teacher's configuration as the flags of OFA's checkpoints; raises InputError for sizes OFA has not."""
+    values = {field.name: getattr(config, field.name) for field in fields(OfaConfig) if field.name != "_name"}
+    for size, changes in SIZES.items():
+        defaults = asdict(OfaConfig(**changes))
+        if size != "nano" and all(values[name] == defaults[name] for name in SIZES["tiny"]):
+            break
+    else:
+        raise InputError("OFA's layout is for its own sizes, ofa_tiny to ofa_huge; this model has another one")
+    for name in ("vision_pretrained", "normalise_features", "init_std", "allow_mismatch"):  # OFA has no such flags
+        del values[name]
+    values["resnet_type"] = values.pop("vision_trunk")
+    return Namespace(arch=f"ofa_{size}", **values, **FIXED_FLAGS)
+
+
+def tables_of(config: OfaConfig) -> dict[str, Tensor]:
+    """Return the integer tables that OFA keeps in the state of a teacher of this configuration."""
+    text = token_buckets(config.max_positions, bucket_size=config.token_bucket_size, max_positions=config.max_positions)
+    image = image_buckets(torch.arange(config.image_bucket_size**2 + 1), bucket_size=config.image_bucket_size)
+    tables = {}
+    for part in ("encoder", "decoder"):
+        tables[f"{part}.token_rp_bucket"] = text
+        tables[f"{part}.image_rp_bucket"] = image
+    grid = config.code_image_size * 2 // STRIDE
+    tables["decoder.image_position_idx"] = code_position_ids(grid, 1026, bucket_size=config.image_bucket_size)
+    return tables
+
+
+def _tie(found: dict[str, Tensor]) -> None:
+    """Check that all names of the embedding hold the same weights, and let them share one tensor."""
+    embedding = found[EMBEDDING]
+    for alias in EMBEDDING_ALIASES:
+        copy = found.get(alias, embedding)
+        if copy.data_ptr() != embedding.data_ptr() and not torch.equal(copy, embedding):
+            raise InputError(f"{alias} differs from {EMBEDDING} in the checkpoint; our models share one embedding")
+        found[alias] = embedding
+
+
+def _fit_embedding(
+    found: dict[str, Tensor], own: Mapping[str, Tensor], generator: torch.Generator, notes: list[str]
+) -> None:
+    """Add rows for new labels and for the blank, which comes last."""
+    embedding, wanted = found[EMBEDDING], own[EMBEDDING]
+    if embedding.shape[1:] != wanted.shape[1:]:
+        return
+    has_blank, wants_blank = QUERIES in found, QUERIES in own
+    if has_blank and not wants_blank:
+        raise InputError("the checkpoint is a student's (it has queries and a blank); no teacher can be made of it")
+    labels, wanted_labels = len(embedding) - has_blank, len(wanted) - wants_blank
+    if labels > wanted_labels:
+        raise InputError(
+            f"the checkpoint has {labels} labels and the model's dictionary {wanted_labels}; give the vocabulary that "
+            "it was trained with (--bpe-dir, --num-bins)"
+        )
+    if len(embedding) == len(wanted):
+        return
+    width = embedding.shape[1]
+    added = torch.randn(len(wanted) - len(embedding), width, generator=generator) * width**-0.5
+    grown = torch.cat([embedding[:labels], added.to(embedding.dtype), embedding[labels:]])
+    for name in (EMBEDDING, *EMBEDDING_ALIASES):
+        found[name] = grown
+    if labels < wanted_labels:
+        notes.append(f"new: {EMBEDDING}[{labels}:{wanted_labels}], labels added to the vocabulary")
+    if wants_blank and not has_blank:
+        notes.append(f"new: {EMBEDDING}[{wanted_labels}], the blank")
+
+
+def _fit_queries(
+    found: dict[str, Tensor], own: Mapping[str, Tensor], generator: torch.Generator, notes: list[str]
+) -> None:
+    """Keep the first queries, and add some if the model has more."""
+    wanted = own[QUERIES]
+    queries = found.get(QUERIES, wanted.new_empty(0, wanted.shape[1], device="cpu"))
+    if queries.shape == wanted.shape or queries.shape[1:] != wanted.shape[1:]:
+        return
+    if len(queries) > len(wanted):
+        notes.append(f"reshaped: {QUERIES}, the first {len(wanted)} of {len(queries)} queries are kept")
+        found[QUERIES] = queries[: len(wanted)]
+        return
+    notes.append(f"new: {QUERIES}[{len(queries)}:{len(wanted)}], queries")
+    added = torch.randn(len(wanted) - len(queries), wanted.shape[1], generator=generator) * 0.02
+    found[QUERIES] = torch.cat([queries, added.to(queries.dtype)])
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

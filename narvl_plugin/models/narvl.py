@@ -1,17 +1,13 @@
 """The student: OFA's encoder with a parallel decoder over learnable query tokens."""
 
-import logging
 from typing import Any
 
-import torch
 from fairseq.models import register_model
 from torch import Tensor
 
 from .config import NarvlConfig
 from .ofa import OfaModel, register_sizes
 from .query_decoder import QueryDecoder
-
-logger = logging.getLogger(__name__)
 
 
 @register_model("narvl", dataclass=NarvlConfig)
@@ -24,6 +20,12 @@ class NarvlModel(OfaModel):
     config_class = NarvlConfig
     decoder_class = QueryDecoder
     extra_labels = 1  # the blank
+
+    def __init__(self, cfg: NarvlConfig, vocab_size: int):
+        """Build the model with random weights; `vocab_size` counts the blank."""
+        super().__init__(cfg, vocab_size)
+        if self.decoder.blank_row is not None:
+            self.decoder.blank_row.data.copy_(self.encoder.embed_tokens.weight[self.blank])
 
     @property
     def num_queries(self) -> int:
@@ -45,20 +47,6 @@ class NarvlModel(OfaModel):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits (B, N, V) and a dictionary of inner results; `prev_output_tokens` is ignored."""
         return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks))
-
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Let a teacher's weights load: add the queries and the blank row, as this model has drawn them."""
-        super().upgrade_state_dict_named(state_dict, name)
-        if "decoder.query_embed.weight" in state_dict:
-            return
-        own = self.state_dict()
-        state_dict["decoder.query_embed.weight"] = own["decoder.query_embed.weight"]
-        added = ["decoder.query_embed.weight"]
-        for key in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
-            if len(state_dict[key]) == self.blank:
-                state_dict[key] = torch.cat([state_dict[key], own[key][self.blank :]])
-                added.append(f"{key}[{self.blank}]")
-        logger.info("weights of a teacher: these are new and keep their random values: %s", ", ".join(added))
 
 
 register_sizes("narvl")

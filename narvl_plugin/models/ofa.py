@@ -1,17 +1,22 @@
 """The teacher: OFA's autoregressive sequence-to-sequence model."""
 
+import logging
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _IncompatibleKeys
 
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig
 from .encoder import OfaEncoder
-from .interop import config_from_flags, drop_recomputed_tables
+from .interop import fit_state
+
+logger = logging.getLogger(__name__)
 
 
 @register_model("ofa", dataclass=OfaConfig)
@@ -34,18 +39,30 @@ class OfaModel(FairseqEncoderDecoderModel):
         initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
+        if cfg.freeze_embedding:
+            self.encoder.embed_tokens.requires_grad_(False)
 
     @classmethod
-    def build_model(cls, cfg: OfaConfig | Namespace, task: FairseqTask) -> "OfaModel":
-        """Build the model for the vocabulary of a fairseq task; `cfg` may be the flags of a published checkpoint."""
-        if isinstance(cfg, Namespace):
-            cfg = config_from_flags(cfg, cls.config_class)
+    def build_model(cls, cfg: OfaConfig, task: FairseqTask) -> "OfaModel":
+        """Build the model for the vocabulary of a fairseq task."""
         return cls(cfg, len(task.target_dictionary) + cls.extra_labels)
 
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Let the weights of published checkpoints load."""
-        super().upgrade_state_dict_named(state_dict, name)
-        drop_recomputed_tables(state_dict)
+    def load_state_dict(  # type: ignore[override]  # fairseq adds the configuration
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> _IncompatibleKeys:
+        """Load the weights of a checkpoint, ours or a foreign one, and log what is new, unused or reshaped.
+
+        A model on the meta device takes the checkpoint's tensors themselves, another one copies them.
+        Raises InputError for weights of another model (see `fit_state`), whatever `strict` says.
+        """
+        allow = [name for name in self.cfg.allow_mismatch.split(",") if name]
+        fitted, notes = fit_state(state_dict, self.state_dict(), allow=allow)
+        for note in notes:
+            logger.info(note)
+        on_meta = self.encoder.embed_tokens.weight.is_meta
+        result = nn.Module.load_state_dict(self, fitted, strict=True, assign=on_meta)
+        self.decoder.output_projection.weight = self.encoder.embed_tokens.weight
+        return result
 
     def forward(
         self,

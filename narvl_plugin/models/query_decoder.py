@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .config import NarvlConfig
@@ -18,6 +19,9 @@ class QueryDecoder(Decoder):
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
         super().__init__(cfg, embed_tokens)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
+        self.blank_row: nn.Parameter | None = None
+        if cfg.freeze_embedding:
+            self._train_blank_row()
 
     def forward(self, prev_output_tokens: Tensor | None, encoder_out: EncoderOutput) -> tuple[Tensor, dict[str, Any]]:
         """Return logits (B, N, V) and what `run_layers` adds; `prev_output_tokens` is accepted and ignored."""
@@ -26,3 +30,28 @@ class QueryDecoder(Decoder):
         x = x.expand(len(encoder_out.features), -1, -1)
         cross_bias = self.cross_bias(positions, encoder_out.positions)
         return self.run_layers(x, encoder_out, self.self_biases(positions), cross_bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return logits (B, N, V) of normalised features (B, N, D)."""
+        logits = super().project(x)
+        if self.blank_row is None:
+            return logits
+        return torch.cat([logits[..., :-1], (x @ self.blank_row)[..., None]], dim=-1)
+
+    def _train_blank_row(self) -> None:
+        """Let the blank's row of a frozen embedding be a parameter of its own; checkpoints hold it in its place."""
+        self.blank_row = nn.Parameter(self.embed_tokens.weight[-1].detach().clone())
+
+        def put_into_embedding(decoder: "QueryDecoder", prefix: str, keep_vars: bool) -> None:
+            with torch.no_grad():
+                decoder.embed_tokens.weight[-1] = decoder.blank_row
+
+        def leave_out(decoder: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+            del state[f"{prefix}blank_row"]
+
+        def take_from_embedding(decoder: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+            state[f"{prefix}blank_row"] = state[f"{prefix}embed_tokens.weight"][-1]
+
+        self.register_state_dict_pre_hook(put_into_embedding)
+        self.register_state_dict_post_hook(leave_out)
+        self.register_load_state_dict_pre_hook(take_from_embedding)

@@ -21,6 +21,8 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
     Parameters keep timm's names (for ResNets those of torchvision). In each stage drop-path rises linearly
     from 0 at the first block to `drop_path_rate` at the last. Run the result with `trunk_features`.
 
+    On the meta device, where there are no weights, `pretrained` does nothing.
+
     Raises ValueError for a model that timm does not know or that has no features at stride 16, and for
     `pretrained` where no package provides weights.
     """
@@ -30,7 +32,7 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
     reductions = [stage["reduction"] for stage in trunk.feature_info]
     if STRIDE not in reductions:
         raise ValueError(f"timm model '{name}' has features at strides {reductions}, none at {STRIDE}")
-    if pretrained:
+    if pretrained and not next(trunk.parameters()).is_meta:
         trunk.load_state_dict(_package_weights(name, trunk))
     index = reductions.index(STRIDE)
     trunk.prune_intermediate_layers([index], prune_head=True)

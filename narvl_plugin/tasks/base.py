@@ -4,6 +4,7 @@ import json
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -171,8 +172,13 @@ class BaseTask(FairseqTask):
         return False
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Return the model that the configuration describes, for this task's dictionary."""
-        model = super().build_model(cfg, from_checkpoint)
+        """Return the model that the configuration describes, for this task's dictionary.
+
+        With `from_checkpoint` it has no weights yet (they are on the meta device) and takes those of the checkpoint.
+        """
+        weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
+        with torch.device("meta") if weightless else nullcontext():
+            model = super().build_model(cfg, from_checkpoint)
         if self.generates_in_validation:
             self.generator = self.build_generator([model], self.generator_options())
         return model

@@ -111,13 +111,11 @@ def test_the_student_takes_all_of_the_teachers_weights():
     teacher = make("ofa_tiny")
     student = make("narvl_tiny", seed=2)
     student = build("narvl_tiny", vocab_size=51, **SMALL).eval()
-    drawn = student.state_dict()["encoder.embed_tokens.weight"][50].clone()
     student.load_state_dict(teacher.state_dict(), strict=True)
     assert student.blank == 50
     loaded = student.state_dict()
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(loaded[name][: len(tensor)] if tensor.dim() else loaded[name], tensor), name
-    assert torch.equal(loaded["encoder.embed_tokens.weight"][50], drawn)
 
 
 def test_a_frozen_trunk_keeps_its_statistics():

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import recipe  # noqa: E402
 
+TOLERANCE = 1e-4
 FILES = {"ofa_tiny": "ofa_tiny.npz", "narvl_tiny": "narvl_tiny_q20.npz"}
 
 
@@ -61,3 +63,17 @@ def goldens() -> dict[str, Golden]:
 def evaluated(goldens: dict[str, Golden]) -> dict[str, OfaModel]:
     """The models with the recipe's weights; tests leave them as they are."""
     return {arch: golden.model() for arch, golden in goldens.items()}
+
+
+@pytest.fixture
+def close(request: pytest.FixtureRequest, measured: Callable[[str, str, float], None]) -> Callable[..., None]:
+    """Give a function that compares with the largest expected magnitude as the scale, and keeps the difference."""
+    case = request.node.name.partition("[")[2].rstrip("]")
+
+    def compare(actual: Any, expected: Any, what: str, tolerance: float = TOLERANCE) -> None:
+        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        difference = np.abs(actual - expected).max() / np.abs(expected).max()
+        measured(case, what, float(difference))
+        assert difference <= tolerance, f"{what}: largest relative difference {difference:.1e}"
+
+    return compare

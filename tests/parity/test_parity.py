@@ -15,7 +15,6 @@ from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
 
 GOLDENS = Path(__file__).parent / "goldens"
-TOLERANCE = 1e-4
 ARCHS = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 CASES = pytest.mark.parametrize("case", ["square64", "pad_rect_mask", "text_only"])
 
@@ -40,13 +39,6 @@ class Vocabulary:
 
     def unk(self):
         return 3
-
-
-def close(actual, expected, what):
-    """Compare with the largest expected magnitude as the scale."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    difference = np.abs(actual - expected).max() / np.abs(expected).max()
-    assert difference <= TOLERANCE, f"{what}: largest relative difference {difference:.1e}"
 
 
 @ARCHS
@@ -74,7 +66,7 @@ def test_tables():
 @ARCHS
 @CASES
 @torch.no_grad()
-def test_forward(arch, case, goldens, evaluated):
+def test_forward(arch, case, goldens, evaluated, close):
     golden = goldens[arch].arrays
     inputs, _ = goldens[arch].inputs(case)
     logits, extra = evaluated[arch](**inputs)
@@ -91,7 +83,7 @@ def test_forward(arch, case, goldens, evaluated):
 
 @pytest.mark.parametrize(("name", "code_masks"), [("all", [True, True]), ("mixed", [False, True])])
 @torch.no_grad()
-def test_image_tokens_in_the_decoder(name, code_masks, goldens, evaluated):
+def test_image_tokens_in_the_decoder(name, code_masks, goldens, evaluated, close):
     golden = goldens["ofa_tiny"].arrays
     inputs, _ = goldens["ofa_tiny"].inputs("square64")
     logits, _ = evaluated["ofa_tiny"](**inputs, code_masks=torch.tensor(code_masks))
@@ -123,7 +115,7 @@ def loss_of(golden, case, model):
 @ARCHS
 @CASES
 @torch.no_grad()
-def test_loss_in_evaluation(arch, case, goldens, evaluated):
+def test_loss_in_evaluation(arch, case, goldens, evaluated, close):
     recorded, size, _ = goldens[arch].meta["cases"][case]["loss_eval"]
     loss, own_size, _ = loss_of(goldens[arch], case, evaluated[arch])
     close(loss / own_size, recorded / size, "loss")
@@ -131,7 +123,7 @@ def test_loss_in_evaluation(arch, case, goldens, evaluated):
 
 @ARCHS
 @CASES
-def test_loss_and_gradients_in_training(arch, case, goldens):
+def test_loss_and_gradients_in_training(arch, case, goldens, close):
     golden = goldens[arch]
     model = golden.model().train()
     recorded = golden.meta["cases"][case]
@@ -142,13 +134,15 @@ def test_loss_and_gradients_in_training(arch, case, goldens):
     norms = {name: norm or 0.0 for name, norm in recorded["grad_norm_train_mode"].items()}
     # Through batch norm over two or three small images float32 rounding shows: recorded gradients of the trunk differ
     # by up to 4e-3 from those in double precision, and ours from the recorded ones by up to 4e-4.
-    tolerance = TOLERANCE if case == "text_only" else 1e-3
+    tolerance = 1e-4 if case == "text_only" else 1e-3
+    negligible = 1e-5 * max(norms.values())
     for name, norm in norms.items():
-        assert gradients.get(name, 0.0) == pytest.approx(norm, rel=tolerance, abs=1e-5 * max(norms.values())), name
+        if max(norm, gradients.get(name, 0.0)) > negligible:
+            close(gradients.get(name, 0.0), norm, "gradient norms", tolerance)
 
 
 @CASES
-def test_beam_search(case, goldens, evaluated):
+def test_beam_search(case, goldens, evaluated, close):
     golden = goldens["ofa_tiny"]
     inputs, _ = golden.inputs(case)
     inputs.pop("prev_output_tokens")

@@ -2,24 +2,21 @@
 
 import importlib
 import json
-import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
-from fairseq_cli import generate, train
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
 from narvl_plugin.errors import BadRow
 from narvl_plugin.models import build
+from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
 
@@ -117,33 +114,13 @@ def test_the_teacher_says_what_the_published_model_says(
     assert captions == [result["caption"] for result in golden["eval_step"]["results"]]
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Give fairseq's programs the root logger's handlers back to us."""
-    handlers = logging.getLogger().handlers[:]
-    yield
-    logging.getLogger().handlers[:] = handlers
-
-
-def run_train(*arguments: object) -> None:
-    """Run fairseq-train in this process, as if no other run had left its best score there."""
-    vars(checkpoint_utils.save_checkpoint).pop("best", None)
-    parsed = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in arguments])
-    train.main(convert_namespace_to_omegaconf(parsed))
-
-
-def run_generate(*arguments: object) -> None:
-    """Run fairseq-generate in this process."""
-    parsed = options.parse_args_and_arch(options.get_generation_parser(), [str(word) for word in arguments])
-    generate.main(parsed)
-
-
 @pytest.mark.integration
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("arch", "criterion"), [("ofa_nano", "label_smoothed_cross_entropy"), ("narvl_nano", "qctc")])
 def test_from_tsv_to_text_with_fairseqs_programs(
     arch: str,
     criterion: str,
+    run_train: Callable[..., None],
+    run_generate: Callable[..., None],
     vocabulary: Path,
     write_tsv: Callable[..., Path],
     caption_rows: Rows,
@@ -164,7 +141,7 @@ def test_from_tsv_to_text_with_fairseqs_programs(
     with pytest.raises(BadRow, match=r"train\.tsv:3: .*--skip-bad-rows|valid\.tsv:3: .*--skip-bad-rows"):
         run_train(*training)
     run_train(*training, "--skip-bad-rows", 2)
-    state = torch.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    state = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert state["extra_state"]["train_iterator"]["epoch"] == 2
     run_train(*training, "--skip-bad-rows", 2, "--max-epoch", 2)  # resumes
     run_generate(
