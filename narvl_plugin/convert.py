@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,12 +24,7 @@ from narvl_plugin.models.interop import (
     flags_of,
     tables_of,
 )
-from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint
-
-logger = logging.getLogger(__name__)
-
-NEW_TRAINING = {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}}
-"""What fairseq's trainer wants of a checkpoint from which a training starts anew."""
+from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
 
 
 def convert(
@@ -134,15 +128,5 @@ def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any]) -> None:
         description = out.with_suffix(".json")
         description.write_text(json.dumps({"cfg": cfg}, indent=2) + "\n", encoding="utf-8")
     else:
-        state = {
-            "args": None,
-            "cfg": cfg,
-            "model": weights,
-            "criterion": None,
-            "optimizer_history": [],
-            "task_state": {},
-            "extra_state": NEW_TRAINING,
-            "last_optimizer_state": None,
-        }
-        torch.save(state, partial)
+        torch.save(whole_checkpoint(weights, cfg), partial)
     partial.replace(out)

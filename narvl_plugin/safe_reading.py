@@ -102,6 +102,23 @@ def read_pickle(file: str | Path) -> Any:
             raise InputError(f"{file}: is damaged or no pickle ({error})") from error
 
 
+def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return weights and configuration as a checkpoint of fairseq, from which a training starts anew."""
+    history = {"criterion_name": None, "optimizer_name": None, "lr_scheduler_state": {}, "num_updates": 0}
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": weights,
+        "criterion": None,
+        "optimizer_history": [history],
+        "task_state": {},
+        "extra_state": {
+            "train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True},
+        },
+        "last_optimizer_state": None,
+    }
+
+
 def _check_archive(file: Path) -> bool:
     """Say whether a checkpoint is a zip archive, as torch has written them since 1.6, and check its bytes."""
     with file.open("rb") as stream:
@@ -129,10 +146,9 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
         raise InputError(f"{description}: holds no configuration (cfg), so it cannot be told which model it is")
     try:
-        state["model"] = safetensors.torch.load_file(file)
+        return whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
     except safetensors.SafetensorError as error:
         raise InputError(f"{file}: is cut off, damaged or no safetensors file ({error})") from error
-    return state
 
 
 def _not_a_checkpoint(file: Path, error: Exception) -> NoReturn:
