@@ -36,6 +36,12 @@ def png(color: object = (200, 30, 30), size: tuple[int, int] = (8, 6), mode: str
     return base64.b64encode(stream.getvalue()).decode()
 
 
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Give the folder of what is no part of the repository, whether it is there or not."""
+    return SHARED
+
+
 @pytest.fixture
 def write_tsv(tmp_path: Path) -> Callable[..., Path]:
     """Write rows of columns to a file in the test's folder."""

@@ -47,7 +47,7 @@ class OfaModel(FairseqEncoderDecoderModel):
         """Build the model for the vocabulary of a fairseq task."""
         return cls(cfg, len(task.target_dictionary) + cls.extra_labels)
 
-    def load_state_dict(  # type: ignore[override]  # fairseq adds the configuration
+    def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
     ) -> _IncompatibleKeys:
         """Load the weights of a checkpoint, ours or a foreign one, and log what is new, unused or reshaped.

@@ -44,7 +44,7 @@ class QueryDecoder(Decoder):
 
         def put_into_embedding(decoder: "QueryDecoder", prefix: str, keep_vars: bool) -> None:
             with torch.no_grad():
-                decoder.embed_tokens.weight[-1] = decoder.blank_row
+                decoder.embed_tokens.weight[-1] = decoder.get_parameter("blank_row")
 
         def leave_out(decoder: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
             del state[f"{prefix}blank_row"]

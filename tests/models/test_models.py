@@ -97,6 +97,30 @@ def test_an_ignored_image_does_not_matter(arch):
     torch.testing.assert_close(after, before)
 
 
+def test_positions_of_a_larger_grid_are_interpolated():
+    options = {"interpolate_position": True, "orig_patch_image_size": 32}  # a grid of 2 x 2
+    encoder = make("ofa_tiny", **options).encoder
+    corners = encoder.embed_image_positions.weight[torch.tensor([[1, 2], [43, 44]])]
+    # Bilinear, by the centres of the patches: those of four in a row lie at -1/4, 1/4, 3/4 and 5/4 of two.
+    weights = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    expected = torch.einsum("yi,xj,ijd->yxd", weights, weights, corners)
+    torch.testing.assert_close(encoder._image_positions(4, 4), expected.flatten(0, 1))
+    torch.testing.assert_close(encoder._image_positions(2, 2), corners.flatten(0, 1))
+    plain = make("ofa_tiny").encoder
+    torch.testing.assert_close(plain._image_positions(4, 4)[6], plain.embed_image_positions.weight[42 + 2 + 1])
+
+
+@torch.no_grad()
+def test_pictures_of_512_pixels():
+    inputs = batch(1)
+    inputs["patch_images"] = torch.randn(1, 3, 512, 512)
+    _, extra = make("ofa_tiny")(**inputs)
+    assert extra["encoder_out"].shape == (32 * 32 + 6, 1, 32)
+    inputs["patch_images"] = torch.randn(1, 3, 16, 688)
+    with pytest.raises(ValueError, match="1 x 43 patches does not fit"):
+        make("ofa_tiny")(**inputs)
+
+
 def test_precomputed_features_replace_pixels():
     from narvl_plugin.models.vision import trunk_features
 

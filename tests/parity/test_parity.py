@@ -12,6 +12,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from criterions import QueryCtcCriterion
 from narvl_plugin.errors import SkipBudget
 from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.models import build
+from narvl_plugin.models.interop import RECOMPUTED_TABLES, tables_of
 from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -41,13 +43,20 @@ class Vocabulary:
         return 3
 
 
-@ARCHS
-def test_names_and_shapes(arch, evaluated):
-    lines = (GOLDENS / f"{arch}_state_dict.txt").read_text().splitlines()
-    reference = dict(line.split("\t")[:2] for line in lines if not line.startswith("#"))
-    recomputed = {name for name in reference if name.endswith(("_rp_bucket", "image_position_idx"))}
-    ours = {name: str(list(tensor.shape)) for name, tensor in evaluated[arch].state_dict().items()}
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny", "ofa_base", "narvl_base"])
+def test_names_and_shapes(arch, goldens, shared):
+    golden = goldens["narvl_tiny" if arch.startswith("narvl") else "ofa_tiny"]
+    file = (GOLDENS if arch.endswith("tiny") else shared / "parity") / f"{arch}_state_dict.txt"
+    if not file.exists():
+        pytest.skip(f"{file} is not at hand")
+    reference = dict(line.split("\t")[:2] for line in file.read_text().splitlines() if not line.startswith("#"))
+    recomputed = {name for name in reference if name.endswith(RECOMPUTED_TABLES)}
+    with torch.device("meta"):
+        model = build(arch, vocab_size=golden.meta["dict_len"])
+    ours = {name: str(list(tensor.shape)) for name, tensor in model.state_dict().items()}
     assert ours == {name: shape for name, shape in reference.items() if name not in recomputed}
+    tables = {name: str(list(table.shape)) for name, table in tables_of(model.cfg).items()}
+    assert tables == {name: reference[name] for name in recomputed}
 
 
 def test_tables():
@@ -132,10 +141,13 @@ def test_loss_and_gradients_in_training(arch, case, goldens, close):
     (loss / size).backward()
     gradients = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     norms = {name: norm or 0.0 for name, norm in recorded["grad_norm_train_mode"].items()}
+    # Through batch norm over two or three small images rounding shows: with two threads, as in the recording, norms
+    # agree to 3e-5, with one to 2e-4.
+    tolerance = 1e-4 if case == "text_only" else 1e-3
     negligible = 1e-5 * max(norms.values())  # zero but for rounding, such as those of key biases
     for name, norm in norms.items():
         if max(norm, gradients.get(name, 0.0)) > negligible:
-            close(gradients.get(name, 0.0), norm, "gradient norms")
+            close(gradients.get(name, 0.0), norm, "gradient norms", tolerance)
 
 
 def test_six_adam_steps(goldens, close):
