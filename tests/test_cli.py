@@ -45,7 +45,7 @@ def test_path_is_the_user_dir_from_any_folder_and_imports_no_torch(tmp_path: Pat
 def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = narvl(capsys, monkeypatch, "--help")
     assert code == 0
-    for command in ("path", "data", "vocab", "features", "distill", "bench", "report"):
+    for command in ("path", "data", "vocab", "features", "distill", "convert", "bench", "report"):
         assert command in out
 
 
@@ -64,6 +64,8 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
         ),
         (["data", "scenes", "--out", "scenes", "--nouns", "1000"], "nouns=1000"),
         (["report", "gone"], "gone"),
+        (["convert", "gone.pt", "out.pt"], "gone.pt: no such checkpoint"),
+        (["convert", "gone.pt", "out.pt", "--to", "onnx"], "--to onnx: choose narvl or ofa"),
         (
             [
                 "bench",
