@@ -22,7 +22,7 @@ _CONTRACTIONS = """
     who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
     you'll you're you've
 """
-"""Those whose spelling without apostrophes is no word of its own, as "well" for "we'll" is."""
+"""Those whose spelling without apostrophes is no common word, as "well" is for "we'll"."""
 
 _DIGITS_AROUND_COMMA = re.compile(r"\d,\d")
 _MARKS = """;/[]"{}()=+\\_-><@`,?!"""
