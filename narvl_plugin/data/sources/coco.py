@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick, pick_all, read_json
-from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, clean, join_texts, write_split
+from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, join_texts, write_split
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 """TSV file -> Karpathy's names; as all do, we train on his `restval`, too."""
@@ -30,6 +30,9 @@ DOWNLOAD = (
 )
 IMAGE = {"cocoid": int, "filepath": str, "filename": str, "split": str, "sentences": list}
 SENTENCE = {"sentid": int, "raw": str}
+
+Entry = tuple[int, Record, list[str]]
+"""Id, picture, captions of one row."""
 
 
 def convert_coco(
@@ -48,13 +51,13 @@ def convert_coco(
     chosen = chosen_splits(splits, SPLITS)
     need([file], [pictures.folder / folder for folder in FOLDERS], DOWNLOAD)
 
-    images = cache(lambda: load_images(file))
+    images = cache(partial(load_images, file))
     for split in chosen:
         joined = join_captions or split != "train"
         yield write_split(
             out / f"{split}.tsv",
-            partial(in_split, images, split) if joined else partial(one_by_one, images, split),
-            picture_row if joined else caption_row,
+            partial(in_split, images, split, joined),
+            caption_row,
             inputs=[file],
             pictures=pictures,
             settings={"joined": joined},
@@ -69,28 +72,21 @@ def load_images(file: Path) -> list[Record]:
     return images
 
 
-def in_split(images: Callable[[], list[Record]], split: str) -> list[Record]:
-    """Return the pictures of a split."""
-    return [image for image in images() if image["split"] in SPLITS[split]]
+def in_split(images: Callable[[], list[Record]], split: str, joined: bool) -> list[Entry]:
+    """Return the pictures of a split with their captions, or each caption on its own."""
+    entries: list[Entry] = []
+    for image in images():
+        if image["split"] in SPLITS[split]:
+            captions = [(sentence["sentid"], sentence["raw"]) for sentence in image["sentences"]]
+            if joined:
+                entries.append((image["cocoid"], image, [text for _, text in captions]))
+            else:
+                entries += [(sentid, image, [text]) for sentid, text in captions]
+    return entries
 
 
-def one_by_one(images: Callable[[], list[Record]], split: str) -> list[tuple[Record, Record]]:
-    """Return each caption of a split with its picture."""
-    return [(image, sentence) for image in in_split(images, split) for sentence in image["sentences"]]
-
-
-def caption_row(entry: tuple[Record, Record], notes: Notes) -> Columns:
-    """uniq-id, image-id, caption, objects, image."""
-    image, sentence = entry
-    return [str(sentence["sentid"]), str(image["cocoid"]), clean(sentence["raw"], notes), "", picture(image)]
-
-
-def picture_row(image: Record, notes: Notes) -> Columns:
-    """uniq-id, image-id, captions joined by `&&`, objects, image."""
-    captions = join_texts([sentence["raw"] for sentence in image["sentences"]], notes)
-    return [str(image["cocoid"]), str(image["cocoid"]), captions, "", picture(image)]
-
-
-def picture(image: Record) -> Path:
-    """Return a picture's path."""
-    return Path(image["filepath"], image["filename"])
+def caption_row(entry: Entry, notes: Notes) -> Columns:
+    """uniq-id, image-id, captions, objects, image."""
+    key, image, captions = entry
+    picture = Path(image["filepath"], image["filename"])
+    return [str(key), str(image["cocoid"]), join_texts(captions, notes), "", picture]
