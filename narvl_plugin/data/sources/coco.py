@@ -41,7 +41,7 @@ def convert_coco(
     """Write OUT/{train,val,test}.tsv and yield what became of each.
 
     A row of val and test has all captions of a picture, joined by `&&`, and the picture's id twice. A row of train has
-    one caption and its id, or with `join_captions` all, too.
+    one caption and its id; with `join_captions` it is like a row of val.
 
     Raises:
         MissingInput: a file or folder is not there; said before anything is written.

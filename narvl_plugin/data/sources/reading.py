@@ -26,7 +26,7 @@ def need(files: Iterable[Path], folders: Iterable[Path], download: str) -> None:
             raise MissingInput(f"{file}: no such file; {download}")
     for folder in folders:
         if not folder.is_dir():
-            raise MissingInput(f"{folder}: no such folder of images; {download}, or name another with --images")
+            raise MissingInput(f"{folder}: no such folder of images; {download}, or name its parent with --images")
 
 
 def chosen_splits(chosen: Sequence[str] | None, known: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from narvl_plugin.data.sources.reading import (
@@ -35,6 +36,7 @@ from narvl_plugin.data.sources.reading import (
 )
 from narvl_plugin.data.sources.writing import (
     Columns,
+    Dropped,
     Notes,
     Outcome,
     Pictures,
@@ -43,6 +45,7 @@ from narvl_plugin.data.sources.writing import (
     write_answers,
     write_split,
 )
+from narvl_plugin.safe_reading import read_pickle
 from narvl_plugin.scoring.vqa_answers import normalise_answer
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
@@ -51,6 +54,9 @@ SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev"
 ANSWERED = ("train", "val")
 MIN_QUESTIONS = 9
 """A frequent answer is the most frequent one of at least so many questions: 3,129 answers in train and val."""
+
+SECRET = "1.0|!+?"
+"""Answer column of the tests, whose answers are not published: well formed, and no normalised answer is `?`."""
 
 DOWNLOAD = "unpack the questions' and annotations' archives (visualqa.org/download) and the images' (cocodataset.org)"
 QUESTION = {"question_id": int, "image_id": int, "question": str}
@@ -62,32 +68,39 @@ def convert_vqav2(
 ) -> Iterator[Outcome]:
     """Write OUT/{train,val,test,test-dev}.tsv and yield what became of each.
 
-    With `answers`, OUT/trainval_ans2label.pkl, too. The answer column of both tests is empty.
+    With `answers`, OUT/trainval_ans2label.pkl, too; then train has only questions with an answer in that list, since a
+    model that is held to it could learn nothing from the others.
 
     Raises:
         MissingInput: a file or folder is not there; said before anything is written.
         BadRow: a record is not as published.
     """
     chosen = chosen_splits(splits, SPLITS)
-    answered = [split for split in ANSWERED if split in chosen or answers]
+    inputs = {split: [questions_file(raw, split)] for split in chosen}
+    for split in ANSWERED:
+        if split in inputs:
+            inputs[split].append(annotations_file(raw, split))
+    annotated = [annotations_file(raw, split) for split in ANSWERED if answers]
     need(
-        [questions_file(raw, split) for split in chosen] + [annotations_file(raw, split) for split in answered],
+        [*chain.from_iterable(inputs.values()), *annotated],
         [pictures.folder / image_folder(split) for split in chosen],
         DOWNLOAD,
     )
-    for split in chosen:
-        files = [questions_file(raw, split)]
-        if split in ANSWERED:
-            files.append(annotations_file(raw, split))
+    only: dict[str, frozenset[str]] = {}
+    if answers:
+        answer_list = write_answers(out, partial(frequent_answers, annotated))
+        yield answer_list
+        if "train" in inputs:
+            only["train"] = frozenset(read_pickle(answer_list.path))
+            inputs["train"].append(answer_list.path)
+    for split, files in inputs.items():
         yield write_split(
             out / f"{split}.tsv",
             partial(load, raw, split),
-            partial(question_row, image_folder(split)),
+            partial(question_row, image_folder(split), only.get(split)),
             inputs=files,
             pictures=pictures,
         )
-    if answers:
-        yield write_answers(out, partial(frequent_answers, [annotations_file(raw, split) for split in ANSWERED]))
 
 
 def questions_file(raw: Path, split: str) -> Path:
@@ -131,14 +144,17 @@ def load_annotations(file: Path) -> list[Record]:
     return annotations
 
 
-def question_row(folder: str, question: Record, notes: Notes) -> Columns:
-    """question-id, image-id, question, weighted answers, objects, image."""
+def question_row(folder: str, only: frozenset[str] | None, question: Record, notes: Notes) -> Columns:
+    """question-id, image-id, question, weighted answers, objects, image; dropped if it has no answer of `only`."""
     number = question["image_id"]
+    scores = soft_scores(question["answers"] or [])
+    if only is not None and only.isdisjoint(scores):
+        raise Dropped("no answer in the list")
     return [
         str(question["question_id"]),
         str(number),
         clean(question["question"], notes),
-        "" if question["answers"] is None else join_answers(soft_scores(question["answers"]), notes),
+        SECRET if question["answers"] is None else join_answers(scores, notes),
         "",
         Path(folder, f"COCO_{folder}_{number:012d}.jpg"),
     ]

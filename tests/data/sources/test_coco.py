@@ -123,7 +123,7 @@ def test_what_is_there_already_is_left_alone(raw: Path, tmp_path: Path, photos: 
     ("gone", "message"),
     [
         ("dataset_coco.json", "dataset_coco.json: no such file; unpack dataset_coco.json from caption_datasets.zip"),
-        ("val2014", "val2014: no such folder of images; .* or name another with --images"),
+        ("val2014", "val2014: no such folder of images; .* or name its parent with --images"),
     ],
 )
 def test_missing_input_is_named_before_anything_is_written(

@@ -81,8 +81,8 @@ def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Call
     val = read_rows(tmp_path / "val.tsv")
     assert val[0] == ["42000", "42", "Is it?", "1.0|!+yes", "", photos["42"]]
     assert val[17] == ["42017", "42", "Is it?", "1.0|!+blue&&0.3|!+x", "", photos["42"]]
-    second = ["2000", "2", "And this?", "", "", photos["2"]]
-    assert read_rows(tmp_path / "test.tsv") == [["1000", "1", "What is it?", "", "", photos["1"]], second]
+    second = ["2000", "2", "And this?", "1.0|!+?", "", photos["2"]]
+    assert read_rows(tmp_path / "test.tsv") == [["1000", "1", "What is it?", "1.0|!+?", "", photos["1"]], second]
     assert read_rows(tmp_path / "test-dev.tsv") == [second]
     assert reports[0].endswith(
         "train.tsv: 2 rows written, 2 texts cleaned of tabs, line ends or separators, 1 dropped (empty text), "
@@ -92,11 +92,14 @@ def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Call
 
 
 def test_frequent_answers_are_those_of_nine_questions_in_train_and_val(
-    raw: Path, tmp_path: Path, photos: dict[str, str]
+    raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Callable[..., Any]
 ) -> None:
-    *_, outcome = convert_vqav2(raw, tmp_path, Pictures(raw), splits=["test"], answers=True)
-    assert outcome.counts == {"answers": 2}
+    answers, train, val = convert_vqav2(raw, tmp_path, Pictures(raw), splits=["train", "val"], answers=True)
+    assert answers.counts == {"answers": 2}
     assert read_pickle(tmp_path / "trainval_ans2label.pkl") == {"blue": 0, "yes": 1}
+    assert [row[0] for row in read_rows(train.path)] == ["9001"]
+    assert train.counts is not None and train.counts["dropped (no answer in the list)"] == 3
+    assert val.counts == {"rows written": 18}
 
 
 @given(st.lists(st.sampled_from(["red", "Red.", "two", "2", "a", "blue"]), min_size=2, max_size=10))
