@@ -14,13 +14,14 @@ _NUMBERS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | {"none": "0"}
 
 _CONTRACTIONS = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
-    needn't not've o'clock oughtn't shan't she'd've she's should've shouldn't shouldn't've somebody's someone's
-    something's that'd that'd've that's there'd there'd've there're there's they'd they'd've they'll they're they've
-    'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've
-    who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
-    you'll you're you've
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am might've mightn't mightn't've
+    must've mustn't needn't not've o'clock oughtn't shan't she'd've she's should've shouldn't shouldn't've
+    somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
+    something'll something's that'd that'd've that's there'd there'd've there're there's they'd they'd've they'll
+    they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
+    where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
+    y'all'd've y'all'll you'd you'd've you'll you're you've
 """
 """Those whose spelling without apostrophes is no common word, as "well" is for "we'll"."""
 
