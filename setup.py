@@ -40,5 +40,5 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13"]},
+    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13", "easy-vqa==1.0"]},
 )

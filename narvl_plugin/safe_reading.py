@@ -78,6 +78,8 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 def read_pickle(file: str | Path) -> Any:
     """Return what a pickle of plain types holds: numbers, strings, lists, dicts, such as OFA's answer lists.
 
+    The byte strings that Python 2 wrote for text, as in RefCOCO's files, are read as UTF-8.
+
     Raises:
         MissingInput: the file does not exist.
         InputError: it is damaged, or it names any type or function.
@@ -95,7 +97,7 @@ def read_pickle(file: str | Path) -> Any:
 
     with file.open("rb") as stream:
         try:
-            return PlainUnpickler(stream).load()
+            return PlainUnpickler(stream, encoding="utf-8").load()
         except InputError:
             raise
         except Exception as error:  # a damaged pickle raises nearly anything

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import narvl_command
 import narvl_plugin
@@ -66,6 +67,15 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
         (["report", "gone"], "gone"),
         (["convert", "gone.pt", "out.pt"], "gone.pt: no such checkpoint"),
         (["convert", "gone.pt", "out.pt", "--to", "onnx"], "--to onnx: choose narvl or ofa"),
+        (["data", "coco", "--raw", "gone", "--out", "o"], "gone/dataset_coco.json: no such file"),
+        (
+            ["data", "vqav2", "--raw", "gone", "--out", "o"],
+            "gone/v2_OpenEnded_mscoco_train2014_questions.json: no such",
+        ),
+        (["data", "gqa", "--raw", "gone", "--out", "o"], "gone/train_balanced_questions.json: no such file"),
+        (["data", "refcoco", "--raw", "gone", "--out", "o"], "gone/refcoco/refs(unc).p: no such file"),
+        (["data", "snli-ve", "--raw", "gone", "--out", "o"], "gone/snli_ve_train.jsonl: no such file"),
+        (["data", "easy-vqa", "--raw", "gone", "--out", "o"], "gone/answers.txt: no such file"),
         (
             [
                 "bench",
@@ -131,6 +141,33 @@ def test_scenes_and_their_vocabulary(
     train = tmp_path / "caption" / "train.tsv"
     code, out, _ = narvl(capsys, monkeypatch, "vocab", str(train), "--out", str(tmp_path / "v"), "--vocab-size", "99")
     assert (code, out) == (0, f"{tmp_path / 'v' / 'spm.model'}\n")
+
+
+def test_raw_data_become_a_tsv_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture = tmp_path / "photos" / "images" / "7.jpg"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(picture)
+    question = '{"1": {"imageId": "7", "question": "Is it black?", "answer": "yes"}}'
+    (tmp_path / "val_balanced_questions.json").write_text(question)
+    out = tmp_path / "tsv" / "val.tsv"
+    options = [
+        "--raw",
+        str(tmp_path),
+        "--images",
+        str(tmp_path / "photos"),
+        "--out",
+        str(out.parent),
+        "--splits",
+        "val",
+    ]
+    command = ("data", "gqa", *options, "--image-paths", "--check-images")
+    code, printed, _ = narvl(capsys, monkeypatch, *command)
+    assert (code, printed) == (0, f"{out}: 1 rows written\n")
+    assert out.read_text() == "1\t7\tIs it black?\t1.0|!+yes\t\t../photos/images/7.jpg\n"
+    code, printed, _ = narvl(capsys, monkeypatch, *command)
+    assert (code, printed) == (0, f"{out} is there already; delete it to make it anew\n")
 
 
 def test_settings_of_a_run_are_read_for_its_report(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
         distill(teacher=tmp_path / "gone.pt", data=data, out=tmp_path / "out.tsv")
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    with pytest.raises(InputError, match="text.pt: is no checkpoint"):
+    with pytest.raises(InputError, match="text.pt: is damaged or no checkpoint"):
         distill(teacher=tmp_path / "text.pt", data=data, out=tmp_path / "out.tsv")
     with pytest.raises(MissingInput, match="--bpe-dir"):
         distill(teacher=folder / "teacher.pt", data=data, out=tmp_path / "out.tsv", bpe_dir=tmp_path / "gone")

@@ -109,6 +109,23 @@ class TestPickle:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(answers))
         assert read_pickle(tmp_path / "a.pkl") == answers
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"(lp0\n(dp1\nS'sent'\np2\nVcaf\xe9\np3\nsS'raw'\np4\nS'caf\\xc3\\xa9'\np5\nsS'sent_id'\np6\nL7L\nsa.",
+            b"\x80\x02]q\x00}q\x01(U\x04sentX\x05\x00\x00\x00caf\xc3\xa9U\x03rawU\x05caf\xc3\xa9U\x07sent_idK\x07ua.",
+        ],
+        ids=["text", "binary"],
+    )
+    def test_of_python_2_is_read_as_text(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "refs(unc).p").write_bytes(content)
+        assert read_pickle(tmp_path / "refs(unc).p") == [{"sent": "café", "raw": "café", "sent_id": 7}]
+
+    def test_of_python_2_in_another_encoding_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.p").write_bytes(b"S'caf\\xe9'\n.")
+        with pytest.raises(InputError, match="a.p: is damaged or no pickle .*utf-8"):
+            read_pickle(tmp_path / "a.p")
+
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     def test_that_would_run_a_command_is_refused(self, tmp_path: Path, protocol: int) -> None:
         file = tmp_path / "trainval_ans2label.pkl"

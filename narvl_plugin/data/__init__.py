@@ -1,1 +1,1 @@
-"""Everything between TSV files and batches: rows, text, pictures, boxes and the embedded scenes."""
+"""Everything between TSV files and batches: rows, text, pictures, boxes, the embedded scenes and raw data sets."""

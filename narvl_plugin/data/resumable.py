@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -42,9 +43,10 @@ def fingerprint(path: str | Path) -> str:
 class ResumableWriter:
     """Writes `PATH.part` in whole batches and gives it its name `PATH` when all is written.
 
-    Beside the part lies `PATH.part.json` with the settings of the run, the input rows done and the bytes
-    they gave. It is replaced after every batch, so whatever a killed run wrote beyond the last whole batch
-    is cut off by the next one, and a run in pieces gives the same bytes as one without a stop.
+    Beside the part lies `PATH.part.json` with the settings of the run, the input rows done, the bytes they
+    gave, and `counts`, whatever the caller counted among them, by name. It is replaced after every batch, so
+    whatever a killed run wrote beyond the last whole batch is cut off by the next one, and a run in pieces gives
+    the same bytes and counts as one without a stop.
 
     Args:
         path: the file to make; its folder is created.
@@ -61,6 +63,7 @@ class ResumableWriter:
         self.record = self.path.with_name(self.path.name + ".part.json")
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.rows_done = 0
+        self.counts: Counter[str] = Counter()
         self._bytes_done = 0
         self._file: IO[bytes] | None = None
 
@@ -96,13 +99,14 @@ class ResumableWriter:
                 yield range(self.rows_done, min(self.rows_done + batch_size, num_rows))
                 progress.update(self.rows_done - progress.n)
 
-    def append(self, lines: list[str], rows: int) -> None:
-        """Write the lines (without line ends) that came of the next `rows` input rows."""
+    def append(self, lines: list[str], rows: int, counts: Mapping[str, int] | None = None) -> None:
+        """Write the lines (without line ends) that came of the next `rows` input rows, and add to `counts`."""
         assert self._file is not None, "append() needs the writer's with-block"
         content = "".join(line + "\n" for line in lines).encode("utf-8")
         self._file.write(content)
         self._file.flush()
         self.rows_done += rows
+        self.counts.update(counts or {})
         self._bytes_done += len(content)
         self._save_record()
 
@@ -113,6 +117,11 @@ class ResumableWriter:
         self._file.close()
         self._file = None
         os.replace(self.part, self.path)
+        self.record.unlink()
+
+    def discard(self) -> None:
+        """Delete the unfinished file, so that the next run starts anew."""
+        self.part.unlink()
         self.record.unlink()
 
     def _take_up(self) -> None:
@@ -134,10 +143,12 @@ class ResumableWriter:
                 f" {record['bytes']}; delete it to start anew"
             )
         self.rows_done, self._bytes_done = record["rows"], record["bytes"]
+        self.counts = Counter(record.get("counts", {}))
 
     def _save_record(self) -> None:
         """Replace the record in one step, so that a kill leaves the old one or the new one."""
-        content = json.dumps({"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done}, indent=1)
+        state = {"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done, "counts": self.counts}
+        content = json.dumps(state, indent=1)
         fresh = self.record.with_name(self.record.name + ".new")
         fresh.write_text(content + "\n", encoding="utf-8")
         os.replace(fresh, self.record)

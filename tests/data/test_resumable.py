@@ -51,6 +51,23 @@ def test_a_part_that_lost_bytes_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_counts_go_on_where_they_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    with ResumableWriter(out, {}) as writer:
+        writer.append(["a"], rows=2, counts={"dropped": 1})
+    with ResumableWriter(out, {}) as writer:
+        writer.append(["b"], rows=2, counts={"dropped": 1, "cleaned": 1})
+        writer.append(["c"], rows=1)
+        assert writer.counts == {"dropped": 2, "cleaned": 1}
+
+
+def test_a_discarded_file_begins_anew(tmp_path: Path) -> None:
+    with ResumableWriter(tmp_path / "out.tsv", {}) as writer:
+        writer.append(["a"], rows=1)
+        writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
 def test_fingerprint_sees_a_change_at_either_end_and_in_size(tmp_path: Path) -> None:
     middle = b"x" * 300_000
     contents = [b"a" + middle + b"a", b"b" + middle + b"a", b"a" + middle + b"b", b"a" + middle + b"xa"]

@@ -1,0 +1,92 @@
+"""COCO captions in Karpathy's splits, as OFA's caption TSV.
+
+Official files and where they lie (RAW and IMAGES may be one folder)::
+
+    RAW/dataset_coco.json                            from caption_datasets.zip,
+                                                     https://cs.stanford.edu/people/karpathy/deepimagesent/
+    IMAGES/train2014/COCO_train2014_000000000009.jpg …   train2014.zip, https://cocodataset.org/#download
+    IMAGES/val2014/COCO_val2014_000000000042.jpg …       val2014.zip
+
+The JSON file holds `images`, each with `cocoid`, `filepath` (the folder), `filename`, `split` and about five
+`sentences`, whose `raw` is the text as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick, pick_all, read_json
+from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, join_texts, write_split
+
+SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+"""TSV file -> Karpathy's names; as all do, we train on his `restval`, too."""
+
+FOLDERS = ("train2014", "val2014")
+DOWNLOAD = (
+    "unpack dataset_coco.json from caption_datasets.zip (cs.stanford.edu/people/karpathy/deepimagesent) and "
+    "train2014.zip and val2014.zip (cocodataset.org)"
+)
+IMAGE = {"cocoid": int, "filepath": str, "filename": str, "split": str, "sentences": list}
+SENTENCE = {"sentid": int, "raw": str}
+
+Entry = tuple[int, Record, list[str]]
+"""Id, picture, captions of one row."""
+
+
+def convert_coco(
+    raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None, join_captions: bool = False
+) -> Iterator[Outcome]:
+    """Write OUT/{train,val,test}.tsv and yield what became of each.
+
+    A row of val and test has all captions of a picture, joined by `&&`, and the picture's id twice. A row of train has
+    one caption and its id; with `join_captions` it is like a row of val.
+
+    Raises:
+        MissingInput: a file or folder is not there; said before anything is written.
+        BadRow: a record is not as published.
+    """
+    file = raw / "dataset_coco.json"
+    chosen = chosen_splits(splits, SPLITS)
+    need([file], [pictures.folder / folder for folder in FOLDERS], DOWNLOAD)
+
+    images = cache(partial(load_images, file))
+    for split in chosen:
+        joined = join_captions or split != "train"
+        yield write_split(
+            out / f"{split}.tsv",
+            partial(in_split, images, split, joined),
+            caption_row,
+            inputs=[file],
+            pictures=pictures,
+            settings={"joined": joined},
+        )
+
+
+def load_images(file: Path) -> list[Record]:
+    """Return the pictures of all splits with their sentences."""
+    images = pick_all(pick(read_json(file), {"images": list}, str(file))["images"], IMAGE, f"{file}:images")
+    for index, image in enumerate(images):
+        image["sentences"] = pick_all(image["sentences"], SENTENCE, f"{file}:images[{index}].sentences")
+    return images
+
+
+def in_split(images: Callable[[], list[Record]], split: str, joined: bool) -> list[Entry]:
+    """Return the pictures of a split with their captions, or each caption on its own."""
+    entries: list[Entry] = []
+    for image in images():
+        if image["split"] in SPLITS[split]:
+            captions = [(sentence["sentid"], sentence["raw"]) for sentence in image["sentences"]]
+            if joined:
+                entries.append((image["cocoid"], image, [text for _, text in captions]))
+            else:
+                entries += [(sentid, image, [text]) for sentid, text in captions]
+    return entries
+
+
+def caption_row(entry: Entry, notes: Notes) -> Columns:
+    """uniq-id, image-id, captions, objects, image."""
+    key, image, captions = entry
+    picture = Path(image["filepath"], image["filename"])
+    return [str(key), str(image["cocoid"]), join_texts(captions, notes), "", picture]

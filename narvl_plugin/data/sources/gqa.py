@@ -1,0 +1,63 @@
+"""GQA's balanced questions as OFA's vqa_gen TSV.
+
+Official files and where they lie (RAW and IMAGES may be one folder)::
+
+    RAW/train_balanced_questions.json     from questions1.2.zip, https://cs.stanford.edu/people/dorarad/gqa/download.html
+    RAW/val_balanced_questions.json       the same
+    RAW/testdev_balanced_questions.json   the same
+    IMAGES/images/2370799.jpg …           images.zip
+
+A file holds an object from question id to a question with `imageId`, `question` and `answer`, among much else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from narvl_plugin.data.sources.reading import Record, chosen_splits, need, not_as_published, pick, read_json
+from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, clean, join_answers, write_split
+
+SPLITS = ("train", "val", "testdev")
+DOWNLOAD = "unpack questions1.2.zip and images.zip (cs.stanford.edu/people/dorarad/gqa/download.html)"
+QUESTION = {"imageId": str, "question": str, "answer": str}
+
+
+def convert_gqa(raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None) -> Iterator[Outcome]:
+    """Write OUT/{train,val,testdev}.tsv and yield what became of each; every answer has confidence 1.
+
+    Raises:
+        MissingInput: a file or folder is not there; said before anything is written.
+        BadRow: a record is not as published.
+    """
+    files = {split: raw / f"{split}_balanced_questions.json" for split in chosen_splits(splits, SPLITS)}
+    need(files.values(), [pictures.folder / "images"], DOWNLOAD)
+    for split, file in files.items():
+        yield write_split(out / f"{split}.tsv", partial(load, file), question_row, inputs=[file], pictures=pictures)
+
+
+def load(file: Path) -> list[tuple[str, Record]]:
+    """Return a file's questions with their ids."""
+    questions = read_json(file, object_hook=without_meaning)
+    if not isinstance(questions, dict):
+        not_as_published(str(file), f"is a {type(questions).__name__}, not an object from question id to question")
+    return [(key, pick(question, QUESTION, f"{file}:{key}")) for key, question in questions.items()]
+
+
+def without_meaning(found: Record) -> Record:
+    """Reduce a question to the fields used while the file is read: all that train holds would fill gigabytes."""
+    return {name: found[name] for name in QUESTION if name in found} if "imageId" in found else found
+
+
+def question_row(entry: tuple[str, Record], notes: Notes) -> Columns:
+    """question-id, image-id, question, weighted answer, objects, image."""
+    key, question = entry
+    return [
+        clean(key, notes),
+        clean(question["imageId"], notes),
+        clean(question["question"], notes),
+        join_answers({question["answer"]: 1.0}, notes),
+        "",
+        Path("images", f"{question['imageId']}.jpg"),
+    ]

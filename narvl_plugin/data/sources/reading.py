@@ -1,0 +1,79 @@
+"""What all data sets share on their way in: files that must be there, and records checked field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from narvl_plugin.errors import BadRow, InputError, MissingInput
+
+Record = dict[str, Any]
+
+
+def need(files: Iterable[Path], folders: Iterable[Path], download: str) -> None:
+    """Check that all files and folders are there, before any work.
+
+    Args:
+        download: says where they come from.
+
+    Raises:
+        MissingInput: for the first that is not there.
+    """
+    for file in files:
+        if not file.is_file():
+            raise MissingInput(f"{file}: no such file; {download}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingInput(f"{folder}: no such folder of images; {download}, or name its parent with --images")
+
+
+def chosen_splits(chosen: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """Return the splits to write, all of them for None; raises InputError for one that the data set has not."""
+    known = list(known)
+    for split in chosen or ():
+        if split not in known:
+            raise InputError(f"--splits {split}: this data set has {', '.join(known)}")
+    return list(chosen or known)
+
+
+def read_json(file: Path, object_hook: Callable[[Record], Any] | None = None) -> Any:
+    """Return what a JSON file holds; `object_hook` is given each object, the innermost first, see `json.load`.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    with file.open(encoding="utf-8") as stream:
+        try:
+            return json.load(stream, object_hook=object_hook)
+        except (ValueError, RecursionError) as error:
+            not_as_published(str(file), f"is not JSON ({error})")
+
+
+def pick(record: Any, fields: Mapping[str, type], where: str) -> Record:
+    """Return the named fields of a record, after checking that each has its type.
+
+    Raises:
+        BadRow: with `where` (FILE:KEY), if one is missing or of another type.
+    """
+    if not isinstance(record, dict):
+        not_as_published(where, f"is a {type(record).__name__}, not an object with {', '.join(fields)}")
+    for name, kind in fields.items():
+        if name not in record:
+            not_as_published(where, f"has no field {name!r}")
+        if not isinstance(record[name], kind):
+            not_as_published(where, f"{name} is {record[name]!r:.40}, not of type {kind.__name__}")
+    return {name: record[name] for name in fields}
+
+
+def pick_all(records: Any, fields: Mapping[str, type], where: str) -> list[Record]:
+    """Return the named fields of each record of a list; raises BadRow like `pick`, with `where[INDEX]`."""
+    if not isinstance(records, list):
+        not_as_published(where, f"is a {type(records).__name__}, not a list")
+    return [pick(record, fields, f"{where}[{index}]") for index, record in enumerate(records)]
+
+
+def not_as_published(where: str, what: str) -> NoReturn:
+    """Raise BadRow for a place in a file (FILE:KEY) that is not as its data set's makers publish it."""
+    raise BadRow(f"{where}: {what}; the published file is otherwise: download it again")

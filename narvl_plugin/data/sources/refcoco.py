@@ -1,0 +1,156 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg as OFA's refcoco TSV.
+
+Official files and where they lie (RAW and IMAGES may be one folder)::
+
+    RAW/refcoco/refs(unc).p       from refcoco.zip, https://github.com/lichengunc/refer
+    RAW/refcoco/refs(google).p    the same
+    RAW/refcoco/instances.json    the same
+    RAW/refcoco+/refs(unc).p      refcoco+.zip
+    RAW/refcoco+/instances.json   the same
+    RAW/refcocog/refs(umd).p      refcocog.zip
+    RAW/refcocog/refs(google).p   the same
+    RAW/refcocog/instances.json   the same
+    IMAGES/train2014/COCO_train2014_000000000009.jpg …   train2014.zip, https://cocodataset.org/#download
+
+A `refs` file is a pickle, written by Python 2, of a list of objects that people refer to, each with `image_id`,
+`ann_id`, `split` and several `sentences`, whose `sent` is the text in small letters without punctuation.
+`instances.json` holds COCO's `images` (`id`, `file_name`, `width`, `height`) and `annotations` (`id`, `bbox` as x, y,
+width, height).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+from narvl_plugin.data.sources.reading import (
+    Record,
+    chosen_splits,
+    need,
+    not_as_published,
+    pick,
+    pick_all,
+    read_json,
+)
+from narvl_plugin.data.sources.writing import Columns, Dropped, Notes, Outcome, Pictures, clean, write_split
+from narvl_plugin.errors import InputError
+from narvl_plugin.safe_reading import read_pickle
+
+SPLITS = {
+    ("refcoco", "unc"): ("train", "val", "testA", "testB"),
+    ("refcoco", "google"): ("train", "val", "test"),
+    ("refcoco+", "unc"): ("train", "val", "testA", "testB"),
+    ("refcocog", "umd"): ("train", "val", "test"),
+    ("refcocog", "google"): ("train", "val"),
+}
+"""(Data set, who split it) -> its splits; the first of each data set is the one that papers report."""
+
+FOLDER = "train2014"
+REFERENCE = {"image_id": int, "ann_id": int, "split": str, "sentences": list}
+SENTENCE = {"sent_id": int, "sent": str}
+IMAGE = {"id": int, "file_name": str, "width": int, "height": int}
+ANNOTATION = {"id": int, "bbox": list}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A sentence and what it refers to; `bbox` is x, y, width, height in pixels."""
+
+    sentence: Record
+    image: Record
+    bbox: list[float]
+
+
+def convert_refcoco(
+    raw: Path,
+    out: Path,
+    pictures: Pictures,
+    *,
+    name: str = "refcoco",
+    split_by: str | None = None,
+    splits: Sequence[str] | None = None,
+) -> Iterator[Outcome]:
+    """Write OUT/SPLIT.tsv for each split and yield what became of it; a row is one sentence.
+
+    Boxes that stick out of their picture are clipped to it, and dropped if nothing is left.
+
+    Args:
+        name: refcoco, refcoco+ or refcocog.
+        split_by: unc, google or umd; by default unc for refcoco and refcoco+, umd for refcocog.
+
+    Raises:
+        MissingInput: a file or folder is not there; said before anything is written.
+        InputError: there is no such data set or split, or a file is damaged or asks to run code.
+        BadRow: a record is not as published.
+    """
+    choices = {by: its_splits for (known, by), its_splits in SPLITS.items() if known == name}
+    if not choices:
+        raise InputError(f"--name {name}: choose one of {', '.join(dict.fromkeys(known for known, _ in SPLITS))}")
+    split_by = split_by or next(iter(choices))
+    if split_by not in choices:
+        raise InputError(f"--split-by {split_by}: {name} was split by {' and '.join(choices)}")
+    chosen = chosen_splits(splits, choices[split_by])
+    references, instances = raw / name / f"refs({split_by}).p", raw / name / "instances.json"
+    download = f"unpack {name}.zip (github.com/lichengunc/refer) and train2014.zip (cocodataset.org)"
+    need([references, instances], [pictures.folder / FOLDER], download)
+    regions = cache(partial(load_regions, references, instances))
+    for split in chosen:
+        yield write_split(
+            out / f"{split}.tsv",
+            partial(in_split, regions, split),
+            region_row,
+            inputs=[references, instances],
+            pictures=pictures,
+        )
+
+
+def load_regions(references: Path, instances: Path) -> dict[str, list[Region]]:
+    """Return all sentences by split."""
+    found = pick(read_json(instances), {"images": list, "annotations": list}, str(instances))
+    images = {image["id"]: image for image in pick_all(found["images"], IMAGE, f"{instances}:images")}
+    annotations = pick_all(found["annotations"], ANNOTATION, f"{instances}:annotations")
+    boxes = {annotation["id"]: annotation["bbox"] for annotation in annotations}
+    regions: dict[str, list[Region]] = {}
+    for index, reference in enumerate(pick_all(read_pickle(references), REFERENCE, str(references))):
+        where = f"{references}[{index}]"
+        image, box = images.get(reference["image_id"]), boxes.get(reference["ann_id"])
+        if image is None:
+            not_as_published(where, f"image_id {reference['image_id']} is not among the images of {instances}")
+        if box is None:
+            not_as_published(where, f"ann_id {reference['ann_id']} is not among the annotations of {instances}")
+        if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
+            not_as_published(f"{instances}:annotations", f"id {reference['ann_id']} has bbox {box}, not 4 numbers")
+        for sentence in pick_all(reference["sentences"], SENTENCE, f"{where}.sentences"):
+            regions.setdefault(reference["split"], []).append(Region(sentence, image, box))
+    return regions
+
+
+def in_split(regions: Callable[[], dict[str, list[Region]]], split: str) -> list[Region]:
+    """Return the sentences of a split."""
+    return regions().get(split, [])
+
+
+def region_row(region: Region, notes: Notes) -> Columns:
+    """uniq-id, image-id, text, x0,y0,x1,y1 in pixels, image."""
+    return [
+        str(region.sentence["sent_id"]),
+        str(region.image["id"]),
+        clean(region.sentence["sent"], notes),
+        corners(region, notes),
+        Path(FOLDER, region.image["file_name"]),
+    ]
+
+
+def corners(region: Region, notes: Notes) -> str:
+    """Return `x0,y0,x1,y1` within the picture, in pixels to two places; raises Dropped if the box is empty there."""
+    x, y, width, height = region.bbox
+    whole = [round(edge, 2) for edge in (x, y, x + width, y + height)]
+    limits = [region.image["width"], region.image["height"]] * 2
+    inside = [min(max(edge, 0), limit) for edge, limit in zip(whole, limits, strict=True)]
+    if not (inside[0] < inside[2] and inside[1] < inside[3]):
+        raise Dropped("box empty or outside the image")
+    if inside != whole:
+        notes["boxes clipped"] += 1
+    return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in inside)
