@@ -15,7 +15,7 @@ help: ## Print this list
 
 setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
-demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (20 to 30 minutes)
+demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (20 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
 test: $(INSTALLED) ## Run all tests
