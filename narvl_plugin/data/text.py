@@ -71,6 +71,7 @@ class TextCodec:
         for bin_index in range(num_bins):
             dictionary.add_symbol(f"<bin_{bin_index}>")
         self.dictionary = dictionary
+        self.num_bins = num_bins
         specials = (dictionary.bos_word, dictionary.pad_word, dictionary.eos_word)
         self._silent = frozenset(specials)
         self._unknown = frozenset((dictionary.unk_word, dictionary.unk_string(escape=True)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary, FairseqDataset
@@ -57,13 +57,6 @@ class BaseTaskConfig(FairseqDataclass):
         default="{}",
         metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
     )
-    any_reference: bool = field(
-        default=False,
-        metadata={
-            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
-            "over; without it each epoch teaches another one"
-        },
-    )
     matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
         default="highest",
         metadata={
@@ -78,12 +71,11 @@ class BaseTaskConfig(FairseqDataclass):
 
 
 class BaseTask(FairseqTask):
-    """A vision-language task on TSV files. Subclasses name their dataset's class.
+    """A vision-language task on TSV files. Subclasses build their datasets.
 
     `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
     """
 
-    dataset_class: ClassVar[type[TsvDataset]]
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
@@ -96,7 +88,6 @@ class BaseTask(FairseqTask):
             max_src_length=cfg.max_src_length,
             max_tgt_length=cfg.max_tgt_length,
             imagenet_normalisation=cfg.imagenet_default_mean_and_std,
-            any_reference=cfg.any_reference,
             skip_budget=self.skip_budget,
         )
         logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
@@ -148,8 +139,12 @@ class BaseTask(FairseqTask):
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split: for train the file of this epoch, for valid and test the last file."""
         tsv = TsvFile(self.split_path(split, epoch), self.cfg.selected_cols)
-        self.datasets[split] = self.dataset_class(tsv, self.options, split)
+        self.datasets[split] = self.build_dataset(tsv, split)
         logger.info("%s: %d rows for split %r", tsv.path, len(tsv), split)
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> TsvDataset:
+        """Return the data set of a split's file, as the task's options have it."""
+        raise NotImplementedError
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
         """Return fairseq's iterator over the batches of a dataset, none of its rows left out.

@@ -11,6 +11,7 @@ from fairseq.tasks import register_task
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
 
@@ -23,6 +24,13 @@ class CaptionConfig(BaseTaskConfig):
         default="0,4,2", metadata={"help": "TSV columns (from 0) of id, image and caption, in this order"}
     )
     max_tgt_length: int = field(default=20, metadata={"help": "words of a training caption that are kept"})
+    any_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
+            "over; without it each epoch teaches another one"
+        },
+    )
     eval_cider: bool = field(
         default=False,
         metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
@@ -37,13 +45,16 @@ class CaptionConfig(BaseTaskConfig):
 class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
-    dataset_class = CaptionDataset
     cfg: CaptionConfig
 
     @property
     def generates_in_validation(self) -> bool:
         """Say whether validation generates captions (--eval-cider)."""
         return self.cfg.eval_cider
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> CaptionDataset:
+        """Return the data set of a split's file."""
+        return CaptionDataset(tsv, self.options, split, any_reference=self.cfg.any_reference)
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split; that of validation with its n-gram frequencies where CIDEr is asked for."""
