@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from narvl_plugin.data.collate import Batch, Sample, pad_tokens
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
@@ -46,7 +47,15 @@ class AnswerTrie:
             node = node.get(token, {})
         return list(node)
 
-    def mask(self, tokens: Sequence[int], num_labels: int) -> torch.Tensor:
+    def branches(self) -> dict[tuple[int, ...], list[int]]:
+        """Return the tokens that may come next after each beginning of an answer that more than one may follow."""
+        beginnings = {
+            tuple(tokens[:place]) for tokens in map(Tensor.tolist, self.tokens) for place in range(len(tokens))
+        }
+        allowed = {beginning: self.allowed(beginning) for beginning in sorted(beginnings)}
+        return {beginning: tokens for beginning, tokens in allowed.items() if len(tokens) > 1}
+
+    def mask(self, tokens: Sequence[int], num_labels: int) -> Tensor:
         """Return which of V labels may stand at the place of each of T tokens, given those before: bool (T, V)."""
         mask = torch.zeros(len(tokens), num_labels, dtype=torch.bool)
         for place in range(len(tokens)):

@@ -26,10 +26,10 @@ class SnliVeDataset(AnswerDataset):
         options: DatasetOptions,
         split: str,
         *,
+        trie: AnswerTrie,
         prompt_type: str = "none",
         add_caption: bool = False,
     ) -> None:
-        trie = AnswerTrie(ANSWERS.values(), options.codec)
         super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie)
         self.add_caption = add_caption
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.snli_ve import SnliVeDataset
+from narvl_plugin.data.snli_ve import ANSWERS, SnliVeDataset
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, SkipBudget
@@ -21,7 +22,9 @@ def make(codec: TextCodec, write_tsv: Callable[..., Path]) -> Callable[..., Snli
 
     def make_dataset(rows: Sequence[Sequence[str]], skip: int = 0, **options: Any) -> SnliVeDataset:
         shared = DatasetOptions(codec, 8, 20, 4, False, SkipBudget(skip))
-        return SnliVeDataset(TsvFile(write_tsv("train.tsv", rows), "0,2,3,4,5"), shared, "train", **options)
+        trie = AnswerTrie(ANSWERS.values(), codec)
+        tsv = TsvFile(write_tsv("train.tsv", rows), "0,2,3,4,5")
+        return SnliVeDataset(tsv, shared, "train", trie=trie, **options)
 
     return make_dataset
 
@@ -47,7 +50,9 @@ def test_items_and_batches_are_the_published_ones(
 ) -> None:
     options = DatasetOptions(gpt2_codec, 64, max_words, 30, False, SkipBudget(0))
     tsv = TsvFile(goldens / "data" / "snli_ve_train.tsv", "0,2,3,4,5")
-    check_golden(SnliVeDataset(tsv, options, split, prompt_type=prompt_type, add_caption=add_caption), case, split)
+    trie = AnswerTrie(ANSWERS.values(), gpt2_codec)
+    dataset = SnliVeDataset(tsv, options, split, trie=trie, prompt_type=prompt_type, add_caption=add_caption)
+    check_golden(dataset, case, split)
 
 
 def test_labels_become_answers(make: Callable[..., SnliVeDataset], codec: TextCodec, snli_ve_rows: Rows) -> None:

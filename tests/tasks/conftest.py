@@ -1,0 +1,66 @@
+"""The published teacher at tiny size with recorded weights, and a criterion that computes nothing."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.logging import metrics
+
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.models import build
+from narvl_plugin.models.ofa import OfaModel
+
+
+@pytest.fixture(scope="session")
+def teacher(bpe_dir: Path, gpt2_codec: TextCodec) -> OfaModel:
+    """Give the model whose losses and hypotheses are recorded, in evaluation mode; tests leave it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(bpe_dir.parent / "parity")
+        recipe = importlib.import_module("recipe")
+    model = build("ofa_tiny", vocab_size=len(gpt2_codec.dictionary)).eval()
+    recipe.fill(model)
+    return model
+
+
+class Criterion:
+    """Logs what fairseq expects of a criterion."""
+
+    def __call__(self, model: torch.nn.Module, sample: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        return 0.0, 1, {"ntokens": 1, "nsentences": len(sample["id"])}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        metrics.log_scalar("loss", 0.0)
+
+
+@pytest.fixture
+def criterion() -> Criterion:
+    """Give a criterion that computes nothing."""
+    return Criterion()
+
+
+@pytest.fixture
+def validated(criterion: Criterion) -> Callable[..., dict[str, float]]:
+    """Give a function that validates a task, with a generator that says given texts, and returns what is logged."""
+
+    def validate(task: Any, said: list[str], batch_size: int = 2) -> dict[str, float]:
+        task.load_dataset("valid")
+        remaining = iter(said)
+
+        class Generator:
+            def generate(self, models: object, sample: dict[str, Any], **options: object) -> list[Any]:
+                tokens = [task.codec.encode(next(remaining)) for _ in sample["id"]]
+                return [[{"tokens": ids, "positional_scores": torch.zeros(len(ids))}] for ids in tokens]
+
+        task.generator = Generator()
+        iterator = task.get_batch_iterator(task.dataset("valid"), max_sentences=batch_size)
+        with metrics.aggregate(new_root=True) as aggregator:
+            for batch in iterator.next_epoch_itr(shuffle=False):
+                _, _, logged = task.valid_step(batch, torch.nn.Module(), criterion)
+                task.reduce_metrics([logged], criterion)
+        return aggregator.get_smoothed_values()
+
+    return validate
