@@ -9,7 +9,7 @@ import torch
 from narvl_plugin.data.boxes import inside_image, parse_box, to_bins
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
-from narvl_plugin.data.images import image_size, open_image
+from narvl_plugin.data.images import NPY_MAGIC, image_size, open_image
 from narvl_plugin.data.text import PROMPTS, clean_caption
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
@@ -37,7 +37,7 @@ class RefcocoDataset(TsvDataset):
         words = clean_caption(text, self.options.max_src_length)
         if not words:
             raise BadRow(f"{where}: the text {text!r} has no words; check --selected-cols")
-        picture = open_image(self.read_image.read_bytes(image, where), where)
+        picture = open_image(self._image_bytes(image, where), where)
         box = self._box(column, picture.size, where)
         ratios = self._ratios(picture.size)
         source = self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
@@ -51,7 +51,7 @@ class RefcocoDataset(TsvDataset):
         """Return the four bins of a row, int64 (4,); raises BadRow."""
         _, image, _, column = columns
         where = self.tsv.where(row)
-        size = image_size(self.read_image.read_bytes(image, where), where)
+        size = image_size(self._image_bytes(image, where), where)
         return self._tokens(self._box(column, size, where) * self._ratios(size).repeat(2))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
@@ -61,6 +61,15 @@ class RefcocoDataset(TsvDataset):
             for key in ("region_coord", "w_resize_ratio", "h_resize_ratio")
         }
         return super().make_batch(samples) | boxes
+
+    def _image_bytes(self, column: str, where: str) -> bytes:
+        data = self.read_image.read_bytes(column, where)
+        if data.startswith(NPY_MAGIC):
+            raise BadRow(
+                f"{where}: the image column holds features, which do not tell the size of the image that the box is "
+                "drawn on; grounding needs the image itself"
+            )
+        return data
 
     def _box(self, column: str, size: tuple[int, int], where: str) -> torch.Tensor:
         return inside_image(parse_box(column, where), size, where)

@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from fairseq.tasks import register_task
 
-from narvl_plugin.data.boxes import bins_in, from_bins, iou
+from narvl_plugin.data.boxes import bins_in, from_bins
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
-
-GOOD_IOU = 0.5
-NO_BOX = [0.0] * 4  # agrees with nothing
 
 
 @dataclass
@@ -80,9 +78,9 @@ class RefcocoTask(BaseTask):
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return of each box whether it is good, its IoU, and whether it is none."""
         boxes = self.boxes(sample, hypotheses)
-        overlaps = iou(torch.tensor([box or NO_BOX for box in boxes]), sample["region_coords"].cpu()).tolist()
+        scores = overlaps(boxes, sample["region_coords"].tolist())
         return {
-            "score": [float(overlap >= GOOD_IOU) for overlap in overlaps],
-            "mean_iou": overlaps,
+            "score": [float(score >= GOOD_IOU) for score in scores],
+            "mean_iou": scores,
             "no_box": [float(box is None) for box in boxes],
         }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +95,13 @@ def test_bad_rows_are_named_and_can_be_skipped(
     dataset = make(refcoco_rows, skip=1)
     assert dataset[1] is None
     assert dataset.options.skip_budget.count == 1
+
+
+def test_features_do_not_do(make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
+    refcoco_rows[0][4] = "features.npy"
+    with pytest.raises(BadRow, match=r"train\.tsv:1: the image column holds features"):
+        make(refcoco_rows)[0]
 
 
 def test_too_few_columns_are_named(make: Callable[..., RefcocoDataset], refcoco_rows: Rows) -> None:

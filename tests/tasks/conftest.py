@@ -9,9 +9,12 @@ import pytest
 import torch
 from fairseq.logging import metrics
 
-from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.text import TextCodec, train_sentencepiece
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.safe_reading import read_checkpoint
+
+TEXTS = ("a red square on a wall", "two dogs run", "the blue hat", "a cat", "yes", "no", "maybe", "0123456789.|!+")
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,55 @@ class Criterion:
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         metrics.log_scalar("loss", 0.0)
+
+
+@pytest.fixture(scope="session")
+def answer_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an spm.model that can spell yes, no and maybe, and columns of answers."""
+    folder = tmp_path_factory.mktemp("answer_vocabulary")
+    (folder / "texts.tsv").write_text("".join(f"{text}\n" for text in TEXTS))
+    train_sentencepiece(folder / "texts.tsv", 0, folder, 500)
+    return folder
+
+
+@pytest.fixture
+def fairseqs_programs(
+    run_train: Callable[..., None],
+    run_generate: Callable[..., None],
+    vocabulary: Path,
+    write_tsv: Callable[..., Path],
+    tmp_path: Path,
+) -> Callable[..., str]:
+    """Give a function that trains on rows for an epoch, resumes, generates, and returns the line of the scores."""
+
+    def run(
+        rows: list[list[str]],
+        *task: object,
+        training: list[object],
+        metric: str,
+        generation: list[object],
+        vocabulary: Path = vocabulary,
+    ) -> str:
+        train_tsv, valid_tsv = write_tsv("train.tsv", rows), write_tsv("valid.tsv", rows)
+        options = [*task, "--bpe-dir", vocabulary, "--patch-image-size", 32, "--cpu", "--batch-size", 2]
+        training = [
+            *(f"{train_tsv},{valid_tsv}", *options, *training, "--optimizer", "adam", "--lr", 1e-4),
+            *("--best-checkpoint-metric", metric, "--maximize-best-checkpoint-metric", "--no-progress-bar"),
+            *("--save-dir", tmp_path / "checkpoints", "--num-workers", 0),
+        ]
+        run_train(*training, "--max-epoch", 1)
+        run_train(*training, "--max-epoch", 2)  # resumes
+        state = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_best.pt")
+        assert 0 <= state["extra_state"]["best"] <= 1
+        run_generate(
+            *(valid_tsv, *options, "--path", tmp_path / "checkpoints" / "checkpoint_best.pt"),
+            *("--results-path", tmp_path, *generation),
+        )
+        lines = (tmp_path / "generate-test.txt").read_text().splitlines()
+        assert sum(line.startswith("D-") for line in lines) >= len(rows)
+        return lines[-1]
+
+    return run
 
 
 @pytest.fixture
