@@ -86,7 +86,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with an spm.model trained on a few captions."""
     folder = tmp_path_factory.mktemp("vocabulary")
     (folder / "captions.tsv").write_text("".join(f"{caption}\n" for caption in CAPTIONS), encoding="utf-8")
-    train_sentencepiece(folder / "captions.tsv", 0, folder, 500)
+    train_sentencepiece(folder / "captions.tsv", [0], folder, 500)
     return folder
 
 

@@ -7,12 +7,9 @@ import torch
 from narvl_plugin.data.answers import AnswerDataset, AnswerTrie
 from narvl_plugin.data.collate import Sample
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.text import PROMPTS, clean_caption
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS, PROMPTS, clean_caption
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
-
-ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
-"""Label of the TSV file -> what the model says."""
 
 
 class SnliVeDataset(AnswerDataset):
@@ -48,12 +45,12 @@ class SnliVeDataset(AnswerDataset):
         return self.options.codec.encode(f" {self._answer(row, columns[-1])}")
 
     def _answer(self, row: int, label: str) -> str:
-        if label not in ANSWERS:
+        if label not in ENTAILMENT_ANSWERS:
+            known = ", ".join(ENTAILMENT_ANSWERS)
             raise BadRow(
-                f"{self.tsv.where(row)}: the label {label!r} is unknown; expected one of {', '.join(ANSWERS)} "
-                "(check --selected-cols)"
+                f"{self.tsv.where(row)}: the label {label!r} is unknown; expected one of {known} (check --selected-cols)"
             )
-        return ANSWERS[label]
+        return ENTAILMENT_ANSWERS[label]
 
     def _cleaned(self, row: int, name: str, text: str) -> str:
         cleaned = clean_caption(text, self.options.max_src_length)

@@ -9,11 +9,9 @@ import torch
 from narvl_plugin.data.answers import AnswerDataset, AnswerTrie
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.text import PROMPTS, REFERENCE_SEPARATOR, clean_question
+from narvl_plugin.data.text import CONFIDENCE_MARK, PROMPTS, REFERENCE_SEPARATOR, clean_question
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
-
-CONFIDENCE_MARK = "|!+"
 
 
 class VqaGenDataset(AnswerDataset):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
-from narvl_plugin.data.snli_ve import ANSWERS
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 
 OTHER = "other"
 
@@ -22,7 +22,7 @@ class EntailmentScorer(BaseScorer):
 
     def confusion(self) -> dict[str, Counter[str]]:
         """Count hypotheses by reference; those that are none of the three answers as `other`."""
-        answers = list(ANSWERS.values())
+        answers = list(ENTAILMENT_ANSWERS.values())
         counts: dict[str, Counter[str]] = {answer: Counter() for answer in answers}
         for reference, said in zip(self.ref, self.pred, strict=True):
             if reference not in counts:
@@ -41,7 +41,7 @@ class EntailmentScorer(BaseScorer):
     def result_string(self) -> str:
         """Write the accuracy, and for each answer how often it is taken for which, in one line."""
         rows = [
-            f"{answer}: {', '.join(f'{counts[said]} {said}' for said in (*ANSWERS.values(), OTHER))}"
+            f"{answer}: {', '.join(f'{counts[said]} {said}' for said in (*ENTAILMENT_ANSWERS.values(), OTHER))}"
             for answer, counts in self.confusion().items()
         ]
         return f"accuracy {self.score():.4f} ({len(self.ref)} rows); {'; '.join(rows)}"

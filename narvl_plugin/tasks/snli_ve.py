@@ -6,7 +6,8 @@ from typing import Any
 from fairseq.tasks import register_task
 
 from narvl_plugin.data.answers import AnswerTrie
-from narvl_plugin.data.snli_ve import ANSWERS, SnliVeDataset
+from narvl_plugin.data.snli_ve import SnliVeDataset
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.tasks.answers import AnswerTask, AnswerTaskConfig
 
@@ -31,7 +32,7 @@ class SnliVeTask(AnswerTask):
 
     def __init__(self, cfg: SnliVeConfig, **kwargs: Any) -> None:
         super().__init__(cfg, **kwargs)
-        self.trie = AnswerTrie(ANSWERS.values(), self.codec)
+        self.trie = AnswerTrie(ENTAILMENT_ANSWERS.values(), self.codec)
 
     def build_dataset(self, tsv: TsvFile, split: str) -> SnliVeDataset:
         """Return the data set of a split's file."""

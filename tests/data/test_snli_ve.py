@@ -8,8 +8,8 @@ import pytest
 
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.snli_ve import ANSWERS, SnliVeDataset
-from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.snli_ve import SnliVeDataset
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS, TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, SkipBudget
 
@@ -22,7 +22,7 @@ def make(codec: TextCodec, write_tsv: Callable[..., Path]) -> Callable[..., Snli
 
     def make_dataset(rows: Sequence[Sequence[str]], skip: int = 0, **options: Any) -> SnliVeDataset:
         shared = DatasetOptions(codec, 8, 20, 4, False, SkipBudget(skip))
-        trie = AnswerTrie(ANSWERS.values(), codec)
+        trie = AnswerTrie(ENTAILMENT_ANSWERS.values(), codec)
         tsv = TsvFile(write_tsv("train.tsv", rows), "0,2,3,4,5")
         return SnliVeDataset(tsv, shared, "train", trie=trie, **options)
 
@@ -50,7 +50,7 @@ def test_items_and_batches_are_the_published_ones(
 ) -> None:
     options = DatasetOptions(gpt2_codec, 64, max_words, 30, False, SkipBudget(0))
     tsv = TsvFile(goldens / "data" / "snli_ve_train.tsv", "0,2,3,4,5")
-    trie = AnswerTrie(ANSWERS.values(), gpt2_codec)
+    trie = AnswerTrie(ENTAILMENT_ANSWERS.values(), gpt2_codec)
     dataset = SnliVeDataset(tsv, options, split, trie=trie, prompt_type=prompt_type, add_caption=add_caption)
     check_golden(dataset, case, split)
 

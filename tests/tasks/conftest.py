@@ -44,7 +44,7 @@ def answer_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with an spm.model that can spell yes, no and maybe, and columns of answers."""
     folder = tmp_path_factory.mktemp("answer_vocabulary")
     (folder / "texts.tsv").write_text("".join(f"{text}\n" for text in TEXTS))
-    train_sentencepiece(folder / "texts.tsv", 0, folder, 500)
+    train_sentencepiece(folder / "texts.tsv", [0], folder, 500)
     return folder
 
 
