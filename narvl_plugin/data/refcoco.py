@@ -56,8 +56,9 @@ class RefcocoDataset(TsvDataset):
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples, with their boxes as the class describes."""
+        # In double precision, since fairseq halves single precision with --fp16 and --bf16, by pixels for the latter.
         boxes = {
-            f"{key}s": torch.stack([sample[key] for sample in samples])
+            f"{key}s": torch.stack([sample[key] for sample in samples]).double()
             for key in ("region_coord", "w_resize_ratio", "h_resize_ratio")
         }
         return super().make_batch(samples) | boxes

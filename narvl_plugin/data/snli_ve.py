@@ -46,9 +46,9 @@ class SnliVeDataset(AnswerDataset):
 
     def _answer(self, row: int, label: str) -> str:
         if label not in ENTAILMENT_ANSWERS:
-            known = ", ".join(ENTAILMENT_ANSWERS)
             raise BadRow(
-                f"{self.tsv.where(row)}: the label {label!r} is unknown; expected one of {known} (check --selected-cols)"
+                f"{self.tsv.where(row)}: the label {label!r} is unknown; expected "
+                f"{', '.join(ENTAILMENT_ANSWERS)} (check --selected-cols)"
             )
         return ENTAILMENT_ANSWERS[label]
 

@@ -32,7 +32,7 @@ def check_image(tensor: torch.Tensor, golden: dict[str, Any] | list[Any]) -> Non
 def check_value(value: Any, golden: Any) -> None:
     """Compare a tensor, a list of tensors or anything plain; whole numbers exactly, fractions to 1e-6."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
-        torch.testing.assert_close(value, torch.tensor(golden), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(value, torch.tensor(golden, dtype=value.dtype), atol=1e-6, rtol=1e-6)
     elif isinstance(value, torch.Tensor):
         assert value.tolist() == golden
     elif isinstance(value, list) and value and isinstance(value[0], torch.Tensor):

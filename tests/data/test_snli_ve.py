@@ -72,7 +72,7 @@ def test_a_caption_is_read_only_if_asked_for(make: Callable[..., SnliVeDataset],
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (5, "true", "the label 'true' is unknown; expected one of entailment, contradiction, neutral"),
+        (5, "true", "the label 'true' is unknown; expected entailment, contradiction, neutral"),
         (5, "", "the label '' is unknown"),
         (3, "..", r"the hypothesis '\.\.' has no words"),
         (2, "bm8gaW1hZ2U=", "the image column holds no readable image"),

@@ -11,6 +11,7 @@ import torch
 from fairseq import criterions
 
 from criterions import AdjustLabelSmoothedCrossEntropyCriterion
+from narvl_plugin.data.boxes import from_bins
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
@@ -159,3 +160,14 @@ def test_results(name: str, make_case: Callable[[str], Case], teacher: OfaModel)
     said = [case.task.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
     results = case.golden["eval_step"]["results"]
     assert said == [result.get("answer", result.get("caption")) for result in results]
+
+
+def test_boxes_are_those_of_the_tokens(make_case: Callable[[str], Case]) -> None:
+    # The recorded hypotheses are words, which we take for no box; the arithmetic of the record goes on all the same.
+    case = make_case("refcoco")
+    first = case.task.target_dictionary.index("<bin_0>")
+    tokens = torch.tensor([beam[0][0][:4] for beam in case.golden["eval_tokens"]])
+    resized = from_bins(tokens - first, side=512, num_bins=1000)
+    ratios = torch.stack([case.batch["w_resize_ratios"], case.batch["h_resize_ratios"]], dim=1)
+    expected = [result["box"] for result in case.golden["eval_step"]["results"]]
+    assert (resized / ratios.repeat(1, 2)).flatten().tolist() == pytest.approx(sum(expected, []), rel=1e-5)
