@@ -23,7 +23,8 @@ PROMPT_TYPES = ("none", "src", "prev_output")
 class AnswerTrie:
     """A closed list of answers, by their tokens.
 
-    `answers` are the texts and `tokens` the token ids of each, int64 (T,), closed by `</s>`.
+    `answers` are the texts and `tokens` the token ids of each, int64 (T,), closed by `</s>`. Raises InputError for
+    answers that the vocabulary spells the same, as it does when their letters are unknown to it.
     """
 
     def __init__(self, answers: Iterable[str], codec: TextCodec) -> None:
@@ -32,10 +33,17 @@ class AnswerTrie:
         eos = torch.tensor([codec.dictionary.eos()])
         self.tokens = [torch.cat([codec.encode(f" {answer}"), eos]) for answer in self.answers]
         self._root: dict[int, Any] = {}
-        for tokens in self.tokens:
+        spelled: dict[tuple[int, ...], str] = {}
+        for answer, tokens in zip(self.answers, self.tokens, strict=True):
             node = self._root
             for token in tokens.tolist():
                 node = node.setdefault(token, {})
+            other = spelled.setdefault(tuple(tokens.tolist()), answer)
+            if other != answer:
+                raise InputError(
+                    f"--bpe-dir: the vocabulary does not tell the answers {other!r} and {answer!r} apart; train it on "
+                    "the column of answers, too (narvl vocab --column)"
+                )
 
     def __contains__(self, answer: str) -> bool:
         return answer in self._known
@@ -80,8 +88,8 @@ class AnswerDataset(TsvDataset):
     A teacher's decoder starts from a prompt, by `prompt_type`: `none` is `<s>`, `src` the source, and
     `prev_output` the source without `</s>`; the target is padding up to the prompt's last token, where the answer
     begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `decoder_prompts` (list of
-    (P,)), `prefix_tokens` (B, P - 1), the prompts without `<s>`, padded, and, where answers are a closed list,
-    `constraint_masks` (B, T, V), which labels may stand at each place of the target.
+    (P,)), `prefix_tokens` (B, P - 1), the prompts without `<s>`, padded, and, where answers are a closed list and a
+    loss may be taken, `constraint_masks` (B, T, V), which labels may stand at each place of the target.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class AnswerDataset(TsvDataset):
         super().__init__(tsv, options, split)
         self.prompt_type = prompt_type
         self.trie = trie
+        self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
 
     def answer_sample(
         self, row: int, unique_id: str, image: str, question: str, answer: str, answers: Mapping[str, float]
@@ -112,7 +121,7 @@ class AnswerDataset(TsvDataset):
             "decoder_prompt": prompt,
             "ref_dict": dict(answers),
         }
-        if self.trie is not None:
+        if self.constrained:
             mask = self.trie.mask(said["target"].tolist(), len(dictionary))
             # An answer that is not in the list, which only evaluation may ask for, is not constrained.
             mask |= ~mask.gather(1, said["target"][:, None]).all()
@@ -127,7 +136,7 @@ class AnswerDataset(TsvDataset):
             "decoder_prompts": prompts,
             "prefix_tokens": pad_tokens([prompt[1:] for prompt in prompts], self.options.codec.dictionary.pad()),
         }
-        if self.trie is not None:
+        if self.constrained:
             masks = [sample["constraint_mask"] for sample in samples]
             batch["constraint_masks"] = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
         return batch

@@ -81,8 +81,8 @@ class VqaScorer(BaseScorer):
                 answers = parse_answers(reference, f"reference {number}")
             except BadRow as error:
                 raise InputError(
-                    f"{error}; if the file is right, the vocabulary of --bpe-dir cannot spell its column of answers: "
-                    "train it on that column, too"
+                    f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must be "
+                    "trained on the column of answers, too, so that it can spell it"
                 ) from error
             scores[answer_type(answers)].append(soft_accuracy(said, answers))
         if not scores:

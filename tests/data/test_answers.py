@@ -36,6 +36,11 @@ def test_a_mask_follows_one_answer(codec: TextCodec) -> None:
         assert sorted(mask[place].nonzero().flatten().tolist()) == sorted(trie.allowed(tokens[:place]))
 
 
+def test_answers_that_are_spelled_the_same_are_refused(codec: TextCodec) -> None:
+    with pytest.raises(InputError, match="does not tell the answers 'Ω' and 'Ψ' apart; train it on the column"):
+        AnswerTrie(["a cat", "Ω", "Ψ"], codec)
+
+
 def test_answer_files_are_pickled_dicts(tmp_path: Path) -> None:
     path = tmp_path / "answers.pkl"
     path.write_bytes(pickle.dumps({"red": 0, "two": 1}))

@@ -50,6 +50,14 @@ def test_a_box_becomes_the_bins_of_the_resized_image(
     assert (sample["w_resize_ratio"].item(), sample["h_resize_ratio"].item()) == (11.25, 15)
 
 
+def test_a_batch_keeps_boxes_from_being_halved(make: Callable[..., RefcocoDataset], refcoco_rows: Rows) -> None:
+    dataset = make(refcoco_rows)
+    batch = dataset.collater([dataset[row] for row in range(3)])
+    assert batch["region_coords"].shape == (3, 4)
+    for key in ("region_coords", "w_resize_ratios", "h_resize_ratios"):
+        assert batch[key].dtype == torch.float64  # fairseq halves what is float32
+
+
 def test_targets_are_known_without_the_pixels(
     make: Callable[..., RefcocoDataset], refcoco_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

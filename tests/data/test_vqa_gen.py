@@ -74,6 +74,14 @@ def test_scorers_read_the_whole_column(
     assert gpt2_codec.decode(dataset[1]["target"]) == "0.6|!+two&&0.3|!+a red hat"
 
 
+def test_nothing_is_masked_where_nobody_takes_a_loss(
+    make: Callable[..., VqaGenDataset], codec: TextCodec, vqa_rows: Rows
+) -> None:
+    for split, masked in (("train", True), ("valid", True), ("test", False)):
+        dataset = make(vqa_rows[:1], split, trie=AnswerTrie(["red"], codec))
+        assert ("constraint_masks" in dataset.collater([dataset[0]])) == masked
+
+
 def test_objects_are_cut_to_a_number(make: Callable[..., VqaGenDataset], codec: TextCodec, vqa_rows: Rows) -> None:
     vqa_rows[0][2:5] = ["two dogs?", vqa_rows[0][3], "a cat&&dogs&&hat"]
     plain = codec.encode(" two dogs?")
