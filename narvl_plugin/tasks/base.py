@@ -284,7 +284,10 @@ def with_first_reference(sample: dict[str, Any], pad: int) -> dict[str, Any]:
 
 
 def log_what_does_not_fit(dataset: TsvDataset, num_queries: int) -> None:
-    """Log how many targets of a training file (of its first rows, if there are many) need more than N queries."""
+    """Log how many targets of a training file (of its first rows, if there are many) need more than N queries.
+
+    Without `</s>`, which costs a query only with a criterion's --keep-eos.
+    """
     rows = min(len(dataset), MEASURED_ROWS)
     needs = []
     for row in range(rows):
