@@ -1,6 +1,7 @@
-"""The fairseq criterions of the parallel model; importing this package registers them."""
+"""The fairseq criterions of students and teachers; importing this package registers them."""
 
+from criterions.adjust_label_smoothed_cross_entropy import AdjustLabelSmoothedCrossEntropyCriterion
 from criterions.qctc import QueryCtcCriterion
 from criterions.query_cross_entropy import QueryCrossEntropyCriterion
 
-__all__ = ["QueryCrossEntropyCriterion", "QueryCtcCriterion"]
+__all__ = ["AdjustLabelSmoothedCrossEntropyCriterion", "QueryCrossEntropyCriterion", "QueryCtcCriterion"]

@@ -182,7 +182,13 @@ def vocab(
     data: Annotated[Path, typer.Argument(help="TSV file to train on.")],
     out: Annotated[Path, typer.Option(help="Folder for spm.model, to be used as --bpe-dir.")],
     vocab_size: Annotated[int, typer.Option(min=1, help="Most pieces to learn.")] = 1000,
-    column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with the text.")] = 2,
+    column: Annotated[
+        str,
+        typer.Option(
+            help="Numbers (from 0) of the columns with what models read and say: 2 of captions and regions, 2,3 of "
+            "questions, 3,4,5 of entailment."
+        ),
+    ] = "2",
 ) -> None:
     """Train a small sentencepiece vocabulary on the text of a TSV file."""
     from narvl_plugin.data.text import train_sentencepiece

@@ -60,12 +60,39 @@ def caption_rows() -> list[list[str]]:
     return [[str(row), f"img{row}", caption, "", png((40 * row, 10, 10))] for row, caption in enumerate(CAPTIONS)]
 
 
+@pytest.fixture
+def refcoco_rows() -> list[list[str]]:
+    """Rows in the columns of grounding: id, image id, text, box, image of 8 x 6 pixels."""
+    boxes = ("0,0,4,3", "1,2,7,5", "2,1,8,6")
+    return [[str(row), f"img{row}", CAPTIONS[row], box, png((40 * row, 10, 10))] for row, box in enumerate(boxes)]
+
+
+@pytest.fixture
+def snli_ve_rows() -> list[list[str]]:
+    """Rows in the columns of visual entailment: id, image id, image, hypothesis, caption, label."""
+    labels = ("entailment", "contradiction", "neutral", "entailment")
+    return [
+        [str(row), f"img{row}", png((40 * row, 10, 10)), CAPTIONS[row], CAPTIONS[row + 1], label]
+        for row, label in enumerate(labels)
+    ]
+
+
+@pytest.fixture
+def vqa_rows() -> list[list[str]]:
+    """Rows in the columns of visual question answering: id, image id, question, answers, objects, image."""
+    answers = ("1.0|!+red", "0.6|!+two&&0.3|!+a red hat", "0.3|!+a dog&&0.9|!+a cat", "1.0|!+red")
+    return [
+        [str(row), f"img{row}", f"what {CAPTIONS[row]}", answer, "dog&&hat&&dog", png((40 * row, 10, 10))]
+        for row, answer in enumerate(answers)
+    ]
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with an spm.model trained on a few captions."""
     folder = tmp_path_factory.mktemp("vocabulary")
     (folder / "captions.tsv").write_text("".join(f"{caption}\n" for caption in CAPTIONS), encoding="utf-8")
-    train_sentencepiece(folder / "captions.tsv", 0, folder, 500)
+    train_sentencepiece(folder / "captions.tsv", [0], folder, 500)
     return folder
 
 

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few scenes, a vocabulary and the checkpoint of a random teacher."""
     folder = tmp_path_factory.mktemp("distill")
     write_scenes(folder, train=ROWS, valid=1, test=1, size=32, seed=3, nouns=8, max_objects=1)
-    train_sentencepiece(folder / "caption" / "train.tsv", 2, folder / "vocab", 200)
+    train_sentencepiece(folder / "caption" / "train.tsv", [2], folder / "vocab", 200)
     model_cfg = OmegaConf.structured(OfaConfig(_name="ofa", **(SIZES["nano"] | {"encoder_layers": 1})))
     task_cfg = OmegaConf.structured(
         CaptionConfig(_name="caption", data="gone.tsv", bpe_dir=str(folder / "vocab"), patch_image_size=32)

@@ -22,29 +22,22 @@ class CaptionDataset(TsvDataset):
     (list of lists of str) and `first_reference`, the target to take a loss on.
     """
 
-    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
+    column_names = ("id", "image", "caption")
+
+    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, any_reference: bool = False) -> None:
         super().__init__(tsv, options, split)
+        self.any_reference = any_reference
         self._source = self.with_specials(options.codec.encode(PROMPTS["caption"]))
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow for an empty caption or an unreadable image."""
         unique_id, image, caption = columns
-        references = split_references(caption)
-        if not references:
-            raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols")
+        references = self._references(row, caption)
         max_words = self.options.max_tgt_length
-        sample: Sample = {
-            "id": unique_id,
-            "where": self.where(row),
-            "source": self._source,
-            "patch_image": self.read_image(image, self.tsv.where(row)),
-            "patch_mask": torch.tensor([True]),
-        }
+        sample = self.as_input(row, unique_id, self._source, self.read_image(image, self.tsv.where(row)))
         if self.training:
-            # Another reference in each epoch, and not the same number for all rows of an epoch.
-            reference = references[(row + self.epoch) % len(references)]
-            sample |= self._target(clean_target(reference, max_words))
-            if self.options.any_reference:
+            sample |= self.as_target(self.target_tokens(row, columns))
+            if self.any_reference:
                 sample["alternatives"] = [self._target(clean_target(text, max_words))["target"] for text in references]
             return sample
         cleaned = [clean_target(reference) for reference in references]
@@ -57,6 +50,13 @@ class CaptionDataset(TsvDataset):
             }
         )
 
+    def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the tokens of the caption that this epoch teaches, int64 (T,); raises BadRow for an empty one."""
+        references = self._references(row, columns[-1])
+        # Another reference in each epoch, and not the same number for all rows of an epoch.
+        reference = references[(row + self.epoch) % len(references)]
+        return self.options.codec.encode(f" {clean_target(reference, self.options.max_tgt_length)}")
+
     def all_references(self) -> Iterator[list[str]]:
         """Yield the cleaned references of every row that has some, without reading the images."""
         for row in range(len(self)):
@@ -67,16 +67,20 @@ class CaptionDataset(TsvDataset):
             if references := [clean_target(reference) for reference in split_references(caption)]:
                 yield references
 
-    def _target(self, text: str) -> dict[str, torch.Tensor]:
-        """Return `target` (tokens, `</s>`) and `prev_output_tokens` (`<s>`, tokens) of a text, (T,) each."""
-        tokens = self.with_specials(self.options.codec.encode(f" {text}"))
-        return {"target": tokens[1:], "prev_output_tokens": tokens[:-1]}
+    def _references(self, row: int, caption: str) -> list[str]:
+        references = split_references(caption)
+        if not references:
+            raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols")
+        return references
+
+    def _target(self, text: str) -> Sample:
+        return self.as_target(self.options.codec.encode(f" {text}"))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples, with their references as the class describes."""
         batch = super().make_batch(samples)
         pad = self.options.codec.dictionary.pad()
-        if self.training and self.options.any_reference:
+        if self.training and self.any_reference:
             most = max(len(sample["alternatives"]) for sample in samples)
             none = torch.empty(0, dtype=torch.int64)
             rows = [row for sample in samples for row in (sample["alternatives"] + most * [none])[:most]]

@@ -20,7 +20,7 @@ def pad_tokens(rows: Sequence[torch.Tensor], pad: int) -> torch.Tensor:
 
 
 def collate(samples: Sequence[Sample], pad: int) -> Batch:
-    """Return the batch of one or more samples, its tokens padded on the right.
+    """Return the batch of one or more samples, its tokens padded on the right, and counted without padding.
 
     A sample holds id, where, source (S,), target (T,), prev_output_tokens (T,), patch_image (3, h, w)
     or features (C, h, w), and patch_mask (1,). Raises BadRow when pictures of different shapes meet, as when
@@ -37,7 +37,7 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
     return {
         "id": np.array([sample["id"] for sample in samples]),
         "nsentences": len(samples),
-        "ntokens": sum(len(sample["target"]) for sample in samples),
+        "ntokens": sum(int(sample["target"].ne(pad).sum()) for sample in samples),
         "net_input": {
             "src_tokens": pad_tokens([sample["source"] for sample in samples], pad),
             "src_lengths": torch.tensor([len(sample["source"]) for sample in samples]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,10 +24,9 @@ TOKENS_PER_ROW = 1000
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What turns rows into samples, the same for all splits of a task.
+    """What turns rows into samples, the same for all splits and all tasks.
 
-    max_src_length and max_tgt_length are in words. With any_reference a training batch holds all of a row's
-    references, as `alternatives`.
+    max_src_length and max_tgt_length are in words.
     """
 
     codec: TextCodec
@@ -34,12 +34,11 @@ class DatasetOptions:
     max_src_length: int
     max_tgt_length: int
     imagenet_normalisation: bool
-    any_reference: bool
     skip_budget: SkipBudget
 
 
 class TsvDataset(FairseqDataset):
-    """One split of a task. Subclasses turn a row's columns into a sample.
+    """One split of a task. Subclasses name the columns they read, in order, and turn a row's into a sample.
 
     The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
     that the skip budget forgives are left out of their batch. Where that leaves nothing, a batch of the split
@@ -47,7 +46,14 @@ class TsvDataset(FairseqDataset):
     a loss by zero), so in other splits the file's first good row stands in.
     """
 
+    column_names: ClassVar[tuple[str, ...]]
+
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
+        if len(tsv.columns) != len(self.column_names):
+            raise InputError(
+                f"--selected-cols {','.join(map(str, tsv.columns))}: names {len(tsv.columns)} columns, and this task "
+                f"reads {len(self.column_names)}: {', '.join(self.column_names)}"
+            )
         self.tsv = tsv
         self.options = options
         self.training = split == "train"
@@ -64,6 +70,13 @@ class TsvDataset(FairseqDataset):
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow."""
+        raise NotImplementedError
+
+    def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return what a model is to say for a row, int64 (T,), without `</s>` and without reading the image.
+
+        Raises BadRow.
+        """
         raise NotImplementedError
 
     def __getitem__(self, row: int) -> Sample | None:
@@ -103,6 +116,21 @@ class TsvDataset(FairseqDataset):
     def with_specials(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return `<s>` tokens `</s>`, int64 (T + 2,)."""
         return torch.cat([self._bos, tokens, self._eos])
+
+    def as_input(self, row: int, unique_id: str, source: torch.Tensor, image: torch.Tensor) -> Sample:
+        """Return what samples of all tasks hold beside the target: what the encoder reads, and names of the row."""
+        return {
+            "id": unique_id,
+            "where": self.where(row),
+            "source": source,
+            "patch_image": image,
+            "patch_mask": torch.tensor([True]),
+        }
+
+    def as_target(self, tokens: torch.Tensor) -> Sample:
+        """Return `target` (tokens, `</s>`) and `prev_output_tokens` (`<s>`, tokens), int64 (T + 1,) each."""
+        whole = self.with_specials(tokens)
+        return {"target": whole[1:], "prev_output_tokens": whole[:-1]}
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

@@ -6,6 +6,8 @@ import base64
 import binascii
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,18 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def open_image(data: bytes, where: str) -> Image.Image:
     """Return a picture as RGB; raises BadRow if `data` is no picture, is broken, or unpacks to too much."""
+    with _opened(data, where) as image:
+        return image.convert("RGB")
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """Return width and height of a picture from its header; raises BadRow as `open_image` does."""
+    with _opened(data, where) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -89,7 +103,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
                     f"{where}: the image has {width} x {height} pixels; more than {MAX_PIXELS} in all or "
                     f"{MAX_SIDE} on a side are refused as a decompression bomb"
                 )
-            return image.convert("RGB")
+            yield image
     except Image.DecompressionBombError as error:
         raise BadRow(f"{where}: the image is refused ({error})") from error
     except BadRow:

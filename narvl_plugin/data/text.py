@@ -19,6 +19,9 @@ from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
 
 REFERENCE_SEPARATOR = "&&"
+CONFIDENCE_MARK = "|!+"  # between the confidence of an answer and the answer
+ENTAILMENT_ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
+"""Label of visual entailment in a TSV file -> what a model says."""
 PROMPTS = {
     "caption": " what does the image describe?",
     "refcoco": ' which region does the text " {text} " describe?',
@@ -71,6 +74,7 @@ class TextCodec:
         for bin_index in range(num_bins):
             dictionary.add_symbol(f"<bin_{bin_index}>")
         self.dictionary = dictionary
+        self.num_bins = num_bins
         specials = (dictionary.bos_word, dictionary.pad_word, dictionary.eos_word)
         self._silent = frozenset(specials)
         self._unknown = frozenset((dictionary.unk_word, dictionary.unk_string(escape=True)))
@@ -186,19 +190,28 @@ def gpt2_file(folder: Path, name: str) -> Path:
     return Path(package.origin).parent / "data" / name
 
 
-def train_sentencepiece(tsv_path: str | Path, column: int, out_dir: str | Path, vocab_size: int) -> Path:
-    """Train a sentencepiece model on one text column of a TSV file and return the path of OUT_DIR/spm.model.
+def sayings(text: str) -> list[str]:
+    """Return what a model may read or say of a column: references, answers without confidence, labels as answers."""
+    texts = (reference.rpartition(CONFIDENCE_MARK)[2] for reference in split_references(text))
+    return [clean_target(ENTAILMENT_ANSWERS.get(said, said)) for said in texts]
+
+
+def train_sentencepiece(
+    tsv_path: str | Path, columns: str | Sequence[int], out_dir: str | Path, vocab_size: int
+) -> Path:
+    """Train a sentencepiece model on text columns of a TSV file and return the path of OUT_DIR/spm.model.
 
     `vocab_size` is an upper limit: byte-pair merges end when every word is one piece. (The unigram trainer
     stops at about two pieces a word on small vocabularies.) The prompts of all tasks are learned along, and
-    no character of the column is left out. The same input gives the same bytes.
+    no character of the columns is left out. The same input gives the same bytes.
     """
-    rows = TsvFile(tsv_path, [column])
-    texts = [rows[row][0] for row in range(len(rows))]
-    sentences = [clean_target(reference) for text in texts for reference in split_references(text)]
+    rows = TsvFile(tsv_path, columns)
+    texts = [text for row in range(len(rows)) for text in rows[row]]
+    sentences = [said for text in texts for said in sayings(text)]
     if not sentences:
         raise InputError(
-            f"{tsv_path}: column {column} (columns count from 0) holds no words to learn a vocabulary from"
+            f"{tsv_path}: column {','.join(map(str, rows.columns))} (columns count from 0) holds no words to learn a "
+            "vocabulary from"
         )
     # The words around a prompt's {place} for the row's own text.
     prompts = [_PLACE.sub(" ", prompt) for prompt in PROMPTS.values()]
@@ -211,7 +224,7 @@ def train_sentencepiece(tsv_path: str | Path, column: int, out_dir: str | Path, 
         hard_vocab_limit=False,
         max_sentencepiece_length=32,
         character_coverage=1.0,
-        required_chars="".join(sorted(set("".join(texts)) - {" "})),
+        required_chars="".join(sorted(set("".join(texts + sentences)) - {" "})),
         normalization_rule_name="identity",
         user_defined_symbols=[REFERENCE_SEPARATOR],
         unk_id=0,

@@ -1,5 +1,6 @@
 """Sequence generators that plug into fairseq's `task.build_generator`."""
 
+from narvl_plugin.generation.answers import CandidateGenerator, TrieSequenceGenerator
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 
-__all__ = ["ParallelGenerator"]
+__all__ = ["CandidateGenerator", "ParallelGenerator", "TrieSequenceGenerator"]

@@ -10,21 +10,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from fairseq.criterions import FairseqCriterion
 from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from omegaconf import MISSING
 
+from narvl_plugin.ctc import queries_needed
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError, MissingInput, SkipBudget
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 from narvl_plugin.generation import ParallelGenerator
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+MEASURED_ROWS = 10_000  # whose targets are measured before training; grounding opens every image's header for it
+
+Hypotheses = list[list[dict[str, Any]]]
+"""Of each of B samples, best first, as fairseq's generators give them."""
 
 
 @dataclass
@@ -57,13 +64,6 @@ class BaseTaskConfig(FairseqDataclass):
         default="{}",
         metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
     )
-    any_reference: bool = field(
-        default=False,
-        metadata={
-            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
-            "over; without it each epoch teaches another one"
-        },
-    )
     matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
         default="highest",
         metadata={
@@ -78,25 +78,25 @@ class BaseTaskConfig(FairseqDataclass):
 
 
 class BaseTask(FairseqTask):
-    """A vision-language task on TSV files. Subclasses name their dataset's class.
+    """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
 
     `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
     """
 
-    dataset_class: ClassVar[type[TsvDataset]]
+    validation_metrics: ClassVar[tuple[str, ...]]
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
         super().__init__(cfg)
         self.codec: TextCodec = load_codec(cfg.bpe_dir, cfg.num_bins)
         self.skip_budget = SkipBudget(cfg.skip_bad_rows)
+        self._measured = False
         self.options = DatasetOptions(
             codec=self.codec,
             patch_image_size=cfg.patch_image_size,
             max_src_length=cfg.max_src_length,
             max_tgt_length=cfg.max_tgt_length,
             imagenet_normalisation=cfg.imagenet_default_mean_and_std,
-            any_reference=cfg.any_reference,
             skip_budget=self.skip_budget,
         )
         logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
@@ -148,8 +148,12 @@ class BaseTask(FairseqTask):
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split: for train the file of this epoch, for valid and test the last file."""
         tsv = TsvFile(self.split_path(split, epoch), self.cfg.selected_cols)
-        self.datasets[split] = self.dataset_class(tsv, self.options, split)
+        self.datasets[split] = self.build_dataset(tsv, split)
         logger.info("%s: %d rows for split %r", tsv.path, len(tsv), split)
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> TsvDataset:
+        """Return the data set of a split's file, as the task's options have it."""
+        raise NotImplementedError
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
         """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
@@ -163,13 +167,23 @@ class BaseTask(FairseqTask):
         return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products; only fairseq's trainer calls this, so generation is left as it is."""
+        """Set the precision of matrix products, and once say how many targets do not fit a student's queries.
+
+        Only fairseq's trainer calls this, so generation is left as it is.
+        """
         torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
+        if hasattr(model, "num_queries") and not self._measured:
+            self._measured = True
+            log_what_does_not_fit(self.datasets["train"], int(model.num_queries))
 
     @property
     def generates_in_validation(self) -> bool:
         """Say whether valid_step needs `generator`, which build_model then makes from --eval-args."""
-        return False
+        raise NotImplementedError
+
+    def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
+        """Return what validation logs of the hypotheses: a score of each of the B samples, by `validation_metrics`."""
+        raise NotImplementedError
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
         """Return the model that the configuration describes, for this task's dictionary.
@@ -211,7 +225,7 @@ class BaseTask(FairseqTask):
         sample: dict[str, Any],
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
-    ) -> list[list[dict[str, Any]]]:
+    ) -> Hypotheses:
         """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
 
         Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
@@ -221,12 +235,31 @@ class BaseTask(FairseqTask):
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
 
     def valid_step(
-        self, sample: dict[str, Any], model: torch.nn.Module, criterion: Any
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion
     ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
-        """Return loss, sample size and what to log; with several references the loss is on the first one."""
+        """Return loss, sample size and what to log, with scores of generated hypotheses where they are asked for.
+
+        With several references the loss is on the first one.
+        """
+        judged = sample
         if "first_reference" in sample:
-            sample = with_first_reference(sample, self.target_dictionary.pad())
-        return super().valid_step(sample, model, criterion)
+            judged = with_first_reference(sample, self.target_dictionary.pad())
+        loss, sample_size, logging_output = super().valid_step(judged, model, criterion)
+        if self.generates_in_validation:
+            hypotheses = self.inference_step(self.generator, [model], sample)
+            for name, scores in self.validation_scores(sample, hypotheses).items():
+                logging_output[f"_{name}_sum"] = sum(scores)
+                logging_output[f"_{name}_count"] = len(scores)
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
+        super().reduce_metrics(logging_outputs, criterion)
+        for name in self.validation_metrics:
+            count = sum(log.get(f"_{name}_count", 0) for log in logging_outputs)
+            if count > 0:
+                total = sum(log[f"_{name}_sum"] for log in logging_outputs)
+                metrics.log_scalar(name, float(total / count), weight=count, round=4)
 
     def generator_options(self) -> Namespace:
         """Return the options of the generator in validation; raises InputError if they are no JSON object."""
@@ -248,3 +281,25 @@ def with_first_reference(sample: dict[str, Any], pad: int) -> dict[str, Any]:
         "ntokens": int(target.ne(pad).sum()),
         "net_input": sample["net_input"] | {"prev_output_tokens": previous},
     }
+
+
+def log_what_does_not_fit(dataset: TsvDataset, num_queries: int) -> None:
+    """Log how many targets of a training file (of its first rows, if there are many) need more than N queries.
+
+    Without `</s>`, which costs a query only with a criterion's --keep-eos.
+    """
+    rows = min(len(dataset), MEASURED_ROWS)
+    needs = []
+    for row in range(rows):
+        try:
+            tokens = dataset.target_tokens(row, dataset.tsv[row])
+        except BadRow:
+            continue  # told of when the row's turn comes
+        needs.append(int(queries_needed(tokens[None], torch.tensor([len(tokens)]))))
+    too_long = sum(need > num_queries for need in needs)
+    part = f" of its first {rows:,} rows" if rows < len(dataset) else ""
+    logger.log(
+        logging.WARNING if too_long else logging.INFO,
+        "%s: %d of %d targets%s do not fit the model's %d queries; the longest needs %d (see --num-queries)",
+        *(dataset.tsv.path, too_long, len(needs), part, num_queries, max(needs, default=0)),
+    )

@@ -4,15 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from fairseq.criterions import FairseqCriterion
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.scoring.tokenization import plain_words
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
 
 
 @dataclass
@@ -23,6 +21,13 @@ class CaptionConfig(BaseTaskConfig):
         default="0,4,2", metadata={"help": "TSV columns (from 0) of id, image and caption, in this order"}
     )
     max_tgt_length: int = field(default=20, metadata={"help": "words of a training caption that are kept"})
+    any_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
+            "over; without it each epoch teaches another one"
+        },
+    )
     eval_cider: bool = field(
         default=False,
         metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
@@ -37,7 +42,7 @@ class CaptionConfig(BaseTaskConfig):
 class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
-    dataset_class = CaptionDataset
+    validation_metrics = ("cider",)
     cfg: CaptionConfig
 
     @property
@@ -45,32 +50,20 @@ class CaptionTask(BaseTask):
         """Say whether validation generates captions (--eval-cider)."""
         return self.cfg.eval_cider
 
+    def build_dataset(self, tsv: TsvFile, split: str) -> CaptionDataset:
+        """Return the data set of a split's file."""
+        return CaptionDataset(tsv, self.options, split, any_reference=self.cfg.any_reference)
+
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split; that of validation with its n-gram frequencies where CIDEr is asked for."""
         super().load_dataset(split, combine, epoch, **kwargs)
         if split == "valid" and self.cfg.eval_cider:
             self.cider = BatchwiseCider(self.datasets[split].all_references())
 
-    def valid_step(
-        self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion
-    ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
-        """Return loss (on the first reference), sample size and what to log, with --eval-cider CIDEr too."""
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
-        if self.cfg.eval_cider:
-            hypotheses = self.inference_step(self.generator, [model], sample)
-            captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
-            scores = self.cider(captions, sample["references"])
-            logging_output["_cider_score_sum"] = sum(scores)
-            logging_output["_cider_cnt"] = len(scores)
-        return loss, sample_size, logging_output
-
-    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log the criterion's metrics and the mean CIDEr of the captions seen."""
-        super().reduce_metrics(logging_outputs, criterion)
-        count = sum(log.get("_cider_cnt", 0) for log in logging_outputs)
-        if count > 0:
-            score_sum = sum(log.get("_cider_score_sum", 0.0) for log in logging_outputs)
-            metrics.log_scalar("cider", float(score_sum / count), weight=count, round=4)
+    def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
+        """Return the CIDEr of each caption."""
+        captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
+        return {"cider": self.cider(captions, sample["references"])}
 
 
 class BatchwiseCider:

@@ -37,6 +37,11 @@ def test_rows_are_padded_on_the_right_and_counted() -> None:
     assert net_input["patch_masks"].tolist() == [True, False]
 
 
+def test_padding_inside_a_target_is_not_counted() -> None:
+    # Up to where an answer begins, the target of a teacher with a prompt is padding.
+    assert collate([sample("1", [0, 2], [PAD, PAD, 7, 2]), sample("2", [0, 2], [9, 2])], PAD)["ntokens"] == 4
+
+
 def test_pictures_of_different_shapes_are_an_error() -> None:
     with pytest.raises(BadRow, match=r"train\.tsv:2: .*\(3, 4, 4\), but train\.tsv:1 has \(3, 2, 2\)"):
         collate([sample("1", [0, 2], [2]), sample("2", [0, 2], [2], side=4)], PAD)

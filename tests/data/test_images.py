@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.data.images import ImageReader, resize
+from narvl_plugin.data.images import ImageReader, image_size, resize
 from narvl_plugin.errors import BadRow
 
 WHERE = "train.tsv:3"
@@ -141,3 +141,11 @@ def test_what_is_no_image_is_named(column: str, message: str) -> None:
         ImageReader(8)(column, WHERE)
     assert str(error.value).startswith("train.tsv:3: ")
     assert error.value.where == WHERE
+
+
+def test_the_size_is_known_from_the_header() -> None:
+    data = encode(noise(31, 17))
+    assert image_size(data, WHERE) == (31, 17)
+    assert image_size(data[: len(data) // 2], WHERE) == (31, 17)
+    with pytest.raises(BadRow, match=r"train\.tsv:3: the image column holds no readable image"):
+        image_size(b"no image", WHERE)

@@ -85,12 +85,23 @@ class TestSentencePiece:
 
     def test_the_same_input_gives_the_same_bytes(self, write_tsv: Callable[..., Path], tmp_path: Path) -> None:
         path = write_tsv("a.tsv", [["1", "a cat&&a dog"], ["2", "two cats"]])
-        models = [train_sentencepiece(path, 1, tmp_path / name, 300).read_bytes() for name in ("one", "two")]
+        models = [train_sentencepiece(path, [1], tmp_path / name, 300).read_bytes() for name in ("one", "two")]
         assert models[0] == models[1]
 
     def test_a_column_without_words_is_an_error(self, write_tsv: Callable[..., Path], tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"a\.tsv: column 1 .* holds no words"):
-            train_sentencepiece(write_tsv("a.tsv", [["1", "?!"]]), 1, tmp_path, 300)
+            train_sentencepiece(write_tsv("a.tsv", [["1", "?!"]]), "1", tmp_path, 300)
+
+    def test_answers_of_all_tasks_are_learned_as_they_are_said(
+        self, write_tsv: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        rows = [["what is red", "0.6|!+crimson&&0.3|!+scarlet hat", "neutral"], ["is it", "1.0|!+yes", "entailment"]]
+        train_sentencepiece(write_tsv("a.tsv", rows), "0,1,2", tmp_path, 300)
+        codec = load_codec(tmp_path)
+        for word in ("what", "crimson", "scarlet", "hat", "yes", "maybe"):
+            assert len(codec.encode(f" {word}")) == 1
+        for column in (0, 1):
+            assert [codec.decode(codec.encode(f" {row[column]}")) for row in rows] == [row[column] for row in rows]
 
 
 class TestGpt2:

@@ -1,5 +1,6 @@
 """What all tasks share: which file a split reads, batches of an epoch, generators, validation's target."""
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
+from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models import build
+from narvl_plugin.tasks import base
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
@@ -173,6 +176,48 @@ class TestGenerators:
     ) -> None:
         with pytest.raises(InputError, match=f"--eval-args .*{message}"):
             make_task("a.tsv", eval_args=text).generator_options()
+
+
+class TestTargetsAreMeasured:
+    @pytest.fixture
+    def task(
+        self, make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+    ) -> CaptionTask:
+        """Make a task whose rows need 3, 2, 1 and 3 queries, beside one that is of no use."""
+        for row, caption in enumerate(("a red hat", "two dogs", "", "cat", "a a")):
+            caption_rows[row][2] = caption
+        task = make_task(write_tsv("train.tsv", caption_rows[:5]), "valid.tsv")
+        task.datasets["train"] = task.build_dataset(TsvFile(task.training_paths[0], "0,4,2"), "train")
+        return task
+
+    def measure(self, task: CaptionTask, caplog: pytest.LogCaptureFixture, num_queries: int | None) -> list[str]:
+        model = torch.nn.Module()
+        if num_queries is not None:
+            model.num_queries = num_queries
+        with caplog.at_level(logging.INFO):
+            for epoch in (1, 2):
+                task.begin_epoch(epoch, model)
+        return [record.getMessage() for record in caplog.records if "do not fit" in record.getMessage()]
+
+    def test_once_before_training(self, task: CaptionTask, caplog: pytest.LogCaptureFixture) -> None:
+        (message,) = self.measure(task, caplog, 2)
+        assert "train.tsv: 2 of 4 targets do not fit the model's 2 queries; the longest needs 3" in message
+        assert caplog.records[-1].levelno == logging.WARNING
+
+    def test_if_all_fit(self, task: CaptionTask, caplog: pytest.LogCaptureFixture) -> None:
+        (message,) = self.measure(task, caplog, 3)
+        assert "0 of 4 targets do not fit" in message
+        assert caplog.records[-1].levelno == logging.INFO
+
+    def test_in_the_first_rows_of_long_files(
+        self, task: CaptionTask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(base, "MEASURED_ROWS", 4)
+        (message,) = self.measure(task, caplog, 2)
+        assert "1 of 3 targets of its first 4 rows do not fit the model's 2 queries" in message
+
+    def test_not_for_teachers(self, task: CaptionTask, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.measure(task, caplog, None) == []
 
 
 def test_validation_takes_the_loss_on_the_first_reference(

@@ -1,21 +1,16 @@
 """The caption task: CIDEr in validation, and fairseq's own programs from TSV to text."""
 
-import importlib
-import json
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fairseq.logging import metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
 from narvl_plugin.errors import BadRow
-from narvl_plugin.models import build
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
@@ -44,74 +39,27 @@ def test_batches_average_to_the_cider_of_the_whole_set(pictures: list[tuple[str,
     assert scores == pytest.approx(cider(captions, references))
 
 
-class Criterion:
-    """Logs what fairseq expects of a criterion."""
-
-    def __call__(self, model: torch.nn.Module, sample: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
-        return 0.0, 1, {"ntokens": 1, "nsentences": len(sample["id"])}
-
-    @staticmethod
-    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        metrics.log_scalar("loss", 0.0)
-
-
 def test_validation_logs_the_cider_of_what_is_generated(
-    vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: Rows
+    vocabulary: Path,
+    write_tsv: Callable[..., Path],
+    caption_rows: Rows,
+    validated: Callable[..., dict[str, float]],
 ) -> None:
     path = write_tsv("valid.tsv", caption_rows)
     config = CaptionConfig(
         data=f"{path},{path}", bpe_dir=str(vocabulary), patch_image_size=8, num_bins=10, eval_cider=True
     )
-    task = CaptionTask.setup_task(config)
-    task.load_dataset("valid")
     said = ["a red square on a wall", "two cats run", "hat", "a cat", "a boat and a bird", "one"]
-    said_of = dict(zip([row[0] for row in caption_rows], said, strict=True))
-
-    class Generator:
-        def generate(
-            self, models: object, sample: dict[str, Any], **options: object
-        ) -> list[list[dict[str, torch.Tensor]]]:
-            return [[{"tokens": task.codec.encode(said_of[name])}] for name in sample["id"].tolist()]
-
-    task.generator = Generator()
-    iterator = task.get_batch_iterator(task.dataset("valid"), max_sentences=4).next_epoch_itr(shuffle=False)
-    with metrics.aggregate(new_root=True) as aggregator:
-        for batch in iterator:
-            _, _, logged = task.valid_step(batch, torch.nn.Module(), Criterion())
-            task.reduce_metrics([logged], Criterion())
+    logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
     expected = cider(said, [[row[2]] for row in caption_rows])
-    assert aggregator.get_smoothed_value("cider") == pytest.approx(sum(expected) / 6, abs=1e-4)
+    assert logged["cider"] == pytest.approx(sum(expected) / 6, abs=1e-4)
 
 
-def test_training_logs_no_cider(vocabulary: Path) -> None:
+def test_training_logs_no_cider(vocabulary: Path, criterion: Any) -> None:
     task = CaptionTask.setup_task(CaptionConfig(data="a.tsv", bpe_dir=str(vocabulary), eval_cider=True))
     with metrics.aggregate(new_root=True) as aggregator:
-        task.reduce_metrics([{"ntokens": 3, "nsentences": 1}], Criterion())
+        task.reduce_metrics([{"ntokens": 3, "nsentences": 1}], criterion)
     assert "cider" not in aggregator
-
-
-@pytest.mark.integration
-def test_the_teacher_says_what_the_published_model_says(
-    goldens: Path, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    golden = json.loads((goldens / "ofa_datasets_tasks.json").read_text())["caption_stage1"]
-    monkeypatch.syspath_prepend(bpe_dir.parent / "parity")
-    recipe = importlib.import_module("recipe")
-    path = goldens / "data" / "caption_val.tsv"
-    task = CaptionTask.setup_task(CaptionConfig(data=str(path), bpe_dir=str(bpe_dir), patch_image_size=64))
-    task.load_dataset("valid")
-    dataset = task.dataset("valid")
-    batch = dataset.collater([dataset[row] for row in range(3)])
-    teacher = build("ofa_tiny", vocab_size=len(task.target_dictionary))
-    recipe.fill(teacher)
-    generator = task.build_generator([teacher], Namespace(**golden["eval_step"]["gen_args"]))
-    hypotheses = task.inference_step(generator, [teacher], batch)
-    for beam, expected in zip(hypotheses, golden["eval_tokens"], strict=True):
-        assert [hypothesis["tokens"].tolist() for hypothesis in beam] == [tokens for tokens, _ in expected]
-        scores = [hypothesis["score"].item() for hypothesis in beam]
-        assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
-    captions = [task.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
-    assert captions == [result["caption"] for result in golden["eval_step"]["results"]]
 
 
 @pytest.mark.integration

@@ -1,0 +1,58 @@
+"""The teacher's cross entropy where samples have weights or answers are a closed list, under OFA's name for it.
+
+Legend: B batch, T padded target length, V labels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+from torch import Tensor, nn
+
+
+@dataclass
+class AdjustLabelSmoothedCrossEntropyConfig(FairseqDataclass):
+    """Options of `adjust_label_smoothed_cross_entropy`."""
+
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the probability that is spread over the other allowed labels"}
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+@register_criterion("adjust_label_smoothed_cross_entropy", dataclass=AdjustLabelSmoothedCrossEntropyConfig)
+class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+    """fairseq's label-smoothed cross entropy over the labels allowed at each place, weighted by sample.
+
+    A batch may hold `constraint_masks` (B, T, V), which labels may stand at each place, and `conf` (B,), by which a
+    sample's losses are multiplied. Without either it is fairseq's `label_smoothed_cross_entropy`.
+    """
+
+    def __init__(self, task: FairseqTask, sentence_avg: bool, label_smoothing: float) -> None:
+        FairseqCriterion.__init__(self, task)
+        self.sentence_avg = sentence_avg
+        self.eps = label_smoothing
+        self.report_accuracy = False
+
+    def compute_loss(
+        self, model: nn.Module, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return loss and negative log-likelihood, in nats: summed, or unless `reduce` of each token of the targets."""
+        targets = sample["target"]
+        real = targets.ne(self.padding_idx)
+        logits = net_output[0][real].float()
+        allowed = sample["constraint_masks"][real] if "constraint_masks" in sample else torch.ones_like(logits).bool()
+        log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(1)
+        nll = -log_probs.gather(1, targets[real][:, None])[:, 0]
+        # Where one label alone is allowed its loss is nought, and there is no other to spread anything over.
+        share = self.eps / (allowed.sum(1) - 1).clamp(min=1)
+        loss = (1 - self.eps - share) * nll - share * log_probs.masked_fill(~allowed, 0).sum(1)
+        if "conf" in sample:
+            weights = sample["conf"][:, None].expand_as(targets)[real].float()
+            loss, nll = loss * weights, nll * weights
+        return (loss.sum(), nll.sum()) if reduce else (loss, nll)

@@ -1,0 +1,142 @@
+"""Questions with short answers: what the decoder starts from, lists of answers, which symbol may come next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from narvl_plugin.data.collate import Batch, Sample, pad_tokens
+from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError
+from narvl_plugin.safe_reading import read_pickle
+
+PROMPT_TYPES = ("none", "src", "prev_output")
+
+
+class AnswerTrie:
+    """A closed list of answers, by their tokens.
+
+    `answers` are the texts and `tokens` the token ids of each, int64 (T,), closed by `</s>`. Raises InputError for
+    answers that the vocabulary spells the same, as it does when their letters are unknown to it.
+    """
+
+    def __init__(self, answers: Iterable[str], codec: TextCodec) -> None:
+        self.answers = list(answers)
+        self._known = frozenset(self.answers)
+        eos = torch.tensor([codec.dictionary.eos()])
+        self.tokens = [torch.cat([codec.encode(f" {answer}"), eos]) for answer in self.answers]
+        self._root: dict[int, Any] = {}
+        spelled: dict[tuple[int, ...], str] = {}
+        for answer, tokens in zip(self.answers, self.tokens, strict=True):
+            node = self._root
+            for token in tokens.tolist():
+                node = node.setdefault(token, {})
+            other = spelled.setdefault(tuple(tokens.tolist()), answer)
+            if other != answer:
+                raise InputError(
+                    f"--bpe-dir: the vocabulary does not tell the answers {other!r} and {answer!r} apart; train it on "
+                    "the column of answers, too (narvl vocab --column)"
+                )
+
+    def __contains__(self, answer: str) -> bool:
+        return answer in self._known
+
+    def allowed(self, prefix: Iterable[int]) -> list[int]:
+        """Return the tokens that may follow those of `prefix`; none if no answer begins so."""
+        node = self._root
+        for token in prefix:
+            node = node.get(token, {})
+        return list(node)
+
+    def branches(self) -> dict[tuple[int, ...], list[int]]:
+        """Return the tokens that may come next after each beginning of an answer that more than one may follow."""
+        beginnings = {
+            tuple(tokens[:place]) for tokens in map(Tensor.tolist, self.tokens) for place in range(len(tokens))
+        }
+        allowed = {beginning: self.allowed(beginning) for beginning in sorted(beginnings)}
+        return {beginning: tokens for beginning, tokens in allowed.items() if len(tokens) > 1}
+
+    def mask(self, tokens: Sequence[int], num_labels: int) -> Tensor:
+        """Return which of V labels may stand at the place of each of T tokens, given those before: bool (T, V)."""
+        mask = torch.zeros(len(tokens), num_labels, dtype=torch.bool)
+        for place in range(len(tokens)):
+            mask[place, self.allowed(tokens[:place])] = True
+        return mask
+
+
+def read_answers(file: str | Path) -> list[str]:
+    """Return the answers of a pickle of OFA's (trainval_ans2label.pkl), a dict from answer to number.
+
+    Raises MissingInput or InputError (see `read_pickle`), the latter also if it holds anything else.
+    """
+    answers = read_pickle(file)
+    if not isinstance(answers, dict) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"--ans2label-file {file}: expected a pickled dict from answer to number, with some answers")
+    return list(answers)
+
+
+class AnswerDataset(TsvDataset):
+    """Rows with a question and its answers. Subclasses read the columns.
+
+    A teacher's decoder starts from a prompt, by `prompt_type`: `none` is `<s>`, `src` the source, and
+    `prev_output` the source without `</s>`; the target is padding up to the prompt's last token, where the answer
+    begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `decoder_prompts` (list of
+    (P,)), `prefix_tokens` (B, P - 1), the prompts without `<s>`, padded, and, where answers are a closed list and a
+    loss may be taken, `constraint_masks` (B, T, V), which labels may stand at each place of the target.
+    """
+
+    def __init__(
+        self,
+        tsv: TsvFile,
+        options: DatasetOptions,
+        split: str,
+        *,
+        prompt_type: str = "none",
+        trie: AnswerTrie | None = None,
+    ) -> None:
+        super().__init__(tsv, options, split)
+        self.prompt_type = prompt_type
+        self.trie = trie
+        self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
+
+    def answer_sample(
+        self, row: int, unique_id: str, image: str, question: str, answer: str, answers: Mapping[str, float]
+    ) -> Sample:
+        """Return the sample of a question (as the encoder reads it) and the answer to learn; raises BadRow."""
+        dictionary = self.options.codec.dictionary
+        source = self.with_specials(self.options.codec.encode(question))
+        prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
+        said = self.as_target(self.options.codec.encode(f" {answer}"))
+        sample = self.as_input(row, unique_id, source, self.read_image(image, self.tsv.where(row)))
+        sample |= {
+            "target": F.pad(said["target"], (len(prompt) - 1, 0), value=dictionary.pad()),
+            "prev_output_tokens": torch.cat([prompt, said["prev_output_tokens"][1:]]),
+            "decoder_prompt": prompt,
+            "ref_dict": dict(answers),
+        }
+        if self.constrained:
+            mask = self.trie.mask(said["target"].tolist(), len(dictionary))
+            # An answer that is not in the list, which only evaluation may ask for, is not constrained.
+            mask |= ~mask.gather(1, said["target"][:, None]).all()
+            sample["constraint_mask"] = F.pad(mask, (0, 0, len(prompt) - 1, 0))
+        return sample
+
+    def make_batch(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of some samples, with answers and prompts as the class describes."""
+        prompts = [sample["decoder_prompt"] for sample in samples]
+        batch = super().make_batch(samples) | {
+            "ref_dict": [sample["ref_dict"] for sample in samples],
+            "decoder_prompts": prompts,
+            "prefix_tokens": pad_tokens([prompt[1:] for prompt in prompts], self.options.codec.dictionary.pad()),
+        }
+        if self.constrained:
+            masks = [sample["constraint_mask"] for sample in samples]
+            batch["constraint_masks"] = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
+        return batch

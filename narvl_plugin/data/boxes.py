@@ -1,0 +1,76 @@
+"""Boxes of regions: from a TSV column to `<bin_k>` symbols and back, and how well two of them agree.
+
+A box is x0, y0, x1, y1: its left, upper, right and lower edge, in pixels from the image's upper left corner.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from narvl_plugin.errors import BadRow
+
+# Annotators draw boxes by hand and data sets round them: an edge this far outside, in pixels, is moved in.
+TOLERANCE = 1.0
+_FOUR_BINS = re.compile(r"\s*".join([r"<bin_(\d+)>"] * 4))
+
+
+def parse_box(column: str, where: str) -> Tensor:
+    """Return the box of a column `x0,y0,x1,y1`, float32 (4,); raises BadRow if it is none or is empty."""
+    try:
+        box = torch.tensor([float(edge) for edge in column.split(",")])
+    except ValueError:
+        box = torch.empty(0)
+    if len(box) != 4 or not bool(box.isfinite().all()):
+        raise BadRow(f"{where}: {column!r} is no box; expected x0,y0,x1,y1 in pixels (check --selected-cols)")
+    if not bool((box[:2] < box[2:]).all()):
+        raise BadRow(
+            f"{where}: the box {column} is empty; expected x0,y0,x1,y1 with x0 < x1 and y0 < y1 (not x,y,width,height)"
+        )
+    return box
+
+
+def inside_image(box: Tensor, size: tuple[int, int], where: str) -> Tensor:
+    """Return the box (4,) with its edges on the image of `size` (width, height).
+
+    Raises BadRow if an edge lies outside by more than a pixel.
+    """
+    width, height = size
+    clipped = box.minimum(torch.tensor([width, height, width, height])).clamp(min=0)
+    if bool((box - clipped).abs().max() > TOLERANCE) or not bool((clipped[:2] < clipped[2:]).all()):
+        edges = ",".join(f"{edge:g}" for edge in box.tolist())
+        raise BadRow(f"{where}: the box {edges} lies outside the image of {width} x {height} pixels; mend the box")
+    return clipped
+
+
+def to_bins(boxes: Tensor, *, side: int, num_bins: int) -> Tensor:
+    """Return the number of the bin of each coordinate (0 to `side` pixels), int64 of the same shape."""
+    return (boxes / side * (num_bins - 1)).round().long()
+
+
+def from_bins(bins: Tensor, *, side: int, num_bins: int) -> Tensor:
+    """Return the coordinates in the middle of bins, float32 of the same shape; the inverse of `to_bins`."""
+    return bins / (num_bins - 1) * side
+
+
+def bins_in(text: str) -> list[int] | None:
+    """Return the four numbers of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
+    match = _FOUR_BINS.fullmatch(text.strip())
+    return None if match is None else [int(number) for number in match.groups()]
+
+
+def iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the area of the intersection over that of the union, 0 to 1: (B, 4), (B, 4) -> (B,).
+
+    A box whose edges are the wrong way round covers nothing. The scale of either axis does not matter.
+    """
+    corner, opposite = boxes[:, :2].maximum(others[:, :2]), boxes[:, 2:].minimum(others[:, 2:])
+    common = _area(corner, opposite)
+    union = _area(boxes[:, :2], boxes[:, 2:]) + _area(others[:, :2], others[:, 2:]) - common
+    return torch.where(union > 0, common / union, 0.0)
+
+
+def _area(corner: Tensor, opposite: Tensor) -> Tensor:
+    return (opposite - corner).clamp(min=0).prod(1)

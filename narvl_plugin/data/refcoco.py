@@ -1,0 +1,83 @@
+"""Grounding: a picture and words for one region of it, to the region's box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from narvl_plugin.data.boxes import inside_image, parse_box, to_bins
+from narvl_plugin.data.collate import Batch, Sample
+from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.images import NPY_MAGIC, image_size, open_image
+from narvl_plugin.data.text import PROMPTS, clean_caption
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow
+
+
+class RefcocoDataset(TsvDataset):
+    """Rows of (id, image, text, `x0,y0,x1,y1`), selected in this order; the target is four `<bin_k>`.
+
+    A coordinate x of the resized image has k = round(x / max_image_size * (num_bins - 1)). A batch also holds
+    `region_coords` (B, 4), the boxes in pixels of the images as they come, and `w_resize_ratios` and
+    `h_resize_ratios` (B,), by which these are multiplied to be those of the resized images.
+    """
+
+    column_names = ("id", "image", "text", "box")
+
+    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, max_image_size: int) -> None:
+        super().__init__(tsv, options, split)
+        self.max_image_size = max_image_size
+        self._first_bin = options.codec.dictionary.index("<bin_0>")
+
+    def make_sample(self, row: int, columns: list[str]) -> Sample:
+        """Return the sample of one row; raises BadRow for words, a box or an image that cannot be used."""
+        unique_id, image, text, column = columns
+        where = self.tsv.where(row)
+        words = clean_caption(text, self.options.max_src_length)
+        if not words:
+            raise BadRow(f"{where}: the text {text!r} has no words; check --selected-cols")
+        picture = open_image(self._image_bytes(image, where), where)
+        box = self._box(column, picture.size, where)
+        ratios = self._ratios(picture.size)
+        source = self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
+        return (
+            self.as_input(row, unique_id, source, self.read_image.to_tensor(picture))
+            | self.as_target(self._tokens(box * ratios.repeat(2)))
+            | {"region_coord": box, "w_resize_ratio": ratios[0], "h_resize_ratio": ratios[1]}
+        )
+
+    def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the four bins of a row, int64 (4,); raises BadRow."""
+        _, image, _, column = columns
+        where = self.tsv.where(row)
+        size = image_size(self._image_bytes(image, where), where)
+        return self._tokens(self._box(column, size, where) * self._ratios(size).repeat(2))
+
+    def make_batch(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of some samples, with their boxes as the class describes."""
+        # In double precision, since fairseq halves single precision with --fp16 and --bf16, by pixels for the latter.
+        boxes = {
+            f"{key}s": torch.stack([sample[key] for sample in samples]).double()
+            for key in ("region_coord", "w_resize_ratio", "h_resize_ratio")
+        }
+        return super().make_batch(samples) | boxes
+
+    def _image_bytes(self, column: str, where: str) -> bytes:
+        data = self.read_image.read_bytes(column, where)
+        if data.startswith(NPY_MAGIC):
+            raise BadRow(
+                f"{where}: the image column holds features, which do not tell the size of the image that the box is "
+                "drawn on; grounding needs the image itself"
+            )
+        return data
+
+    def _box(self, column: str, size: tuple[int, int], where: str) -> torch.Tensor:
+        return inside_image(parse_box(column, where), size, where)
+
+    def _ratios(self, size: tuple[int, int]) -> torch.Tensor:
+        return self.options.patch_image_size / torch.tensor(size, dtype=torch.float32)
+
+    def _tokens(self, resized_box: torch.Tensor) -> torch.Tensor:
+        num_bins = self.options.codec.num_bins
+        return self._first_bin + to_bins(resized_box, side=self.max_image_size, num_bins=num_bins)

@@ -1,0 +1,59 @@
+"""Visual entailment: a picture, a hypothesis about it and perhaps a caption, to yes, no or maybe."""
+
+from __future__ import annotations
+
+import torch
+
+from narvl_plugin.data.answers import AnswerDataset, AnswerTrie
+from narvl_plugin.data.collate import Sample
+from narvl_plugin.data.dataset import DatasetOptions
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS, PROMPTS, clean_caption
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow
+
+
+class SnliVeDataset(AnswerDataset):
+    """Rows of (id, image, hypothesis, caption, label), selected in this order; the caption is read if asked for."""
+
+    column_names = ("id", "image", "hypothesis", "caption", "label")
+
+    def __init__(
+        self,
+        tsv: TsvFile,
+        options: DatasetOptions,
+        split: str,
+        *,
+        trie: AnswerTrie,
+        prompt_type: str = "none",
+        add_caption: bool = False,
+    ) -> None:
+        super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie)
+        self.add_caption = add_caption
+
+    def make_sample(self, row: int, columns: list[str]) -> Sample:
+        """Return the sample of one row; raises BadRow for missing words, an unknown label, an unreadable image."""
+        unique_id, image, hypothesis, caption, label = columns
+        answer = self._answer(row, label)
+        values = {"hypothesis": self._cleaned(row, "hypothesis", hypothesis)}
+        if self.add_caption:
+            values["caption"] = self._cleaned(row, "caption", caption)
+        prompt = PROMPTS["snli_ve_caption" if self.add_caption else "snli_ve"]
+        return self.answer_sample(row, unique_id, image, prompt.format(**values), answer, {answer: 1.0})
+
+    def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the tokens of a row's answer, int64 (T,); raises BadRow."""
+        return self.options.codec.encode(f" {self._answer(row, columns[-1])}")
+
+    def _answer(self, row: int, label: str) -> str:
+        if label not in ENTAILMENT_ANSWERS:
+            raise BadRow(
+                f"{self.tsv.where(row)}: the label {label!r} is unknown; expected "
+                f"{', '.join(ENTAILMENT_ANSWERS)} (check --selected-cols)"
+            )
+        return ENTAILMENT_ANSWERS[label]
+
+    def _cleaned(self, row: int, name: str, text: str) -> str:
+        cleaned = clean_caption(text, self.options.max_src_length)
+        if not cleaned:
+            raise BadRow(f"{self.tsv.where(row)}: the {name} {text!r} has no words; check --selected-cols")
+        return cleaned

@@ -1,0 +1,156 @@
+"""A teacher's answers of a closed list: beam search under its trie, or the exact score of every answer.
+
+Legend: B batch, V labels, C children of a place in the trie, A answers, T tokens of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor, nn
+
+from narvl_plugin.data.answers import AnswerTrie
+from narvl_plugin.data.collate import pad_tokens
+
+
+class TrieBeamSearch(BeamSearch):
+    """fairseq's beam search with the probabilities of the tokens that the trie allows, which sum to one."""
+
+    def __init__(self, dictionary: Dictionary, trie: AnswerTrie) -> None:
+        super().__init__(dictionary)
+        self.trie = trie
+        self.prompt_lengths: list[int] = []
+        """Tokens before the answer, `<s>` among them, of each sample of the batch that is searched."""
+
+    def step(
+        self,
+        step: int,
+        lprobs: Tensor,
+        scores: Tensor | None,
+        prev_output_tokens: Tensor,
+        original_batch_idxs: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the best continuations, as fairseq's search does, of lprobs (B, beam, V)."""
+        renormalised = lprobs.flatten(0, 1)
+        samples = original_batch_idxs.repeat_interleave(lprobs.size(1)).tolist()
+        for row, (sample, tokens) in enumerate(zip(samples, prev_output_tokens.tolist(), strict=True)):
+            begin = self.prompt_lengths[sample]
+            if len(tokens) < begin:
+                continue  # still reading the prompt
+            allowed = self.trie.allowed(tokens[begin:])
+            chosen = renormalised[row, allowed].log_softmax(0)
+            renormalised[row] = float("-inf")
+            renormalised[row, allowed] = chosen
+        return super().step(step, renormalised.view_as(lprobs), scores, prev_output_tokens, original_batch_idxs)
+
+
+class TrieSequenceGenerator(SequenceGenerator):
+    """fairseq's generator for teachers, whose hypotheses are answers of a closed list.
+
+    The beam is no wider than the list, so that it can always be filled, and the trie, not an option, ends answers.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], tgt_dict: Dictionary, *, trie: AnswerTrie, beam_size: int, **options: Any
+    ) -> None:
+        search = TrieBeamSearch(tgt_dict, trie)
+        beam_size = min(beam_size, len(trie.answers))
+        super().__init__(models, tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
+        self.max_len_b = self.max_len
+
+    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
+        """Return the hypotheses of each sample, best first, each with its prompt."""
+        self.search.prompt_lengths = [len(prompt) for prompt in sample["decoder_prompts"]]
+        return super().generate(models, sample, **options)
+
+
+class CandidateGenerator:
+    """Scores every answer of a closed list, in place of fairseq's `SequenceGenerator`.
+
+    An answer's score is the sum of the log-probabilities of its tokens, each among those that the trie allows. Only
+    places where the trie branches have to be run through the decoder: elsewhere the probability is one.
+
+    Args:
+        models: teachers; several are an ensemble, whose probabilities are averaged.
+        nbest: answers to return for each sample.
+        batch_size: places of the trie to run at once for each sample.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], dictionary: Dictionary, trie: AnswerTrie, *, nbest: int, batch_size: int
+    ) -> None:
+        self.trie = trie
+        self.pad = dictionary.pad()
+        self.symbols_to_strip_from_output = {dictionary.eos()}
+        self.nbest = min(nbest, len(trie.answers))
+        self.batch_size = batch_size
+        self._places = trie.branches()
+        # Where the log-probability of each token of each answer stands in those of all children of all branches;
+        # the last entry, a nought, is for the others.
+        index = {}
+        for prefix, children in self._places.items():
+            for child in children:
+                index[*prefix, child] = len(index)
+        rows = [
+            torch.tensor([index.get(tuple(tokens[: place + 1]), len(index)) for place in range(len(tokens))])
+            for tokens in (tokens.tolist() for tokens in trie.tokens)
+        ]
+        self._index = pad_tokens(rows, len(index))  # (A, T)
+        for model in models:
+            model.eval()
+
+    @torch.no_grad()
+    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        """Return the best answers to each of the B samples, best first, in fairseq's form.
+
+        `score` is the sum over tokens, in nats, `positional_scores` (T,) are its parts.
+        """
+        source = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
+        encoded = [(model, model.encoder(**source)) for model in models]
+        prompts = sample["decoder_prompts"]
+        places = list(self._places.items())
+        log_probs = [
+            self._children(encoded, prompts, places[start : start + self.batch_size])
+            for start in range(0, len(places), self.batch_size)
+        ]
+        nought = torch.zeros(len(prompts), 1)
+        positional = torch.cat([*log_probs, nought], dim=1)[:, self._index]  # (B, A, T)
+        scores, best = positional.sum(2).topk(self.nbest, dim=1)
+        return [
+            [
+                {
+                    "tokens": self.trie.tokens[answer],
+                    "score": score,
+                    "attention": torch.empty(0),
+                    "alignment": torch.empty(0),
+                    "positional_scores": parts[answer][: len(self.trie.tokens[answer])],
+                }
+                for score, answer in zip(row_scores, row_best.tolist(), strict=True)
+            ]
+            for row_scores, row_best, parts in zip(scores, best, positional, strict=True)
+        ]
+
+    def _children(
+        self,
+        encoded: Sequence[tuple[nn.Module, Any]],
+        prompts: Sequence[Tensor],
+        places: Sequence[tuple[tuple[int, ...], list[int]]],
+    ) -> Tensor:
+        """Return the log-probabilities of the children of some places of the trie, one after another: (B, sum C)."""
+        device = prompts[0].device
+        rows = [torch.cat([prompt, prompt.new_tensor(prefix)]) for prompt in prompts for prefix, _ in places]
+        samples = torch.arange(len(prompts), device=device).repeat_interleave(len(places))
+        last = torch.tensor([len(row) - 1 for row in rows], device=device)
+        tokens = pad_tokens(rows, self.pad)
+        log_probs = []
+        for model, encoder_out in encoded:
+            logits, _ = model.decoder(tokens, model.encoder.reorder_encoder_out(encoder_out, samples))
+            log_probs.append(logits[torch.arange(len(rows), device=device), last].float().log_softmax(1))
+        mean = torch.stack(log_probs).logsumexp(0).unflatten(0, (len(prompts), len(places)))  # of unnormalised weights
+        parts = [mean[:, number, children].log_softmax(1) for number, (_, children) in enumerate(places)]
+        return torch.cat(parts, dim=1).cpu()

@@ -1,0 +1,47 @@
+"""The fairseq scorer `entailment`: accuracy, and which answers are taken for which."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS
+
+OTHER = "other"
+
+
+@dataclass
+class EntailmentConfig(FairseqDataclass):
+    """The scorer `entailment` has no settings."""
+
+
+@register_scorer("entailment", dataclass=EntailmentConfig)
+class EntailmentScorer(BaseScorer):
+    """fairseq scorer: reference and hypothesis are yes, no or maybe each; any other hypothesis is wrong."""
+
+    def confusion(self) -> dict[str, Counter[str]]:
+        """Count hypotheses by reference; those that are none of the three answers as `other`."""
+        answers = list(ENTAILMENT_ANSWERS.values())
+        counts: dict[str, Counter[str]] = {answer: Counter() for answer in answers}
+        for reference, said in zip(self.ref, self.pred, strict=True):
+            if reference not in counts:
+                raise ValueError(
+                    f"the reference {reference!r} is none of {', '.join(answers)}; score with --task snli_ve"
+                )
+            counts[reference][said if said in answers else OTHER] += 1
+        return counts
+
+    def score(self) -> float:
+        """Give the accuracy, by which entailment is judged."""
+        if not self.ref:
+            raise ValueError("no answers to score")
+        return sum(counts[answer] for answer, counts in self.confusion().items()) / len(self.ref)
+
+    def result_string(self) -> str:
+        """Write the accuracy, and for each answer how often it is taken for which, in one line."""
+        rows = [
+            f"{answer}: {', '.join(f'{counts[said]} {said}' for said in (*ENTAILMENT_ANSWERS.values(), OTHER))}"
+            for answer, counts in self.confusion().items()
+        ]
+        return f"accuracy {self.score():.4f} ({len(self.ref)} rows); {'; '.join(rows)}"

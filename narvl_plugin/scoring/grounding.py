@@ -1,0 +1,59 @@
+"""Grounding: how well boxes agree with those of the references; and the fairseq scorer `grounding`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+
+from narvl_plugin.data.boxes import bins_in, iou
+
+GOOD_IOU = 0.5  # from here on a box counts as right
+NO_BOX = (0.0, 0.0, 0.0, 0.0)  # covers nothing
+
+
+def overlaps(boxes: Sequence[Sequence[float] | None], references: Sequence[Sequence[float]]) -> list[float]:
+    """Return the IoU of each of B boxes, of four edges, with its reference; 0 for None, which is no box."""
+    found = torch.tensor([box or NO_BOX for box in boxes], dtype=torch.float32)
+    return iou(found, torch.tensor(references, dtype=torch.float32)).tolist()
+
+
+@dataclass
+class GroundingConfig(FairseqDataclass):
+    """The scorer `grounding` has no settings."""
+
+
+@register_scorer("grounding", dataclass=GroundingConfig)
+class GroundingScorer(BaseScorer):
+    """fairseq scorer: reference and hypothesis are four `<bin_k>` each; any other hypothesis is wrong.
+
+    Bins of the two axes may have different sizes, which does not change how well boxes overlap. A reference is as
+    exact as a bin, so that a box right at the border may count otherwise than in validation.
+    """
+
+    def overlaps(self) -> list[float]:
+        """Return the IoU of each hypothesis; raises ValueError for a reference that is no box."""
+        references = []
+        for number, text in enumerate(self.ref, start=1):
+            box = bins_in(text)
+            if box is None:
+                raise ValueError(f"reference {number} is {text!r}, and not four <bin_k>; score with --task refcoco")
+            references.append(box)
+        if not references:
+            raise ValueError("no boxes to score")
+        return overlaps([bins_in(text) for text in self.pred], references)
+
+    def score(self) -> float:
+        """Give the share of boxes with an IoU of at least 0.5, by which grounding is judged."""
+        scores = self.overlaps()
+        return sum(score >= GOOD_IOU for score in scores) / len(scores)
+
+    def result_string(self) -> str:
+        """Write accuracy, mean IoU and how many hypotheses are no box in one line."""
+        scores = self.overlaps()
+        no_box = sum(bins_in(text) is None for text in self.pred)
+        return (
+            f"accuracy {self.score():.4f} at IoU {GOOD_IOU}, mean IoU {sum(scores) / len(scores):.4f} "
+            f"({len(scores)} boxes, {no_box} hypotheses are no box)"
+        )

@@ -1,0 +1,71 @@
+"""Soft accuracy of answers, normalised as by the VQA challenge; and the fairseq scorer `vqa`."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+
+from narvl_plugin.data.vqa_gen import parse_answers
+from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.scoring.vqa_answers import normalise_answer
+
+
+def soft_accuracy(said: str, answers: Mapping[str, float]) -> float:
+    """Return the confidence of an answer among the right ones, 0 if it is none of them.
+
+    Confidences of answers that are the same once normalised add up, to 1 at most: with OFA's 0.3, 0.6, 0.9 and 1 for
+    one, two, three and more of ten annotators this is the challenge's own accuracy.
+    """
+    said = normalise_answer(said)
+    return min(1.0, sum(confidence for answer, confidence in answers.items() if normalise_answer(answer) == said))
+
+
+def answer_type(answers: Mapping[str, float]) -> str:
+    """Return `yes/no`, `number` or `other`, the type of a question by its best answer, as VQA v2 names types."""
+    best = normalise_answer(max(answers, key=answers.__getitem__))
+    if best in ("yes", "no"):
+        return "yes/no"
+    return "number" if re.fullmatch(r"\d+(\.\d+)?", best) else "other"
+
+
+@dataclass
+class VqaConfig(FairseqDataclass):
+    """The scorer `vqa` has no settings."""
+
+
+@register_scorer("vqa", dataclass=VqaConfig)
+class VqaScorer(BaseScorer):
+    """fairseq scorer: the reference string is a column of answers, `confidence|!+answer&&…`."""
+
+    def accuracies(self) -> dict[str, list[float]]:
+        """Return the soft accuracy of each question by its type; raises InputError for unreadable references."""
+        scores = defaultdict(list)
+        for number, (reference, said) in enumerate(zip(self.ref, self.pred, strict=True), start=1):
+            try:
+                answers = parse_answers(reference, f"reference {number}")
+            except BadRow as error:
+                raise InputError(
+                    f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must be "
+                    "trained on the column of answers, too, so that it can spell it"
+                ) from error
+            scores[answer_type(answers)].append(soft_accuracy(said, answers))
+        if not scores:
+            raise ValueError("no answers to score")
+        return dict(scores)
+
+    def score(self) -> float:
+        """Give the mean soft accuracy, by which question answering is judged."""
+        return _mean([score for scores in self.accuracies().values() for score in scores])
+
+    def result_string(self) -> str:
+        """Write the soft accuracy of all questions and of each type in one line."""
+        by_type = sorted(self.accuracies().items())
+        parts = [f"{name} {_mean(scores):.4f} ({len(scores)})" for name, scores in by_type]
+        return f"soft accuracy {self.score():.4f} ({len(self.ref)} questions), {', '.join(parts)}"
+
+
+def _mean(scores: list[float]) -> float:
+    return sum(scores) / len(scores)

@@ -1,0 +1,126 @@
+"""What tasks with short answers share: prompts of the decoder, closed lists of answers, accuracy in validation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
+from narvl_plugin.errors import InputError
+from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TrieSequenceGenerator
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+
+
+@dataclass
+class AnswerTaskConfig(BaseTaskConfig):
+    """Options of every task with short answers."""
+
+    prompt_type: ChoiceEnum(PROMPT_TYPES) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "what a teacher's decoder starts from: none (<s>), src (the source), prev_output (the source "
+            "without </s>); students need none"
+        },
+    )
+    eval_acc: bool = field(
+        default=False,
+        metadata={"help": "answer in validation and log the score, for --best-checkpoint-metric"},
+    )
+    eval_args: str = field(
+        default='{"beam": 5, "unnormalized": true}',
+        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+    )
+    val_inference_type: ChoiceEnum(["allcand", "beamsearch"]) = field(  # type: ignore[valid-type]
+        default="allcand",
+        metadata={
+            "help": "how a teacher answers, in validation and in fairseq-generate: allcand scores all answers of the "
+            "closed list, beamsearch searches among them (with no list: freely). A student says its most probable "
+            "path"
+        },
+    )
+    valid_batch_size: int = field(
+        default=20, metadata={"help": "beginnings of answers that allcand scores at once for each sample"}
+    )
+
+
+class AnswerTask(BaseTask):
+    """A task with short answers; of a closed list where `trie` is one. Subclasses make it and name their metric."""
+
+    trie: AnswerTrie | None
+    cfg: AnswerTaskConfig
+
+    @property
+    def generates_in_validation(self) -> bool:
+        """Say whether validation answers (--eval-acc)."""
+        return self.cfg.eval_acc
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Return the model; raises InputError for a student with a prompt, as its queries are all it starts from."""
+        model = super().build_model(cfg, from_checkpoint)
+        if hasattr(model, "blank") and str(self.cfg.prompt_type) != "none":
+            raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
+        return model
+
+    def build_generator(
+        self,
+        models: Sequence[torch.nn.Module],
+        args: Any,
+        seq_gen_cls: type | None = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """Return the parallel generator for students, for teachers what --val-inference-type says.
+
+        Raises InputError if that does not go with the other options.
+        """
+        if not any(hasattr(model, "blank") for model in models):
+            if str(self.cfg.val_inference_type) == "allcand":
+                if self.trie is None:
+                    raise InputError(
+                        "--val-inference-type allcand needs a list of answers (--ans2label-file); without one take "
+                        "--val-inference-type beamsearch"
+                    )
+                return CandidateGenerator(
+                    models,
+                    self.target_dictionary,
+                    self.trie,
+                    nbest=getattr(args, "beam", 1),
+                    batch_size=self.cfg.valid_batch_size,
+                )
+            if str(self.cfg.prompt_type) == "src":
+                raise InputError(
+                    "--prompt-type src ends in </s>, at which a beam search would stop; take --val-inference-type "
+                    "allcand"
+                )
+            if self.trie is not None:
+                seq_gen_cls = partial(TrieSequenceGenerator, trie=self.trie)
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[torch.nn.Module],
+        sample: dict[str, Any],
+        prefix_tokens: torch.Tensor | None = None,
+        constraints: torch.Tensor | None = None,
+    ) -> Hypotheses:
+        """Return the answers to each of the B samples, best first; a beam search's less the prompt it starts from."""
+        if isinstance(generator, CandidateGenerator):
+            return generator.generate(models, sample)
+        if isinstance(generator, ParallelGenerator):
+            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        hypotheses = super().inference_step(generator, models, sample, sample["prefix_tokens"], constraints)
+        for beam, prompt in zip(hypotheses, sample["decoder_prompts"], strict=True):
+            for hypothesis in beam:
+                for key in ("tokens", "positional_scores"):
+                    hypothesis[key] = hypothesis[key][len(prompt) - 1 :]
+        return hypotheses
+
+    def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
+        """Return the confidence of each given answer, 0 for one that is not among the sample's."""
+        answers = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
+        scores = [known.get(answer, 0.0) for known, answer in zip(sample["ref_dict"], answers, strict=True)]
+        return {self.validation_metrics[0]: scores}

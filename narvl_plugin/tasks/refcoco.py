@@ -1,0 +1,86 @@
+"""The task `refcoco`: a picture and words for one region of it, to the region's box."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.tasks import register_task
+
+from narvl_plugin.data.boxes import bins_in, from_bins
+from narvl_plugin.data.refcoco import RefcocoDataset
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+
+
+@dataclass
+class RefcocoConfig(BaseTaskConfig):
+    """Options of the task `refcoco`."""
+
+    selected_cols: str = field(
+        default="0,4,2,3", metadata={"help": "TSV columns (from 0) of id, image, text and box, in this order"}
+    )
+    patch_image_size: int = field(default=512, metadata={"help": "side of the square image, in pixels"})
+    max_image_size: int = field(
+        default=512, metadata={"help": "side, in pixels, that the <bin_k> cover; at least --patch-image-size"}
+    )
+    eval_acc: bool = field(
+        default=False,
+        metadata={
+            "help": "generate in validation and log the share of boxes with IoU of at least 0.5 as `score` (for "
+            "--best-checkpoint-metric), `mean_iou`, and the share of hypotheses that are no box as `no_box`"
+        },
+    )
+    eval_args: str = field(
+        default='{"beam": 5, "min_len": 4, "max_len_a": 0, "max_len_b": 4}',
+        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+    )
+
+
+@register_task("refcoco", dataclass=RefcocoConfig)
+class RefcocoTask(BaseTask):
+    """Grounding; see RefcocoDataset for the columns. A student needs 7 queries: four bins, and three repeats."""
+
+    validation_metrics = ("score", "mean_iou", "no_box")
+    cfg: RefcocoConfig
+
+    def __init__(self, cfg: RefcocoConfig, **kwargs: Any) -> None:
+        if cfg.patch_image_size > cfg.max_image_size:
+            raise InputError(
+                f"--patch-image-size {cfg.patch_image_size} is larger than --max-image-size {cfg.max_image_size}, so "
+                "that the image's right and lower part would have no bins"
+            )
+        super().__init__(cfg, **kwargs)
+
+    @property
+    def generates_in_validation(self) -> bool:
+        """Say whether validation generates boxes (--eval-acc)."""
+        return self.cfg.eval_acc
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> RefcocoDataset:
+        """Return the data set of a split's file."""
+        return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
+
+    def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
+        """Return the best hypotheses as boxes in pixels of the images as they come, None where one is no box."""
+        boxes: list[list[float] | None] = []
+        ratios = torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1).cpu()
+        for beam, ratio in zip(hypotheses, ratios, strict=True):
+            bins = bins_in(self.codec.decode(beam[0]["tokens"]))
+            if bins is None:
+                boxes.append(None)
+                continue
+            resized = from_bins(torch.tensor(bins), side=self.cfg.max_image_size, num_bins=self.cfg.num_bins)
+            boxes.append((resized / ratio.repeat(2)).tolist())
+        return boxes
+
+    def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
+        """Return of each box whether it is good, its IoU, and whether it is none."""
+        boxes = self.boxes(sample, hypotheses)
+        scores = overlaps(boxes, sample["region_coords"].tolist())
+        return {
+            "score": [float(score >= GOOD_IOU) for score in scores],
+            "mean_iou": scores,
+            "no_box": [float(box is None) for box in boxes],
+        }

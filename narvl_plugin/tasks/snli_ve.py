@@ -1,0 +1,46 @@
+"""The task `snli_ve`: does a picture entail a hypothesis? Yes, no or maybe."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.tasks import register_task
+
+from narvl_plugin.data.answers import AnswerTrie
+from narvl_plugin.data.snli_ve import SnliVeDataset
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.tasks.answers import AnswerTask, AnswerTaskConfig
+
+
+@dataclass
+class SnliVeConfig(AnswerTaskConfig):
+    """Options of the task `snli_ve`; its score in validation is the accuracy, `snli_score`."""
+
+    selected_cols: str = field(
+        default="0,2,3,4,5",
+        metadata={"help": "TSV columns (from 0) of id, image, hypothesis, caption and label, in this order"},
+    )
+    add_caption: bool = field(default=False, metadata={"help": "give the caption, too, as the first of two texts"})
+
+
+@register_task("snli_ve", dataclass=SnliVeConfig)
+class SnliVeTask(AnswerTask):
+    """Visual entailment; see SnliVeDataset for the columns. A student needs 3 queries."""
+
+    validation_metrics = ("snli_score",)
+    cfg: SnliVeConfig
+
+    def __init__(self, cfg: SnliVeConfig, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        self.trie = AnswerTrie(ENTAILMENT_ANSWERS.values(), self.codec)
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> SnliVeDataset:
+        """Return the data set of a split's file."""
+        return SnliVeDataset(
+            tsv,
+            self.options,
+            split,
+            prompt_type=str(self.cfg.prompt_type),
+            trie=self.trie,
+            add_caption=self.cfg.add_caption,
+        )

@@ -1,0 +1,53 @@
+"""The task `vqa_gen`: a picture and a question about it, to a short answer."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.tasks import register_task
+
+from narvl_plugin.data.answers import AnswerTrie, read_answers
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.data.vqa_gen import VqaGenDataset
+from narvl_plugin.tasks.answers import AnswerTask, AnswerTaskConfig
+
+
+@dataclass
+class VqaGenConfig(AnswerTaskConfig):
+    """Options of the task `vqa_gen`; its score in validation is the soft accuracy, `vqa_score`."""
+
+    selected_cols: str = field(
+        default="0,5,2,3,4",
+        metadata={"help": "TSV columns (from 0) of id, image, question, answers and objects, in this order"},
+    )
+    add_object: bool = field(default=False, metadata={"help": "name the objects in the picture after the question"})
+    max_object_length: int = field(default=30, metadata={"help": "objects that are named at most"})
+    ans2label_file: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "pickled dict whose keys are all answers, if they are a closed list (trainval_ans2label.pkl)"
+        },
+    )
+
+
+@register_task("vqa_gen", dataclass=VqaGenConfig)
+class VqaGenTask(AnswerTask):
+    """Visual question answering; see VqaGenDataset for the columns. A student needs 6 queries."""
+
+    validation_metrics = ("vqa_score",)
+    cfg: VqaGenConfig
+
+    def __init__(self, cfg: VqaGenConfig, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        file = cfg.ans2label_file
+        self.trie = AnswerTrie(read_answers(file), self.codec) if file else None
+
+    def build_dataset(self, tsv: TsvFile, split: str) -> VqaGenDataset:
+        """Return the data set of a split's file."""
+        return VqaGenDataset(
+            tsv,
+            self.options,
+            split,
+            prompt_type=str(self.cfg.prompt_type),
+            trie=self.trie,
+            max_objects=self.cfg.max_object_length if self.cfg.add_object else None,
+        )

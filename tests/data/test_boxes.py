@@ -1,0 +1,52 @@
+"""Boxes: bins and back, text to bins, intersection over union by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narvl_plugin.data.boxes import bins_in, from_bins, iou, to_bins
+
+
+@given(st.lists(st.floats(0, 512, width=32), min_size=4, max_size=4), st.integers(2, 1000))
+def test_bins_are_at_most_half_a_bin_away(box: list[float], num_bins: int) -> None:
+    bins = to_bins(torch.tensor(box), side=512, num_bins=num_bins)
+    assert bins.min() >= 0
+    assert bins.max() < num_bins
+    back = from_bins(bins, side=512, num_bins=num_bins)
+    assert torch.equal(to_bins(back, side=512, num_bins=num_bins), bins)
+    assert (back - torch.tensor(box)).abs().max() <= 512 / (num_bins - 1) / 2 + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "bins"),
+    [
+        ("<bin_1><bin_20><bin_300><bin_0>", [1, 20, 300, 0]),
+        (" <bin_1> <bin_2> <bin_3> <bin_4> ", [1, 2, 3, 4]),
+        ("<bin_1><bin_2><bin_3>", None),
+        ("<bin_1><bin_2><bin_3><bin_4><bin_5>", None),
+        ("<bin_1><bin_2><bin_3><bin_4>dog", None),
+        ("", None),
+    ],
+)
+def test_only_four_bins_are_a_box(text: str, bins: list[int] | None) -> None:
+    assert bins_in(text) == bins
+
+
+@pytest.mark.parametrize(
+    ("box", "other", "expected"),
+    [
+        ([0, 0, 2, 2], [0, 0, 2, 2], 1),
+        ([0, 0, 2, 2], [1, 1, 3, 3], 1 / 7),
+        ([0, 0, 4, 2], [0, 0, 2, 2], 1 / 2),
+        ([0, 0, 2, 2], [2, 0, 4, 2], 0),
+        ([0, 0, 2, 2], [5, 5, 6, 6], 0),
+        ([2, 2, 0, 0], [0, 0, 2, 2], 0),  # the wrong way round
+        ([1, 1, 1, 1], [1, 1, 1, 1], 0),  # nothing over nothing
+    ],
+)
+def test_iou(box: list[int], other: list[int], expected: float) -> None:
+    boxes, others = (torch.tensor([edges], dtype=torch.float32) for edges in (box, other))
+    assert iou(boxes, others).item() == pytest.approx(expected)
+    stretch = torch.tensor([3, 0.5, 3, 0.5])
+    assert iou(boxes * stretch, others * stretch).item() == pytest.approx(expected)

@@ -1,0 +1,82 @@
+"""The grounding task: boxes in validation, options, fairseq's own programs."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
+
+Rows = list[list[str]]
+
+
+@pytest.fixture
+def make_task(vocabulary: Path, write_tsv: Callable[..., Path]) -> Callable[..., RefcocoTask]:
+    """Make a task on rows of regions; eleven bins, so that bin k is at 8 k of the 80 pixels."""
+
+    def make(rows: Rows, **options: Any) -> RefcocoTask:
+        path = write_tsv("valid.tsv", rows)
+        values = {"patch_image_size": 80, "max_image_size": 80, "num_bins": 11} | options
+        return RefcocoTask.setup_task(RefcocoConfig(data=f"train.tsv,{path}", bpe_dir=str(vocabulary), **values))
+
+    return make
+
+
+def test_validation_logs_accuracy_overlap_and_what_is_no_box(
+    make_task: Callable[..., RefcocoTask], refcoco_rows: Rows, validated: Callable[..., dict[str, float]]
+) -> None:
+    refcoco_rows[0][3] = "0,0,4,3"  # of 8 x 6 pixels: 0, 0, 40, 40 of 80 x 80, bins 0, 0, 5, 5
+    refcoco_rows[1][3] = "0,0,8,6"  # the whole
+    refcoco_rows[2][3] = "0,0,8,6"
+    task = make_task(refcoco_rows, eval_acc=True)
+    codec = task.codec
+    said = {"<bin_0><bin_0><bin_5><bin_5>": 1.0, "<bin_0><bin_0><bin_10><bin_4>": 0.4, "<bin_0><bin_0><bin_10>": 0.0}
+    encode = codec.encode
+    codec.encode = lambda text: (  # the tests' generator says texts
+        torch.tensor([codec.dictionary.index(symbol) for symbol in re.findall("<bin_.>|<bin_10>", text)])
+        if text in said
+        else encode(text)
+    )
+    logged = validated(task, list(said))
+    assert logged["score"] == pytest.approx(1 / 3, abs=1e-4)
+    assert logged["mean_iou"] == pytest.approx(1.4 / 3, abs=1e-4)
+    assert logged["no_box"] == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_boxes_are_given_in_pixels_of_the_image_as_it_comes(
+    make_task: Callable[..., RefcocoTask], refcoco_rows: Rows
+) -> None:
+    task = make_task(refcoco_rows)
+    task.load_dataset("valid")
+    batch = task.dataset("valid").collater([task.dataset("valid")[row] for row in range(2)])
+    first = task.target_dictionary.index("<bin_0>")
+    boxes = task.boxes(batch, [[{"tokens": torch.tensor([first, first + 5, first + 10, first + 10, 2])}]] * 2)
+    assert boxes == [pytest.approx([0, 3, 8, 6])] * 2
+    assert task.boxes(batch, [[{"tokens": torch.tensor([first, 2])}]] * 2) == [None, None]
+
+
+def test_images_beyond_the_bins_are_refused(make_task: Callable[..., RefcocoTask], refcoco_rows: Rows) -> None:
+    with pytest.raises(InputError, match="--patch-image-size 81 is larger than --max-image-size 80"):
+        make_task(refcoco_rows, patch_image_size=81)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("arch", "criterion"), [("ofa_nano", "adjust_label_smoothed_cross_entropy"), ("narvl_nano", "qctc")]
+)
+def test_from_tsv_to_boxes_with_fairseqs_programs(
+    arch: str, criterion: str, fairseqs_programs: Callable[..., str], refcoco_rows: Rows
+) -> None:
+    queries = ["--num-queries", 7] if arch == "narvl_nano" else []
+    last = fairseqs_programs(
+        refcoco_rows,
+        *("--task", "refcoco", "--num-bins", 11, "--max-image-size", 80),
+        training=["--arch", arch, "--criterion", criterion, *queries, "--eval-acc"],
+        metric="score",
+        generation=["--scoring", "grounding", "--min-len", 4, "--max-len-b", 4],
+    )
+    assert re.search(r"accuracy 0\.\d+ at IoU 0\.5, mean IoU 0\.\d+ \(3 boxes, . hypotheses are no box\)", last)
