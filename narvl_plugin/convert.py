@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -127,6 +128,7 @@ def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any]) -> None:
         safetensors.torch.save_file(own_names, partial)
         description = out.with_suffix(".json")
         description.write_text(json.dumps({"cfg": cfg}, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(description, partial)  # safetensors lets none but the owner read
     else:
         torch.save(whole_checkpoint(weights, cfg), partial)
     partial.replace(out)

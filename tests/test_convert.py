@@ -137,6 +137,7 @@ class TestConvert:
         convert(parallel, tmp_path / "plain.pt")
         convert(tmp_path / "plain.pt", tmp_path / "model.safetensors")
         description = json.loads((tmp_path / "model.json").read_text())
+        assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "model.json").stat().st_mode
         assert description["cfg"]["model"]["num_queries"] == QUERY_COUNT
         convert(tmp_path / "model.safetensors", tmp_path / "back.pt")
         plain, back = read_checkpoint(tmp_path / "plain.pt"), read_checkpoint(tmp_path / "back.pt")
