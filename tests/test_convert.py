@@ -185,6 +185,15 @@ def generated(run_generate: Callable[..., None], tsv: Path, vocabulary: Path, fi
     return sorted(line for line in lines if line.startswith("H-"))
 
 
+def test_a_checkpoint_from_before_an_option_is_read(teacher: Path, vocabulary: Path, tmp_path: Path) -> None:
+    convert(teacher, tmp_path / "ours.pt")
+    state = read_checkpoint(tmp_path / "ours.pt")
+    del state["cfg"]["model"]["freeze_embedding"], state["cfg"]["model"]["dropout"]
+    torch.save(state, tmp_path / "old.pt")
+    loaded = checkpoints.load(tmp_path / "old.pt", task_overrides={"bpe_dir": str(vocabulary), "num_bins": 10})
+    assert loaded.models[0].cfg.dropout == 0.1
+
+
 @pytest.mark.integration
 class TestFairseqsPrograms:
     @pytest.mark.parametrize("kind", ["teacher", "parallel"])

@@ -3,10 +3,12 @@
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
 from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _IncompatibleKeys
@@ -43,9 +45,10 @@ class OfaModel(FairseqEncoderDecoderModel):
             self.encoder.embed_tokens.requires_grad_(False)
 
     @classmethod
-    def build_model(cls, cfg: OfaConfig, task: FairseqTask) -> "OfaModel":
-        """Build the model for the vocabulary of a fairseq task."""
-        return cls(cfg, len(task.target_dictionary) + cls.extra_labels)
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "OfaModel":
+        """Build the model for a fairseq task's vocabulary; options younger than a checkpoint have their defaults."""
+        known = {field.name: cfg[field.name] for field in fields(cls.config_class) if field.name in cfg}
+        return cls(cls.config_class(**known), len(task.target_dictionary) + cls.extra_labels)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
