@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ def convert(
     weights = _weights(source, state, ema)
     adopt(state, str(source))
     family, config = _configuration(source, state, weights, arch, num_queries)
+    if to_ofa and family != "ofa":
+        raise InputError(f"{source}: is a student; OFA's layout is for teachers")
+    if to_ofa and out.suffix == SAFETENSORS_SUFFIX:
+        raise InputError(f"{out}: OFA's layout is a checkpoint of torch; name it .pt")
     model_class = FAMILIES[family][1]
     labels = len(weights[EMBEDDING]) - (QUERIES in weights) + model_class.extra_labels
     # What may be missing takes the values that a model starts with; without that, names and shapes will do.
@@ -74,14 +78,10 @@ def convert(
 
     cfg = dict(state["cfg"])
     if to_ofa:
-        if family != "ofa":
-            raise InputError(f"{source}: is a student; OFA's layout is for teachers")
-        if out.suffix == SAFETENSORS_SUFFIX:
-            raise InputError(f"{out}: OFA's layout is a checkpoint of torch; name it .pt")
         cfg["model"] = flags_of(config)
         fitted |= tables_of(config)
     else:
-        cfg["model"] = asdict(config) | {"_name": family}
+        cfg["model"] = asdict(config)
     _write(out, fitted, cfg)
     return notes
 
@@ -115,8 +115,7 @@ def _configuration(
         if family != "narvl":
             raise InputError(f"--num-queries {num_queries}: a teacher has no queries; give --arch narvl_SIZE, too")
         values = values | {"num_queries": num_queries}
-    known = {field.name for field in fields(config_class)} - {"_name"}
-    return family, config_class(**{name: value for name, value in values.items() if name in known})
+    return family, config_class.of(values | {"_name": family})
 
 
 def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any]) -> None:

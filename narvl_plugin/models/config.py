@@ -1,7 +1,8 @@
 """Sizes and training options of the models, one dataclass shared by teacher and student."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from fairseq.dataclass import FairseqDataclass
 
@@ -73,6 +74,11 @@ class OfaConfig(FairseqDataclass):
             "the model's, or have in another shape"
         },
     )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Make a configuration of the options among `values`; those that are younger than them have their defaults."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass

@@ -30,8 +30,8 @@ FIXED_FLAGS = {
 }
 """Flags of OFA that all published checkpoints share, and that are no options here."""
 
-FOREIGN_ARCHS = {"ofa_": "ofa", "na_ofa_": "narvl", "narvl_": "narvl"}
-"""How the names of architectures in foreign checkpoints begin, and the model that they are here."""
+FOREIGN_ARCHS = ("ofa_", "na_ofa_", "narvl_")
+"""How the names of architectures that we know begin in foreign checkpoints."""
 
 EMBEDDING = "encoder.embed_tokens.weight"
 """The one embedding of all labels (V, D), and below its other names."""
@@ -46,7 +46,7 @@ def adopt(state: dict[str, Any], file: str) -> None:
     `state` is the whole checkpoint, `file` where it is from. Raises InputError as `config_from_flags` does.
     """
     flags = (state.get("cfg") or {}).get("model")
-    if not isinstance(flags, Namespace) or not str(getattr(flags, "arch", None)).startswith(tuple(FOREIGN_ARCHS)):
+    if not isinstance(flags, Namespace) or not str(getattr(flags, "arch", None)).startswith(FOREIGN_ARCHS):
         return
     family, config_class = ("narvl", NarvlConfig) if QUERIES in state["model"] else ("ofa", OfaConfig)
     try:

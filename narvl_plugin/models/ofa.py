@@ -3,7 +3,6 @@
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
@@ -46,9 +45,8 @@ class OfaModel(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "OfaModel":
-        """Build the model for a fairseq task's vocabulary; options younger than a checkpoint have their defaults."""
-        known = {field.name: cfg[field.name] for field in fields(cls.config_class) if field.name in cfg}
-        return cls(cls.config_class(**known), len(task.target_dictionary) + cls.extra_labels)
+        """Build the model for the vocabulary of a fairseq task."""
+        return cls(cls.config_class.of(cfg), len(task.target_dictionary) + cls.extra_labels)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
