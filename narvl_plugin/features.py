@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data import images
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
@@ -21,6 +18,7 @@ BATCH_SIZE = 16
 """Pictures in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
 anew for every block and most of the time goes into page faults: 192 pictures of 128 pixels a second with 16 at a time,
 120 with 32, 102 with 64, on one core."""
+RGB = 3
 
 
 def write_features(
@@ -37,8 +35,9 @@ def write_features(
 ) -> bool:
     """Write `data` again as `out` with features in place of pictures; training on it skips the trunk.
 
-    The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16). A run that was
-    stopped goes on where it was, see `ResumableWriter`.
+    The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16), and of a second one
+    with the picture's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
+    `ResumableWriter`.
 
     Args:
         data: TSV file with pictures.
@@ -76,25 +75,30 @@ def write_features(
         return False
     if not 0 <= image_column < len(rows.columns):
         raise InputError(f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0")
-    read_image = ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
+    read_image = images.ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
     budget = SkipBudget(skip_bad_rows)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
     with writer:
         for batch in writer.batches(len(rows), batch_size, "features"):
-            kept, pictures = [], []
+            kept, pictures, sizes = [], [], []
             for row in batch:
                 try:
                     columns = rows[row]
-                    pictures.append(read_image(columns[image_column], rows.where(row)))
+                    picture, size = read_image.with_size(columns[image_column], rows.where(row))
+                    if len(picture) != RGB:
+                        raise BadRow(f"{rows.where(row)}: the image column holds features already")
+                    pictures.append(picture)
+                    sizes.append(size)
                     kept.append(columns)
                 except BadRow as error:
                     budget.skip(error)
             if kept:
                 with torch.inference_mode():
                     features = trunk_features(trunk, torch.stack(pictures).to(chosen))
-                for columns, feature in zip(kept, features, strict=True):
-                    columns[image_column] = encode_features(feature)
+                for columns, feature, size in zip(kept, features, sizes, strict=True):
+                    data = images.write_features(feature, size)
+                    columns[image_column] = base64.b64encode(data).decode("ascii")
             writer.append(["\t".join(columns) for columns in kept], rows=len(batch))
         writer.finish()
     return True
@@ -110,10 +114,3 @@ def frozen_trunk(arch: str) -> str:
     if not (cfg.vision_pretrained and cfg.freeze_resnet):
         raise InputError(f"--arch {arch}: trains its vision trunk, so its features change and are not to be stored")
     return cfg.vision_trunk
-
-
-def encode_features(features: Tensor) -> str:
-    """Return features (C, h, w) as the base64 of a `.npy` file in float16."""
-    stream = io.BytesIO()
-    np.save(stream, features.to(torch.float16).cpu().numpy(), allow_pickle=False)
-    return base64.b64encode(stream.getvalue()).decode("ascii")

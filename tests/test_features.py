@@ -41,12 +41,15 @@ def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_pat
     for picture, feature in zip(pictures, features, strict=True):
         pixels, precomputed = read(picture[4], "test:1"), read(feature[4], "test:1")
         assert pixels.shape == (3, SIZE, SIZE)
+        assert read.with_size(feature[4], "test:1")[1] == (SIZE, SIZE)
         assert precomputed.shape == (model.encoder.embed_images.out_channels, SIZE // 16, SIZE // 16)
         source = torch.tensor([[0, 5, 2]])
         with torch.no_grad():
             seen = [model(src_tokens=source, patch_images=image[None])[0] for image in (pixels, precomputed)]
         torch.testing.assert_close(seen[0], seen[1], atol=5e-3, rtol=5e-3)  # they are stored in half precision
     assert not write_features(data, out, arch="narvl_nano", patch_image_size=SIZE)
+    with pytest.raises(BadRow, match=r"features.tsv:1: the image column holds features already"):
+        write_features(out, tmp_path / "again.tsv", arch="narvl_nano", patch_image_size=SIZE)
 
 
 def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ class ImageReader:
 
     Pictures become RGB, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
     ImageNet's values. Where the column holds a `.npy` file, a frozen trunk's features (C, h, w) were computed
-    before; they come back as float32, unchanged. Relative paths are looked up from `folder`, the TSV's own.
+    before, see `write_features`; they come back as float32, unchanged. Relative paths are looked up from `folder`,
+    the TSV's own.
     """
 
     def __init__(self, size: int, *, imagenet_normalisation: bool = False, folder: str | Path = ".") -> None:
@@ -42,10 +43,15 @@ class ImageReader:
 
     def __call__(self, column: str, where: str) -> torch.Tensor:
         """Return the tensor of an image column; raises BadRow, naming `where` (FILE:ROW), if it is none."""
+        return self.with_size(column, where)[0]
+
+    def with_size(self, column: str, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
+        """Return the tensor, and width and height of the picture before it was resized; None for unknown ones."""
         data = self.read_bytes(column, where)
         if data.startswith(NPY_MAGIC):
             return read_features(data, where)
-        return self.to_tensor(open_image(data, where))
+        picture = open_image(data, where)
+        return self.to_tensor(picture), picture.size
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """Return an RGB picture as a normalised square, float32 (3, size, size)."""
@@ -87,8 +93,10 @@ def open_image(data: bytes, where: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height of a picture from its header; raises BadRow as `open_image` does."""
+def image_size(data: bytes, where: str) -> tuple[int, int] | None:
+    """Return width and height of a picture from its header, None for features that do not tell; raises BadRow."""
+    if data.startswith(NPY_MAGIC):
+        return read_features(data, where)[1]
     with _opened(data, where) as image:
         return image.size
 
@@ -112,24 +120,49 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         raise BadRow(f"{where}: the image column holds no readable image ({error})") from error
 
 
-def read_features(data: bytes, where: str) -> torch.Tensor:
-    """Return the features of a `.npy` file, float32 (C, h, w); raises BadRow for any other array."""
+def write_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
+    """Return features (C, h, w) as a `.npy` file in float16, followed by one of the picture's width and height."""
+    stream = io.BytesIO()
+    np.save(stream, features.to(torch.float16).cpu().numpy(), allow_pickle=False)
+    np.save(stream, np.array(size, dtype=np.int32), allow_pickle=False)
+    return stream.getvalue()
+
+
+def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
+    """Return features, float32 (C, h, w), and width and height of their picture, None where they are not told.
+
+    Raises BadRow for any other array.
+    """
     stream = io.BytesIO(data)
+    size = None
     try:
-        # The header may claim any shape; numpy would allocate it before it finds the bytes missing.
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read_header(stream)
-        expected = math.prod(shape) * dtype.itemsize
-        if len(data) - stream.tell() != expected:
-            raise ValueError(f"{len(data) - stream.tell()} bytes of data where {shape} needs {expected}")
-        if len(shape) != 3 or dtype.kind != "f":
-            raise ValueError(f"expected floating-point features of shape (C, h, w), found {dtype} {shape}")
-        stream.seek(0)
-        features = np.load(stream, allow_pickle=False)
-    except (ValueError, KeyError, EOFError) as error:
+        features = read_array(stream)
+        if features.ndim != 3 or features.dtype.kind != "f":
+            raise ValueError(
+                f"expected floating-point features of shape (C, h, w), found {features.dtype} {features.shape}"
+            )
+        if stream.tell() < len(data):
+            width, height = read_array(stream).tolist()
+            size = int(width), int(height)
+        if stream.tell() < len(data) or (size and min(size) < 1):
+            raise ValueError(f"expected the picture's width and height after them, and nothing more, found {size}")
+    except (ValueError, TypeError, KeyError, EOFError) as error:
         raise BadRow(f"{where}: the .npy features cannot be used ({error})") from error
-    return torch.from_numpy(features.astype(np.float32))
+    return torch.from_numpy(features.astype(np.float32)), size
+
+
+def read_array(stream: io.BytesIO) -> np.ndarray:
+    """Return the array of a `.npy` file that starts here; raises ValueError, KeyError or EOFError."""
+    # The header may claim any shape; numpy would allocate it before it finds the bytes missing.
+    start = stream.tell()
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read_header(stream)
+    found, needed = len(stream.getbuffer()) - stream.tell(), math.prod(shape) * dtype.itemsize
+    if found < needed:
+        raise ValueError(f"{found} bytes of data where {shape} needs {needed}")
+    stream.seek(start)
+    return np.load(stream, allow_pickle=False)

@@ -9,7 +9,7 @@ import torch
 from narvl_plugin.data.boxes import inside_image, parse_box, to_bins
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
-from narvl_plugin.data.images import NPY_MAGIC, image_size, open_image
+from narvl_plugin.data.images import image_size
 from narvl_plugin.data.text import PROMPTS, clean_caption
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
@@ -37,12 +37,13 @@ class RefcocoDataset(TsvDataset):
         words = clean_caption(text, self.options.max_src_length)
         if not words:
             raise BadRow(f"{where}: the text {text!r} has no words; check --selected-cols")
-        picture = open_image(self._image_bytes(image, where), where)
-        box = self._box(column, picture.size, where)
-        ratios = self._ratios(picture.size)
+        pixels, maybe_size = self.read_image.with_size(image, where)
+        size = self._known(maybe_size, where)
+        box = self._box(column, size, where)
+        ratios = self._ratios(size)
         source = self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
         return (
-            self.as_input(row, unique_id, source, self.read_image.to_tensor(picture))
+            self.as_input(row, unique_id, source, pixels)
             | self.as_target(self._tokens(box * ratios.repeat(2)))
             | {"region_coord": box, "w_resize_ratio": ratios[0], "h_resize_ratio": ratios[1]}
         )
@@ -51,7 +52,7 @@ class RefcocoDataset(TsvDataset):
         """Return the four bins of a row, int64 (4,); raises BadRow."""
         _, image, _, column = columns
         where = self.tsv.where(row)
-        size = image_size(self._image_bytes(image, where), where)
+        size = self._known(image_size(self.read_image.read_bytes(image, where), where), where)
         return self._tokens(self._box(column, size, where) * self._ratios(size).repeat(2))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
@@ -63,14 +64,14 @@ class RefcocoDataset(TsvDataset):
         }
         return super().make_batch(samples) | boxes
 
-    def _image_bytes(self, column: str, where: str) -> bytes:
-        data = self.read_image.read_bytes(column, where)
-        if data.startswith(NPY_MAGIC):
+    @staticmethod
+    def _known(size: tuple[int, int] | None, where: str) -> tuple[int, int]:
+        if size is None:
             raise BadRow(
-                f"{where}: the image column holds features, which do not tell the size of the image that the box is "
-                "drawn on; grounding needs the image itself"
+                f"{where}: the image column holds features that do not tell the size of the image that the box is "
+                "drawn on; make them by narvl features"
             )
-        return data
+        return size
 
     def _box(self, column: str, size: tuple[int, int], where: str) -> torch.Tensor:
         return inside_image(parse_box(column, where), size, where)

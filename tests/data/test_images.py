@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.data.images import ImageReader, image_size, resize
+from narvl_plugin.data.images import ImageReader, image_size, resize, write_features
 from narvl_plugin.errors import BadRow
 
 WHERE = "train.tsv:3"
@@ -92,6 +92,21 @@ def test_precomputed_features_come_back_unchanged() -> None:
     assert np.array_equal(tensor.numpy(), features.astype(np.float32))
 
 
+def test_features_tell_the_size_of_their_picture() -> None:
+    features = torch.from_numpy(np.random.RandomState(0).standard_normal((5, 2, 3)).astype(np.float16))
+    data = write_features(features, (640, 480))
+    tensor, size = ImageReader(64).with_size(base64.b64encode(data).decode(), WHERE)
+    assert torch.equal(tensor, features.float())
+    assert size == image_size(data, WHERE) == (640, 480)
+    assert ImageReader(64).with_size(npy(features.numpy()), WHERE)[1] is None
+    assert ImageReader(64).with_size(base64.b64encode(encode(noise(31, 17))).decode(), WHERE)[1] == (31, 17)
+
+
+def features_and(more: bytes) -> str:
+    """Give features, and bytes after them."""
+    return base64.b64encode(base64.b64decode(npy(np.zeros((1, 2, 2), np.float16))) + more).decode()
+
+
 def png_header(width: int, height: int) -> bytes:
     """Build a PNG whose header claims a size that its few bytes of zeros would unpack to."""
 
@@ -134,6 +149,10 @@ def claims_too_much() -> str:
         (npy(np.zeros((2, 3, 4), dtype=np.int64)), r"floating-point features"),
         (pickled(), "features cannot be used"),
         (claims_too_much(), "bytes of data where"),
+        (features_and(b"1"), "features cannot be used"),
+        (features_and(base64.b64decode(npy(np.array([640, 480, 3])))), "features cannot be used"),
+        (features_and(base64.b64decode(npy(np.array([640, 0])))), "picture's width and height"),
+        (features_and(base64.b64decode(npy(np.array([640, 480]))) + b"1"), "and nothing more"),
     ],
 )
 def test_what_is_no_image_is_named(column: str, message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from narvl_plugin.data.dataset import DatasetOptions
+from narvl_plugin.data.images import write_features
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
@@ -105,10 +106,27 @@ def test_bad_rows_are_named_and_can_be_skipped(
     assert dataset.options.skip_budget.count == 1
 
 
-def test_features_do_not_do(make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path) -> None:
+def test_features_do_if_they_tell_the_size(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path
+) -> None:
+    picture = make(refcoco_rows)[0]
+    (tmp_path / "features.npy").write_bytes(write_features(torch.zeros(5, 2, 2), (8, 6)))
+    refcoco_rows[0][4] = "features.npy"
+    dataset = make(refcoco_rows)
+    features = dataset[0]
+    assert picture is not None and features is not None
+    assert features["patch_image"].shape == (5, 2, 2)
+    assert torch.equal(features["target"], picture["target"])
+    assert torch.equal(features["h_resize_ratio"], picture["h_resize_ratio"])
+    assert torch.equal(dataset.target_tokens(0, dataset.tsv[0]), picture["target"][:-1])
+
+
+def test_features_of_unknown_size_do_not_do(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path
+) -> None:
     np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
     refcoco_rows[0][4] = "features.npy"
-    with pytest.raises(BadRow, match=r"train\.tsv:1: the image column holds features"):
+    with pytest.raises(BadRow, match=r"train\.tsv:1: the image column holds features that do not tell the size"):
         make(refcoco_rows)[0]
 
 
