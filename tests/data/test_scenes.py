@@ -14,6 +14,7 @@ from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, 
 from narvl_plugin.data.scenes.art import embedded_art
 from narvl_plugin.data.scenes.compose import HeldOutPairs
 from narvl_plugin.data.scenes.nouns import art_file_name, with_article
+from narvl_plugin.safe_reading import read_pickle
 
 
 def _rows(out: Path, task: str, split: str) -> list[list[str]]:
@@ -40,7 +41,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
         inside = path.relative_to(tmp_path / "first")
         assert path.read_bytes() == (tmp_path / "second" / inside).read_bytes()
         assert path.read_bytes() != (tmp_path / "other" / inside).read_bytes()
-    assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3, "nothing but the finished files is left"
+    assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3 + 1, "nothing but the finished files is left"
 
 
 def test_a_longer_run_begins_with_the_shorter_one_and_tasks_do_not_change_captions(tmp_path: Path) -> None:
@@ -110,6 +111,14 @@ def test_answers_are_weighted_and_true_where_another_column_tells(scenes: Path) 
             asked = question.removeprefix("how many ").removesuffix(" are there")
             assert (numbers[best] > 0) == (asked in [plural(noun) for noun in objects])
     assert seen == {"yes", "no", "count"}
+
+
+def test_the_list_of_answers_holds_those_of_train_and_valid_by_frequency(scenes: Path) -> None:
+    rows = _rows(scenes, "vqa_gen", "train") + _rows(scenes, "vqa_gen", "valid")
+    said = [answer.split("|!+")[1] for row in rows for answer in row[3].split("&&")]
+    listed = list(read_pickle(scenes / "vqa_gen" / "trainval_ans2label.pkl"))
+    assert set(listed) == set(said)
+    assert listed == sorted(listed, key=lambda answer: -said.count(answer))
 
 
 def _flat_art(folder: Path, nouns: Sequence[str]) -> Path:

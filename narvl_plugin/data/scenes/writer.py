@@ -2,8 +2,10 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -14,10 +16,13 @@ from narvl_plugin.data.scenes.art import load_art
 from narvl_plugin.data.scenes.compose import MAX_OBJECTS, Composer, HeldOutPairs
 from narvl_plugin.data.scenes.nouns import NOUNS
 from narvl_plugin.data.scenes.rows import ROWS, Example
+from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
+from narvl_plugin.data.vqa_gen import parse_answers
 
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
 _MIN_SIDE = 32
+ANSWERS = 3  # their column among those of vqa_gen
 
 
 class SceneSettingError(ValueError):
@@ -39,6 +44,8 @@ def write_scenes(
 ) -> None:
     """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
 
+    Beside questions goes trainval_ans2label.pkl, the list of all answers in train and valid.
+
     A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes.
     A pair of nouns held out by the seed never shares a picture of train or valid; every test picture of
     several nouns has such a pair.
@@ -59,6 +66,19 @@ def write_scenes(
     composer = Composer(load_art(chosen, art), HeldOutPairs(chosen, seed), size, max_objects)
     for split, count in counts.items():
         _write_split(Path(out), split, count, composer, seed, tasks)
+    if "vqa_gen" in tasks:
+        folder = Path(out) / "vqa_gen"
+        (folder / ANSWER_LIST).unlink(missing_ok=True)
+        write_answers(folder, partial(_answers, folder))
+
+
+def _answers(folder: Path) -> list[str]:
+    """All answers in train and valid, the most frequent first."""
+    counts = Counter[str]()
+    for split in ("train", "valid"):
+        for line in (folder / f"{split}.tsv").read_text(encoding="utf-8").splitlines():
+            counts.update(parse_answers(line.split("\t")[ANSWERS], split))
+    return [answer for answer, _ in counts.most_common()]
 
 
 def _check_settings(counts: dict[str, int], size: int, nouns: int, max_objects: int, tasks: Sequence[str]) -> None:

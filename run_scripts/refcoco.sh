@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Grounding from nothing to a report: scenes and words for one of their things -> teacher -> student -> its box.
+#
+#   bash run_scripts/refcoco.sh [KEY=value ...]
+#
+# Settings of every task are listed in road.sh.
+
+name=refcoco
+task=refcoco
+image_column=4
+text_columns=2
+teacher_loss=(label_smoothed_cross_entropy)
+scoring=grounding
+
+sizes() {
+  if ((!nano)); then # 10 epochs; refcocog: STUDENT_LR=3e-5 EPOCHS=12
+    defaults PATCH_IMAGE_SIZE=512 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5
+  fi
+  case $PRESET in
+    quick) defaults TRAIN=16000 VALID=200 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=3000 STUDENT_UPDATES=3000 ;;
+    full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=8000 STUDENT_UPDATES=8000 ;;
+  esac
+  # Four bins, and a blank between equal neighbours: 7 queries fit every box. A bin is two pixels here.
+  defaults QUERIES=7 NUM_BINS=64
+}
+
+make_data() { make_scenes; }
+
+task_options() {
+  task_options=(--selected-cols 0,4,2,3 --max-image-size "$PATCH_IMAGE_SIZE" --eval-acc)
+  local four_bins="--min-len 4 --max-len-a 0 --max-len-b 4"
+  teachers=("teacher_beam5=--beam 5 $four_bins" "teacher_greedy=--beam 1 $four_bins")
+  distil_options=(--beam "$BEAM" --max-len-b 4)
+  latency_options=(--max-len-b 4)
+  student_options=()
+}
+
+source "$(dirname "${BASH_SOURCE[0]}")/road.sh"

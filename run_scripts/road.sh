@@ -1,0 +1,286 @@
+# The road of every task: data -> teacher -> (its words ->) student -> generation -> scores, latency, report.
+# A task's script sets what is the task's own and sources this file; see caption.sh.
+# shellcheck shell=bash
+#
+# Settings of every task, KEY=value:
+#
+#   PRESET     smoke, quick or full: the sizes below (quick)
+#   OUT        folder of the run (runs/NAME_PRESET_seedSEED); a stage whose output is there is skipped
+#   SEED       of the scenes and of training (1)
+#   ARCH       student; its teacher is ofa_ of the same size (narvl_nano)
+#   DATA       folder with {train,valid,test}.tsv in OFA's columns, or with OFA's own names, in place of embedded data
+#   TEACHER    checkpoint of a trained teacher, in place of training one
+#   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
+#   DISTIL     1: the student learns the teacher's words, 0: those of the data
+#   BASELINES  1: also train a student on the other of these two, and one with cross entropy (0)
+#   EPOCHS     passes over the training file, in place of TEACHER_UPDATES and STUDENT_UPDATES
+#   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
+#   THREADS    torch's threads in each (1)
+#
+# and, each with a default by preset, what the tables of the task's script list: sizes of the data, updates, learning
+# rates.
+#
+# What a task's script sets, or defines as a function:
+#
+#   name            of the run's folder and, where DATA has OFA's names, of its files
+#   task            fairseq's task
+#   image_column    number (from 0) of the TSV's column with the picture
+#   text_columns    of the columns with what models read and say, to learn a vocabulary from
+#   task_keys       settings that only this task has
+#   sizes           gives settings their defaults by ARCH and PRESET
+#   task_options    fills the array task_options for fairseq
+#   make_data       writes the embedded data to $OUT/data/$task
+#   teachers        array of NAME=OPTIONS: how the teacher generates; the first is what the student is compared with
+#   teacher_loss    array: the teacher's criterion and its options
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/run_scripts/common.sh"
+[[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
+command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
+
+KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE DISTIL EPOCHS
+ TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
+ WARMUP_PERCENT ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED ${task_keys:-}"
+KEPT_KEYS=${KEPT_KEYS//$'\n'/}
+read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
+
+# --- Settings -------------------------------------------------------------------------------------------------------
+
+defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
+if (($(nproc) == 1)) || command -v nvidia-smi >/dev/null; then
+  defaults PROCESSES=1
+else
+  defaults PROCESSES=2
+fi
+[[ $ARCH == narvl_?* ]] || die "ARCH=$ARCH: give a student's architecture, such as narvl_nano or narvl_base"
+[[ $ARCH == *_nano ]] && nano=1 || nano=0
+teacher_arch=ofa_${ARCH#narvl_}
+[[ " smoke quick full " == *" $PRESET "* ]] || die "PRESET=$PRESET: choose smoke, quick or full"
+((nano)) || [[ -n ${BPE:-} ]] || die "ARCH=$ARCH: give BPE=FOLDER with the dict.txt of the published checkpoints"
+
+sizes
+if ((!nano)); then # the recipe of the published models, for one GPU
+  defaults BATCH=16 UPDATE_FREQ=8 LABEL_SMOOTHING=0.1 ADAM_BETA2=0.999 NUM_BINS=1000 MATMUL_PRECISION=highest \
+    BIGRAM_WEIGHT=0
+fi
+if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything.
+  defaults TRAIN=32 VALID=8 TEST=8 NOUNS=8 OBJECTS=1 PATCH_IMAGE_SIZE=64 VOCAB_SIZE=200 \
+    BATCH=16 TEACHER_UPDATES=4 TEACHER_LR=1e-3 STUDENT_UPDATES=4 STUDENT_LR=1e-3 BEAM=5 TIMED=4
+fi
+defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 BEAM=5 NBEST=1 \
+  SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium \
+  WARMUP_PERCENT=6 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
+
+((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
+for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
+  [[ -z ${!key:-} ]] || [[ -e ${!key} ]] || die "$key=${!key}: no such file or folder"
+  [[ -z ${!key:-} ]] || printf -v "$key" '%s' "$(realpath "${!key}")"
+done
+[[ -z ${TEACHER:-} || -n ${BPE:-} ]] || die "TEACHER=$TEACHER: give the vocabulary it was trained with, too: BPE=FOLDER"
+
+# find_split NAME...: prints the first of these files that DATA holds, as they are or after the run's name.
+find_split() {
+  local split file
+  for split in "$@"; do
+    for file in "$DATA/$split.tsv" "$DATA/${name}_$split.tsv"; do
+      if [[ -e $file ]]; then
+        echo "$file"
+        return
+      fi
+    done
+  done
+  die "DATA=$DATA: holds none of $*, each with .tsv, as it is or after ${name}_"
+}
+
+OUT=$(realpath -m "$OUT")
+if [[ -n ${DATA:-} ]]; then
+  train_tsv=$(find_split train stage1_train)
+  valid_tsv=$(find_split valid val dev)
+  test_tsv=$(find_split test testA testdev)
+else
+  train_tsv=$OUT/data/$task/train.tsv valid_tsv=$OUT/data/$task/valid.tsv test_tsv=$OUT/data/$task/test.tsv
+fi
+
+mkdir -p "$OUT"
+keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
+# Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one.
+export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
+user_dir=$(narvl path)
+
+# --- Data -----------------------------------------------------------------------------------------------------------
+
+# make_scenes: draws pictures with rows of the task.
+make_scenes() {
+  narvl data scenes --out "$OUT/data" --tasks "$task" --seed "$SEED" --size "$PATCH_IMAGE_SIZE" \
+    --train "$TRAIN" --valid "$VALID" --test "$TEST" --nouns "$NOUNS" --max-objects "$OBJECTS"
+}
+
+if [[ -z ${DATA:-} ]]; then
+  stage data "$test_tsv" make_data
+fi
+
+vocab=${BPE:-$OUT/vocab}
+if [[ -z ${BPE:-} ]]; then
+  stage vocab "$vocab/spm.model" narvl vocab "$train_tsv" --out "$vocab" --vocab-size "$VOCAB_SIZE" \
+    --column "$text_columns"
+fi
+
+# answer_options: how a teacher says one of a closed list of answers: the best of all, or what a search among them finds.
+answer_options() {
+  teachers=("teacher_allcand=--val-inference-type allcand" "teacher_beam5=--val-inference-type beamsearch --beam 5
+    --unnormalized")
+  distil_options=() latency_options=() student_options=()
+}
+
+# question_options: the same with the list of answers that lies beside the questions; without one it may say anything.
+question_options() {
+  answer_options
+  local answers
+  answers=$(dirname "$test_tsv")/trainval_ans2label.pkl
+  if [[ -e $answers ]]; then
+    task_options+=(--ans2label-file "$answers")
+  else
+    task_options+=(--val-inference-type beamsearch)
+    teachers=("${teachers[1]}")
+  fi
+}
+
+task_options
+options=(--user-dir "$user_dir" --task "$task" --bpe-dir "$vocab" --max-tgt-length "$WORDS"
+  --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS"
+  --skip-bad-rows "$SKIP_BAD_ROWS" "${task_options[@]}")
+
+# The trunk of nano is frozen: its features are computed once, and training reads them instead of pictures.
+if ((nano)); then
+  for split in train valid; do
+    pictures=${split}_tsv
+    stage "features $split" "$OUT/features/$split.tsv" \
+      narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" --image-column "$image_column" \
+      --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
+  done
+  train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
+fi
+
+if [[ -n ${EPOCHS:-} ]]; then
+  rows=$(narvl rows "$train_tsv")
+  TEACHER_UPDATES=$((rows * EPOCHS / (BATCH * UPDATE_FREQ))) STUDENT_UPDATES=$TEACHER_UPDATES
+fi
+
+# --- Training -------------------------------------------------------------------------------------------------------
+
+# train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
+# fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
+# most. On CPU fairseq is started once for each process that shares the batch.
+train() {
+  local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
+  shift 5
+  mkdir -p "$folder"
+  local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
+    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
+    --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
+    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
+    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
+    --total-num-update "$updates" --max-update "$updates"
+    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
+    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1))
+    --log-format json --log-interval $((updates / 40 + 1)))
+  if ((PROCESSES > 1)); then
+    rm -f "$folder/rendezvous"
+    command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
+      --load-checkpoint-on-all-dp-ranks
+      --distributed-world-size "$PROCESSES" --distributed-init-method "file://$folder/rendezvous")
+    export GLOO_SOCKET_IFNAME=lo
+    for ((rank = 1; rank < PROCESSES; rank++)); do
+      "${command[@]}" --distributed-rank "$rank" >"$folder/train.$rank.log" 2>&1 &
+    done
+    command+=(--distributed-rank 0)
+  fi
+  "${command[@]}" 2>&1 | tee -a "$folder/train.log" | show_training || die_of "$folder"/train*.log
+  wait
+  rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt "$folder"/train.[0-9]*.log "$folder/rendezvous"
+  sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$folder/train.log" >"$folder/train.jsonl.part"
+  mv "$folder/train.jsonl.part" "$folder/train.jsonl"
+}
+
+if [[ -n ${TEACHER:-} ]]; then
+  mkdir -p "$OUT/teacher"
+  ln -sfn "$TEACHER" "$OUT/teacher/checkpoint_last.pt"
+else
+  stage teacher "$OUT/teacher/train.jsonl" train "$OUT/teacher" "$train_tsv" "$teacher_arch" "$TEACHER_UPDATES" \
+    "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING"
+fi
+
+# --- The teacher's words: on the test pictures, and on another core on the training pictures, to learn from -----------
+
+# generate NAME MODEL OPTION...: has the last checkpoint of a model say its words on the test pictures.
+generate() {
+  local name=$1 model=$2 part=$OUT/generate.part/$1
+  shift 2
+  mkdir -p "$part" "$OUT/generate/$name"
+  fairseq-generate "$test_tsv" "${options[@]}" --path "$OUT/$model/checkpoint_last.pt" --gen-subset test \
+    --batch-size "$BATCH" --scoring "$scoring" --results-path "$part" --no-progress-bar "$@" >"$part/log" 2>&1 ||
+    die_of "$part/log"
+  tail -n 1 "$part/generate-test.txt"
+  mv "$part/generate-test.txt" "$OUT/generate/$name/generate-test.txt"
+}
+
+# generate_teachers: in all the ways that the task names.
+generate_teachers() {
+  local teacher
+  for teacher in "${teachers[@]}"; do
+    # shellcheck disable=SC2086 # options are words
+    stage "generate ${teacher%%=*}" "$OUT/generate/${teacher%%=*}/generate-test.txt" \
+      generate "${teacher%%=*}" teacher ${teacher#*=}
+  done
+}
+
+generate_teachers &
+teacher_words=$!
+if ((DISTIL || BASELINES)); then
+  stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" \
+    --data "$train_tsv" --out "$OUT/distilled/train.tsv" --batch-size "$BATCH" \
+    --bpe-dir "$vocab" --skip-bad-rows "$SKIP_BAD_ROWS" "${distil_options[@]}"
+fi
+wait "$teacher_words"
+
+# --- Students -------------------------------------------------------------------------------------------------------
+
+# train_student FOLDER TRAIN_TSV CRITERION OPTION...: from the teacher's weights.
+train_student() {
+  local folder=$1 tsv=$2
+  shift 2
+  train "$folder" "$tsv" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$@" --num-queries "$QUERIES" \
+    --finetune-from-model "$OUT/teacher/checkpoint_last.pt" "${student_options[@]}"
+}
+
+qctc=(qctc --bigram-weight "$BIGRAM_WEIGHT")
+students=(student)
+words=("$train_tsv" "$OUT/distilled/train.tsv") others=(student_distilled student_nodistill)
+stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "${words[DISTIL]}" "${qctc[@]}"
+if ((BASELINES)); then
+  other=${others[DISTIL]}
+  students+=("$other" student_ce)
+  stage "$other" "$OUT/$other/train.jsonl" train_student "$OUT/$other" "${words[1 - DISTIL]}" "${qctc[@]}"
+  stage student_ce "$OUT/student_ce/train.jsonl" \
+    train_student "$OUT/student_ce" "${words[DISTIL]}" query_cross_entropy
+fi
+
+# --- Results --------------------------------------------------------------------------------------------------------
+
+for student in "${students[@]}"; do
+  stage "generate $student" "$OUT/generate/$student/generate-test.txt" generate "$student" "$student"
+done
+
+stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/checkpoint_last.pt" \
+  --student "$OUT/student/checkpoint_last.pt" --data "$test_tsv" --out "$OUT/latency.json" --images "$TIMED" \
+  --bpe-dir "$vocab" "${latency_options[@]}"
+
+# A report that is older than what it reports on is made anew.
+[[ -z $(find "$OUT/generate" "$OUT/latency.json" -type f -newer "$OUT/report.html" 2>/dev/null) ]] ||
+  rm -f "$OUT/report.html"
+stage report "$OUT/report.html" narvl report "$OUT" --data "$test_tsv" --task "$task" --bpe-dir "$vocab"
+rm -rf "$OUT/generate.part"
+echo "Table: $OUT/table.md · page: $OUT/report.html · time of each stage: $OUT/stages.tsv"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Visual entailment from nothing to a report: scenes and claims about them -> teacher -> student -> yes, no or maybe.
+#
+#   bash run_scripts/snli_ve.sh [KEY=value ...]
+#
+# Settings of every task are listed in road.sh; ADD_CAPTION=1 also gives the caption (1 but on scenes, where it alone
+# would do).
+
+name=snli_ve
+task=snli_ve
+image_column=2
+text_columns=3,4,5
+task_keys="ADD_CAPTION"
+teacher_loss=(adjust_label_smoothed_cross_entropy)
+scoring=entailment
+
+sizes() {
+  if ((!nano)); then
+    defaults PATCH_IMAGE_SIZE=480 EPOCHS=5 TEACHER_LR=5e-5 STUDENT_LR=5e-5
+  fi
+  [[ -z ${DATA:-} ]] || defaults ADD_CAPTION=1
+  case $PRESET in
+    quick) defaults TRAIN=16000 VALID=200 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=3000 STUDENT_UPDATES=3000 ;;
+    full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=8000 STUDENT_UPDATES=8000 ;;
+  esac
+  defaults QUERIES=3 ADD_CAPTION=0
+}
+
+make_data() { make_scenes; }
+
+task_options() {
+  task_options=(--selected-cols 0,2,3,4,5 --eval-acc)
+  ((!ADD_CAPTION)) || task_options+=(--add-caption)
+  answer_options
+}
+
+source "$(dirname "${BASH_SOURCE[0]}")/road.sh"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Visual question answering from nothing to a report: easy-VQA -> teacher -> student -> its answers.
+#
+#   bash run_scripts/vqa.sh [KEY=value ...]
+#
+# Settings of every task are listed in road.sh. Without DATA the questions are those of the package easy-vqa, in its
+# official split. Where DATA holds trainval_ans2label.pkl, a list of all answers, the teacher keeps to it.
+
+name=vqa
+task=vqa_gen
+image_column=5
+text_columns=2,3
+teacher_loss=(adjust_label_smoothed_cross_entropy)
+scoring=vqa
+
+sizes() {
+  if ((!nano)); then # the paper distils VQA
+    defaults PATCH_IMAGE_SIZE=480 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5 WARMUP_PERCENT=4 EMA_DECAY=0.9999 DISTIL=1
+  fi
+  case $PRESET in
+    quick) defaults PATCH_IMAGE_SIZE=64 TEACHER_UPDATES=4000 STUDENT_UPDATES=4000 ;;
+    full) defaults PATCH_IMAGE_SIZE=128 TEACHER_UPDATES=8000 STUDENT_UPDATES=8000 ;;
+  esac
+  defaults QUERIES=6
+}
+
+make_data() {
+  narvl data easy-vqa --out "$OUT/data/$task"
+  mv "$OUT/data/$task/val.tsv" "$OUT/data/$task/valid.tsv"
+}
+
+task_options() {
+  task_options=(--selected-cols 0,5,2,3,4 --eval-acc)
+  question_options
+}
+
+source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
