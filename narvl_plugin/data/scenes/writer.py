@@ -77,7 +77,7 @@ def _answers(folder: Path) -> list[str]:
     counts = Counter[str]()
     for split in ("train", "valid"):
         for line in (folder / f"{split}.tsv").read_text(encoding="utf-8").splitlines():
-            counts.update(parse_answers(line.split("\t")[ANSWERS], split))
+            counts.update(list(parse_answers(line.split("\t")[ANSWERS], split)))
     return [answer for answer, _ in counts.most_common()]
 
 
