@@ -1,6 +1,7 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
 from narvl_plugin.ctc.align import Alignment, viterbi
+from narvl_plugin.ctc.constrained import Automaton, constrained_search, one_of, sequence_of
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
@@ -8,15 +9,19 @@ from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy
 
 __all__ = [
     "Alignment",
+    "Automaton",
     "Collapsed",
     "Hypothesis",
     "TargetsDoNotFit",
     "bigram_f1",
     "collapse",
+    "constrained_search",
     "greedy",
     "log_sum_exp",
+    "one_of",
     "queries_needed",
     "query_ctc_any_loss",
     "query_ctc_loss",
+    "sequence_of",
     "viterbi",
 ]

@@ -60,7 +60,11 @@ def greedy(logits: Tensor, *, blank: int) -> list[Hypothesis]:
     logits: (B, N, V), normalised or not. Returns one hypothesis a sample. Source: NARVL (arXiv 2403.02249), 3.3.
     """
     best, labels = logits.detach().max(2)
-    log_probs = best - log_sum_exp(logits)
+    return hypotheses_of(labels, best - log_sum_exp(logits), blank=blank)
+
+
+def hypotheses_of(labels: Tensor, log_probs: Tensor, *, blank: int) -> list[Hypothesis]:
+    """Collapse the paths of a batch: (B, N) label of each query, and the log-probability of each."""
     tokens, queries, lengths = collapse(labels, blank=blank)
     positional = log_probs.gather(1, queries.clamp(min=0))
     return [

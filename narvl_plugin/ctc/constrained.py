@@ -1,0 +1,146 @@
+"""Constrained search: the most probable path whose tokens lie in a regular language.
+
+Legend: B batch, N queries, V labels, A arcs and S states of an automaton, T tokens of an output.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from narvl_plugin.ctc.search import Hypothesis, hypotheses_of
+
+NEVER = -torch.inf
+
+
+class Automaton(NamedTuple):
+    """A finite automaton that reads tokens; it starts in state 0.
+
+    sources, labels, targets: (A,) int64, of each arc the state it leaves, the token it reads, the state it enters;
+    accepting: (S,) bool, the states in which an output may end.
+    """
+
+    sources: Tensor
+    labels: Tensor
+    targets: Tensor
+    accepting: Tensor
+
+    def to(self, device: torch.device) -> "Automaton":
+        """Return the same automaton on another device."""
+        return Automaton(*(part.to(device) for part in self))
+
+
+def sequence_of(allowed: Sequence[Tensor]) -> Automaton:
+    """Return the automaton of outputs whose i-th token is one of `allowed[i]`, each int64 (K,): T = len(allowed)."""
+    places = [torch.full_like(labels, place) for place, labels in enumerate(allowed)]
+    sources = torch.cat(places)
+    accepting = torch.zeros(len(allowed) + 1, dtype=torch.bool)
+    accepting[-1] = True
+    return Automaton(sources, torch.cat(list(allowed)), sources + 1, accepting)
+
+
+def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
+    """Return the automaton, a trie, of the outputs that are one of `sequences`."""
+    state_after: dict[tuple[int, int], int] = {}
+    ends = set()
+    for sequence in sequences:
+        state = 0
+        for token in sequence:
+            state = state_after.setdefault((state, token), len(state_after) + 1)
+        ends.add(state)
+    arcs = [(source, label, target) for (source, label), target in state_after.items()]
+    accepting = torch.zeros(len(arcs) + 1, dtype=torch.bool)
+    accepting[list(ends)] = True
+    sources, labels, targets = torch.tensor(arcs, dtype=torch.int64).view(-1, 3).unbind(1)
+    return Automaton(sources, labels, targets, accepting)
+
+
+def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
+    """Find the most probable path that collapses to an output of the automaton's language.
+
+    Exact, by dynamic programming over (query, last arc, whether blanks followed it): O(N A) for each sample. The
+    score is that of the path, and not the sum over all paths of its output.
+
+    log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
+    """
+    batch, num_queries, _ = log_probs.shape
+    sources, labels, targets, accepting = automaton.to(log_probs.device)
+    num_arcs, num_states = len(labels), len(accepting)
+    emissions = log_probs[:, :, labels]
+    # What has been said so far ends in an arc's label (B, A), or in a blank, or is nothing (B, S).
+    in_label = log_probs.new_full((batch, num_arcs), NEVER)
+    in_blank = log_probs.new_full((batch, num_states), NEVER)
+    in_blank[:, 0] = 0.0
+    here = torch.arange(num_arcs, device=labels.device)
+    moves = []  # (B, A + S) each: where the best path to each of both came from; states count from A
+    for query in range(num_queries):
+        arrived = Arrivals.of(in_label, labels, targets, num_states)
+        after_label, label_arc = arrived.other_than(labels, sources)
+        ways = torch.stack([in_label, in_blank[:, sources], after_label])
+        best, way = ways.max(0)
+        came = torch.stack([here.expand(batch, -1), (num_arcs + sources).expand(batch, -1), label_arc])
+        to_label = came.gather(0, way[None])[0]
+
+        state = num_arcs + torch.arange(num_states, device=labels.device).expand(batch, -1)
+        to_blank = torch.where(arrived.scores > in_blank, arrived.arcs, state)
+        moves.append(torch.cat([to_label, to_blank], 1))
+        in_blank = in_blank.maximum(arrived.scores) + log_probs[:, query, blank, None]
+        in_label = best + emissions[:, query]
+
+    ends = torch.cat([accepting[targets], accepting])
+    scores, place = torch.cat([in_label, in_blank], 1).masked_fill(~ends, NEVER).max(1)
+    if bool((scores == NEVER).any()):
+        raise ValueError(f"{num_queries} queries have no path with a probability to any output of the language")
+    said = torch.cat([labels, labels.new_full((num_states,), blank)])
+    path = []
+    for move in reversed(moves):
+        path.append(said[place])
+        place = move.gather(1, place[:, None])[:, 0]
+    best_labels = torch.stack(path[::-1], 1) if path else labels.new_empty(batch, 0)
+    return hypotheses_of(best_labels, log_probs.gather(2, best_labels[..., None])[..., 0], blank=blank)
+
+
+class Arrivals(NamedTuple):
+    """The best arc into each state, and the best one that reads another label than that.
+
+    scores, arcs: (B, S); other_scores, other_arcs: (B, S); first_labels: (B, S).
+    """
+
+    scores: Tensor
+    arcs: Tensor
+    other_scores: Tensor
+    other_arcs: Tensor
+    first_labels: Tensor
+
+    @classmethod
+    def of(cls, in_label: Tensor, labels: Tensor, targets: Tensor, num_states: int) -> "Arrivals":
+        """Sort out the arcs by the state they enter: (B, A), (A,), (A,)."""
+        scores, arcs = best_by_state(in_label, targets, num_states)
+        first_labels = labels[arcs]
+        same = first_labels[:, targets] == labels
+        others = best_by_state(in_label.masked_fill(same, NEVER), targets, num_states)
+        return cls(scores, arcs, *others, first_labels)
+
+    def other_than(self, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for each arc the best score at its source after another label than its own, and from which arc.
+
+        A label right after itself would merge with it. labels, sources: (A,). Returns (B, A) each.
+        """
+        same = self.first_labels[:, sources] == labels
+        scores = torch.where(same, self.other_scores[:, sources], self.scores[:, sources])
+        return scores, torch.where(same, self.other_arcs[:, sources], self.arcs[:, sources])
+
+
+def best_by_state(scores: Tensor, targets: Tensor, num_states: int) -> tuple[Tensor, Tensor]:
+    """Return the largest score (B, S) of the arcs into each state, and such an arc (the last one where there is none).
+
+    scores: (B, A); targets: (A,) the state that each arc enters.
+    """
+    batch, num_arcs = scores.shape
+    index = targets.expand(batch, -1)
+    best = scores.new_full((batch, num_states), NEVER).scatter_reduce(1, index, scores, "amax")
+    arcs = torch.arange(num_arcs, device=scores.device).expand(batch, -1)
+    candidates = torch.where(scores == best[:, targets], arcs, num_arcs - 1)
+    last = arcs.new_full((batch, num_states), num_arcs - 1)
+    return best, last.scatter_reduce(1, index, candidates, "amin")
