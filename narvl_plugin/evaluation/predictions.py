@@ -194,8 +194,8 @@ def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], offici
         )
     if readings[0] != readings[-1]:
         raise InputError(
-            f"{where}: all sample ids are unique ids, and image ids of other rows, too, so that it cannot be told which "
-            f"are meant; write column {UNIQUE_ID} of the file otherwise, and generate again"
+            f"{where}: all sample ids are unique ids, and image ids of other rows, too, so that it cannot be told "
+            f"which are meant; write other ids into column {UNIQUE_ID}, and generate again"
         )
     return readings[0]
 
