@@ -30,6 +30,7 @@ bench_app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Make data sets.")
 app.add_typer(bench_app, name="bench", help="Measure what models cost.")
 
+Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
 Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
@@ -289,6 +290,39 @@ def convert(
         allow=[name for name in allow_mismatch.split(",") if name],
     )
     print("\n".join([*notes, str(out)]))
+
+
+@app.command()
+def predictions(
+    generated: Annotated[Path, typer.Argument(help="generate-test.txt of fairseq-generate.")],
+    out: Annotated[Path, typer.Argument(help="JSON file to write.")],
+    task: Benchmark,
+    data: Annotated[Path, typer.Option(help="TSV file that was generated from.")],
+    num_bins: Annotated[int, typer.Option(min=2, help="That of the training, for boxes; so are the next two.")] = 1000,
+    max_image_size: Annotated[int, typer.Option(min=1, help="Side that the <bin_k> cover, in pixels.")] = 512,
+    patch_image_size: Annotated[int, typer.Option(min=1, help="Side of the square picture, in pixels.")] = 512,
+) -> None:
+    """Turn what a model said into the file of predictions that a benchmark takes."""
+    from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
+
+    bins = BinSizes(num_bins, max_image_size, patch_image_size)
+    print(f"{out}: {write_predictions(generated, out, task=task, data=data, bins=bins)} predictions")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="JSON file of predictions, see narvl predictions.")],
+    annotations: Annotated[list[Path], typer.Argument(help="Official files; for refcoco refs(unc).p instances.json.")],
+    task: Benchmark,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the scores to, too.")] = None,
+) -> None:
+    """Score predictions against a benchmark's official annotations, as its own evaluation does."""
+    from narvl_plugin.evaluation import benchmarks, tables
+
+    scores = benchmarks.evaluate(predictions, annotations, task)
+    if out is not None:
+        tables.write_scores(scores, out)
+    tables.print_scores(scores)
 
 
 @bench_app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,18 @@ def test_path_is_the_user_dir_from_any_folder_and_imports_no_torch(tmp_path: Pat
 def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = narvl(capsys, monkeypatch, "--help")
     assert code == 0
-    for command in ("path", "data", "vocab", "features", "distill", "convert", "bench", "report"):
+    for command in (
+        "path",
+        "data",
+        "vocab",
+        "features",
+        "distill",
+        "convert",
+        "predictions",
+        "evaluate",
+        "bench",
+        "report",
+    ):
         assert command in out
 
 
@@ -76,6 +88,8 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
         (["data", "refcoco", "--raw", "gone", "--out", "o"], "gone/refcoco/refs(unc).p: no such file"),
         (["data", "snli-ve", "--raw", "gone", "--out", "o"], "gone/snli_ve_train.jsonl: no such file"),
         (["data", "easy-vqa", "--raw", "gone", "--out", "o"], "gone/answers.txt: no such file"),
+        (["predictions", "gone.txt", "o.json", "--task", "vqa", "--data", "gone.tsv"], "gone.txt: no such file"),
+        (["evaluate", "gone.json", "gone.jsonl", "--task", "snli_ve"], "gone.jsonl: no such file of annotations"),
         (
             [
                 "bench",
@@ -168,6 +182,25 @@ def test_raw_data_become_a_tsv_file(
     assert out.read_text() == "1\t7\tIs it black?\t1.0|!+yes\t\t../photos/images/7.jpg\n"
     code, printed, _ = narvl(capsys, monkeypatch, *command)
     assert (code, printed) == (0, f"{out} is there already; delete it to make it anew\n")
+
+
+def test_what_was_generated_is_scored_against_the_raw_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    types = {"detailed": "x", "semantic": "obj", "structural": "query"}
+    questions = {key: {"imageId": "7", "question": "?", "answer": "cat", "types": types} for key in ("1", "2")}
+    Path("val_balanced_questions.json").write_text(json.dumps(questions))
+    Path("val.tsv").write_text("".join(f"{key}\t7\tWhat?\t1.0|!+cat\t\tx\n" for key in questions))
+    Path("generate-test.txt").write_text("D-2\t-0.5\tdog\nD-1\t-0.5\tcat\n")
+    command = ("predictions", "generate-test.txt", "said.json", "--task", "gqa", "--data", "val.tsv")
+    assert narvl(capsys, monkeypatch, *command) == (0, "said.json: 2 predictions\n", "")
+    files = ("said.json", "val_balanced_questions.json")
+    code, out, _ = narvl(capsys, monkeypatch, "evaluate", *files, "--task", "gqa", "--out", "scores.json")
+    assert code == 0
+    assert ["open", "0.5000", "2"] in [line.split() for line in out.splitlines()]
+    scores = json.loads(Path("scores.json").read_text())
+    assert scores["tables"]["questions"]["all"] == {"accuracy": 0.5, "questions": 2}
 
 
 def test_settings_of_a_run_are_read_for_its_report(tmp_path: Path) -> None:

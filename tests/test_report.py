@@ -18,7 +18,6 @@ from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (
     TrainingLog,
     captions_by_row,
-    read_generated,
     read_test_pictures,
     read_training_log,
 )
@@ -197,19 +196,8 @@ def test_missing_files_are_named(tmp_path: Path, run_folder: Path) -> None:
         build_report(run_folder)
 
 
-class TestGenerated:
-    """The reader of fairseq-generate's files."""
-
-    def test_first_of_several_hypotheses_counts(self, tmp_path: Path) -> None:
-        path = tmp_path / "generate-test.txt"
-        path.write_text("D-a-1\t-0.5\ta dog \nD-a-1\t-0.9\ta cat\nD-b\t-1.0\t\n")
-        assert read_generated(path) == {"a-1": "a dog", "b": ""}
-
-    def test_no_captions_is_an_error(self, tmp_path: Path) -> None:
-        path = tmp_path / "generate-test.txt"
-        path.write_text("2024 | INFO | nothing\n")
-        with pytest.raises(InputError, match="generate-test.txt: holds no D- lines"):
-            read_generated(path)
+class TestCaptionsByRow:
+    """Which row of the test file a caption belongs to."""
 
     def test_image_ids_serve_as_well(self, tmp_path: Path) -> None:
         tsv = tmp_path / "test.tsv"

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from narvl_plugin.bench import Captioner
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (
     TestPicture,
     captions_by_row,
-    read_generated,
     read_test_pictures,
     read_training_log,
 )

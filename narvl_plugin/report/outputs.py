@@ -1,11 +1,10 @@
-"""What a run leaves on disk, read back: captions of fairseq-generate, training logs, the test pictures."""
+"""What a run leaves on disk, read back: training logs, the test pictures, and whose the captions are."""
 
 import base64
 import io
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,12 @@ from PIL import Image
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.errors import BadRow, InputError
 
 logger = logging.getLogger(__name__)
 
 CAPTION_COLUMNS = (0, 1, 2, 3)  # uniq-id, image-id, caption, objects
 IMAGE_COLUMN = (4,)
-
-_DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
 
 
 @dataclass(frozen=True)
@@ -35,27 +32,6 @@ class TestPicture:
     image_id: str
     references: list[str]
     objects: list[str]
-
-
-def read_generated(path: Path) -> dict[str, str]:
-    """Read the captions (by sample id) of a file written by fairseq-generate; of several a sample, the best.
-
-    Raises:
-        MissingInput: when there is no such file.
-        InputError: when it holds no caption.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise MissingInput(f"{path}: no such file; run fairseq-generate --results-path {path.parent}") from error
-    captions: dict[str, str] = {}
-    for line in lines:
-        match = _DETOKENIZED.fullmatch(line)
-        if match:
-            captions.setdefault(match["id"], match["text"].strip())
-    if not captions:
-        raise InputError(f"{path}: holds no D- lines; run fairseq-generate again, without --quiet")
-    return captions
 
 
 def read_test_pictures(path: Path) -> list[TestPicture]:

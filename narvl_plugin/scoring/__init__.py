@@ -1,5 +1,5 @@
 """Scorers: importing this package registers them with fairseq (``--scoring coco_caption``)."""
 
-from narvl_plugin.scoring import coco_caption, entailment, grounding, vqa
+from narvl_plugin.scoring import coco_caption, entailment, gqa, grounding, vqa
 
-__all__ = ["coco_caption", "entailment", "grounding", "vqa"]
+__all__ = ["coco_caption", "entailment", "gqa", "grounding", "vqa"]

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fairseq.dataclass import FairseqDataclass
@@ -31,6 +31,22 @@ def answer_type(answers: Mapping[str, float]) -> str:
     return "number" if re.fullmatch(r"\d+(\.\d+)?", best) else "other"
 
 
+def read_references(references: Iterable[str]) -> Iterator[dict[str, float]]:
+    """Yield the answers, with their confidences, of reference strings, which are columns of answers.
+
+    Raises:
+        InputError: one cannot be read; references are numbered from 1.
+    """
+    for number, reference in enumerate(references, start=1):
+        try:
+            yield parse_answers(reference, f"reference {number}")
+        except BadRow as error:
+            raise InputError(
+                f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must be trained "
+                "on the column of answers, too, so that it can spell it"
+            ) from error
+
+
 @dataclass
 class VqaConfig(FairseqDataclass):
     """The scorer `vqa` has no settings."""
@@ -43,14 +59,7 @@ class VqaScorer(BaseScorer):
     def accuracies(self) -> dict[str, list[float]]:
         """Return the soft accuracy of each question by its type; raises InputError for unreadable references."""
         scores = defaultdict(list)
-        for number, (reference, said) in enumerate(zip(self.ref, self.pred, strict=True), start=1):
-            try:
-                answers = parse_answers(reference, f"reference {number}")
-            except BadRow as error:
-                raise InputError(
-                    f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must be "
-                    "trained on the column of answers, too, so that it can spell it"
-                ) from error
+        for answers, said in zip(read_references(self.ref), self.pred, strict=True):
             scores[answer_type(answers)].append(soft_accuracy(said, answers))
         if not scores:
             raise ValueError("no answers to score")

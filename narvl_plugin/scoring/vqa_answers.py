@@ -1,4 +1,4 @@
-"""Answers to visual questions in the one spelling that VQA's evaluation compares.
+"""Answers to visual questions in the one spelling that VQA's evaluation compares, and what it gives them.
 
 Source: the processing that https://visualqa.org/evaluation.html describes, with the habits of the official program
 where the page is silent.
@@ -7,6 +7,7 @@ where the page is silent.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 
 ARTICLES = frozenset(("a", "an", "the"))
@@ -51,7 +52,7 @@ def normalise_answer(text: str) -> str:
     ("dont", "don't"; "im" gives "I'm", with the official capital). Words end up one space apart.
 
     The official program leaves both sides as they are where all ten people agree, to the letter. Here they are
-    normalised always, so that an answer's text alone decides.
+    normalised always, so that an answer's text alone decides; `official_accuracy` keeps to the program.
     """
     text = " ".join(text.split())
     removes_all = _DIGITS_AROUND_COMMA.search(text) is not None
@@ -62,3 +63,19 @@ def normalise_answer(text: str) -> str:
     words = _FULL_STOP.sub("", without).lower().split()
     words = [NUMBERS.get(word, word) for word in words]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def leave_one_out(agreeing: int, people: int) -> float:
+    """Return the mean of min(1, n / 3) over all groups that leave one of the people out, n of a group agreeing."""
+    return (agreeing * min(1, (agreeing - 1) / 3) + (people - agreeing) * min(1, agreeing / 3)) / people
+
+
+def official_accuracy(said: str, answers: Sequence[str]) -> float:
+    """Return the accuracy, 0 to 1, that VQA's evaluation gives an answer, by those of (usually ten) people.
+
+    Where all people agree, to the letter, the answer must be theirs, to the letter; else all are normalised.
+    """
+    said, *answers = (text.replace("\n", " ").replace("\t", " ").strip() for text in (said, *answers))
+    if len(set(answers)) > 1:
+        said, *answers = map(normalise_answer, (said, *answers))
+    return leave_one_out(answers.count(said), len(answers))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.scoring.vqa_answers import CONTRACTIONS, normalise_answer
+from narvl_plugin.scoring.vqa_answers import CONTRACTIONS, normalise_answer, official_accuracy
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,18 @@ def test_contractions_only_gain_apostrophes() -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=30))
 def test_gives_words_one_space_apart_on_one_line(text: str) -> None:
     assert normalise_answer(text) == " ".join(normalise_answer(text).split())
+
+
+@given(st.lists(st.sampled_from(["red", "Red.", "two", "2", "a", "blue"]), min_size=2, max_size=10), st.data())
+def test_official_accuracy_leaves_each_person_out(answers: list[str], data: st.DataObject) -> None:
+    said = data.draw(st.sampled_from(["Red", "2", "two", "the", "blue", "x", *answers]))
+    spelt = list if len(set(answers)) == 1 else lambda texts: [normalise_answer(text) for text in texts]
+    groups = [answers[:place] + answers[place + 1 :] for place in range(len(answers))]
+    scores = [min(1, spelt(group).count(spelt([said])[0]) / 3) for group in groups]
+    assert official_accuracy(said, answers) == pytest.approx(sum(scores) / len(scores))
+
+
+def test_unanimous_answers_are_compared_to_the_letter() -> None:
+    assert official_accuracy("Hot-Dog ", ["Hot-Dog"] * 10) == 1
+    assert official_accuracy("hot dog", ["Hot-Dog"] * 10) == 0
+    assert official_accuracy("hot dog", ["Hot-Dog"] * 9 + ["cat"]) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from narvl_plugin.evaluation.predictions import BinSizes, read_predictions, write_predictions
 from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
 
 Rows = list[list[str]]
@@ -52,3 +53,6 @@ def test_from_tsv_to_answers_with_fairseqs_programs(
         vocabulary=answer_vocabulary,
     )
     assert re.search(r"soft accuracy 0\.\d+ \(4 questions\), number 0\.\d+ \(1\), other 0\.\d+ \(3\)", last)
+    out = tmp_path / "predictions.json"
+    write_predictions(tmp_path / "generate-test.txt", out, task="vqa", data=tmp_path / "valid.tsv", bins=BinSizes())
+    assert read_predictions(out, "vqa").keys() == {0, 1, 2, 3}

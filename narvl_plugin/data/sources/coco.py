@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick, pick_all, read_json
 from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, join_texts, write_split
@@ -66,7 +67,12 @@ def convert_coco(
 
 def load_images(file: Path) -> list[Record]:
     """Return the pictures of all splits with their sentences."""
-    images = pick_all(pick(read_json(file), {"images": list}, str(file))["images"], IMAGE, f"{file}:images")
+    return images_in(read_json(file), file)
+
+
+def images_in(content: Any, file: Path) -> list[Record]:
+    """Return the pictures of all splits with their sentences from the content of dataset_coco.json."""
+    images = pick_all(pick(content, {"images": list}, str(file))["images"], IMAGE, f"{file}:images")
     for index, image in enumerate(images):
         image["sentences"] = pick_all(image["sentences"], SENTENCE, f"{file}:images[{index}].sentences")
     return images

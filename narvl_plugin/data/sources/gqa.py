@@ -12,7 +12,7 @@ A file holds an object from question id to a question with `imageId`, `question`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,17 +37,17 @@ def convert_gqa(raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[st
         yield write_split(out / f"{split}.tsv", partial(load, file), question_row, inputs=[file], pictures=pictures)
 
 
-def load(file: Path) -> list[tuple[str, Record]]:
-    """Return a file's questions with their ids."""
-    questions = read_json(file, object_hook=without_meaning)
+def load(file: Path, fields: Mapping[str, type] = QUESTION) -> list[tuple[str, Record]]:
+    """Return a file's questions, with `fields`, and their ids."""
+    questions = read_json(file, object_hook=partial(without_meaning, fields))
     if not isinstance(questions, dict):
         not_as_published(str(file), f"is a {type(questions).__name__}, not an object from question id to question")
-    return [(key, pick(question, QUESTION, f"{file}:{key}")) for key, question in questions.items()]
+    return [(key, pick(question, fields, f"{file}:{key}")) for key, question in questions.items()]
 
 
-def without_meaning(found: Record) -> Record:
+def without_meaning(fields: Mapping[str, type], found: Record) -> Record:
     """Reduce a question to the fields used while the file is read: all that train holds would fill gigabytes."""
-    return {name: found[name] for name in QUESTION if name in found} if "imageId" in found else found
+    return {name: found[name] for name in fields if name in found} if "imageId" in found else found
 
 
 def question_row(entry: tuple[str, Record], notes: Notes) -> Columns:

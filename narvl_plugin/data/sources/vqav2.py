@@ -20,7 +20,7 @@ A questions file holds `questions`, each with `question_id`, `image_id` and `que
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -46,7 +46,7 @@ from narvl_plugin.data.sources.writing import (
     write_split,
 )
 from narvl_plugin.safe_reading import read_pickle
-from narvl_plugin.scoring.vqa_answers import normalise_answer
+from narvl_plugin.scoring.vqa_answers import leave_one_out, normalise_answer
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 """TSV file -> the name in the official files."""
@@ -134,10 +134,10 @@ def load(raw: Path, split: str) -> list[Record]:
     return questions
 
 
-def load_annotations(file: Path) -> list[Record]:
-    """Return the annotations of a file; their `answers` as a list of strings."""
+def load_annotations(file: Path, fields: Mapping[str, type] = ANNOTATION) -> list[Record]:
+    """Return the annotations of a file, with `fields`; their `answers` as a list of strings."""
     where = f"{file}:annotations"
-    annotations = pick_all(pick(read_json(file), {"annotations": list}, str(file))["annotations"], ANNOTATION, where)
+    annotations = pick_all(pick(read_json(file), {"annotations": list}, str(file))["annotations"], fields, where)
     for index, annotation in enumerate(annotations):
         people = pick_all(annotation["answers"], {"answer": str}, f"{where}[{index}].answers")
         annotation["answers"] = [person["answer"] for person in people]
@@ -168,7 +168,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """
     people = len(answers)
     counts = Counter(answer for answer in map(normalise_answer, answers) if answer)
-    return {answer: (n * min(1, (n - 1) / 3) + (people - n) * min(1, n / 3)) / people for answer, n in counts.items()}
+    return {answer: leave_one_out(n, people) for answer, n in counts.items()}
 
 
 def frequent_answers(files: Sequence[Path]) -> list[str]:

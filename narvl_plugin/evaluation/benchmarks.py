@@ -1,0 +1,260 @@
+"""Scores of predictions against the official annotations, as the benchmarks' own evaluations give them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narvl_plugin.data.sources import coco, gqa, refcoco, snli_ve, vqav2
+from narvl_plugin.data.sources.reading import not_as_published, pick, pick_all, read_json
+from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.evaluation.predictions import form_of, read_predictions
+from narvl_plugin.scoring.coco_caption import METRICS, score_captions
+from narvl_plugin.scoring.entailment import OTHER
+from narvl_plugin.scoring.gqa import same_answer
+from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
+from narvl_plugin.scoring.vqa_answers import official_accuracy
+
+ALL = "all"
+
+Truth = dict[str, dict[Any, Any]]
+"""By split (one named `all`, where a file is one split): by official id: what the annotations say."""
+
+Pairs = dict[str, dict[Any, tuple[Any, Any]]]
+"""By split: by official id: what is predicted, and what the annotations say."""
+
+Table = dict[str, dict[str, float]]
+"""By row: by column: a number, whole where it counts."""
+
+
+@dataclass
+class Scores:
+    """Tables by title, and what a reader must know beside them."""
+
+    tables: dict[str, Table]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a task's predictions are scored by.
+
+    Args:
+        files: names of the official files, in the order of `truth`'s arguments.
+        truth: reads them.
+        scores: scores the predictions of one or more splits.
+    """
+
+    files: tuple[str, ...]
+    truth: Callable[..., Truth]
+    scores: Callable[[Pairs], Scores]
+
+
+def evaluate(predictions: Path, annotations: Sequence[Path], task: str) -> Scores:
+    """Score a file of predictions; where the annotations are of several splits, those that it has predictions of.
+
+    Raises:
+        InputError: there is no such task, the files are others than the task's, or a prediction is missing or too many.
+        MissingInput: a file is not there.
+        BadRow: an annotation is not as published.
+    """
+    form_of(task)
+    benchmark = BENCHMARKS[task]
+    if [file.suffix for file in annotations] != [Path(name).suffix for name in benchmark.files]:
+        raise InputError(
+            f"--task {task}: is scored against {', '.join(benchmark.files)}, in this order; given: "
+            f"{', '.join(map(str, annotations))}"
+        )
+    for file in annotations:
+        if not file.is_file():
+            raise MissingInput(f"{file}: no such file of annotations")
+    return benchmark.scores(paired(read_predictions(predictions, task), benchmark.truth(*annotations), predictions))
+
+
+def paired(said: Mapping[Any, Any], truth: Truth, file: Path) -> Pairs:
+    """Return predictions beside annotations, of the splits that any prediction is of.
+
+    Raises:
+        InputError: naming `file`, if these splits do not have the ids of the predictions.
+    """
+    splits = {split: annotated for split, annotated in truth.items() if not said.keys().isdisjoint(annotated)}
+    wanted = {key for annotated in (splits or truth).values() for key in annotated}
+    missing = [key for key in wanted if key not in said]
+    surplus = [key for key in said if key not in wanted]
+    if missing or surplus:
+        complaints = [
+            f"{len(keys)} predictions are {what}, such as that of {min(keys)}"
+            for keys, what in ((missing, "missing"), (surplus, "of no annotated id"))
+            if keys
+        ]
+        names = "" if ALL in truth else f" ({', '.join(splits or truth)})"
+        raise InputError(
+            f"{file}: {' and '.join(complaints)}: it has {len(said)}, and the annotations{names} {len(wanted)}; score "
+            "complete predictions of the same split"
+        )
+    if not said:
+        raise InputError(f"{file}: holds no predictions")
+    return {split: {key: (said[key], found) for key, found in annotated.items()} for split, annotated in splits.items()}
+
+
+def by_id(items: Iterable[tuple[Any, Any]], where: str) -> dict[Any, Any]:
+    """Return annotations by id; raises BadRow for two of one id."""
+    found: dict[Any, Any] = {}
+    for key, item in items:
+        if key in found:
+            not_as_published(where, f"has the id {key} twice")
+        found[key] = item
+    return found
+
+
+def caption_truth(file: Path) -> Truth:
+    """Return the references of captions_val2014.json, or by split of Karpathy's dataset_coco.json."""
+    content = read_json(file)
+    if not (isinstance(content, dict) and "annotations" in content):
+        images = coco.images_in(content, file)
+        return {
+            split: by_id(
+                (
+                    (image["cocoid"], [sentence["raw"] for sentence in image["sentences"]])
+                    for image in images
+                    if image["split"] in names
+                ),
+                f"{file}:images",
+            )
+            for split, names in coco.SPLITS.items()
+        }
+    references: dict[int, list[str]] = defaultdict(list)
+    for found in pick_all(content["annotations"], {"image_id": int, "caption": str}, f"{file}:annotations"):
+        references[found["image_id"]].append(found["caption"])
+    return {ALL: dict(references)}
+
+
+def caption_scores(pairs: Pairs) -> Scores:
+    """Score captions by BLEU, METEOR, ROUGE-L and CIDEr."""
+    result = Scores({"captions": {}})
+    for split, captions in pairs.items():
+        scores = score_captions(
+            {str(key): caption for key, (caption, _) in captions.items()},
+            {str(key): references for key, (_, references) in captions.items()},
+        )
+        values = {name: scores.values[name] for name in METRICS if name in scores.values}
+        result.tables["captions"][split] = values | {"pictures": len(captions)}
+        words = "by the Penn Treebank tokeniser" if scores.tokenizer == "ptb" else "plainly (no Java)"
+        result.notes = [f"Words are split {words}.", *(f"No {name}: {why}." for name, why in scores.missing.items())]
+    return result
+
+
+def vqa_truth(file: Path) -> Truth:
+    """Return the annotations of v2_mscoco_val2014_annotations.json."""
+    fields = {"question_id": int, "answers": list, "answer_type": str, "question_type": str}
+    annotations = vqav2.load_annotations(file, fields)
+    for annotation in annotations:
+        if not annotation["answers"]:
+            not_as_published(f"{file}:annotations", f"question_id {annotation['question_id']} has no answers")
+    return {ALL: by_id(((found["question_id"], found) for found in annotations), f"{file}:annotations")}
+
+
+def vqa_scores(pairs: Pairs) -> Scores:
+    """Score answers by VQA's accuracy, over all and by type of answer and of question."""
+    by_type: dict[str, list[tuple[str, float]]] = {"answer type": [], "question type": []}
+    for said, question in pairs[ALL].values():
+        accuracy = official_accuracy(said, question["answers"])
+        by_type["answer type"] += [(ALL, accuracy), (question["answer_type"], accuracy)]
+        by_type["question type"].append((question["question_type"], accuracy))
+    return Scores({title: accuracies(scores, "questions") for title, scores in by_type.items()})
+
+
+def gqa_truth(file: Path) -> Truth:
+    """Return the questions of a file such as testdev_balanced_questions.json, with their `types`."""
+    fields = {"imageId": str, "answer": str, "types": dict}
+    questions = gqa.load(file, fields)
+    for key, question in questions:
+        question["types"] = pick(question["types"], {"structural": str, "semantic": str}, f"{file}:{key}.types")
+    return {ALL: dict(questions)}
+
+
+def gqa_scores(pairs: Pairs) -> Scores:
+    """Score answers by GQA's accuracy, over all, over binary and open questions, and by type.
+
+    As in the official evaluation a question is open if its structural type is `query`, else binary: its answer is
+    yes, no or one of two that it names.
+    """
+    by_type: dict[str, list[tuple[str, float]]] = {"questions": [], "structural type": [], "semantic type": []}
+    for said, question in pairs[ALL].values():
+        right, types = float(same_answer(said, question["answer"])), question["types"]
+        kind = "open" if types["structural"] == "query" else "binary"
+        by_type["questions"] += [(ALL, right), (kind, right)]
+        by_type["structural type"].append((types["structural"], right))
+        by_type["semantic type"].append((types["semantic"], right))
+    return Scores({title: accuracies(scores, "questions") for title, scores in by_type.items()})
+
+
+def refcoco_truth(references: Path, instances: Path) -> Truth:
+    """Return the boxes x0, y0, x1, y1 of refs(….).p and instances.json by split and sentence."""
+    regions = refcoco.load_regions(references, instances)
+    return {
+        split: by_id(((region.sentence["sent_id"], edges(region.bbox)) for region in found), str(references))
+        for split, found in regions.items()
+    }
+
+
+def edges(bbox: Sequence[float]) -> list[float]:
+    """Return COCO's x, y, width, height as x0, y0, x1, y1."""
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]
+
+
+def refcoco_scores(pairs: Pairs) -> Scores:
+    """Score the boxes of each split by the share that is right, at an IoU of 0.5, and by their mean IoU."""
+    right = f"accuracy at IoU {GOOD_IOU}"
+    table: Table = {}
+    for split, boxes in pairs.items():
+        said, true = zip(*boxes.values(), strict=True)
+        scores = overlaps(said, true)
+        table[split] = {
+            right: sum(score >= GOOD_IOU for score in scores) / len(scores),
+            "mean IoU": sum(scores) / len(scores),
+            "no box": sum(box is None for box in said),
+            "sentences": len(scores),
+        }
+    return Scores({"boxes": table})
+
+
+def snli_ve_truth(file: Path) -> Truth:
+    """Return the gold labels of snli_ve_….jsonl, less the pairs that people did not agree on."""
+    pairs = ((pair["pairID"], pair["gold_label"]) for pair in snli_ve.load(file))
+    return {ALL: by_id(((key, label) for key, label in pairs if label != snli_ve.UNDECIDED), str(file))}
+
+
+def snli_ve_scores(pairs: Pairs) -> Scores:
+    """Score labels by accuracy, over all and by gold label, with counts of which is taken for which."""
+    scores = []
+    taken: dict[str, Counter[str]] = defaultdict(Counter)
+    for said, gold in pairs[ALL].values():
+        scores += [(ALL, float(said == gold)), (gold, float(said == gold))]
+        taken[gold][said if said in snli_ve.LABELS else OTHER] += 1
+    confusion: Table = {gold: {said: taken[gold][said] for said in (*snli_ve.LABELS, OTHER)} for gold in sorted(taken)}
+    return Scores({"gold label": accuracies(scores, "pairs"), "gold label, predicted as": confusion})
+
+
+def accuracies(scores: Iterable[tuple[str, float]], counted: str) -> Table:
+    """Return mean and number of the scores of each kind, that of `all` first."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for kind, score in scores:
+        groups[kind].append(score)
+    return {
+        kind: {"accuracy": sum(groups[kind]) / len(groups[kind]), counted: len(groups[kind])}
+        for kind in sorted(groups, key=lambda kind: (kind != ALL, kind))
+    }
+
+
+BENCHMARKS = {
+    "caption": Benchmark(("captions_val2014.json or dataset_coco.json",), caption_truth, caption_scores),
+    "vqa": Benchmark(("v2_mscoco_val2014_annotations.json",), vqa_truth, vqa_scores),
+    "gqa": Benchmark(("testdev_balanced_questions.json",), gqa_truth, gqa_scores),
+    "refcoco": Benchmark(("refs(unc).p", "instances.json"), refcoco_truth, refcoco_scores),
+    "snli_ve": Benchmark(("snli_ve_test.jsonl",), snli_ve_truth, snli_ve_scores),
+}

@@ -1,0 +1,249 @@
+"""Files of predictions, as the benchmarks take them: written from what fairseq-generate said, and read back.
+
+All are a JSON list with an object for each official id::
+
+    caption  [{"image_id": 42, "caption": "a dog"}, …]                      COCO's results format
+    vqa      [{"question_id": 42000, "answer": "yes"}, …]                   VQA's
+    gqa      [{"questionId": "05515938", "prediction": "left"}, …]          GQA's
+    refcoco  [{"sent_id": 50, "box": [x0, y0, x1, y1]}, …]                  ours; pixels of the original image, or null
+    snli_ve  [{"pairID": "4705552913.jpg#2r1n", "label": "neutral"}, …]     ours
+
+There is no server, and so no official format, for the last two. A hypothesis that is no box or no label counts as
+wrong: its box is null, its label the words that were said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from narvl_plugin.data.boxes import bins_in, from_bins
+from narvl_plugin.data.images import ImageReader, image_size
+from narvl_plugin.data.text import ENTAILMENT_ANSWERS
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, MissingInput
+
+UNIQUE_ID, IMAGE_ID = 0, 1
+IMAGE = 4
+"""Columns of a TSV file; the last one of grounding."""
+
+LABELS = {said: label for label, said in ENTAILMENT_ANSWERS.items()}
+_DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One object of a file of predictions.
+
+    Args:
+        key: field of the official id.
+        key_type: int or str.
+        value: field of what is predicted, a string, or a box.
+        column: TSV column that holds the official id.
+    """
+
+    key: str
+    key_type: type
+    value: str
+    column: int = UNIQUE_ID
+
+    def official(self, key: str, where: str) -> int | str:
+        """Return a TSV file's id as the benchmark writes it; raises BadRow if it cannot be one of its ids."""
+        if self.key_type is str:
+            return key
+        try:
+            return int(key)
+        except ValueError as error:
+            raise BadRow(f"{where}: {key!r} is no {self.key}, which are whole numbers; check --task") from error
+
+
+FORMS = {
+    "caption": Form("image_id", int, "caption", IMAGE_ID),
+    "vqa": Form("question_id", int, "answer"),
+    "gqa": Form("questionId", str, "prediction"),
+    "refcoco": Form("sent_id", int, "box"),
+    "snli_ve": Form("pairID", str, "label"),
+}
+
+
+@dataclass(frozen=True)
+class BinSizes:
+    """What `<bin_k>` mean: --num-bins, --max-image-size and --patch-image-size of the training, the last in pixels."""
+
+    num_bins: int = 1000
+    max_image_size: int = 512
+    patch_image_size: int = 512
+
+    def box(self, text: str, size: tuple[int, int]) -> list[float] | None:
+        """Return the box x0, y0, x1, y1 that a text says, in pixels of an image of `size` (width, height)."""
+        bins = bins_in(text)
+        if bins is None:
+            return None
+        resized = from_bins(torch.tensor(bins), side=self.max_image_size, num_bins=self.num_bins)
+        edges = (resized * torch.tensor(size).repeat(2) / self.patch_image_size).tolist()
+        return [round(edge, 2) for edge in edges]
+
+
+def form_of(task: str) -> Form:
+    """Return the form of a task's predictions; raises InputError if there is no such task."""
+    if task not in FORMS:
+        raise InputError(f"--task {task}: choose one of {', '.join(FORMS)}")
+    return FORMS[task]
+
+
+def read_generated(path: Path) -> dict[str, str]:
+    """Read what a file written by fairseq-generate says, by sample id; of several hypotheses a sample, the best.
+
+    Raises:
+        MissingInput: when there is no such file.
+        InputError: when it says nothing.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such file; run fairseq-generate --results-path {path.parent}") from error
+    texts: dict[str, str] = {}
+    for line in content.split("\n"):  # splitlines would also cut at characters that a text may hold
+        match = _DETOKENIZED.fullmatch(line)
+        if match:
+            texts.setdefault(match["id"], match["text"].strip())
+    if not texts:
+        raise InputError(f"{path}: holds no D- lines; run fairseq-generate again, without --quiet")
+    return texts
+
+
+def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins: BinSizes) -> int:
+    """Write what fairseq-generate said as the task's file of predictions.
+
+    Args:
+        generated: generate-test.txt.
+        out: the JSON file.
+        data: TSV file that was generated from; tells the official ids and the sizes of images.
+        bins: of use for boxes only.
+
+    Returns:
+        the number of predictions.
+
+    Raises:
+        InputError: a file is missing, both do not belong together, or a row has no hypothesis.
+        BadRow: an id is none of the benchmark's, or an image cannot be read.
+    """
+    form = form_of(task)
+    said = read_generated(generated)
+    tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))
+    rows = [tsv[row] for row in range(len(tsv))]
+    keys = official_ids(said, rows, form.column, f"{generated}, {data}")
+    row_of = {columns[form.column]: row for row, columns in enumerate(rows)}
+    texts = {keys[sample]: text for sample, text in reversed(said.items())}  # of one id's samples the first counts
+    unsaid = [key for key in row_of if key not in texts]
+    if unsaid:
+        raise InputError(
+            f"{generated}: {len(unsaid)} of the {len(row_of)} ids of {data} have no hypothesis, such as {unsaid[0]}; "
+            "generate again, as benchmarks refuse incomplete files"
+        )
+    values: dict[str, Any] = texts
+    if task == "snli_ve":
+        values = {key: LABELS.get(text, text) for key, text in texts.items()}
+    elif task == "refcoco":
+        images = TsvFile(data, (IMAGE,))
+        values = {key: bins.box(text, _size(images, row_of[key])) for key, text in texts.items()}
+    records = [{form.key: form.official(key, tsv.where(row)), form.value: values[key]} for key, row in row_of.items()]
+    part = out.with_name(out.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(json.dumps(records) + "\n", encoding="utf-8")
+    part.replace(out)
+    return len(records)
+
+
+def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], official: int, where: str) -> dict[str, str]:
+    """Return the official id of each sample id, which may be the unique or the image id of its row (--selected-cols).
+
+    Args:
+        samples: the sample ids.
+        rows: unique id and image id of each row.
+        official: which of the two is the official id.
+        where: names the files in errors.
+
+    Raises:
+        InputError: a sample belongs to no row, or it cannot be told to which.
+    """
+    readings = []
+    for column in (UNIQUE_ID, IMAGE_ID):
+        pairs = {(ids[column], ids[official]) for ids in rows if ids[column] in samples}
+        reading = dict(pairs)
+        if len(reading) == len(pairs) == len(samples):
+            readings.append(reading)
+    if not readings:
+        known = {key for ids in rows for key in ids}
+        unknown = [sample for sample in samples if sample not in known]
+        if unknown:
+            raise InputError(
+                f"{where}: {len(unknown)} of {len(samples)} sample ids belong to no row, such as {unknown[0]}; "
+                "generate from this file"
+            )
+        raise InputError(
+            f"{where}: sample ids belong to several rows, as image ids do where an image has several; generate with "
+            f"--selected-cols {UNIQUE_ID},…, whose first column holds the unique ids"
+        )
+    if readings[0] != readings[-1]:
+        raise InputError(
+            f"{where}: all sample ids are unique ids, and image ids of other rows, too, so that it cannot be told "
+            f"which are meant; write other ids into column {UNIQUE_ID}, and generate again"
+        )
+    return readings[0]
+
+
+def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
+    """Return the predictions of a file by official id, each a string, or a box or None.
+
+    Raises:
+        MissingInput: when there is no such file.
+        InputError: it is of another form, or has an id twice.
+    """
+    form = form_of(task)
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{file}: no such file; write it by narvl predictions") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not JSON ({error})") from error
+    expected = f"an object with {form.key} ({form.key_type.__name__}) and {form.value}, as --task {task} has"
+    if not isinstance(records, list):
+        raise InputError(f"{file}: is a {type(records).__name__}, not a list; each entry is {expected}")
+    is_value = _is_box if task == "refcoco" else _is_text
+    predictions: dict[int | str, Any] = {}
+    for index, record in enumerate(records):
+        key = record.get(form.key) if isinstance(record, dict) else None
+        if not isinstance(key, form.key_type) or form.value not in record or not is_value(record[form.value]):
+            raise InputError(f"{file}[{index}]: is {json.dumps(record):.80}, not {expected}")
+        if key in predictions:
+            raise InputError(f"{file}[{index}]: {form.key} {key} has a prediction already")
+        predictions[key] = record[form.value]
+    return predictions
+
+
+def _size(images: TsvFile, row: int) -> tuple[int, int]:
+    where = images.where(row)
+    reader = ImageReader(1, folder=Path(images.path).parent)
+    size = image_size(reader.read_bytes(images[row][0], where), where)
+    if size is None:
+        raise BadRow(f"{where}: the image column holds features that do not tell the size of the image")
+    return size
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_box(value: Any) -> bool:
+    """Say whether a value is null or four finite numbers."""
+    if not isinstance(value, list):
+        return value is None
+    return len(value) == 4 and all(isinstance(edge, (int, float)) and math.isfinite(edge) for edge in value)

@@ -1,0 +1,227 @@
+"""From raw files to TSV, to what a model might say, to predictions, to scores that are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.evaluation.benchmarks import Scores, evaluate
+from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
+from narvl_plugin.evaluation.tables import print_scores, write_scores
+
+RAW_CAPTIONS = {"karpathy": "dataset_coco.json", "official": "annotations/captions_val2014.json"}
+
+
+@pytest.fixture
+def predict(tmp_path: Path, write_generated: Callable[..., Path]) -> Callable[..., Path]:
+    """Give a function that turns what a model says into a file of predictions, and returns it."""
+
+    def write(task: str, data: Path, said: dict[str, str], bins: BinSizes | None = None) -> Path:
+        out = tmp_path / "predictions.json"
+        write_predictions(write_generated(said), out, task=task, data=data, bins=bins or BinSizes())
+        return out
+
+    return write
+
+
+@pytest.mark.parametrize(("file", "row"), [("karpathy", "test"), ("official", "all")])
+def test_captions(raw: Path, coco_tsv: Path, predict: Callable[..., Path], no_java: None, file: str, row: str) -> None:
+    # One caption is its reference, and the other has no word of it: half of all n-grams, and the mean of 10 and 0.
+    said = {"74": "A red dog runs fast.", "75": "nothing here fits at all"}
+    predictions = predict("caption", coco_tsv, said)
+    assert json.loads(predictions.read_text()) == [
+        {"image_id": 74, "caption": "A red dog runs fast."},
+        {"image_id": 75, "caption": "nothing here fits at all"},
+    ]
+    scores = evaluate(predictions, [raw / RAW_CAPTIONS[file]], "caption")
+    values = scores.tables["captions"]
+    assert values.keys() == {row}
+    assert values[row] == pytest.approx(
+        {f"BLEU-{n}": 0.5 for n in range(1, 5)} | {"ROUGE-L": 0.5, "CIDEr": 5, "pictures": 2}
+    )
+    assert scores.notes[0] == "Words are split plainly (no Java)." and scores.notes[1].startswith("No METEOR:")
+
+
+def test_vqa(raw: Path, vqa_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:
+    predictions = predict("vqa", vqa_tsv, {"42000": "Yes.", "42001": "three", "42002": "hot dog"})
+    assert written(predictions)[0] == {"question_id": 42000, "answer": "Yes."}
+    scores = evaluate(predictions, [raw / "v2_mscoco_val2014_annotations.json"], "vqa")
+    # Nine of ten say yes: 1. Two of ten say three: 8 of the ten groups of nine hold both, 2/3, and 2 hold one, 1/3.
+    # All ten say "Hot-Dog", to the letter, and so the official evaluation wants it to the letter.
+    assert scores.tables["answer type"] == {
+        "all": {"accuracy": pytest.approx(1.6 / 3), "questions": 3},
+        "number": {"accuracy": pytest.approx(0.6), "questions": 1},
+        "other": {"accuracy": 0, "questions": 1},
+        "yes/no": {"accuracy": 1, "questions": 1},
+    }
+    assert {name: row["questions"] for name, row in scores.tables["question type"].items()} == {
+        "how many": 1,
+        "is the": 1,
+        "what is": 1,
+    }
+
+
+def test_gqa(raw: Path, gqa_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:
+    said = {"05515938": "Left ", "20": "no", "201": "t shirt", "202": "man"}
+    predictions = predict("gqa", gqa_tsv, said)
+    assert written(predictions)[0] == {"questionId": "05515938", "prediction": "Left"}
+    scores = evaluate(predictions, [raw / "testdev_balanced_questions.json"], "gqa")
+    assert scores.tables == {
+        "questions": {
+            "all": {"accuracy": 0.5, "questions": 4},
+            "binary": {"accuracy": 0.5, "questions": 2},
+            "open": {"accuracy": 0.5, "questions": 2},
+        },
+        "structural type": {
+            "choose": {"accuracy": 1, "questions": 1},
+            "query": {"accuracy": 0.5, "questions": 2},
+            "verify": {"accuracy": 0, "questions": 1},
+        },
+        "semantic type": {
+            "attr": {"accuracy": 0, "questions": 1},
+            "obj": {"accuracy": 0, "questions": 1},
+            "rel": {"accuracy": 1, "questions": 2},
+        },
+    }
+
+
+def test_refcoco(raw: Path, refcoco_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:
+    # Bin k of 11 is at k/10 of the image's 640 x 480 pixels.
+    said = {
+        "1010": "<bin_0><bin_0><bin_5><bin_5>",  # the box itself
+        "1011": "left",
+        "1020": "<bin_1><bin_2><bin_2><bin_4>",  # its left half
+    }
+    predictions = predict("refcoco", refcoco_tsv, said, BinSizes(num_bins=11))
+    assert written(predictions) == [
+        {"sent_id": 1010, "box": [0, 0, 320, 240]},
+        {"sent_id": 1011, "box": None},
+        {"sent_id": 1020, "box": [64, 96, 128, 192]},
+    ]
+    scores = evaluate(predictions, [raw / "refcoco/refs(unc).p", raw / "refcoco/instances.json"], "refcoco")
+    assert scores.tables == {
+        "boxes": {
+            "testA": {
+                "accuracy at IoU 0.5": pytest.approx(2 / 3),
+                "mean IoU": pytest.approx((1 + 0 + 0.5) / 3),
+                "no box": 1,
+                "sentences": 3,
+            }
+        }
+    }
+
+
+def test_snli_ve(raw: Path, snli_ve_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:
+    key = "4705552913.jpg#2r"
+    said = {f"{key}1e": "yes", f"{key}2n": "maybe", f"{key}3c": "yes", f"{key}5n": "maybe not"}
+    predictions = predict("snli_ve", snli_ve_tsv, said)
+    assert written(predictions) == [
+        {"pairID": f"{key}1e", "label": "entailment"},
+        {"pairID": f"{key}2n", "label": "neutral"},
+        {"pairID": f"{key}3c", "label": "entailment"},
+        {"pairID": f"{key}5n", "label": "maybe not"},
+    ]
+    scores = evaluate(predictions, [raw / "snli_ve_test.jsonl"], "snli_ve")
+    assert scores.tables == {
+        "gold label": {
+            "all": {"accuracy": 0.5, "pairs": 4},
+            "contradiction": {"accuracy": 0, "pairs": 1},
+            "entailment": {"accuracy": 1, "pairs": 1},
+            "neutral": {"accuracy": 0.5, "pairs": 2},
+        },
+        "gold label, predicted as": {
+            "contradiction": {"entailment": 1, "neutral": 0, "contradiction": 0, "other": 0},
+            "entailment": {"entailment": 1, "neutral": 0, "contradiction": 0, "other": 0},
+            "neutral": {"entailment": 0, "neutral": 1, "contradiction": 0, "other": 1},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1010, 1011], r"1 predictions are missing, such as that of 1020: it has 2, and the annotations \(testA\) 3"),
+        ([1010, 1011, 1020, 9], "1 predictions are of no annotated id, such as that of 9: it has 4, and .* 3; score"),
+        ([1010, 1011, 1020, 1030, 5], r"of no annotated id, such as that of 5.*annotations \(testA, testB\) 4"),
+        ([7], r"4 predictions are missing, .* 1010 and 1 predictions are of no annotated id, such as that of 7"),
+        ([], r"4 predictions are missing"),
+    ],
+)
+def test_incomplete_and_foreign_predictions_are_refused(
+    raw: Path, tmp_path: Path, refcoco_tsv: Path, ids: list[int], message: str
+) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps([{"sent_id": key, "box": None} for key in ids]))
+    with pytest.raises(InputError, match=rf"p.json: .*{message}"):
+        evaluate(file, [raw / "refcoco/refs(unc).p", raw / "refcoco/instances.json"], "refcoco")
+
+
+def test_splits_in_one_file_are_scored_each(raw: Path, tmp_path: Path, refcoco_tsv: Path) -> None:
+    file = tmp_path / "p.json"
+    boxes = {1010: [0, 0, 320, 240], 1011: [0, 0, 320, 240], 1020: [64, 96, 192, 192], 1030: [1, 2, 4, 4]}
+    file.write_text(json.dumps([{"sent_id": key, "box": box} for key, box in boxes.items()]))
+    table = evaluate(file, [raw / "refcoco/refs(unc).p", raw / "refcoco/instances.json"], "refcoco").tables["boxes"]
+    assert [(split, row["mean IoU"]) for split, row in table.items()] == [
+        ("testA", 1),
+        ("testB", 0.5),  # 3 x 2 pixels of 3 x 4
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "error", "message"),
+    [
+        ("vqa", [], InputError, "--task vqa: is scored against v2_mscoco_val2014_annotations.json, in this order"),
+        ("refcoco", ["a.json", "b.p"], InputError, r"against refs\(unc\).p, instances.json, in this order; given: a"),
+        ("snli_ve", ["gone.jsonl"], MissingInput, "gone.jsonl: no such file of annotations"),
+        ("retrieval", ["a.json"], InputError, "--task retrieval: choose one of caption"),
+    ],
+)
+def test_other_files_than_the_tasks_are_refused(
+    task: str, files: list[str], error: type[InputError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(Path("p.json"), [Path(file) for file in files], task)
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "message"),
+    [
+        ("caption", {"annotations": [{"image_id": 7}]}, r"a.json:annotations\[0\]: has no field 'caption'"),
+        ("vqa", {"annotations": [{"question_id": 7, "answers": []}]}, "has no field 'answer_type'"),
+        ("vqa", {"questions": []}, "a.json: has no field 'annotations'"),
+        ("gqa", {"7": {"imageId": "7", "answer": "x"}}, "a.json:7: has no field 'types'"),
+        ("gqa", {"7": {"imageId": "7", "answer": "x", "types": {}}}, "a.json:7.types: has no field 'structural'"),
+    ],
+)
+def test_an_annotation_that_is_not_as_published_is_named(
+    tmp_path: Path, write_json: Callable[..., Path], task: str, content: Any, message: str
+) -> None:
+    predictions = write_json("p.json", [])
+    with pytest.raises(BadRow, match=message):
+        evaluate(predictions, [write_json("a.json", content)], task)
+
+
+def test_an_id_that_is_annotated_twice_is_named(raw: Path, vqa_tsv: Path, write_json: Callable[..., Path]) -> None:
+    file = raw / "v2_mscoco_val2014_annotations.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({"annotations": content["annotations"] * 2}))
+    with pytest.raises(BadRow, match="annotations.json:annotations: has the id 42000 twice"):
+        evaluate(write_json("p.json", []), [file], "vqa")
+
+
+def test_tables_are_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: Callable[[Path], Any]
+) -> None:
+    tables = {"captions": {"val": {"CIDEr": 1.0, "pictures": 5000}, "test": {"METEOR": 0.25, "pictures": 2}}}
+    scores = Scores(tables, ["Words are split plainly."])
+    print_scores(scores)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0] == ["captions", "CIDEr", "pictures", "METEOR"]
+    assert lines[2:] == [["val", "1.0000", "5,000", "–"], ["test", "–", "2", "0.2500"], ["-", *scores.notes[0].split()]]
+    write_scores(scores, tmp_path / "new" / "scores.json")
+    assert written(tmp_path / "new" / "scores.json") == {"tables": tables, "notes": scores.notes}

@@ -1,0 +1,152 @@
+"""Files of predictions: official ids, boxes in pixels, labels, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.evaluation.predictions import BinSizes, read_generated, read_predictions, write_predictions
+
+CAPTIONS = [{"image_id": 74, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
+
+
+class TestGenerated:
+    """The reader of fairseq-generate's files."""
+
+    def test_first_of_several_hypotheses_counts(self, tmp_path: Path) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_text("D-a-1\t-0.5\ta dog \nD-a-1\t-0.9\ta cat\nD-b\t-1.0\t\nD-c\t-1.0\tone\u2028line\n")
+        assert read_generated(path) == {"a-1": "a dog", "b": "", "c": "one\u2028line"}
+
+    def test_no_hypothesis_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_text("2024 | INFO | nothing\n")
+        with pytest.raises(InputError, match="generate-test.txt: holds no D- lines"):
+            read_generated(path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"u0": "a dog", "u1": "a cat"},  # --selected-cols 0,4,2
+        {"74": "a dog", "9": "a cat"},  # --selected-cols 1,4,2
+    ],
+)
+def test_captions_go_to_image_ids_from_either_column(
+    tmp_path: Path,
+    write_tsv: Callable[..., Path],
+    write_generated: Callable[..., Path],
+    written: Callable[[Path], Any],
+    said: dict[str, str],
+) -> None:
+    tsv = write_tsv("test.tsv", [["u0", "74", "a", "", "x"], ["u1", "9", "b", "", "x"]])
+    out = tmp_path / "new" / "captions.json"
+    assert write_predictions(write_generated(said), out, task="caption", data=tsv, bins=BinSizes()) == 2
+    assert written(out) == CAPTIONS
+    assert read_predictions(out, "caption") == {74: "a dog", 9: "a cat"}
+
+
+def test_rows_of_one_image_give_one_caption_the_first_generated(
+    tmp_path: Path,
+    write_tsv: Callable[..., Path],
+    write_generated: Callable[..., Path],
+    written: Callable[[Path], Any],
+) -> None:
+    tsv = write_tsv("train.tsv", [["740", "74", "a", "", "x"], ["741", "74", "b", "", "x"]])
+    generated = write_generated({"741": "second", "740": "first"})
+    write_predictions(generated, tmp_path / "o.json", task="caption", data=tsv, bins=BinSizes())
+    assert written(tmp_path / "o.json") == [{"image_id": 74, "caption": "first"}]
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "message"),
+    [
+        ("vqa", {"1": "a", "5": "b"}, "1 of 2 sample ids belong to no row, such as 5; generate from this file"),
+        ("vqa", {"1": "a"}, "2 of the 3 ids of .*test.tsv have no hypothesis, such as 2; generate again"),
+        ("vqa", {"74": "a"}, "sample ids belong to several rows.*--selected-cols 0"),
+        ("caption", {"1": "a", "2": "b", "x": "c"}, "'m' is no image_id, which are whole numbers; check --task"),
+        ("vqa", {"1": "a", "2": "b", "x": "c"}, "test.tsv:3: 'x' is no question_id"),
+        ("boxes", {"1": "a"}, "--task boxes: choose one of caption, vqa, gqa, refcoco, snli_ve"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_written(
+    tmp_path: Path,
+    write_tsv: Callable[..., Path],
+    write_generated: Callable[..., Path],
+    task: str,
+    said: dict[str, str],
+    message: str,
+) -> None:
+    tsv = write_tsv("test.tsv", [["1", "74", "a"], ["2", "74", "b"], ["x", "m", "c"]])
+    with pytest.raises(InputError, match=message):
+        write_predictions(write_generated(said), tmp_path / "o.json", task=task, data=tsv, bins=BinSizes())
+    assert not list(tmp_path.glob("o.json*"))
+
+
+def test_ids_that_may_be_either_are_refused(
+    tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path]
+) -> None:
+    tsv = write_tsv("test.tsv", [["1", "2", "a"], ["2", "1", "b"]])
+    generated = write_generated({"1": "a", "2": "b"})
+    with pytest.raises(InputError, match="all sample ids are unique ids, and image ids of other rows, too"):
+        write_predictions(generated, tmp_path / "o.json", task="caption", data=tsv, bins=BinSizes())
+
+
+@pytest.mark.parametrize(
+    ("bins", "text", "box"),
+    [
+        # Bin k of 11 is at k/10 of 512 pixels; the image is 640 pixels wide and 480 high.
+        (BinSizes(num_bins=11), "<bin_1><bin_2><bin_5><bin_10>", [64, 96, 320, 480]),
+        (BinSizes(num_bins=11, max_image_size=1024), "<bin_1> <bin_2> <bin_5> <bin_5>", [128, 192, 640, 480]),
+        (BinSizes(num_bins=11, patch_image_size=256), "<bin_0><bin_0><bin_5><bin_5>", [0, 0, 640, 480]),
+        (BinSizes(), "<bin_0><bin_0><bin_333><bin_999>", [0, 0, 213.33, 480]),
+        (BinSizes(), "<bin_0><bin_0><bin_333>", None),
+        (BinSizes(), "a hat", None),
+    ],
+)
+def test_bins_become_pixels_of_the_original_image(bins: BinSizes, text: str, box: list[float] | None) -> None:
+    assert bins.box(text, (640, 480)) == box
+
+
+def test_boxes_need_the_image(
+    tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path]
+) -> None:
+    tsv = write_tsv("test.tsv", [["1", "74", "hat", "0,0,1,1", "gone.jpg"]])
+    generated = write_generated({"1": "<bin_0><bin_0><bin_3><bin_9>"})
+    with pytest.raises(BadRow, match=r"test.tsv:1: the image file .*gone.jpg cannot be read"):
+        write_predictions(generated, tmp_path / "o.json", task="refcoco", data=tsv, bins=BinSizes())
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "message"),
+    [
+        ("caption", {}, "is a dict, not a list; each entry is an object with image_id"),
+        ("caption", [CAPTIONS[0], {"image_id": "9", "caption": "a"}], r"p.json\[1\]: is {.*, not an object with"),
+        ("caption", [{"image_id": 9}], r"p.json\[0\]: is {\"image_id\": 9}, not an object with image_id \(int\)"),
+        ("caption", CAPTIONS * 2, r"p.json\[2\]: image_id 74 has a prediction already"),
+        ("vqa", [{"question_id": 1, "answer": 2}], "not an object with question_id"),
+        ("vqa", ["yes"], r"p.json\[0\]: is \"yes\""),
+        ("gqa", [{"questionId": 7, "prediction": "x"}], r"not an object with questionId \(str\) and prediction"),
+        ("refcoco", [{"sent_id": 7, "box": [1, 2, 3]}], "not an object with sent_id"),
+        ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, float("nan")]}], "not an object with sent_id"),
+        ("snli_ve", [{"pairID": "x", "label": None}], "not an object with pairID"),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path: Path, task: str, content: Any, message: str) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_predictions(file, task)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="p.json: no such file; write it by narvl predictions"):
+        read_predictions(tmp_path / "p.json", "vqa")
+    (tmp_path / "p.json").write_text("[")
+    with pytest.raises(InputError, match="p.json: is not JSON"):
+        read_predictions(tmp_path / "p.json", "vqa")
