@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc.search import Hypothesis, hypotheses_of
+from narvl_plugin.ctc.search import Hypothesis, collapse, hypotheses_of
 
 NEVER = -torch.inf
 
@@ -56,35 +56,67 @@ def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
     return Automaton(sources, labels, targets, accepting)
 
 
+def may_end_in(automaton: Automaton, label: int) -> Automaton:
+    """Return the automaton of the same outputs, and of each of them with `label` after it."""
+    ends = automaton.accepting.nonzero()[:, 0]
+    sources = torch.cat([automaton.sources, ends])
+    labels = torch.cat([automaton.labels, torch.full_like(ends, label)])
+    targets = torch.cat([automaton.targets, torch.full_like(ends, len(automaton.accepting))])
+    return Automaton(sources, labels, targets, torch.cat([automaton.accepting, automaton.accepting.new_ones(1)]))
+
+
 def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
     """Find the most probable path that collapses to an output of the automaton's language.
 
-    Exact, by dynamic programming over (query, last arc, whether blanks followed it): O(N A) for each sample. The
+    Where each query's most probable label gives such a path there is none better; the others are searched exactly. The
     score is that of the path, and not the sum over all paths of its output.
 
     log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
     """
+    automaton = automaton.to(log_probs.device)
+    labels = log_probs.argmax(2)
+    to_search = ~accepted(*collapse(labels, blank=blank)[::2], automaton)
+    if bool(to_search.any()):
+        labels[to_search] = best_paths(log_probs[to_search], automaton, blank=blank)
+    return hypotheses_of(labels, log_probs.gather(2, labels[..., None])[..., 0], blank=blank)
+
+
+def accepted(tokens: Tensor, lengths: Tensor, automaton: Automaton) -> Tensor:
+    """Tell which outputs are in the automaton's language: (B, T), (B,) -> (B,)."""
+    sources, labels, targets, accepting = automaton
+    reached = torch.zeros(len(tokens), len(accepting), dtype=torch.bool, device=tokens.device)
+    reached[:, 0] = True
+    for place in range(tokens.size(1)):
+        arcs = reached[:, sources] & (tokens[:, place, None] == labels)
+        after = torch.zeros_like(reached).index_add(1, targets, arcs)
+        reached = torch.where((place < lengths)[:, None], after, reached)
+    return (reached & accepting).any(1)
+
+
+def best_paths(log_probs: Tensor, automaton: Automaton, *, blank: int) -> Tensor:
+    """Return the labels of each sample's most probable path into the language: (B, N, V) -> (B, N).
+
+    By dynamic programming over (query, last arc, whether blanks followed it): O(N A) for each sample. Raises ValueError
+    if there is none.
+    """
     batch, num_queries, _ = log_probs.shape
-    sources, labels, targets, accepting = automaton.to(log_probs.device)
+    sources, labels, targets, accepting = automaton
     num_arcs, num_states = len(labels), len(accepting)
     emissions = log_probs[:, :, labels]
     # What has been said so far ends in an arc's label (B, A), or in a blank, or is nothing (B, S).
     in_label = log_probs.new_full((batch, num_arcs), NEVER)
     in_blank = log_probs.new_full((batch, num_states), NEVER)
     in_blank[:, 0] = 0.0
-    here = torch.arange(num_arcs, device=labels.device)
+    here = torch.arange(num_arcs, device=labels.device).expand(batch, -1)
+    there = num_arcs + torch.arange(num_states, device=labels.device).expand(batch, -1)
     moves = []  # (B, A + S) each: where the best path to each of both came from; states count from A
     for query in range(num_queries):
         arrived = Arrivals.of(in_label, labels, targets, num_states)
         after_label, label_arc = arrived.other_than(labels, sources)
-        ways = torch.stack([in_label, in_blank[:, sources], after_label])
-        best, way = ways.max(0)
-        came = torch.stack([here.expand(batch, -1), (num_arcs + sources).expand(batch, -1), label_arc])
-        to_label = came.gather(0, way[None])[0]
-
-        state = num_arcs + torch.arange(num_states, device=labels.device).expand(batch, -1)
-        to_blank = torch.where(arrived.scores > in_blank, arrived.arcs, state)
-        moves.append(torch.cat([to_label, to_blank], 1))
+        best, way = torch.stack([in_label, in_blank[:, sources], after_label]).max(0)
+        came_from = torch.stack([here, there[:, sources], label_arc]).gather(0, way[None])[0]
+        blank_came_from = torch.where(arrived.scores > in_blank, arrived.arcs, there)
+        moves.append(torch.cat([came_from, blank_came_from], 1))
         in_blank = in_blank.maximum(arrived.scores) + log_probs[:, query, blank, None]
         in_label = best + emissions[:, query]
 
@@ -97,8 +129,7 @@ def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -
     for move in reversed(moves):
         path.append(said[place])
         place = move.gather(1, place[:, None])[:, 0]
-    best_labels = torch.stack(path[::-1], 1) if path else labels.new_empty(batch, 0)
-    return hypotheses_of(best_labels, log_probs.gather(2, best_labels[..., None])[..., 0], blank=blank)
+    return torch.stack(path[::-1], 1)
 
 
 class Arrivals(NamedTuple):

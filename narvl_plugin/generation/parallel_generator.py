@@ -1,4 +1,4 @@
-"""The student's generator: one pass, each query its most probable label, the path collapsed."""
+"""The student's generator: one pass, the most probable path of the queries, collapsed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc.search import greedy
+from narvl_plugin.ctc import Automaton, constrained_search, greedy, may_end_in
 
 
 class ParallelGenerator:
@@ -22,6 +22,7 @@ class ParallelGenerator:
         dictionary: the task's target dictionary, which does not hold the blank.
         print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
             prints (query, place in the output).
+        language: the outputs that there are, where not all sequences of tokens are; then nothing else is said.
 
     Raises:
         ValueError: the students differ in blank or queries, or `print_alignment` asks for what a path of
@@ -29,7 +30,12 @@ class ParallelGenerator:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], dictionary: Dictionary, *, print_alignment: str | None = None
+        self,
+        models: Sequence[nn.Module],
+        dictionary: Dictionary,
+        *,
+        print_alignment: str | None = None,
+        language: Automaton | None = None,
     ) -> None:
         sizes = {(int(model.blank), int(model.num_queries)) for model in models}
         if len(sizes) > 1:
@@ -40,6 +46,7 @@ class ParallelGenerator:
         self.eos = dictionary.eos()
         self.symbols_to_strip_from_output = {self.eos}
         self.print_alignment = print_alignment
+        self.language = None if language is None else may_end_in(language, self.eos)
         for model in models:
             model.eval()
 
@@ -63,7 +70,11 @@ class ParallelGenerator:
         """
         if prefix_tokens is not None or constraints is not None:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
-        hypotheses = greedy(self._log_probs(models, sample["net_input"]), blank=self.blank)
+        log_probs = self._log_probs(models, sample["net_input"])
+        if self.language is None:
+            hypotheses = greedy(log_probs, blank=self.blank)
+        else:
+            hypotheses = constrained_search(log_probs, self.language, blank=self.blank)
         return [[self._finish(*hypothesis)] for hypothesis in hypotheses]
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+from narvl_plugin.ctc import Automaton, one_of
 from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TrieSequenceGenerator
@@ -38,7 +39,7 @@ class AnswerTaskConfig(BaseTaskConfig):
         metadata={
             "help": "how a teacher answers, in validation and in fairseq-generate: allcand scores all answers of the "
             "closed list, beamsearch searches among them (with no list: freely). A student says its most probable "
-            "path"
+            "path to one of them"
         },
     )
     valid_batch_size: int = field(
@@ -63,6 +64,10 @@ class AnswerTask(BaseTask):
         if hasattr(model, "blank") and str(self.cfg.prompt_type) != "none":
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
         return model
+
+    def language(self) -> Automaton | None:
+        """Return the answers of the closed list, None if there is no list."""
+        return None if self.trie is None else one_of(tokens[:-1].tolist() for tokens in self.trie.tokens)
 
     def build_generator(
         self,

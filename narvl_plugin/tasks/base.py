@@ -18,7 +18,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from omegaconf import MISSING
 
-from narvl_plugin.ctc import queries_needed
+from narvl_plugin.ctc import Automaton, queries_needed
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.tsv import TsvFile
@@ -197,6 +197,10 @@ class BaseTask(FairseqTask):
             self.generator = self.build_generator([model], self.generator_options())
         return model
 
+    def language(self) -> Automaton | None:
+        """Return the outputs that a student may say, None if that is any sequence of tokens."""
+        return None
+
     def build_generator(
         self,
         models: Sequence[torch.nn.Module],
@@ -212,7 +216,10 @@ class BaseTask(FairseqTask):
         students = [hasattr(model, "blank") for model in models]
         if all(students):
             return ParallelGenerator(
-                models, self.target_dictionary, print_alignment=getattr(args, "print_alignment", None)
+                models,
+                self.target_dictionary,
+                print_alignment=getattr(args, "print_alignment", None),
+                language=self.language(),
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from fairseq.tasks import register_task
 
+from narvl_plugin.ctc import Automaton, sequence_of
 from narvl_plugin.data.boxes import bins_in, from_bins
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
@@ -61,6 +62,11 @@ class RefcocoTask(BaseTask):
     def build_dataset(self, tsv: TsvFile, split: str) -> RefcocoDataset:
         """Return the data set of a split's file."""
         return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
+
+    def language(self) -> Automaton:
+        """Return the outputs that are four bins."""
+        first = self.target_dictionary.index("<bin_0>")
+        return sequence_of([torch.arange(first, first + self.codec.num_bins)] * 4)
 
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
         """Return the best hypotheses as boxes in pixels of the images as they come, None where one is no box."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from narvl_plugin.ctc import Automaton, constrained_search, greedy, one_of, sequence_of
+from narvl_plugin.ctc import Automaton, constrained_search, greedy, may_end_in, one_of, sequence_of
 
 BLANK = 3
 LABELS = 4
@@ -73,6 +73,13 @@ def test_the_answer_is_one_of_the_list() -> None:
     answers = [(0, 1), (0, 1, 2), (2,), (1, 1, 0)]
     found = [tuple(one.tokens.tolist()) for one in constrained_search(log_probs, one_of(answers), blank=BLANK)]
     assert set(found) == set(answers)
+
+
+def test_an_output_may_have_an_end() -> None:
+    log_probs = torch.full((2, 3, LABELS), -9.0)
+    log_probs[:, 0, 0] = log_probs[0, 1, 2] = log_probs[1, 1, 1] = log_probs[:, 2, 2] = 0.0
+    found = constrained_search(log_probs, may_end_in(one_of([(0,), (0, 1)]), 2), blank=BLANK)
+    assert [one.tokens.tolist() for one in found] == [[0, 2], [0, 1, 2]]
 
 
 def test_a_token_twice_needs_a_query_between() -> None:
