@@ -1,4 +1,4 @@
-"""Latency of captioners, one picture at a time, from a row's bytes to text."""
+"""Latency of models, one picture at a time, from a row's bytes to text."""
 
 import json
 import os
@@ -7,11 +7,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
 from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 
 SPLIT = "test"
@@ -29,21 +31,22 @@ RGB = 3
 Image = TypeVar("Image")
 
 
-class Captioner:
+class Predictor:
     """A checkpoint that turns rows of one TSV file into text, as fairseq-generate does.
 
     Attributes:
         model: teacher or student, in evaluation mode.
         task: the task it was trained on.
+        generation: generation options by name: those of --eval-args, which it was validated with, and those given.
     """
 
     def __init__(
-        self, model: BaseFairseqModel, task: BaseTask, generation: GenerationConfig, device: torch.device
+        self, model: BaseFairseqModel, task: BaseTask, generation: Mapping[str, Any], device: torch.device
     ) -> None:
         self.model = model
         self.task = task
+        self.generation = {**vars(task.generator_options()), **generation}
         self.device = device
-        self._generator = task.build_generator([model], generation)
 
     @classmethod
     def load(
@@ -51,32 +54,38 @@ class Captioner:
         checkpoint: Path,
         data: Path,
         *,
-        generation: Mapping[str, Any] | None = None,
         task_overrides: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
-    ) -> "Captioner":
+    ) -> "Predictor":
         """Load a checkpoint and open a TSV file as its test split.
 
         Args:
             checkpoint: a file of fairseq-train, teacher or student.
             data: the TSV file.
-            generation: fairseq's generation options by name, such as ``{"beam": 5}``.
             task_overrides: task options that differ from the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
             device: where to run.
 
         Raises:
             MissingInput, InputError: when the checkpoint, its vocabulary or the file cannot be used.
         """
-        options = _generation_config(generation or {})
         overrides = {**(task_overrides or {}), "data": str(data)}
         (model,), task, _ = checkpoints.load(checkpoint, task_overrides=overrides, device=device)
         task.load_dataset(SPLIT)
-        model.prepare_for_inference_(FairseqConfig(generation=options))
-        return cls(model, task, options, torch.device(device))
+        model.prepare_for_inference_(FairseqConfig())
+        return cls(model, task, {}, torch.device(device))
 
-    def with_generation(self, **generation: Any) -> "Captioner":
-        """Give the same model and data with other generation options."""
-        return Captioner(self.model, self.task, _generation_config(generation), self.device)
+    def with_options(self, task_options: Mapping[str, Any], **generation: Any) -> "Predictor":
+        """Give the same model and data with other options of the task and of generation."""
+        task = copy(self.task)
+        task.cfg = copy(self.task.cfg)
+        for name, value in task_options.items():
+            setattr(task.cfg, name, value)
+        return Predictor(self.model, task, generation, self.device)
+
+    @cached_property
+    def _generator(self) -> Any:
+        """Make the generator; here, since not every way to generate goes with every checkpoint."""
+        return self.task.build_generator([self.model], _generation_config(self.generation))
 
     def batch(self, row: int) -> dict[str, Any]:
         """Read one row (from 0) and make a batch of it alone.
@@ -93,7 +102,7 @@ class Captioner:
 
     @torch.inference_mode()
     def __call__(self, row: int) -> str:
-        """Caption one row: read, decode and resize its picture, run the model, search, write the words."""
+        """Answer one row: read, decode and resize its picture, run the model, search, write the words."""
         ((best, *_),) = self.task.inference_step(self._generator, [self.model], self.batch(row))
         return self.task.codec.decode(best["tokens"])
 
@@ -130,12 +139,12 @@ def measure_latency(
     repeats: int,
     threads: int,
 ) -> dict[str, LatencyStats]:
-    """Time several captioners on the same pictures, in turns picture by picture (A B A B …).
+    """Time several systems on the same pictures, in turns picture by picture (A B A B …).
 
     In turns, so that another program that slows the machine for a while slows all systems alike.
 
     Args:
-        systems: by name, from a picture to its caption; a text on the CPU, so that nothing is left running.
+        systems: by name, from a picture to what is said of it; a text on the CPU, so that nothing is left running.
         images: whatever the systems take.
         warmup: untimed pictures of each system beforehand.
         repeats: how many times to go through all pictures.
@@ -219,6 +228,28 @@ def _commit() -> str | None:
         return None
 
 
+class Search(NamedTuple):
+    """A way to ask a teacher: options of generation and of its task."""
+
+    generation: dict[str, Any]
+    task_options: dict[str, Any]
+
+
+def teacher_searches(task: BaseTask) -> dict[str, Search]:
+    """Return how teachers of a task are asked, by name of the system, the usual way first.
+
+    Answers of a closed list are scored one and all, or searched for; captions and boxes are searched for.
+    """
+    if not isinstance(task, AnswerTask):
+        return {"teacher_beam5": Search({"beam": 5}, {}), "teacher_greedy": Search({"beam": 1}, {})}
+    searches = {}
+    if task.trie is not None:
+        searches["teacher_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
+    if str(task.cfg.prompt_type) != "src":  # from which no beam search can start
+        searches["teacher_beam5"] = Search({"beam": 5}, {"val_inference_type": "beamsearch"})
+    return searches
+
+
 def latency(
     out: Path,
     *,
@@ -233,14 +264,14 @@ def latency(
     threads: int = 1,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure teacher (beam 5 and greedy) and student on the first rows of a TSV file and write a JSON file.
+    """Measure teacher, in the ways of `teacher_searches`, and student on the first rows of a TSV file.
 
     Args:
-        out: the file to write, in one step at the end.
-        teacher, student: checkpoints.
+        out: the JSON file to write, in one step at the end.
+        teacher, student: checkpoints of one task.
         data: TSV file with pictures, not precomputed features, so that the vision trunk counts.
-        generation: the teacher's generation options but for the beam.
-        task_overrides: see ``Captioner.load``.
+        generation: the teacher's generation options but for the beam, where they are not those of its --eval-args.
+        task_overrides: see ``Predictor.load``.
         images: how many rows; bad rows that the task skips are passed over.
         warmup, repeats, threads: see ``measure_latency``.
         device: ``cpu`` or ``cuda``.
@@ -251,25 +282,32 @@ def latency(
     Raises:
         InputError: for files or options that cannot be used.
     """
-    options = dict(generation or {})
-    load = partial(Captioner.load, data=data, task_overrides=task_overrides, device=device)
-    slow = load(teacher, generation={**options, "beam": 5})
+    load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
+    asked, parallel = load(teacher), load(student)
+    if type(asked.task) is not type(parallel.task):
+        raise InputError(
+            f"{teacher} was trained for {asked.task.cfg._name}, {student} for {parallel.task.cfg._name}; give "
+            "checkpoints of one task"
+        )
     systems = {
-        "teacher_beam5": slow,
-        "teacher_greedy": slow.with_generation(**options, beam=1),
-        "student": load(student),
+        name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})
+        for name, search in teacher_searches(asked.task).items()
     }
-    dataset = slow.task.dataset(SPLIT)
+    systems["student"] = parallel
+    dataset = asked.task.dataset(SPLIT)
     usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may forgive bad rows
     rows = list(islice(usable, images))
-    if rows and slow.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
+    if rows and asked.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
         raise InputError(f"{data}: holds precomputed features; measure on pictures, so that the vision trunk counts")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
-    dtype = next(slow.model.parameters()).dtype
+    dtype = next(asked.model.parameters()).dtype
     report = {
         "systems": {name: asdict(values) for name, values in stats.items()},
-        "machine": describe_machine(slow.device, threads, dtype),
-        "settings": {"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats, **options},
+        "machine": describe_machine(asked.device, threads, dtype),
+        "settings": {
+            **{name: value for name, value in {**asked.generation, **(generation or {})}.items() if name != "beam"},
+            **{"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats},
+        },
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")

@@ -34,8 +34,13 @@ Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refco
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
 Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
-MaxLenB = Annotated[int, typer.Option(min=1, help="Longest output of the teacher, in tokens.")]
-NoRepeat = Annotated[int, typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any.")]
+MaxLenB = Annotated[
+    int | None, typer.Option(min=1, help="Longest output of the teacher, in tokens, if not as in its --eval-args.")
+]
+NoRepeat = Annotated[
+    int | None,
+    typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any; if not as in --eval-args."),
+]
 Raw = Annotated[Path, typer.Option(help="Folder of the unpacked official files.")]
 SplitsDir = Annotated[Path, typer.Option(help="Folder for a TSV file per split.")]
 Images = Annotated[Path | None, typer.Option(help="Folder with the official folders of images, if not --raw.")]
@@ -334,20 +339,21 @@ def latency(
     images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
     repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads while it is timed.")] = 1,
-    max_len_b: MaxLenB = 30,
-    no_repeat_ngram_size: NoRepeat = 3,
+    max_len_b: MaxLenB = None,
+    no_repeat_ngram_size: NoRepeat = None,
     bpe_dir: BpeDir = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Time teacher (beam 5, greedy) and student, one picture at a time, in turns."""
+    """Time teacher (beam 5 and greedy; all answers scored and beam 5) and student, one picture at a time, in turns."""
     from narvl_plugin import bench
 
+    given = {"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
     result = bench.latency(
         out,
         teacher=teacher,
         student=student,
         data=data,
-        generation={"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size},
+        generation={name: value for name, value in given.items() if value is not None},
         task_overrides=_overrides(bpe_dir),
         images=images,
         repeats=repeats,
@@ -361,13 +367,14 @@ def latency(
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Folder of a run, with generate/*/generate-test.txt.")],
-    data: Annotated[Path | None, typer.Option(help="Test TSV, if not OUT/data/caption/test.tsv.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Test TSV, if not OUT/data/TASK/test.tsv.")] = None,
+    task: Annotated[str, typer.Option(help="caption, vqa_gen, refcoco or snli_ve.")] = "caption",
     bpe_dir: BpeDir = None,
 ) -> None:
     """Score a run and write results.json, table.md and report.html into its folder."""
     from narvl_plugin.report import build_report
 
-    build_report(out, test_tsv=data, settings=_run_settings(out), task_overrides=_overrides(bpe_dir))
+    build_report(out, task=task, test_tsv=data, settings=_run_settings(out), task_overrides=_overrides(bpe_dir))
 
 
 def _overrides(bpe_dir: Path | None) -> dict[str, Any]:

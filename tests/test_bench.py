@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from narvl_plugin import bench
-from narvl_plugin.bench import Captioner, LatencyStats, describe_machine, latency, measure_latency
+from narvl_plugin.bench import LatencyStats, Predictor, describe_machine, latency, measure_latency
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.models import build
 from narvl_plugin.report.slots import query_slots
@@ -87,7 +87,7 @@ def test_machine_names_what_latency_depends_on() -> None:
 
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
-        Captioner.load(tmp_path / "gone.pt", tmp_path / "test.tsv")
+        Predictor.load(tmp_path / "gone.pt", tmp_path / "test.tsv")
 
 
 def test_unknown_generation_option_is_named() -> None:
@@ -95,7 +95,7 @@ def test_unknown_generation_option_is_named() -> None:
         bench._generation_config({"beams": 5})
 
 
-class FakeCaptioner:
+class FakePredictor:
     """Stands for a loaded checkpoint and remembers how it was made."""
 
     made: list[dict[str, Any]] = []
@@ -103,34 +103,35 @@ class FakeCaptioner:
     channels = 3
     rows: Sequence[object] = range(7)
 
-    def __init__(self, generation: dict[str, Any]) -> None:
-        FakeCaptioner.made.append(generation)
+    def __init__(self, **made: Any) -> None:
+        FakePredictor.made.append(made)
         self.model = torch.nn.Linear(1, 1)
         self.device = torch.device("cpu")
+        self.generation = {"beam": 7, "max_len_b": 30, "min_len": 2}
         self.task = SimpleNamespace(dataset=lambda split: self.rows)
 
     @classmethod
-    def load(cls, checkpoint: Path, data: Path, *, generation: Any = None, **_: Any) -> "FakeCaptioner":
-        return cls({"checkpoint": checkpoint.name, **(generation or {})})
+    def load(cls, checkpoint: Path, data: Path, **_: Any) -> "FakePredictor":
+        return cls(checkpoint=checkpoint.name)
 
-    def with_generation(self, **generation: Any) -> "FakeCaptioner":
-        return FakeCaptioner(generation)
+    def with_options(self, task_options: dict[str, Any], **generation: Any) -> "FakePredictor":
+        return FakePredictor(**task_options, **generation)
 
     def batch(self, row: int) -> dict[str, Any]:
         return {"net_input": {"patch_images": torch.zeros(1, self.channels, 2, 2)}}
 
     def __call__(self, row: int) -> str:
-        FakeCaptioner.asked.add(row)
+        FakePredictor.asked.add(row)
         return "a dog"
 
 
 @pytest.fixture
-def fake_captioner(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeCaptioner.made, FakeCaptioner.asked = [], set()
-    monkeypatch.setattr(bench, "Captioner", FakeCaptioner)
+def fake_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakePredictor.made, FakePredictor.asked = [], set()
+    monkeypatch.setattr(bench, "Predictor", FakePredictor)
 
 
-@pytest.mark.usefixtures("fake_captioner")
+@pytest.mark.usefixtures("fake_predictor")
 def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
     out = tmp_path / "run" / "latency.json"
     files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
@@ -138,26 +139,31 @@ def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == report
     assert set(report["systems"]) == {"teacher_beam5", "teacher_greedy", "student"}
     assert all(stats["n"] == 14 for stats in report["systems"].values())
-    assert FakeCaptioner.made == [
-        {"checkpoint": "teacher.pt", "beam": 5, "max_len_b": 16},
-        {"beam": 1, "max_len_b": 16},
+    assert FakePredictor.made == [
+        {"checkpoint": "teacher.pt"},
         {"checkpoint": "student.pt"},
+        {"beam": 5, "max_len_b": 16},
+        {"beam": 1, "max_len_b": 16},
     ]
+    assert report["settings"] == {
+        **{"data": "test.tsv", "images": 7, "warmup": 0, "repeats": 2},
+        **{"max_len_b": 16, "min_len": 2},  # those given, and beyond them the teacher's own
+    }
     assert not out.with_name("latency.json.part").exists()
 
 
-@pytest.mark.usefixtures("fake_captioner")
+@pytest.mark.usefixtures("fake_predictor")
 def test_latency_passes_over_rows_that_the_task_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeCaptioner, "rows", [None, "row 1", None, "row 3", "row 4"])
+    monkeypatch.setattr(FakePredictor, "rows", [None, "row 1", None, "row 3", "row 4"])
     files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
     report = latency(tmp_path / "latency.json", **files, images=2, warmup=0, repeats=1)
     assert report["settings"]["images"] == 2
-    assert FakeCaptioner.asked == {1, 3}
+    assert FakePredictor.asked == {1, 3}
 
 
-@pytest.mark.usefixtures("fake_captioner")
+@pytest.mark.usefixtures("fake_predictor")
 def test_latency_refuses_precomputed_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeCaptioner, "channels", 112)
+    monkeypatch.setattr(FakePredictor, "channels", 112)
     with pytest.raises(InputError, match="test.tsv: holds precomputed features"):
         latency(tmp_path / "l.json", teacher=Path("t.pt"), student=Path("s.pt"), data=Path("test.tsv"))
 
@@ -174,20 +180,20 @@ SMALL = {
 
 
 @pytest.fixture
-def make_captioner(
+def make_predictor(
     write_tsv: Callable[..., Path], caption_rows: list[list[str]], vocabulary: Path
-) -> Callable[..., Captioner]:
-    """Make captioners of small random models on a few pictures."""
+) -> Callable[..., Predictor]:
+    """Make predictors with small random models on a few pictures."""
     data = write_tsv("test.tsv", caption_rows)
 
-    def make(arch: str, generation: dict[str, Any] | None = None, **options: Any) -> Captioner:
+    def make(arch: str, generation: dict[str, Any] | None = None, **options: Any) -> Predictor:
         config = CaptionConfig(data=str(data), bpe_dir=str(vocabulary), patch_image_size=32, num_bins=10)
         task = CaptionTask.setup_task(config)
         task.load_dataset("test")
         torch.manual_seed(0)
         labels = len(task.target_dictionary) + arch.startswith("narvl")
         model = build(arch, vocab_size=labels, **SMALL, **options).eval()
-        return Captioner(model, task, bench._generation_config(generation or {}), torch.device("cpu"))
+        return Predictor(model, task, generation or {}, torch.device("cpu"))
 
     return make
 
@@ -197,21 +203,22 @@ def make_captioner(
     [("narvl_nano", {"num_queries": 8}, {}), ("ofa_nano", {}, {"beam": 3, "max_len_b": 6})],
 )
 def test_one_picture_at_a_time_says_what_a_batch_says(
-    make_captioner: Callable[..., Captioner], arch: str, options: dict[str, Any], generation: dict[str, Any]
+    make_predictor: Callable[..., Predictor], arch: str, options: dict[str, Any], generation: dict[str, Any]
 ) -> None:
-    captioner = make_captioner(arch, generation, **options)
-    task, dataset = captioner.task, captioner.task.dataset("test")
-    generator = task.build_generator([captioner.model], bench._generation_config(generation))
+    predictor = make_predictor(arch, generation, **options)
+    task, dataset = predictor.task, predictor.task.dataset("test")
+    assert generation.items() <= predictor.generation.items()
+    generator = task.build_generator([predictor.model], bench._generation_config(predictor.generation))
     batch = dataset.collater([dataset[row] for row in range(len(dataset))])
     together = [
-        task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [captioner.model], batch)
+        task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [predictor.model], batch)
     ]
-    assert [captioner(row) for row in range(len(dataset))] == together
+    assert [predictor(row) for row in range(len(dataset))] == together
     assert any(together)
 
 
-def test_query_slots_spell_the_caption(make_captioner: Callable[..., Captioner]) -> None:
-    student = make_captioner("narvl_nano", num_queries=8)
+def test_query_slots_spell_the_caption(make_predictor: Callable[..., Predictor]) -> None:
+    student = make_predictor("narvl_nano", num_queries=8)
     for row, slots in enumerate(query_slots(student, range(4))):
         assert len(slots) == 8
         assert all(0 < slot.probability <= 1 for slot in slots)
@@ -219,6 +226,6 @@ def test_query_slots_spell_the_caption(make_captioner: Callable[..., Captioner])
         assert said == student(row).replace(" ", "")
 
 
-def test_teacher_has_no_slots(make_captioner: Callable[..., Captioner]) -> None:
+def test_teacher_has_no_slots(make_predictor: Callable[..., Predictor]) -> None:
     with pytest.raises(ValueError, match="OfaModel has no queries"):
-        query_slots(make_captioner("ofa_nano"), [0])
+        query_slots(make_predictor("ofa_nano"), [0])

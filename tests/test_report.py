@@ -17,11 +17,13 @@ from narvl_plugin.report import build, build_report
 from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (
     TrainingLog,
-    captions_by_row,
-    read_test_pictures,
+    outputs_by_row,
+    read_rows,
     read_training_log,
 )
 from narvl_plugin.report.slots import Slot, slot_kinds
+from narvl_plugin.report.subjects import Row
+from narvl_plugin.report.subjects.caption import CaptionSubject
 from narvl_plugin.scoring import tokenization
 
 SCENES = [
@@ -67,6 +69,11 @@ def generated_file(captions: Sequence[str]) -> str:
             f"P-{name}\t-0.1 -0.2",
         ]
     return "\n".join([*lines, "Generate test with beam=5: CIDEr 1.0", ""])
+
+
+def caption_rows(tsv: Path) -> Sequence[Row]:
+    """Read a test file of captions."""
+    return read_rows(tsv, CaptionSubject(None, tsv.parent))
 
 
 @pytest.fixture
@@ -154,7 +161,7 @@ def test_page_stands_alone(run_folder: Path) -> None:
 
 def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [Slot("owl", 0.875, "token"), Slot("owl", 0.5, "repeat"), Slot("", 0.99, "blank")]
-    monkeypatch.setattr(build, "_slots", lambda student, tsv, shown, overrides: [slots for _ in shown])
+    monkeypatch.setattr(build, "_slots", lambda student, shown: [slots for _ in shown])
     build_report(run_folder, pictures=2)
     page = (run_folder / "report.html").read_text()
     assert page.count('<li class="slot token" title="query 1: owl, 87.5 %"') == 2
@@ -202,18 +209,18 @@ class TestCaptionsByRow:
     def test_image_ids_serve_as_well(self, tmp_path: Path) -> None:
         tsv = tmp_path / "test.tsv"
         tsv.write_text("u0\timage-0\ta dog\t\t\nu1\timage-1\ta cat\t\t\n")
-        pictures = read_test_pictures(tsv)
+        rows = caption_rows(tsv)
         by_image = {"image-1": "a cat", "image-0": "a dog"}
-        assert captions_by_row(by_image, pictures, tsv) == {0: "a dog", 1: "a cat"}
-        assert captions_by_row({"u1": "a cat"}, pictures, tsv) == {1: "a cat"}
-        with pytest.raises(InputError, match="1 of 2 captions belong to no picture.*such as image-7"):
-            captions_by_row({"image-7": "", "image-0": ""}, pictures, tsv)
+        assert outputs_by_row(by_image, rows, tsv) == {0: "a dog", 1: "a cat"}
+        assert outputs_by_row({"u1": "a cat"}, rows, tsv) == {1: "a cat"}
+        with pytest.raises(InputError, match="1 of 2 outputs belong to no row.*such as image-7"):
+            outputs_by_row({"image-7": "", "image-0": ""}, rows, tsv)
 
     def test_shared_ids_are_an_error(self, tmp_path: Path) -> None:
         tsv = tmp_path / "test.tsv"
         tsv.write_text("u0\timage\ta dog\t\t\nu1\timage\ta cat\t\t\n")
         with pytest.raises(InputError, match="2 rows of the test file share 1 ids"):
-            captions_by_row({"image": "a dog"}, read_test_pictures(tsv), tsv)
+            outputs_by_row({"image": "a dog"}, caption_rows(tsv), tsv)
 
 
 class TestTrainingLog:
@@ -241,7 +248,7 @@ class TestTrainingLog:
 
     def test_only_curves_with_points_become_charts(self) -> None:
         log = TrainingLog({"nll_loss": [(1, 2.0), (2, 1.0)]})
-        charts = training_charts({"teacher": log}, {"teacher": "Teacher"})
+        charts = training_charts({"teacher": log}, {"teacher": "Teacher"}, ("valid_cider", "CIDEr"))
         assert [title for title, _ in charts] == ["Teacher: loss"]
         assert charts[0][1].startswith("<svg")
 

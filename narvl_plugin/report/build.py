@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from narvl_plugin.bench import Captioner
+from narvl_plugin.bench import Predictor
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.report.charts import training_charts
-from narvl_plugin.report.outputs import (
-    TestPicture,
-    captions_by_row,
-    read_test_pictures,
-    read_training_log,
-)
+from narvl_plugin.report.outputs import outputs_by_row, read_rows, read_training_log
 from narvl_plugin.report.page import TRAINING_LABELS, render_page
-from narvl_plugin.report.results import COLUMNS, SystemResult, evaluate, markdown_table, notes
+from narvl_plugin.report.results import SystemResult, evaluate, further_tables, headings, markdown, notes
 from narvl_plugin.report.slots import Slot, query_slots
+from narvl_plugin.report.subjects import SUBJECTS, Row
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +26,7 @@ logger = logging.getLogger(__name__)
 def build_report(
     out_dir: Path,
     *,
+    task: str = "caption",
     test_tsv: Path | None = None,
     settings: Mapping[str, str] | None = None,
     task_overrides: Mapping[str, Any] | None = None,
@@ -42,9 +39,10 @@ def build_report(
 
     Args:
         out_dir: the run's folder.
-        test_tsv: what was generated from; by default ``data/caption/test.tsv`` in the folder.
+        task: one of ``SUBJECTS``.
+        test_tsv: what was generated from, in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
         settings: the run's settings, to be shown.
-        task_overrides: see ``Captioner.load``.
+        task_overrides: see ``Predictor.load``.
         pictures: how many test pictures the page shows, evenly spread over the file.
 
     Returns:
@@ -53,51 +51,56 @@ def build_report(
     Raises:
         InputError: for a file that is missing or does not fit the others.
     """
-    test_tsv = test_tsv or out_dir / "data" / "caption" / "test.tsv"
-    rows = read_test_pictures(test_tsv)
-    captions = _read_systems(out_dir, rows)
-    scored = [picture for picture in rows if all(picture.row in texts for texts in captions.values())]
+    if task not in SUBJECTS:
+        raise InputError(f"--task {task}: choose one of {', '.join(SUBJECTS)}")
+    test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
+    student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
+    subject = SUBJECTS[task](student and student.task, test_tsv.parent)
+    rows = read_rows(test_tsv, subject)
+    outputs = _read_systems(out_dir, rows)
+    scored = [row for row in rows if all(row.number in said for said in outputs.values())]
     if not scored:
-        raise InputError(f"{out_dir / 'generate'}: no picture was captioned by every system; generate again")
+        raise InputError(f"{out_dir / 'generate'}: every row lacks some system's output; generate again")
     left_out = len(rows) - len(scored)
     if left_out:
-        logger.warning("%d of %d test pictures are left out: not every system captioned them", left_out, len(rows))
-        kept = {picture.row for picture in scored}
-        captions = {name: {row: text for row, text in texts.items() if row in kept} for name, texts in captions.items()}
+        logger.warning("%d of %d test rows are left out: not every system has an output", left_out, len(rows))
 
     measured = _read_latency(out_dir / "latency.json")
-    results = evaluate(captions, scored, measured["systems"])
-    sentences = notes(results, measured["machine"], left_out)
+    results = evaluate(subject, outputs, scored, measured["systems"])
+    sentences = notes(subject, results, scored, measured["machine"], left_out)
+    tables = further_tables(subject, results)
     content = {
         "systems": {result.name: result.as_json() for result in results},
-        "test": {"file": str(test_tsv), "pictures": len(scored), "left_out": left_out},
+        "test": {"file": str(test_tsv), subject.unit: len(scored), "left_out": left_out},
         "machine": measured["machine"],
         "settings": dict(settings or {}),
     }
     _write(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _write(out_dir / "table.md", markdown_table(results, sentences))
+    _write(out_dir / "table.md", markdown(subject, results, sentences, tables))
 
     shown = _spread(scored, pictures)
     paths = {name: out_dir / name / "train.jsonl" for name in TRAINING_LABELS}
     logs = {name: read_training_log(path) for name, path in paths.items() if path.exists()}
     page = render_page(
+        subject=subject,
         results=results,
         notes=sentences,
-        charts=training_charts(logs, TRAINING_LABELS),
-        pictures=shown,
-        slots=_slots(out_dir / "student" / "checkpoint_last.pt", test_tsv, shown, task_overrides),
+        tables=tables,
+        charts=training_charts(logs, TRAINING_LABELS, subject.curve),
+        rows=shown,
+        slots=_slots(student, shown),
         test_tsv=test_tsv,
         settings=content["settings"],
     )
     _write(out_dir / "report.html", page)
-    print_table(results, sentences)
+    print_table(headings(subject, results), results, sentences)
     return content
 
 
-def print_table(results: list[SystemResult], sentences: list[str]) -> None:
+def print_table(columns: Sequence[str], results: Sequence[SystemResult], sentences: Sequence[str]) -> None:
     """Print the table on the terminal, narrow enough for 80 columns, with the notes below."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(columns):
         heading = name.replace(" ", "\n").replace("/", "/\n")
         table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     for result in results:
@@ -108,12 +111,12 @@ def print_table(results: list[SystemResult], sentences: list[str]) -> None:
         console.print(f"- {sentence}", highlight=False, markup=False)
 
 
-def _read_systems(out_dir: Path, rows: list[TestPicture]) -> dict[str, dict[int, str]]:
-    """Read every system's captions by row."""
+def _read_systems(out_dir: Path, rows: Sequence[Row]) -> dict[str, dict[int, str]]:
+    """Read every system's outputs by row."""
     paths = sorted(out_dir.glob("generate/*/generate-test.txt"))
     if not paths:
         raise MissingInput(f"{out_dir}/generate/*/generate-test.txt: no such file; run fairseq-generate first")
-    return {path.parent.name: captions_by_row(read_generated(path), rows, path) for path in paths}
+    return {path.parent.name: outputs_by_row(read_generated(path), rows, path) for path in paths}
 
 
 def _read_latency(path: Path) -> dict[str, Any]:
@@ -124,18 +127,25 @@ def _read_latency(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _slots(
-    student: Path, test_tsv: Path, shown: list[TestPicture], task_overrides: Mapping[str, Any] | None
-) -> list[list[Slot]] | None:
-    """Read the student's queries on the shown pictures; None without a checkpoint."""
-    if not student.exists():
-        logger.warning("%s: no such checkpoint; the page shows no queries", student)
+def _load_student(
+    checkpoint: Path, test_tsv: Path, task: str, task_overrides: Mapping[str, Any] | None
+) -> Predictor | None:
+    """Load the run's student; None without a checkpoint."""
+    if not checkpoint.exists():
+        logger.warning("%s: no such checkpoint; the page shows no queries", checkpoint)
         return None
-    captioner = Captioner.load(student, test_tsv, task_overrides=task_overrides)
-    return query_slots(captioner, [picture.row for picture in shown])
+    student = Predictor.load(checkpoint, test_tsv, task_overrides=task_overrides)
+    if student.task.cfg._name != task:
+        raise InputError(f"{checkpoint}: was trained for {student.task.cfg._name}, and the report is --task {task}")
+    return student
 
 
-def _spread(rows: list[TestPicture], count: int) -> list[TestPicture]:
+def _slots(student: Predictor | None, shown: Sequence[Row]) -> list[list[Slot]] | None:
+    """Read the student's queries on the shown rows; None without it."""
+    return None if student is None else query_slots(student, [row.number for row in shown])
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
     """Choose rows at even distances, so that nobody picks the good ones."""
     count = min(count, len(rows))
     return [rows[place * len(rows) // count] for place in range(count)]

@@ -80,22 +80,26 @@ def _for_html(svg: str, description: str) -> str:
     return f'{opening} role="img" aria-label="{description}">{rest}'
 
 
-def training_charts(logs: Mapping[str, TrainingLog], labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Draw what the training logs hold: losses (negative log-likelihood), validation CIDEr, share of blanks.
+def training_charts(
+    logs: Mapping[str, TrainingLog], labels: Mapping[str, str], score: tuple[str, str]
+) -> list[tuple[str, str]]:
+    """Draw what the training logs hold: losses (negative log-likelihood), validation score, share of blanks.
 
     Args:
         logs: by folder name, a key of ``COLOURS``.
         labels: how to call them.
+        score: the validation score's curve, and what it is called.
 
     Returns:
         pairs of title and ``<svg>`` element; charts without any point are left out.
     """
     teachers = {name: log for name, log in logs.items() if name == TEACHER}
     students = {name: log for name, log in logs.items() if name != TEACHER}
+    score_curve, score_name = score
     plans = [
         ("Teacher: loss", teachers, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
         ("Students: loss", students, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
-        ("Validation CIDEr", logs, {"valid_cider": "-"}, "CIDEr"),
+        (f"Validation {score_name}", logs, {score_curve: "-"}, score_name),
         ("Queries that say blank", students, {"blank_share": "-"}, "share of queries"),
     ]
     charts = []

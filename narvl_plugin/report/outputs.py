@@ -1,11 +1,11 @@
-"""What a run leaves on disk, read back: training logs, the test pictures, and whose the captions are."""
+"""What a run leaves on disk, read back: training logs, rows and pictures of the test, and whose the outputs are."""
 
 import base64
 import io
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,82 +13,65 @@ from typing import Any
 from PIL import Image
 
 from narvl_plugin.data.images import ImageReader, open_image
-from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.report.subjects.base import Row, RowT, Subject
 
 logger = logging.getLogger(__name__)
 
-CAPTION_COLUMNS = (0, 1, 2, 3)  # uniq-id, image-id, caption, objects
-IMAGE_COLUMN = (4,)
 
-
-@dataclass(frozen=True)
-class TestPicture:
-    """A row of the test file, less its picture: row number from 0, ids, references, nouns in the picture."""
-
-    row: int
-    unique_id: str
-    image_id: str
-    references: list[str]
-    objects: list[str]
-
-
-def read_test_pictures(path: Path) -> list[TestPicture]:
-    """Read ids, references and objects of a caption TSV; rows without them are left out.
+def read_rows(path: Path, subject: Subject[RowT]) -> list[RowT]:
+    """Read the rows of a test file, less their pictures; those that the subject cannot use are left out.
 
     Raises:
         MissingInput, InputError: when there is no such file, or no usable row in it.
     """
-    tsv = TsvFile(path, CAPTION_COLUMNS)
-    pictures = []
-    for row in range(len(tsv)):
+    tsv = TsvFile(path, subject.columns)
+    rows = []
+    for number in range(len(tsv)):
         try:
-            unique_id, image_id, caption, objects = tsv[row]
+            rows.append(subject.read(number, tsv[number], tsv.where(number)))
         except BadRow as error:
             logger.warning("left out: %s", error)
-            continue
-        references = split_references(caption)
-        nouns = [noun.strip() for noun in objects.split(REFERENCE_SEPARATOR) if noun.strip()]
-        if references:
-            pictures.append(TestPicture(row, unique_id, image_id, references, nouns))
-        else:
-            logger.warning("left out: %s: the caption has no words", tsv.where(row))
-    if not pictures:
-        raise InputError(f"{path}: no row has a caption to compare with; check that it is a caption TSV")
-    return pictures
+    if not rows:
+        raise InputError(f"{path}: no row can be used; check that it is a test file of {subject.task}")
+    return rows
 
 
-def captions_by_row(captions: Mapping[str, str], pictures: list[TestPicture], path: Path) -> dict[int, str]:
-    """Give captions the row numbers of their pictures; sample ids are unique ids or image ids.
+def outputs_by_row(outputs: Mapping[str, str], rows: Sequence[Row], path: Path) -> dict[int, str]:
+    """Give outputs the numbers of their rows; sample ids are unique ids or, for captions, image ids.
 
     Raises:
-        InputError: naming ``path``, when an id belongs to no picture, or image ids to several.
+        InputError: naming ``path``, when an id belongs to no row, or to several.
     """
-    by_unique_id = {picture.unique_id: picture.row for picture in pictures}
-    by_image_id = {picture.image_id: picture.row for picture in pictures}
-    rows = by_unique_id if captions.keys() <= by_unique_id.keys() else by_image_id
-    unknown = [key for key in captions if key not in rows]
+    for names in zip(*(row.ids for row in rows), strict=True):
+        numbers = dict(zip(names, (row.number for row in rows), strict=True))
+        if outputs.keys() <= numbers.keys():
+            break
+    unknown = [key for key in outputs if key not in numbers]
     if unknown:
         raise InputError(
-            f"{path}: {len(unknown)} of {len(captions)} captions belong to no picture of the test file, such "
+            f"{path}: {len(unknown)} of {len(outputs)} outputs belong to no row of the test file, such "
             f"as {unknown[0]}; generate again from the same test file"
         )
-    if len(rows) != len(pictures):
+    if len(numbers) != len(rows):
         raise InputError(
-            f"{path}: {len(pictures)} rows of the test file share {len(rows)} ids; make its ids unique, or "
-            f"join the references of one picture by {REFERENCE_SEPARATOR} in one row"
+            f"{path}: {len(rows)} rows of the test file share {len(numbers)} ids; make its ids unique, or, for "
+            f"captions, join the references of one picture by {REFERENCE_SEPARATOR} in one row"
         )
-    return {rows[key]: text for key, text in captions.items()}
+    return {numbers[key]: text for key, text in outputs.items()}
 
 
-def picture_data_uris(tsv_path: Path, rows: list[int], side: int) -> list[str]:
+def picture_data_uris(tsv_path: Path, column: int, rows: list[int], side: int) -> list[str]:
     """Give the pictures of some rows as data URIs, scaled down to at most ``side`` pixels a side.
+
+    ``column`` is the number (from 0) of the column with the pictures.
 
     Raises:
         BadRow: when a row holds no picture.
     """
-    tsv = TsvFile(tsv_path, IMAGE_COLUMN)
+    tsv = TsvFile(tsv_path, [column])
     reader = ImageReader(side, folder=tsv_path.parent)
     uris = []
     for row in rows:

@@ -1,84 +1,66 @@
 """All systems scored on one test set: as a dictionary for ``results.json`` and as a table."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from narvl_plugin.report.outputs import TestPicture
-from narvl_plugin.scoring.coco_caption import CaptionScores, score_systems
-from narvl_plugin.scoring.objects import object_recall
+from narvl_plugin.report.subjects import Row, Scores, Subject, Table
 
 LABELS = {
+    "teacher_allcand": "Teacher, all answers",
     "teacher_beam5": "Teacher, beam 5",
     "teacher_greedy": "Teacher, greedy",
     "student": "Student",
     "student_nodistill": "Student, no distillation",
     "student_ce": "Student, cross entropy",
-    "nouns_only": "Right nouns, no model",
 }
-BASELINE = "teacher_beam5"
-NOUNS_ONLY = "nouns_only"
-
-COLUMNS = (
-    "system",
-    "BLEU-4",
-    "METEOR",
-    "ROUGE-L",
-    "CIDEr",
-    "object recall",
-    "p50 ms",
-    "ratio",
-    "CIDEr/teacher",
-)
-_METRIC_COLUMNS = COLUMNS[1:5]
+TEACHER_WAYS = {"teacher_allcand": "that scores all answers", "teacher_beam5": "with beam 5"}
+"""What the teachers do that others are compared with, to go on after `the teacher`."""
 _MISSING = "–"
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One system's captions (by row of the test file) and what they are worth.
+    """One system's outputs (by row of the test file) and what they are worth.
 
     Attributes:
         latency: percentiles in ms as in ``latency.json``, None where it was not measured.
-        latency_ratio: p50 latency over that of the teacher with beam 5.
-        cider_ratio: CIDEr over that of the teacher with beam 5.
+        latency_ratios: p50 latency over that of each teacher that systems are compared with, by its name.
+        main: name of the score that systems are compared by.
+        base: name of the teacher whose score is the base.
+        score_ratio: the main score over that of the base.
     """
 
     name: str
     label: str
-    captions: dict[int, str]
-    scores: CaptionScores
-    object_recall: float | None
+    outputs: Mapping[int, str]
+    scores: Scores
     latency: dict[str, float] | None
-    latency_ratio: float | None
-    cider_ratio: float | None
+    latency_ratios: dict[str, float | None]
+    main: str
+    base: str
+    score_ratio: float | None
 
     def cells(self) -> list[str]:
-        """Write the values in the order of ``COLUMNS``."""
-        metrics = [_number(self.scores.values.get(name), 3) for name in _METRIC_COLUMNS]
+        """Write the values in the order of `headings`."""
         p50 = self.latency["p50_ms"] if self.latency else None
         return [
             self.label,
-            *metrics,
-            _number(self.object_recall, 3),
+            *(_number(value, 3) for value in self.scores.cells.values()),
             _number(p50, 1),
-            _number(self.latency_ratio, 3),
-            _number(self.cider_ratio, 3),
+            *(_number(ratio, 3) for ratio in self.latency_ratios.values()),
+            _number(self.score_ratio, 3),
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything but the captions as JSON values."""
-        scores = asdict(self.scores)
-        del scores["cider_each"]
+        """Give everything but the outputs as JSON values."""
         return {
             "label": self.label,
-            "scores": scores["values"],
-            "missing_scores": scores["missing"],
-            "tokenizer": scores["tokenizer"],
-            "object_recall": self.object_recall,
+            "scores": self.scores.values,
+            **self.scores.details,
             "latency": self.latency,
-            "latency_ratio_to_teacher_beam5": self.latency_ratio,
-            "cider_ratio_to_teacher_beam5": self.cider_ratio,
+            **{f"latency_ratio_to_{teacher}": ratio for teacher, ratio in self.latency_ratios.items()},
+            f"{self.main.lower()}_ratio_to_{self.base}": self.score_ratio,
         }
 
 
@@ -88,83 +70,115 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def evaluate(
-    captions: Mapping[str, dict[int, str]],
-    pictures: list[TestPicture],
+    subject: Subject,
+    outputs: Mapping[str, Mapping[int, str]],
+    rows: Sequence[Row],
     latencies: Mapping[str, dict[str, float]],
 ) -> list[SystemResult]:
-    """Score every system and, where the test file names objects, a caption that only lists them.
+    """Score every system and the subject's baselines, which need no model.
 
     Args:
-        captions: by system name, then by row; systems come in the order of ``LABELS``, others after them.
-        pictures: the rows of the test file.
+        subject: the task.
+        outputs: by system name, then by row; systems come in the order of ``LABELS``, others after them, then
+            baselines.
+        rows: those of the test file that every system has an output for.
         latencies: entries of ``latency.json`` by system name.
     """
-    references = {str(picture.row): picture.references for picture in pictures}
-    objects = {str(picture.row): picture.objects for picture in pictures}
-    captions = dict(captions)
-    has_objects = any(objects.values())
-    if has_objects:
-        captions[NOUNS_ONLY] = {picture.row: " ".join(picture.objects) for picture in pictures}
-    order = [name for name in LABELS if name in captions]
-    order += sorted(captions.keys() - set(order))
+    order = [name for name in LABELS if name in outputs]
+    order += sorted(outputs.keys() - set(order))
+    systems = {name: outputs[name] for name in order} | subject.say_baselines(rows)
+    scores = subject.score(systems, rows)
 
-    texts = {name: {str(row): text for row, text in captions[name].items()} for name in order}
-    scores = score_systems(texts, references)
-
-    teacher_cider = scores[BASELINE].values["CIDEr"] if BASELINE in scores else None
-    teacher_p50 = latencies[BASELINE]["p50_ms"] if BASELINE in latencies else None
+    # Without a list of answers there is no teacher that scores them all.
+    teachers = [name for name in subject.teachers if name in outputs] or [next(iter(subject.teachers))]
+    base = scores.get(teachers[0])
+    teacher_p50 = {name: latencies[name]["p50_ms"] if name in latencies else None for name in teachers}
     results = []
-    for name in order:
+    for name, said in systems.items():
         latency = latencies.get(name)
         results.append(
             SystemResult(
                 name=name,
-                label=LABELS.get(name, name),
-                captions=captions[name],
+                label=subject.baselines.get(name) or LABELS.get(name, name),
+                outputs=said,
                 scores=scores[name],
-                object_recall=object_recall(texts[name], objects) if has_objects else None,
                 latency=latency,
-                latency_ratio=latency["p50_ms"] / teacher_p50 if latency and teacher_p50 else None,
-                cider_ratio=scores[name].values["CIDEr"] / teacher_cider if teacher_cider else None,
+                latency_ratios={
+                    teacher: latency["p50_ms"] / p50 if latency and p50 else None
+                    for teacher, p50 in teacher_p50.items()
+                },
+                main=subject.main,
+                base=teachers[0],
+                score_ratio=_ratio(scores[name].values[subject.main], base and base.values[subject.main]),
             )
         )
     return results
 
 
-def notes(results: list[SystemResult], machine: Mapping[str, Any], left_out: int) -> list[str]:
+def _ratio(value: float, base: float | None) -> float | None:
+    """Return a share of a base, None where there is none."""
+    return value / base if base else None
+
+
+def headings(subject: Subject, results: Sequence[SystemResult]) -> list[str]:
+    """Return the headings of the table's columns."""
+    first = results[0]
+    ratios = [subject.teachers[teacher] for teacher in first.latency_ratios]
+    if len(ratios) == 1:
+        ratios = ["ratio"]
+    return ["system", *first.scores.cells, "p50 ms", *ratios, f"{subject.main}/teacher"]
+
+
+def notes(
+    subject: Subject, results: Sequence[SystemResult], rows: Sequence[Row], machine: Mapping[str, Any], left_out: int
+) -> list[str]:
     """Say in sentences what a reader must know to compare the numbers with others.
 
-    ``machine`` is that of ``latency.json``, ``left_out`` the number of test pictures that were not scored.
+    ``rows`` are those that were scored, ``machine`` is that of ``latency.json``, ``left_out`` the number of test rows
+    that were not scored.
     """
-    scores = results[0].scores
-    sentences = [
-        f"{len(results[0].captions):,} test pictures; words split by the "
-        + ("Penn Treebank tokeniser." if scores.tokenizer == "ptb" else "plain tokeniser (no Java).")
-    ]
+    scores = {result.name: result.scores for result in results}
+    sentences = subject.notes(rows, scores)
     if left_out:
-        sentences.append(f"{left_out:,} test pictures are left out, since not every system captioned them.")
-    if any(result.latency for result in results):
-        latency = next(result.latency for result in results if result.latency)
+        sentences.append(
+            f"{left_out:,} test {subject.unit} are left out, since not every system said something about them."
+        )
+    latency = next((result.latency for result in results if result.latency), None)
+    if latency:
+        columns = [subject.teachers[teacher] for teacher in results[0].latency_ratios]
+        ways = [f"the teacher {TEACHER_WAYS[teacher]}" for teacher in results[0].latency_ratios]
+        ratios = (
+            f"ratio: to {ways[0]}"
+            if len(ways) == 1
+            else "; ".join(f"{column}: to {way}" for column, way in zip(columns, ways, strict=True))
+        )
         sentences.append(
             "p50 ms: median time from a row's bytes to text, one picture at a time "
-            f"({latency['n']:.0f} measurements a system, taken in turns); ratio: to the teacher with beam 5."
+            f"({latency['n']:.0f} measurements a system, taken in turns); {ratios}."
         )
     if machine:
         sentences.append(f"Machine: {', '.join(f'{key} {value}' for key, value in machine.items())}.")
-    nouns = next((result.scores.values for result in results if result.name == NOUNS_ONLY), None)
-    if nouns:
-        sentences.append(
-            "Object recall: share of the nouns in the pictures that the captions name. No single score "
-            f"suffices: a bare list of the right nouns, which is no sentence, has recall 1 and "
-            f"CIDEr {nouns['CIDEr']:.2f}, but BLEU-4 {nouns['BLEU-4']:.2f}."
-        )
-    reasons = dict.fromkeys(reason for result in results for reason in result.scores.missing.values())
-    sentences += [f"No METEOR: {reason}." for reason in reasons]
-    return sentences
+    return sentences + subject.closing_notes(scores)
 
 
-def markdown_table(results: list[SystemResult], sentences: list[str]) -> str:
-    """Write the table and the notes below it as Markdown."""
-    rows = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *(result.cells() for result in results)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in sentences), ""])
+def further_tables(subject: Subject, results: Sequence[SystemResult]) -> list[Table]:
+    """Return the tables that the subject has beside the one of all systems."""
+    return subject.tables({result.name: (result.label, result.scores) for result in results})
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table as Markdown, numbers to the right."""
+    lines = [columns, ("---",) + ("---:",) * (len(columns) - 1), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown(
+    subject: Subject, results: Sequence[SystemResult], sentences: Sequence[str], tables: Sequence[Table]
+) -> str:
+    """Write the table of all systems, the notes below it, and further tables as Markdown."""
+    parts = [
+        markdown_table(headings(subject, results), [result.cells() for result in results]),
+        "".join(f"- {sentence}\n" for sentence in sentences),
+        *(f"{table.title}\n\n{markdown_table(table.headings, table.rows)}" for table in tables),
+    ]
+    return "\n".join(parts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from narvl_plugin.bench import Captioner
+from narvl_plugin.bench import Predictor
 from narvl_plugin.ctc.search import collapse
 
 
@@ -34,7 +34,7 @@ def slot_kinds(labels: torch.Tensor, blank: int) -> list[str]:
 
 
 @torch.inference_mode()
-def query_slots(student: Captioner, rows: Sequence[int]) -> list[list[Slot]]:
+def query_slots(student: Predictor, rows: Sequence[int]) -> list[list[Slot]]:
     """Run a student on some rows of its test file and read its N queries, slot by slot.
 
     Raises:

@@ -1,0 +1,104 @@
+"""Captions in the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
+from narvl_plugin.errors import BadRow
+from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, Subject
+from narvl_plugin.scoring.coco_caption import score_systems
+from narvl_plugin.scoring.objects import object_recall
+
+NOUNS_ONLY = "nouns_only"
+METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+
+
+@dataclass(frozen=True)
+class CaptionRow(Row):
+    """A picture with its captions; `objects` are the nouns in it, none where the file does not say."""
+
+    objects: list[str]
+
+
+class CaptionSubject(Subject[CaptionRow]):
+    """Captions; the baseline lists the right nouns and is no sentence."""
+
+    task = "caption"
+    columns = (0, 1, 2, 3)  # uniq-id, image-id, caption, objects
+    image_column = 4
+    unit = "pictures"
+    main = "CIDEr"
+    teachers = BEAM_5
+    curve = ("valid_cider", "CIDEr")
+    baselines = {NOUNS_ONLY: "Right nouns, no model"}
+    title = "Captions in one pass"
+    lead = (
+        "A teacher writes its caption token by token; its student says all of it at once with a fixed set of queries, "
+        "trained by Query-CTC. How good and how fast both are on pictures that neither has seen."
+    )
+    beside = "its CIDEr"
+
+    def read(self, number: int, columns: Sequence[str], where: str) -> CaptionRow:
+        """Return the row; raises BadRow for a caption without words."""
+        unique_id, image_id, caption, objects = columns
+        references = split_references(caption)
+        if not references:
+            raise BadRow(f"{where}: the caption has no words")
+        nouns = [noun.strip() for noun in objects.split(REFERENCE_SEPARATOR) if noun.strip()]
+        return CaptionRow(number, (unique_id, image_id), "", references, nouns)
+
+    def say_baselines(self, rows: Sequence[CaptionRow]) -> dict[str, Outputs]:
+        """Return captions that only list the objects, where the test file names any."""
+        if not any(row.objects for row in rows):
+            return {}
+        return {NOUNS_ONLY: {row.number: " ".join(row.objects) for row in rows}}
+
+    def score(self, systems: Mapping[str, Outputs], rows: Sequence[CaptionRow]) -> dict[str, Scores]:
+        """Score captions with the COCO tools and, where the test file names objects, by object recall."""
+        objects = {str(row.number): row.objects for row in rows}
+        texts = {name: {str(row.number): said[row.number] for row in rows} for name, said in systems.items()}
+        scored = score_systems(texts, {str(row.number): row.references for row in rows})
+        scores = {}
+        for name, result in scored.items():
+            recall = object_recall(texts[name], objects) if any(objects.values()) else None
+            scores[name] = Scores(
+                values=result.values,
+                cells={metric: result.values.get(metric) for metric in METRICS} | {"object recall": recall},
+                each={int(key): cider for key, cider in result.cider_each.items()},
+                details={
+                    "missing_scores": asdict(result)["missing"],
+                    "tokenizer": result.tokenizer,
+                    "object_recall": recall,
+                },
+            )
+        return scores
+
+    def notes(self, rows: Sequence[CaptionRow], scores: Mapping[str, Scores]) -> list[str]:
+        """Say how many pictures there are and how words were split."""
+        ptb = next(iter(scores.values())).details["tokenizer"] == "ptb"
+        tokenizer = "the Penn Treebank tokeniser" if ptb else "the plain tokeniser (no Java)"
+        return [f"{len(rows):,} test pictures; words split by {tokenizer}."]
+
+    def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
+        """Say what object recall is, and why a metric is missing."""
+        sentences = []
+        if NOUNS_ONLY in scores:
+            nouns = scores[NOUNS_ONLY].values
+            sentences.append(
+                "Object recall: share of the nouns in the pictures that the captions name. No single score "
+                f"suffices: a bare list of the right nouns, which is no sentence, has recall 1 and "
+                f"CIDEr {nouns['CIDEr']:.2f}, but BLEU-4 {nouns['BLEU-4']:.2f}."
+            )
+        reasons = dict.fromkeys(
+            reason for result in scores.values() for reason in result.details["missing_scores"].values()
+        )
+        return sentences + [f"No METEOR: {reason}." for reason in reasons]
+
+    def headlines(self, label: str, scores: Scores) -> list[tuple[str, str]]:
+        """Return the object recall, where it was measured."""
+        recall = scores.details["object_recall"]
+        return [] if recall is None else [(f"{recall:.1%}", f"of the objects are named by the {label}")]
+
+    def verdict(self, score: float) -> tuple[str, str]:
+        """Return the CIDEr of a caption, which is neither right nor wrong."""
+        return f"CIDEr {score:.2f}", ""
