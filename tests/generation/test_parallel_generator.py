@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
+from narvl_plugin.ctc import one_of
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
@@ -75,6 +76,23 @@ def test_a_spoken_end_closes_the_output(dictionary: Dictionary) -> None:
     assert hypothesis["tokens"].tolist() == [A, dictionary.eos()]
     assert hypothesis["positional_scores"].tolist() == pytest.approx([math.log(0.9), math.log(0.8)], abs=1e-5)
     assert hypothesis["alignment"].tolist() == [0]
+
+
+def test_nothing_but_the_language_is_said(dictionary: Dictionary) -> None:
+    likely_b = path((A, 0.6), (B, 0.9), (BLANK, 0.8))
+    ((free,),) = generate(dictionary, likely_b)
+    ((bound,),) = generate(dictionary, likely_b, language=one_of([(A,), (A, C)]))
+    assert free["tokens"].tolist() == [A, B, dictionary.eos()]
+    # After the best path's a b, a blank is what costs least: all others of the second query are equally likely.
+    assert bound["tokens"].tolist() in ([A, dictionary.eos()], [A, C, dictionary.eos()])
+    assert float(bound["score"]) == pytest.approx(math.log(0.6 * (0.1 / BLANK) * 0.8) / 3, abs=1e-6)
+
+
+def test_the_end_may_be_spoken_in_a_language_too(dictionary: Dictionary) -> None:
+    eos = dictionary.eos()
+    ((bound,),) = generate(dictionary, path((A, 0.9), (eos, 0.9)), language=one_of([(A,)]))
+    assert bound["tokens"].tolist() == [A, eos]
+    assert float(bound["score"]) == pytest.approx(math.log(0.9 * 0.9) / 2, abs=1e-6)
 
 
 def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:

@@ -91,4 +91,5 @@ def test_from_tsv_to_boxes_with_fairseqs_programs(
         metric="score",
         generation=["--scoring", "grounding", "--min-len", 4, "--max-len-b", 4],
     )
-    assert re.search(r"accuracy 0\.\d+ at IoU 0\.5, mean IoU 0\.\d+ \(3 boxes, . hypotheses are no box\)", last)
+    no_box = "0" if arch == "narvl_nano" else "[0-3]"
+    assert re.search(rf"accuracy 0\.\d+ at IoU 0\.5, mean IoU 0\.\d+ \(3 boxes, {no_box} hypotheses are no", last)
