@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from narvl_plugin.data import images
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
@@ -81,24 +82,30 @@ def write_features(
     trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
     with writer:
         for batch in writer.batches(len(rows), batch_size, "features"):
-            kept, pictures, sizes = [], [], []
+            kept: list[list[str]] = []
+            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share a picture
             for row in batch:
                 try:
                     columns = rows[row]
-                    picture, size = read_image.with_size(columns[image_column], rows.where(row))
-                    if len(picture) != RGB:
-                        raise BadRow(f"{rows.where(row)}: the image column holds features already")
-                    pictures.append(picture)
-                    sizes.append(size)
+                    column = columns[image_column]
+                    if column not in pictures:
+                        picture, image_size = read_image.with_size(column, rows.where(row))
+                        if len(picture) != RGB:
+                            raise BadRow(f"{rows.where(row)}: the image column holds features already")
+                        pictures[column] = picture, image_size
                     kept.append(columns)
                 except BadRow as error:
                     budget.skip(error)
             if kept:
+                stacked = torch.stack([picture for picture, _ in pictures.values()])
                 with torch.inference_mode():
-                    features = trunk_features(trunk, torch.stack(pictures).to(chosen))
-                for columns, feature, size in zip(kept, features, sizes, strict=True):
-                    data = images.write_features(feature, size)
-                    columns[image_column] = base64.b64encode(data).decode("ascii")
+                    features = trunk_features(trunk, stacked.to(chosen))
+                encoded = {
+                    column: base64.b64encode(images.write_features(feature, image_size)).decode("ascii")
+                    for (column, (_, image_size)), feature in zip(pictures.items(), features, strict=True)
+                }
+                for columns in kept:
+                    columns[image_column] = encoded[columns[image_column]]
             writer.append(["\t".join(columns) for columns in kept], rows=len(batch))
         writer.finish()
     return True

@@ -52,6 +52,16 @@ def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_pat
         write_features(out, tmp_path / "again.tsv", arch="narvl_nano", patch_image_size=SIZE)
 
 
+def test_rows_that_share_a_picture_share_its_features(data: Path, tmp_path: Path) -> None:
+    first, second, *_ = data.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "twice.tsv").write_text("\n".join([first, first, second, first]) + "\n", encoding="utf-8")
+    for batch_size in (1, 4):
+        out = tmp_path / f"{batch_size}.tsv"
+        write_features(tmp_path / "twice.tsv", out, arch="narvl_nano", patch_image_size=SIZE, batch_size=batch_size)
+        seen = [row[4] for row in columns(out)]
+        assert seen[0] == seen[1] == seen[3] != seen[2]
+
+
 def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tsv"
     lines = data.read_text(encoding="utf-8").splitlines()
