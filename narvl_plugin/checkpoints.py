@@ -50,7 +50,7 @@ def load(
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     given = {name: value for name, value in (task_overrides or {}).items() if value is not None}
-    states = [_read(file) for file in files]
+    states = [_read(file, bool(given.get("ema_eval"))) for file in files]
     task = setup_task(_task_config(files[0], states[0]["cfg"].task, task_name, given))
     models = []
     for file, state in zip(files, states, strict=True):
@@ -62,9 +62,9 @@ def load(
     return Loaded(models, task, cfg)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and configuration to the CPU."""
-    state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(file))
+def _read(file: Path, averaged: bool) -> dict[str, Any]:
+    """Read a checkpoint's tensors, its averaged ones or those last trained, and its configuration to the CPU."""
+    state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(file), {"ema_eval": averaged})
     if state.get("cfg") is None:
         raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
     return state

@@ -12,16 +12,20 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, trainer
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.optim import lr_scheduler
 from omegaconf import OmegaConf
 
+from narvl_plugin.data.dataset import STAND_IN, TsvDataset
+from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import adopt
+from narvl_plugin.models.interop import adopt, averaged_weights
 from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.schedule import WarmupRatioConfig, WarmupRatioSchedule, updates_of_all_epochs
 
 
 @functools.cache
@@ -33,6 +37,9 @@ def apply() -> None:
     refuse_empty_spawn()
     block_repeated_ngrams()
     show_input_errors_briefly()
+    stand_in_for_missing_batches()
+    average_weights()
+    warm_up_by_a_ratio()
 
 
 def read_checkpoints_safely() -> None:
@@ -42,6 +49,8 @@ def read_checkpoints_safely() -> None:
     for published checkpoints (their `cfg["model"]` is a Namespace) and for any run whose best metric was a numpy
     number, and a variable of the environment turns its safety off. It also reads the optimizer's state, which is
     twice the model, into memory to generate.
+
+    With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others.
     """
 
     def load_checkpoint_to_cpu(
@@ -53,6 +62,8 @@ def read_checkpoints_safely() -> None:
         state = read_checkpoint(local_path)
         if "model" not in state:
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        if (arg_overrides or {}).get("ema_eval"):
+            state["model"] = averaged_weights(state, path)
         adopt(state, path)
         if state.get("cfg") is not None:
             state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
@@ -60,7 +71,23 @@ def read_checkpoints_safely() -> None:
         upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
         return upgraded
 
+    def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
+        state = read_checkpoint(path)
+        return state | {"model": averaged_weights(state, path)}
+
+    load_models = checkpoint_utils.load_model_ensemble_and_task
+
+    @functools.wraps(load_models)
+    def load_model_ensemble_and_task(
+        filenames: list[str], arg_overrides: dict[str, Any] | None = None, task: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if getattr(getattr(task, "cfg", None), "ema_eval", False):
+            arg_overrides = {**(arg_overrides or {}), "ema_eval": True}
+        return load_models(filenames, arg_overrides, task, *args, **kwargs)
+
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+    checkpoint_utils.load_ema_from_checkpoint = load_ema_from_checkpoint
+    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
 
 
 def copy_checkpoints_whole() -> None:
@@ -166,3 +193,79 @@ def show_input_errors_briefly() -> None:
         print(f"error: {message}" if isinstance(error, InputError) else f"error: {message} {hidden}", file=sys.stderr)
 
     sys.excepthook = excepthook
+
+
+def stand_in_for_missing_batches() -> None:
+    """Let a process without a batch of its own in an epoch's last update take a batch that counts nothing.
+
+    Mends `Trainer.train_step([batch, {}])`, as --update-freq 2 gives to one of two processes: the sample size of the
+    first batch is forgotten with that of the second, while its gradient counts. And after a validation fairseq
+    trains, for the missing batch, on a batch of that, whose targets are not made for it.
+    """
+    get_iterator, take_step = trainer.Trainer.get_train_iterator, trainer.Trainer.train_step
+
+    @functools.wraps(get_iterator)
+    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
+        iterator = get_iterator(self, *args, **kwargs)
+        is_ours = isinstance(iterator.dataset, TsvDataset)
+        self.stand_in = self._dummy_batch | {STAND_IN: True} if is_ours else None
+        return iterator
+
+    @functools.wraps(take_step)
+    def train_step(self: trainer.Trainer, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
+        return take_step(self, [sample or self.stand_in for sample in samples], *args, **kwargs)
+
+    trainer.Trainer.get_train_iterator = get_train_iterator
+    trainer.Trainer.train_step = train_step
+
+
+def average_weights() -> None:
+    """Let --store-ema average models with batch norms and a shared embedding, and start from any checkpoint.
+
+    Mends `fairseq-train --store-ema`, which raises at the first update of a model with batch norms and gives the shared
+    embedding the cube of the decay (see `AveragedModel`); with `--finetune-from-model teacher.pt` it raises
+    KeyError('model'), or goes on with the teacher's average where there is one: a new training starts its own.
+    """
+    trainer.build_ema = build_ema
+    load = trainer.Trainer.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(
+        self: trainer.Trainer, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
+    ) -> dict[str, Any] | None:
+        store_ema = self.cfg.ema.store_ema
+        self.cfg.ema.store_ema = False
+        try:
+            extra_state: dict[str, Any] | None = load(self, filename, reset_optimizer, *args, **kwargs)
+        finally:
+            self.cfg.ema.store_ema = store_ema
+        if store_ema and extra_state and "ema" in extra_state and not reset_optimizer:
+            self.ema.restore(extra_state["ema"])
+            if self.cfg.ema.ema_fp32:
+                self.ema.build_fp32_params(extra_state.get("ema_fp32_params"))
+        return extra_state
+
+    trainer.Trainer.load_checkpoint = load_checkpoint
+
+
+def warm_up_by_a_ratio() -> None:
+    """Give the schedule `polynomial_decay` OFA's --warmup-ratio, and the number of updates in --max-epoch.
+
+    Mends `fairseq-train --lr-scheduler polynomial_decay --warmup-ratio 0.06 --max-epoch 5`, where the option is unknown
+    and without --max-update the assertion `total_num_update > 0` fails.
+    """
+    del lr_scheduler.LR_SCHEDULER_REGISTRY["polynomial_decay"]
+    lr_scheduler.register_lr_scheduler("polynomial_decay", dataclass=WarmupRatioConfig)(WarmupRatioSchedule)
+    get_iterator = trainer.Trainer.get_train_iterator
+
+    @functools.wraps(get_iterator)
+    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
+        iterator = get_iterator(self, *args, **kwargs)
+        schedule = self.lr_scheduler
+        if isinstance(schedule, WarmupRatioSchedule) and not schedule.is_planned:
+            updates = updates_of_all_epochs(self, iterator)
+            if updates:
+                schedule.plan(updates)
+        return iterator
+
+    trainer.Trainer.get_train_iterator = get_train_iterator

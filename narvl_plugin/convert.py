@@ -21,6 +21,7 @@ from narvl_plugin.models.interop import (
     EMBEDDING_ALIASES,
     QUERIES,
     adopt,
+    averaged_weights,
     fit_state,
     flags_of,
     tables_of,
@@ -88,11 +89,7 @@ def convert(
 
 def _weights(source: Path, state: dict[str, Any], ema: bool) -> dict[str, Tensor]:
     """Return the weights that are asked for, by name."""
-    weights = state.get("model")
-    if ema:
-        weights = (state.get("extra_state") or {}).get("ema")
-        if weights is None:
-            raise InputError(f"{source}: holds no averaged weights (extra_state.ema)")
+    weights = averaged_weights(state, source) if ema else state.get("model")
     if not isinstance(weights, dict) or EMBEDDING not in weights or not isinstance(state.get("cfg"), dict):
         raise InputError(f"{source}: is no checkpoint of OFA or of this project (no cfg, or no {EMBEDDING})")
     return weights

@@ -21,6 +21,9 @@ from narvl_plugin.errors import BadRow, InputError, SkipBudget
 # count alike, about what a picture of 480 pixels has in patches, since pictures outweigh texts.
 TOKENS_PER_ROW = 1000
 
+STAND_IN = "stand_in"
+"""Key of a batch that only keeps a process busy, and counts neither in the loss nor in what is logged."""
+
 
 @dataclass(frozen=True)
 class DatasetOptions:
@@ -42,8 +45,8 @@ class TsvDataset(FairseqDataset):
 
     The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
     that the skip budget forgives are left out of their batch. Where that leaves nothing, a batch of the split
-    "test" is empty, and fairseq-generate passes over it; fairseq's trainer cannot (it would assert, or divide
-    a loss by zero), so in other splits the file's first good row stands in.
+    "test" is empty, and fairseq-generate passes over it; fairseq's trainer cannot, so in other splits the file's
+    first good row stands in, and the batch says so by the key `stand_in`.
     """
 
     column_names: ClassVar[tuple[str, ...]]
@@ -90,10 +93,12 @@ class TsvDataset(FairseqDataset):
     def collater(self, samples: Sequence[Sample | None]) -> Batch:
         """Return the batch of the samples that are no None; raises InputError if the file has no good row."""
         kept = [sample for sample in samples if sample is not None]
+        if kept:
+            return self.make_batch(kept)
         # fairseq itself asks for the batch of no rows, to give every process as many batches.
-        if samples and not kept and self.needs_full_batches:
-            kept = [self._first_good_sample()]
-        return self.make_batch(kept) if kept else {}
+        if samples and self.needs_full_batches:
+            return self.make_batch([self._first_good_sample()]) | {STAND_IN: True}
+        return {}
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of one or more samples."""

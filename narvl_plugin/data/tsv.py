@@ -1,11 +1,10 @@
-"""Random access to the rows of a TSV file of any size: indexed once, then memory-mapped."""
+"""Random access to the rows of a TSV file of any size: indexed once, then read row by row."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
-import mmap
 import os
 import tempfile
 from collections.abc import Sequence
@@ -38,9 +37,9 @@ class TsvFile:
     """The selected columns of a TSV file's rows, by row number from 0.
 
     Row ends are searched for once and kept beside the file (FILE.idx.npy), or in the user's cache folder
-    where that cannot be written; an index of another size or time than the file's is made anew. Both files
-    are memory-mapped, so that opening is quick and memory does not grow with the rows. Instances travel to
-    worker processes as their path only.
+    where that cannot be written; an index of another size or time than the file's is made anew. The index is
+    memory-mapped and rows are read one by one, so that opening is quick and memory grows neither with the rows
+    of the file nor with those read. Instances travel to worker processes as their path only.
 
     Raises MissingInput when there is no such file, InputError when it is empty.
     """
@@ -53,11 +52,10 @@ class TsvFile:
     def _open(self) -> None:
         if not os.path.isfile(self.path):
             raise MissingInput(f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)")
-        with open(self.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise InputError(f"{self.path}: the file is empty")
-            self._offsets = load_index(self.path)
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if os.path.getsize(self.path) == 0:
+            raise InputError(f"{self.path}: the file is empty")
+        self._offsets = load_index(self.path)
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the instance
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "columns": self.columns}
@@ -77,8 +75,10 @@ class TsvFile:
         """Return the selected columns of `row`; raises BadRow if one is missing or is not UTF-8."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
-        line = self._data[self._offsets[row] : self._offsets[row + 1]].rstrip(b"\r\n")
-        fields = line.split(b"\t")
+        start, end = self._offsets[row : row + 2].tolist()
+        # A position of its own for each read: forked processes share that of the file.
+        line = os.pread(self._file.fileno(), end - start, start)
+        fields = line.rstrip(b"\r\n").split(b"\t")
         missing = [column for column in self.columns if column >= len(fields)]
         if missing:
             raise BadRow(

@@ -58,6 +58,14 @@ def adopt(state: dict[str, Any], file: str) -> None:
     state["cfg"]["model"] = asdict(config) | {"_name": family}
 
 
+def averaged_weights(state: Mapping[str, Any], file: object) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint, which was read from `file`; raises InputError if it has none."""
+    weights: dict[str, Tensor] | None = (state.get("extra_state") or {}).get("ema")
+    if weights is None:
+        raise InputError(f"{file}: holds no averaged weights (extra_state.ema); only trainings with --store-ema do")
+    return weights
+
+
 def config_from_flags(flags: Namespace, config_class: type[OfaConfig]) -> OfaConfig:
     """Make a configuration of the flags that a foreign checkpoint holds; its size and our defaults fill what it lacks.
 

@@ -15,11 +15,12 @@ from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import MISSING
 
 from narvl_plugin.ctc import Automaton, queries_needed
-from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 MEASURED_ROWS = 10_000  # whose targets are measured before training; grounding opens every image's header for it
+
+Step = tuple[torch.Tensor, Any, dict[str, Any]]
+"""Loss, sample size and what to log of a batch."""
 
 Hypotheses = list[list[dict[str, Any]]]
 """Of each of B samples, best first, as fairseq's generators give them."""
@@ -71,6 +75,12 @@ class BaseTaskConfig(FairseqDataclass):
             "torch.set_float32_matmul_precision; medium multiplies in bfloat16, on processors that have it"
         },
     )
+    ema_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "generate with the averaged weights of a training with --store-ema (which validates with them)"
+        },
+    )
     skip_bad_rows: int = field(
         default=0,
         metadata={"help": "how many different bad rows are skipped, with a warning, before one is an error"},
@@ -84,6 +94,7 @@ class BaseTask(FairseqTask):
     """
 
     validation_metrics: ClassVar[tuple[str, ...]]
+    uses_ema = True  # has fairseq's trainer hand over the averaged model of --store-ema
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
@@ -91,6 +102,7 @@ class BaseTask(FairseqTask):
         self.codec: TextCodec = load_codec(cfg.bpe_dir, cfg.num_bins)
         self.skip_budget = SkipBudget(cfg.skip_bad_rows)
         self._measured = False
+        self._averaged_model: torch.nn.Module | None = None
         self.options = DatasetOptions(
             codec=self.codec,
             patch_image_size=cfg.patch_image_size,
@@ -145,6 +157,10 @@ class BaseTask(FairseqTask):
                 raise MissingInput(f"{path}: no such TSV file (split {split!r} of the data argument {self.cfg.data})")
         return paths[(epoch - 1) % len(paths)]
 
+    def rows_in_epoch(self, epoch: int) -> int:
+        """Return how many rows the training file of an epoch has."""
+        return len(TsvFile(self.split_path("train", epoch), self.cfg.selected_cols))
+
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split: for train the file of this epoch, for valid and test the last file."""
         tsv = TsvFile(self.split_path(split, epoch), self.cfg.selected_cols)
@@ -164,6 +180,9 @@ class BaseTask(FairseqTask):
         # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
         # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
         iterator.persistent_workers = False
+        # Rows are shuffled already. With their batches left in that order, an update takes the same rows whether they
+        # come as one batch, as several of --update-freq, or as one of each process.
+        iterator.disable_shuffling = True
         return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
@@ -241,13 +260,38 @@ class BaseTask(FairseqTask):
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
 
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: FairseqCriterion,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+        ema_model: torch.nn.Module | None = None,
+    ) -> Step:
+        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0."""
+        is_stand_in = bool(sample.get(STAND_IN))
+        step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
+        return counting_nothing(step) if is_stand_in else step
+
     def valid_step(
-        self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion
-    ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: FairseqCriterion,
+        ema_model: torch.nn.Module | None = None,
+    ) -> Step:
         """Return loss, sample size and what to log, with scores of generated hypotheses where they are asked for.
 
-        With several references the loss is on the first one.
+        They are those of the averaged model where there is one. With several references the loss is on the first one.
         """
+        if ema_model is not None:
+            model = ema_model
+            if self.generates_in_validation and self._averaged_model is not ema_model:
+                # fairseq's search keeps the model that it was built for.
+                self._averaged_model = ema_model
+                self.generator = self.build_generator([ema_model], self.generator_options())
         judged = sample
         if "first_reference" in sample:
             judged = with_first_reference(sample, self.target_dictionary.pad())
@@ -257,10 +301,14 @@ class BaseTask(FairseqTask):
             for name, scores in self.validation_scores(sample, hypotheses).items():
                 logging_output[f"_{name}_sum"] = sum(scores)
                 logging_output[f"_{name}_count"] = len(scores)
-        return loss, sample_size, logging_output
+        step = loss, sample_size, logging_output
+        return counting_nothing(step) if sample.get(STAND_IN) else step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
         """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
+        if logging_outputs and not any(any(log.values()) for log in logging_outputs):
+            metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
+            return
         super().reduce_metrics(logging_outputs, criterion)
         for name in self.validation_metrics:
             count = sum(log.get(f"_{name}_count", 0) for log in logging_outputs)
@@ -277,6 +325,13 @@ class BaseTask(FairseqTask):
         if not isinstance(options, dict):
             raise InputError(f'--eval-args {self.cfg.eval_args}: expected a JSON object such as {{"beam": 5}}')
         return Namespace(**options)
+
+
+def counting_nothing(step: Step) -> Step:
+    """Return a step whose loss, sample size and logged sums are all 0."""
+    loss, _, logging_output = step
+    zeros = {key: value * 0 if torch.is_tensor(value) else 0 for key, value in logging_output.items()}
+    return loss * 0, 0, zeros
 
 
 def with_first_reference(sample: dict[str, Any], pad: int) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""fairseq's learning-rate schedule `polynomial_decay`, with a warm-up that may be a share of the training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.lr_scheduler.polynomial_decay_schedule import (
+    PolynomialDecayLRSchedule,
+    PolynomialDecayLRScheduleConfig,
+)
+from fairseq.trainer import Trainer
+
+from narvl_plugin.data.dataset import TOKENS_PER_ROW
+from narvl_plugin.errors import InputError
+
+
+@dataclass
+class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
+    """Options of `polynomial_decay`: fairseq's, and OFA's name for the warm-up as a share."""
+
+    warmup_ratio: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of all updates over which the learning rate rises, in place of --warmup-updates; they are "
+            "--total-num-update, by default --max-update, by default those of --max-epoch"
+        },
+    )
+
+
+class WarmupRatioSchedule(PolynomialDecayLRSchedule):
+    """Linear warm-up over a number or a share of all updates, then polynomial decay over the rest.
+
+    Nothing of it is kept in checkpoints: it follows from the options, so that a resumed training has the same rates.
+
+    Raises InputError for a share outside of [0, 1), or beside a number of updates.
+    """
+
+    def __init__(self, cfg: WarmupRatioConfig, optimizer: FairseqOptimizer) -> None:
+        self.warmup_ratio = float(cfg.warmup_ratio)
+        if not 0 <= self.warmup_ratio < 1:
+            raise InputError(f"--warmup-ratio {self.warmup_ratio}: expected a share of all updates, from 0 to below 1")
+        if self.warmup_ratio and cfg.warmup_updates:
+            raise InputError(
+                f"--warmup-ratio {self.warmup_ratio} and --warmup-updates {cfg.warmup_updates} both say how long the "
+                "warm-up is; give one"
+            )
+        self.is_planned = cfg.total_num_update > 0
+        if not self.is_planned:
+            cfg.total_num_update = math.inf  # until `plan`
+        super().__init__(cfg, optimizer)
+        if self.is_planned:
+            self.plan(cfg.total_num_update)
+
+    def plan(self, total_num_update: float) -> None:
+        """Stretch the schedule over this number of updates."""
+        self.is_planned = True
+        self.total_num_update = total_num_update
+        if self.warmup_ratio:
+            self.cfg.warmup_updates = round(self.warmup_ratio * total_num_update)
+
+    def step_begin_epoch(self, epoch: int) -> float:
+        """Return the rate at the start of an epoch; raises InputError if nothing says how long the training is."""
+        if not self.is_planned:
+            raise InputError(
+                "--lr-scheduler polynomial_decay: how many updates there are is not known; give --max-update, "
+                "--total-num-update or --max-epoch"
+            )
+        return float(super().step_begin_epoch(epoch))
+
+
+def updates_of_all_epochs(trainer: Trainer, iterator: EpochBatchIterator) -> int:
+    """Return how many updates a training of --max-epoch has, 0 without; `iterator` is that of one of its epochs.
+
+    Where epochs read different files, the task says by `rows_in_epoch` how many rows each has.
+    """
+    cfg = trainer.cfg
+    frequencies = list(cfg.optimization.update_freq)
+    limits = (cfg.dataset.batch_size, (cfg.dataset.max_tokens or 0) // TOKENS_PER_ROW)
+    batch_size = min(limit for limit in limits if limit)
+
+    def batches(epoch: int) -> int:
+        """Count those of one process."""
+        if not trainer.task.has_sharded_data("train"):
+            return len(iterator)
+        return math.ceil(math.ceil(trainer.task.rows_in_epoch(epoch) / batch_size) / iterator.num_shards)
+
+    epochs = range(1, (cfg.optimization.max_epoch or 0) + 1)
+    return sum(math.ceil(batches(epoch) / frequencies[min(epoch, len(frequencies)) - 1]) for epoch in epochs)
