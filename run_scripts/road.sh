@@ -14,6 +14,7 @@
 #   DISTIL     1: the student learns the teacher's words, 0: those of the data
 #   BASELINES  1: also train a student on the other of these two, and one with cross entropy (0)
 #   EPOCHS     passes over the training file, in place of TEACHER_UPDATES and STUDENT_UPDATES
+#   EMA_DECAY  of averaged weights, which are then what training leaves (none)
 #   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
 #   THREADS    torch's threads in each (1)
 #
@@ -43,7 +44,7 @@ command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE DISTIL EPOCHS
  TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
- WARMUP_PERCENT ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED ${task_keys:-}"
+ WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
@@ -72,7 +73,7 @@ if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything
 fi
 defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 BEAM=5 NBEST=1 \
   SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium \
-  WARMUP_PERCENT=6 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
+  WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
 
 ((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
 for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
@@ -164,11 +165,6 @@ if ((nano)); then
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
 fi
 
-if [[ -n ${EPOCHS:-} ]]; then
-  rows=$(narvl rows "$train_tsv")
-  TEACHER_UPDATES=$((rows * EPOCHS / (BATCH * UPDATE_FREQ))) STUDENT_UPDATES=$TEACHER_UPDATES
-fi
-
 # --- Training -------------------------------------------------------------------------------------------------------
 
 # train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
@@ -178,15 +174,19 @@ train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
   shift 5
   mkdir -p "$folder"
+  # Times to save, validate and log are counted in updates.
+  local -a length=(--max-update "$updates" --total-num-update "$updates") average=()
+  local every=$((updates / 10 + 1))
+  [[ -z ${EPOCHS:-} ]] || { length=(--max-epoch "$EPOCHS") && every=2000; }
+  [[ -z ${EMA_DECAY:-} ]] || average=(--store-ema --ema-decay "$EMA_DECAY")
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
     --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
-    --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates $((updates * WARMUP_PERCENT / 100))
-    --total-num-update "$updates" --max-update "$updates"
-    --save-dir "$folder" --save-interval 1000000 --save-interval-updates $((updates / 10 + 1))
-    --keep-interval-updates 1 --validate-interval 1000000 --validate-interval-updates $((updates / 10 + 1))
-    --log-format json --log-interval $((updates / 40 + 1)))
+    --lr-scheduler polynomial_decay --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
+    --save-dir "$folder" --save-interval 1000000 --save-interval-updates "$every" --keep-interval-updates 1
+    --validate-interval 1000000 --validate-interval-updates "$every"
+    --log-format json --log-interval $((every / 4 + 1)))
   if ((PROCESSES > 1)); then
     rm -f "$folder/rendezvous"
     command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
@@ -201,6 +201,10 @@ train() {
   "${command[@]}" 2>&1 | tee -a "$folder/train.log" | show_training || die_of "$folder"/train*.log
   wait
   rm -f "$folder"/checkpoint_[0-9]*.pt "$folder"/checkpoint_best.pt "$folder"/train.[0-9]*.log "$folder/rendezvous"
+  if [[ -n ${EMA_DECAY:-} ]]; then
+    narvl convert "$folder/checkpoint_last.pt" "$folder/averaged.pt" --ema
+    mv "$folder/averaged.pt" "$folder/checkpoint_last.pt"
+  fi
   sed -n 's/^[^{]* | INFO | [a-z_.]* | {"/{"/p' "$folder/train.log" >"$folder/train.jsonl.part"
   mv "$folder/train.jsonl.part" "$folder/train.jsonl"
 }
@@ -209,7 +213,7 @@ if [[ -n ${TEACHER:-} ]]; then
   mkdir -p "$OUT/teacher"
   ln -sfn "$TEACHER" "$OUT/teacher/checkpoint_last.pt"
 else
-  stage teacher "$OUT/teacher/train.jsonl" train "$OUT/teacher" "$train_tsv" "$teacher_arch" "$TEACHER_UPDATES" \
+  stage teacher "$OUT/teacher/train.jsonl" train "$OUT/teacher" "$train_tsv" "$teacher_arch" "${TEACHER_UPDATES:-0}" \
     "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING"
 fi
 
@@ -252,7 +256,7 @@ wait "$teacher_words"
 train_student() {
   local folder=$1 tsv=$2
   shift 2
-  train "$folder" "$tsv" "$ARCH" "$STUDENT_UPDATES" "$STUDENT_LR" "$@" --num-queries "$QUERIES" \
+  train "$folder" "$tsv" "$ARCH" "${STUDENT_UPDATES:-0}" "$STUDENT_LR" "$@" --num-queries "$QUERIES" \
     --finetune-from-model "$OUT/teacher/checkpoint_last.pt" "${student_options[@]}"
 }
 

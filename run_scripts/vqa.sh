@@ -4,7 +4,7 @@
 #   bash run_scripts/vqa.sh [KEY=value ...]
 #
 # Settings of every task are listed in road.sh. Without DATA the questions are those of the package easy-vqa, in its
-# official split. Where DATA holds trainval_ans2label.pkl, a list of all answers, the teacher keeps to it.
+# official split (of which TRAIN, VALID and TEST take the first rows). Where DATA holds trainval_ans2label.pkl, a list of all answers, the teacher keeps to it.
 
 name=vqa
 task=vqa_gen
@@ -15,7 +15,7 @@ scoring=vqa
 
 sizes() {
   if ((!nano)); then # the paper distils VQA
-    defaults PATCH_IMAGE_SIZE=480 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5 WARMUP_PERCENT=4 EMA_DECAY=0.9999 DISTIL=1
+    defaults PATCH_IMAGE_SIZE=480 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5 WARMUP_RATIO=0.04 EMA_DECAY=0.9999 DISTIL=1
   fi
   case $PRESET in
     quick) defaults PATCH_IMAGE_SIZE=64 TEACHER_UPDATES=4000 STUDENT_UPDATES=4000 ;;
@@ -25,8 +25,14 @@ sizes() {
 }
 
 make_data() {
-  narvl data easy-vqa --out "$OUT/data/$task"
-  mv "$OUT/data/$task/val.tsv" "$OUT/data/$task/valid.tsv"
+  local split rows
+  narvl data easy-vqa --out "$OUT/easy_vqa"
+  mkdir -p "$OUT/data/$task"
+  cp "$OUT/easy_vqa/trainval_ans2label.pkl" "$OUT/data/$task"
+  for split in "train=${TRAIN:-}" "val=${VALID:-}" "test=${TEST:-}"; do
+    rows=${split#*=} split=${split%=*}
+    head -n "${rows:--0}" "$OUT/easy_vqa/$split.tsv" >"$OUT/data/$task/${split/val/valid}.tsv"
+  done
 }
 
 task_options() {
