@@ -1,6 +1,8 @@
 """The task `multitask`: one model for several tasks, each with its own files, options and queries."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,12 +49,17 @@ class MultitaskTask(CommonTask):
         self.tasks: dict[str, BaseTask] = {}
         for name, member in self.members.items():
             task_class = TASK_REGISTRY[member.options._name]
-            try:
-                task = task_class(member.options, codec=self.codec, skip_budget=self.skip_budget)
-            except InputError as error:
-                raise InputError(f"{cfg.data}: member {name}: {error}") from error
-            task.score_prefix = f"{name}_"
-            self.tasks[name] = task
+            with self._blaming(name):
+                self.tasks[name] = task_class(member.options, codec=self.codec, skip_budget=self.skip_budget)
+            self.tasks[name].score_prefix = f"{name}_"
+
+    @contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """Name the member in errors about its options."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.cfg.data}: member {name}: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the task: the options of each member, as plain values."""
@@ -86,8 +93,9 @@ class MultitaskTask(CommonTask):
             cfg.member_queries = queries
             cfg.num_queries = sum(member.num_queries for member in self.members.values())
         model = super().build_model(cfg, from_checkpoint)
-        for task in self.tasks.values():
-            task.serve(model)
+        for name, task in self.tasks.items():
+            with self._blaming(name):
+                task.serve(model)
         return model
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
