@@ -20,7 +20,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from omegaconf import OmegaConf
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import adopt
+from narvl_plugin.models.interop import adopt, mark_queries
 from narvl_plugin.safe_reading import read_checkpoint
 
 
@@ -54,6 +54,7 @@ def read_checkpoints_safely() -> None:
         if "model" not in state:
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
         adopt(state, path)
+        mark_queries(state)
         if state.get("cfg") is not None:
             state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
             checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.config import SIZES, NarvlConfig, OfaConfig
+from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.factory import FAMILIES
 from narvl_plugin.models.interop import (
     EMBEDDING,
@@ -108,7 +108,7 @@ def _of_one_member(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the checkpoint and the weights with the queries and the task of one member of a mixture alone."""
     cfg = state["cfg"]
-    rows = query_rows(NarvlConfig.of(cfg["model"])) if QUERIES in weights else {}
+    rows = query_rows(cfg["model"].get("member_queries", "")) if QUERIES in weights else {}
     if member not in rows:
         raise InputError(
             f"{source}: --member {member}: "

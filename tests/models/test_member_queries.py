@@ -7,6 +7,7 @@ import torch
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
+from narvl_plugin.models.interop import mark_queries
 from narvl_plugin.models.narvl import NarvlModel
 
 SMALL = {
@@ -95,5 +96,22 @@ def test_whose_queries_answer_must_be_said(student: NarvlModel, batch: dict[str,
 
 
 def test_members_queries_sum_up_to_all() -> None:
-    with pytest.raises(InputError, match="--member-queries caption:8,vqa:3,boxes:5: are 16, and --num-queries is 20"):
+    with pytest.raises(
+        InputError, match="--member-queries caption:8,vqa:3,boxes:5: do not sum up to the 20 of --num-queries"
+    ):
         make(20, member_queries=LAYOUT)
+
+
+def test_members_of_a_checkpoint_keep_their_queries_by_name(student: NarvlModel) -> None:
+    checkpoint = {"cfg": {"model": {"member_queries": LAYOUT}}, "model": student.state_dict()}
+    mark_queries(checkpoint)
+    before = student.decoder.query_embed.weight.detach().clone()
+    other = make(18, member_queries="boxes:4,entailment:3,vqa:3,caption:8")
+    fresh = other.decoder.query_embed.weight.detach().clone()
+    other.load_state_dict(checkpoint["model"])
+    expected = torch.cat([before[11:15], fresh[4:7], before[8:11], before[:8]])
+    assert torch.equal(other.decoder.query_embed.weight, expected)
+    student.load_state_dict(checkpoint["model"])
+    assert torch.equal(student.decoder.query_embed.weight, before)
+    with pytest.raises(InputError, match=r"for several tasks \(caption:8,.*convert CHECKPOINT OUT --member NAME"):
+        make(8).load_state_dict(checkpoint["model"])
