@@ -16,8 +16,8 @@ class Mixture(EqualRows):
 
     A weight is the number of passes over a member's rows in an epoch: of each member `round(weight * rows)` rows are
     drawn (at least one), in the order that the member gives for each pass, and the last pass may be a part. With
-    shuffling members a part is therefore another random one in each epoch. fairseq, which seeds numpy by seed and
-    epoch alike in all processes, then shuffles the batches, so that members alternate at random.
+    shuffling members a part is therefore another random one in each epoch, and the batches take turns at random. All
+    of it comes from numpy's generator, which fairseq seeds by seed and epoch, alike in all processes.
     """
 
     def __init__(self, members: Mapping[str, TsvDataset], weights: Mapping[str, float]) -> None:
@@ -25,6 +25,8 @@ class Mixture(EqualRows):
         self.members = list(members.values())
         self.weights = [weights[name] for name in members]
         self._starts = np.cumsum([0, *map(len, self.members)])
+        self._turns: int | None = None
+        """Seed of the order of the batches; None for one member after another."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -43,7 +45,9 @@ class Mixture(EqualRows):
         return batch | {"member": self.names[number]} if batch else {}
 
     def ordered_indices(self) -> np.ndarray:
-        """Return the rows that an epoch reads, member by member."""
+        """Return the rows that an epoch reads, member by member; for shuffling members draw the batches' order, too."""
+        # fairseq seeds numpy while it calls this, and no longer when it calls batch_by_size.
+        self._turns = None if self.can_reuse_epoch_itr_across_epochs else int(np.random.randint(2**31))
         return np.concatenate(
             [
                 start + drawn(member, weight)
@@ -52,11 +56,14 @@ class Mixture(EqualRows):
         )
 
     def batch_by_size(self, indices: np.ndarray, *limits: object, **named_limits: object) -> list[list[int]]:
-        """Return the batches of each member's rows among `indices`, in their order and within fairseq's limits."""
+        """Return the batches of each member's rows among `indices`, within fairseq's limits."""
         divide = super().batch_by_size
         numbers = self._numbers(indices)
         parts = [indices[numbers == number] for number in range(len(self.members))]
-        return [batch for part in parts if len(part) for batch in divide(part, *limits, **named_limits)]
+        batches = [batch for part in parts if len(part) for batch in divide(part, *limits, **named_limits)]
+        if self._turns is not None:
+            np.random.default_rng(self._turns).shuffle(batches)
+        return batches
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

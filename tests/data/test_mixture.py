@@ -71,9 +71,18 @@ def test_a_batch_is_of_one_member_and_says_which(mixture: Mixture) -> None:
     batches = batches_of(mixture, 1, max_sentences=5)
     for batch in batches:
         assert {name.split("-")[0] for name in batch["id"].tolist()} == {batch["member"]}
-    sizes = {name: [len(batch["id"]) for batch in batches if batch["member"] == name] for name in SIZES}
-    assert sizes == {"many": [5, 5], "some": [5, 5, 2], "few": [5, 3]}
-    assert [len(batch["id"]) for batch in batches_of(mixture, 1, max_tokens=7000)] == [7, 3, 7, 5, 7, 1]
+    sizes = {name: sorted(len(batch["id"]) for batch in batches if batch["member"] == name) for name in SIZES}
+    assert sizes == {"many": [5, 5], "some": [2, 5, 5], "few": [3, 5]}
+    by_tokens = [len(batch["id"]) for batch in batches_of(mixture, 1, max_tokens=7000)]
+    assert sorted(by_tokens) == [1, 3, 5, 7, 7, 7]
+
+
+def test_members_take_turns_at_random(mixture: Mixture) -> None:
+    orders = [[batch["member"] for batch in batches_of(mixture, seed, max_sentences=2)] for seed in range(20)]
+    assert Counter(orders[0]) == {"many": 5, "some": 6, "few": 4}
+    assert len({tuple(order) for order in orders}) > 15
+    firsts = Counter(order[0] for order in orders)
+    assert set(firsts) == set(SIZES)
 
 
 def test_the_order_follows_the_seed(mixture: Mixture) -> None:
