@@ -51,7 +51,8 @@ def load(
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     given = {name: value for name, value in (task_overrides or {}).items() if value is not None}
     states = [_read(file, bool(given.get("ema_eval"))) for file in files]
-    task = setup_task(_task_config(files[0], states[0]["cfg"].task, task_name, given))
+    trained = _trained_task(states[0], given.get("member") or task_name)
+    task = setup_task(_task_config(files[0], trained, task_name, given))
     models = []
     for file, state in zip(files, states, strict=True):
         try:
@@ -68,6 +69,12 @@ def _read(file: Path, averaged: bool) -> dict[str, Any]:
     if state.get("cfg") is None:
         raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
     return state
+
+
+def _trained_task(state: dict[str, Any], member: str) -> DictConfig:
+    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member."""
+    members = (state.get("task_state") or {}).get("members", {})
+    return OmegaConf.create(members[member]) if member in members else state["cfg"].task
 
 
 def _task_config(file: Path, trained: DictConfig, task_name: str, given: Mapping[str, Any]) -> DictConfig:

@@ -274,6 +274,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="File to write; NAME.safetensors to export.")],
     arch: Annotated[str | None, typer.Option(help="ofa_SIZE or narvl_SIZE, if not the source's.")] = None,
     num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the student.")] = None,
+    member: Annotated[str | None, typer.Option(help="Of a student of several tasks: the one to keep.")] = None,
     to: Annotated[str, typer.Option(help="Layout: narvl, or ofa for a teacher as OFA writes it.")] = "narvl",
     ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
     allow_mismatch: Annotated[
@@ -290,6 +291,7 @@ def convert(
         out,
         arch=arch,
         num_queries=num_queries,
+        member=member,
         to_ofa=to == "ofa",
         ema=ema,
         allow=[name for name in allow_mismatch.split(",") if name],

@@ -20,10 +20,10 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim import lr_scheduler
 from omegaconf import OmegaConf
 
-from narvl_plugin.data.dataset import STAND_IN, TsvDataset
+from narvl_plugin.data.dataset import STAND_IN, EqualRows
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import adopt, averaged_weights
+from narvl_plugin.models.interop import adopt, averaged_weights, mark_queries
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioConfig, WarmupRatioSchedule, planned_updates
 
@@ -66,6 +66,7 @@ def read_checkpoints_safely() -> None:
         if (arg_overrides or {}).get("ema_eval"):
             state["model"] = averaged_weights(state, path)
         adopt(state, path)
+        mark_queries(state)
         if state.get("cfg") is not None:
             state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
             checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
@@ -224,7 +225,7 @@ def stand_in_for_missing_batches() -> None:
     @functools.wraps(get_iterator)
     def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
         iterator = get_iterator(self, *args, **kwargs)
-        is_ours = isinstance(iterator.dataset, TsvDataset)
+        is_ours = isinstance(iterator.dataset, EqualRows)
         self.stand_in = self._dummy_batch | {STAND_IN: True} if is_ours else None
         return iterator
 

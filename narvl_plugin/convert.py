@@ -26,6 +26,7 @@ from narvl_plugin.models.interop import (
     flags_of,
     tables_of,
 )
+from narvl_plugin.models.narvl import query_rows
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
 
 
@@ -35,6 +36,7 @@ def convert(
     *,
     arch: str | None = None,
     num_queries: int | None = None,
+    member: str | None = None,
     to_ofa: bool = False,
     ema: bool = False,
     allow: Sequence[str] = (),
@@ -47,6 +49,7 @@ def convert(
         out: the file to write; NAME.safetensors puts the configuration into NAME.json.
         arch: architecture to make, such as `narvl_base` of a teacher; by default the source's.
         num_queries: a student's N; by default the source's, for a teacher's student that of the configuration.
+        member: of a student that was trained on a mixture of tasks, the member to make a student of one task for.
         to_ofa: write a teacher in OFA's layout.
         ema: take the averaged weights that the checkpoint holds beside its own.
         allow: names, or shell patterns of names, of tensors that may be missing, left over or of another shape.
@@ -62,6 +65,8 @@ def convert(
     state = read_checkpoint(source)
     weights = _weights(source, state, ema)
     adopt(state, str(source))
+    if member is not None:
+        state, weights = _of_one_member(source, state, weights, member)
     family, config = _configuration(source, state, weights, arch, num_queries)
     if to_ofa and family != "ofa":
         raise InputError(f"{source}: is a student; OFA's layout is for teachers")
@@ -93,6 +98,23 @@ def _weights(source: Path, state: dict[str, Any], ema: bool) -> dict[str, Tensor
     if not isinstance(weights, dict) or EMBEDDING not in weights or not isinstance(state.get("cfg"), dict):
         raise InputError(f"{source}: is no checkpoint of OFA or of this project (no cfg, or no {EMBEDDING})")
     return weights
+
+
+def _of_one_member(
+    source: Path, state: dict[str, Any], weights: dict[str, Tensor], member: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the checkpoint and the weights with the queries and the task of one member of a mixture alone."""
+    cfg = state["cfg"]
+    rows = query_rows(cfg["model"].get("member_queries", "")) if QUERIES in weights else {}
+    if member not in rows:
+        raise InputError(
+            f"{source}: --member {member}: "
+            + (f"its members are {', '.join(rows)}" if rows else "is no student of a mixture of tasks")
+        )
+    queries = weights[QUERIES][rows[member]]
+    model = {**cfg["model"], "member_queries": "", "num_queries": len(queries)}
+    task = (state.get("task_state") or {}).get("members", {}).get(member, cfg.get("task"))
+    return {**state, "cfg": {**cfg, "model": model, "task": task}}, {**weights, QUERIES: queries}
 
 
 def _configuration(

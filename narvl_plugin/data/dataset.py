@@ -40,7 +40,27 @@ class DatasetOptions:
     skip_budget: SkipBudget
 
 
-class TsvDataset(FairseqDataset):
+class EqualRows(FairseqDataset):
+    """A dataset all of whose rows count alike in a batch."""
+
+    def num_tokens(self, index: int) -> int:
+        """Return what a row counts against --max-tokens."""
+        return TOKENS_PER_ROW
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Return what each row of `indices` counts against --max-tokens."""
+        return np.full(len(indices), TOKENS_PER_ROW)
+
+    def size(self, index: int) -> int:
+        """Return a row's length for fairseq's filter by length, which no row needs: texts are cut to fit."""
+        return 1
+
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: object) -> tuple[np.ndarray, list[int]]:
+        """Return all of `indices`, and that none is left out."""
+        return indices, []
+
+
+class TsvDataset(EqualRows):
     """One split of a task. Subclasses name the columns they read, in order, and turn a row's into a sample.
 
     The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
@@ -149,19 +169,3 @@ class TsvDataset(FairseqDataset):
     def ordered_indices(self) -> np.ndarray:
         """Return all rows, for training shuffled by numpy's generator, seeded by fairseq for each epoch."""
         return np.random.permutation(len(self)) if self.training else np.arange(len(self))
-
-    def num_tokens(self, index: int) -> int:
-        """Return what a row counts against --max-tokens."""
-        return TOKENS_PER_ROW
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Return what each row of `indices` counts against --max-tokens."""
-        return np.full(len(indices), TOKENS_PER_ROW)
-
-    def size(self, index: int) -> int:
-        """Return a row's length for fairseq's filter by length, which no row needs: texts are cut to fit."""
-        return 1
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: object) -> tuple[np.ndarray, list[int]]:
-        """Return all of `indices`, and that none is left out."""
-        return indices, []

@@ -42,7 +42,7 @@ class ParallelGenerator:
             raise ValueError(f"students of an ensemble must agree in (blank, queries); these have {sorted(sizes)}")
         if print_alignment not in (None, "hard"):
             raise ValueError(f"--print-alignment {print_alignment}: a parallel student has hard alignments only")
-        self.blank, self.num_queries = sizes.pop()
+        self.blank, _ = sizes.pop()
         self.eos = dictionary.eos()
         self.symbols_to_strip_from_output = {self.eos}
         self.print_alignment = print_alignment
@@ -75,14 +75,16 @@ class ParallelGenerator:
             hypotheses = greedy(log_probs, blank=self.blank)
         else:
             hypotheses = constrained_search(log_probs, self.language, blank=self.blank)
-        return [[self._finish(*hypothesis)] for hypothesis in hypotheses]
+        return [[self._finish(*hypothesis, num_queries=log_probs.size(1))] for hypothesis in hypotheses]
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float(), dim=-1) for model in models]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _finish(self, tokens: Tensor, score: Tensor, positional: Tensor, queries: Tensor) -> dict[str, Any]:
+    def _finish(
+        self, tokens: Tensor, score: Tensor, positional: Tensor, queries: Tensor, *, num_queries: int
+    ) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""
         ends = (tokens == self.eos).nonzero()
         if len(ends):
@@ -97,7 +99,7 @@ class ParallelGenerator:
             alignment = [(query, place) for place, query in enumerate(queries.tolist())]
         return {
             "tokens": torch.cat([tokens[:length], tokens.new_tensor([self.eos])]),
-            "score": score / self.num_queries,
+            "score": score / num_queries,
             "attention": torch.empty(0),
             "alignment": alignment,
             "positional_scores": positional,

@@ -92,6 +92,13 @@ class NarvlConfig(OfaConfig):
             "boxes (four bins, and three repeats), 6 for answers of VQA, 3 for entailment"
         },
     )
+    member_queries: str = field(
+        default="",
+        metadata={
+            "help": "whose the queries are, one member of a mixture of tasks after another, as NAME:N,NAME:N; set by "
+            "--task multitask, and empty where all are for one task"
+        },
+    )
 
 
 _TINY: dict[str, Any] = {

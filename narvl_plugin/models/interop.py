@@ -39,6 +39,17 @@ EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.w
 QUERIES = "decoder.query_embed.weight"
 """The queries (N, D); a checkpoint that has them is a student's, whose last label is the blank."""
 
+QUERY_LAYOUT = "decoder.query_layout"
+"""Beside a student's weights while they are read: whose its queries are, `member_queries` as bytes."""
+
+
+def mark_queries(state: dict[str, Any]) -> None:
+    """Put beside the weights of a whole checkpoint, in place, whose the queries of a student of several tasks are."""
+    options = (state.get("cfg") or {}).get("model")
+    layout = options.get("member_queries") if isinstance(options, dict) else None
+    if layout:
+        state["model"][QUERY_LAYOUT] = torch.tensor(list(layout.encode()), dtype=torch.uint8)
+
 
 def adopt(state: dict[str, Any], file: str) -> None:
     """Put our configuration in place of the flags of a foreign checkpoint, in place; leave all others as they are.

@@ -9,6 +9,8 @@ from .config import NarvlConfig
 from .decoder import Decoder
 from .encoder import EncoderOutput
 
+ALL = slice(None)
+
 
 class QueryDecoder(Decoder):
     """Decoder whose input is a learned embedding for each query, and where each query sees every other.
@@ -23,10 +25,16 @@ class QueryDecoder(Decoder):
         if cfg.freeze_embedding:
             self._train_blank_row()
 
-    def forward(self, prev_output_tokens: Tensor | None, encoder_out: EncoderOutput) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits (B, N, V) and what `run_layers` adds; `prev_output_tokens` is accepted and ignored."""
-        positions = self.text_positions(self.query_embed.num_embeddings)
-        x = self.dropout(self.layernorm_embedding(self.query_embed.weight))
+    def forward(
+        self, prev_output_tokens: Tensor | None, encoder_out: EncoderOutput, rows: slice = ALL
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return logits (B, N, V) of the N queries in `rows` of the table, and what `run_layers` adds.
+
+        Other queries play no part; the first of `rows` is at position 0. `prev_output_tokens` is accepted and ignored.
+        """
+        queries = self.query_embed.weight[rows]
+        positions = self.text_positions(len(queries))
+        x = self.dropout(self.layernorm_embedding(queries))
         x = x.expand(len(encoder_out.features), -1, -1)
         cross_bias = self.cross_bias(positions, encoder_out.positions)
         return self.run_layers(x, encoder_out, self.self_biases(positions), cross_bias)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 
 from narvl_plugin.ctc import Automaton, one_of
 from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
@@ -58,12 +58,11 @@ class AnswerTask(BaseTask):
         """Say whether validation answers (--eval-acc)."""
         return self.cfg.eval_acc
 
-    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Return the model; raises InputError for a student with a prompt, as its queries are all it starts from."""
-        model = super().build_model(cfg, from_checkpoint)
+    def serve(self, model: torch.nn.Module) -> None:
+        """Make the generator; raises InputError for a student with a prompt, as its queries are all it starts from."""
         if hasattr(model, "blank") and str(self.cfg.prompt_type) != "none":
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
-        return model
+        super().serve(model)
 
     def language(self) -> Automaton | None:
         """Return the answers of the closed list, None if there is no list."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -39,35 +39,14 @@ Hypotheses = list[list[dict[str, Any]]]
 
 
 @dataclass
-class BaseTaskConfig(FairseqDataclass):
-    """Options of every task, with OFA's names."""
+class CommonConfig(FairseqDataclass):
+    """Options of every task, also of a mixture of several."""
 
-    data: str = field(
-        default=MISSING,
-        metadata={
-            "help": "TSV files, joined by commas: TRAIN1,...,TRAINK,VALID for training, where epoch e reads "
-            "TRAIN number (e - 1) mod K + 1; to generate, the last one is read"
-        },
-    )
-    selected_cols: str = field(
-        default=MISSING,
-        metadata={"help": "numbers (from 0) of the TSV columns, in the order in which the task reads them"},
-    )
     bpe_dir: str = field(
         default=MISSING,
         metadata={"help": "folder with spm.model, or with dict.txt of the published checkpoints (GPT-2 BPE)"},
     )
-    patch_image_size: int = field(default=480, metadata={"help": "side of the square image, in pixels"})
-    max_src_length: int = field(default=128, metadata={"help": "words of an input text that are kept"})
-    max_tgt_length: int = field(default=30, metadata={"help": "words of a target that are kept"})
     num_bins: int = field(default=1000, metadata={"help": "number of <bin_k> symbols, for coordinates"})
-    imagenet_default_mean_and_std: bool = field(
-        default=False, metadata={"help": "normalise images by ImageNet's mean and deviation, not by 0.5"}
-    )
-    eval_args: str = field(
-        default="{}",
-        metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
-    )
     matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
         default="highest",
         metadata={
@@ -87,31 +66,56 @@ class BaseTaskConfig(FairseqDataclass):
     )
 
 
-class BaseTask(FairseqTask):
-    """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
+@dataclass
+class BaseTaskConfig(CommonConfig):
+    """Options of every single task, with OFA's names."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={
+            "help": "TSV files, joined by commas: TRAIN1,...,TRAINK,VALID for training, where epoch e reads "
+            "TRAIN number (e - 1) mod K + 1; to generate, the last one is read"
+        },
+    )
+    selected_cols: str = field(
+        default=MISSING,
+        metadata={"help": "numbers (from 0) of the TSV columns, in the order in which the task reads them"},
+    )
+    patch_image_size: int = field(default=480, metadata={"help": "side of the square image, in pixels"})
+    max_src_length: int = field(default=128, metadata={"help": "words of an input text that are kept"})
+    max_tgt_length: int = field(default=30, metadata={"help": "words of a target that are kept"})
+    imagenet_default_mean_and_std: bool = field(
+        default=False, metadata={"help": "normalise images by ImageNet's mean and deviation, not by 0.5"}
+    )
+    eval_args: str = field(
+        default="{}",
+        metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
+    )
+    member: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "with a student that --task multitask has trained: the name of the member whose queries answer, "
+            "where it is not the task's own"
+        },
+    )
+
+
+class CommonTask(FairseqTask):
+    """What a task on TSV files and a mixture of several share: dictionary, whole batches, precision.
 
     `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
     """
 
-    validation_metrics: ClassVar[tuple[str, ...]]
     uses_ema = True  # has fairseq's trainer hand over the averaged model of --store-ema
-    cfg: BaseTaskConfig
+    cfg: CommonConfig
 
-    def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
+    def __init__(
+        self, cfg: CommonConfig, *, codec: TextCodec | None = None, skip_budget: SkipBudget | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(cfg)
-        self.codec: TextCodec = load_codec(cfg.bpe_dir, cfg.num_bins)
-        self.skip_budget = SkipBudget(cfg.skip_bad_rows)
+        self.codec: TextCodec = codec or load_codec(cfg.bpe_dir, cfg.num_bins)
+        self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
         self._measured = False
-        self._averaged_model: torch.nn.Module | None = None
-        self.options = DatasetOptions(
-            codec=self.codec,
-            patch_image_size=cfg.patch_image_size,
-            max_src_length=cfg.max_src_length,
-            max_tgt_length=cfg.max_tgt_length,
-            imagenet_normalisation=cfg.imagenet_default_mean_and_std,
-            skip_budget=self.skip_budget,
-        )
-        logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -126,6 +130,80 @@ class BaseTask(FairseqTask):
     def build_bpe(self, args: object) -> TextCodec:
         """Return the codec of --bpe-dir, for fairseq-generate to write text with; --bpe is not needed."""
         return self.codec
+
+    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
+        """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
+
+        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
+        """
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
+        # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
+        iterator.persistent_workers = False
+        # Rows are shuffled already. With their batches left in that order, an update takes the same rows whether they
+        # come as one batch, as several of --update-freq, or as one of each process.
+        iterator.disable_shuffling = True
+        return iterator
+
+    def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
+        """Set the precision of matrix products, and once say how many targets do not fit a student's queries.
+
+        Only fairseq's trainer calls this, so generation is left as it is.
+        """
+        torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
+        if hasattr(model, "num_queries") and not self._measured:
+            self._measured = True
+            self.measure_targets(model)
+
+    def measure_targets(self, model: torch.nn.Module) -> None:
+        """Log how many targets of the training files do not fit a student's queries."""
+        raise NotImplementedError
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: FairseqCriterion,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+        ema_model: torch.nn.Module | None = None,
+    ) -> Step:
+        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0."""
+        is_stand_in = bool(sample.get(STAND_IN))
+        step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
+        return counting_nothing(step) if is_stand_in else step
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log the criterion's metrics, of batches that count."""
+        if logging_outputs and not any(any(log.values()) for log in logging_outputs):
+            metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
+            return
+        super().reduce_metrics(logging_outputs, criterion)
+
+
+class BaseTask(CommonTask):
+    """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
+
+    What validation logs of hypotheses begins with `score_prefix`, which is empty but in a mixture of tasks.
+    """
+
+    validation_metrics: ClassVar[tuple[str, ...]]
+    cfg: BaseTaskConfig
+
+    def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        self.score_prefix = ""
+        self._averaged_model: torch.nn.Module | None = None
+        self.options = DatasetOptions(
+            codec=self.codec,
+            patch_image_size=cfg.patch_image_size,
+            max_src_length=cfg.max_src_length,
+            max_tgt_length=cfg.max_tgt_length,
+            imagenet_normalisation=cfg.imagenet_default_mean_and_std,
+            skip_budget=self.skip_budget,
+        )
+        logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
 
     @property
     def training_paths(self) -> list[str]:
@@ -171,33 +249,13 @@ class BaseTask(FairseqTask):
         """Return the data set of a split's file, as the task's options have it."""
         raise NotImplementedError
 
-    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
-        """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
-
-        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
-        """
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
-        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
-        # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
-        iterator.persistent_workers = False
-        # Rows are shuffled already. With their batches left in that order, an update takes the same rows whether they
-        # come as one batch, as several of --update-freq, or as one of each process.
-        iterator.disable_shuffling = True
-        return iterator
-
-    def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products, and once say how many targets do not fit a student's queries.
-
-        Only fairseq's trainer calls this, so generation is left as it is.
-        """
-        torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
-        if hasattr(model, "num_queries") and not self._measured:
-            self._measured = True
-            log_what_does_not_fit(self.datasets["train"], int(model.num_queries))
+    def measure_targets(self, model: torch.nn.Module) -> None:
+        """Log how many targets of the training file do not fit a student's queries."""
+        log_what_does_not_fit(self.datasets["train"], int(model.num_queries))
 
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether valid_step needs `generator`, which build_model then makes from --eval-args."""
+        """Say whether valid_step needs `generator`, which serve then makes from --eval-args."""
         raise NotImplementedError
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
@@ -212,9 +270,15 @@ class BaseTask(FairseqTask):
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
         with torch.device("meta") if weightless else nullcontext():
             model = super().build_model(cfg, from_checkpoint)
+        if hasattr(model, "members") and (model.members or self.cfg.member):
+            model.answer_as(self.cfg.member or self.cfg._name)
+        self.serve(model)
+        return model
+
+    def serve(self, model: torch.nn.Module) -> None:
+        """Make the generator of validation, if it generates; raises InputError for a model that options rule out."""
         if self.generates_in_validation:
             self.generator = self.build_generator([model], self.generator_options())
-        return model
 
     def language(self) -> Automaton | None:
         """Return the outputs that a student may say, None if that is any sequence of tokens."""
@@ -260,21 +324,6 @@ class BaseTask(FairseqTask):
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
 
-    def train_step(
-        self,
-        sample: dict[str, Any],
-        model: torch.nn.Module,
-        criterion: FairseqCriterion,
-        optimizer: FairseqOptimizer,
-        update_num: int,
-        ignore_grad: bool = False,
-        ema_model: torch.nn.Module | None = None,
-    ) -> Step:
-        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0."""
-        is_stand_in = bool(sample.get(STAND_IN))
-        step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
-        return counting_nothing(step) if is_stand_in else step
-
     def valid_step(
         self,
         sample: dict[str, Any],
@@ -299,18 +348,19 @@ class BaseTask(FairseqTask):
         if self.generates_in_validation:
             hypotheses = self.inference_step(self.generator, [model], sample)
             for name, scores in self.validation_scores(sample, hypotheses).items():
-                logging_output[f"_{name}_sum"] = sum(scores)
-                logging_output[f"_{name}_count"] = len(scores)
+                logging_output[f"_{self.score_prefix}{name}_sum"] = sum(scores)
+                logging_output[f"_{self.score_prefix}{name}_count"] = len(scores)
         step = loss, sample_size, logging_output
         return counting_nothing(step) if sample.get(STAND_IN) else step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
         """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
-        if logging_outputs and not any(any(log.values()) for log in logging_outputs):
-            metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
-            return
         super().reduce_metrics(logging_outputs, criterion)
-        for name in self.validation_metrics:
+        self.log_scores(logging_outputs)
+
+    def log_scores(self, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the mean of each score of the hypotheses seen."""
+        for name in (f"{self.score_prefix}{metric}" for metric in self.validation_metrics):
             count = sum(log.get(f"_{name}_count", 0) for log in logging_outputs)
             if count > 0:
                 total = sum(log[f"_{name}_sum"] for log in logging_outputs)

@@ -192,4 +192,4 @@ class TestFrozenEmbedding:
 
 def test_configurations_of_both_families_differ_in_queries_only() -> None:
     names = [{field for field in config.__dataclass_fields__} for config in (OfaConfig, NarvlConfig)]
-    assert names[1] - names[0] == {"num_queries"}
+    assert names[1] - names[0] == {"num_queries", "member_queries"}

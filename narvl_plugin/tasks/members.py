@@ -1,0 +1,85 @@
+"""The members of a mixture of tasks, as a YAML file describes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.tasks.base import BaseTaskConfig, CommonConfig
+
+COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
+"""Options that all members share, and that are the mixture's."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a mixture.
+
+    weight: passes over its training file in an epoch; num_queries: the queries that are its own; options: those of its
+    task, of which `_name` is the name.
+    """
+
+    name: str
+    weight: float
+    num_queries: int
+    options: DictConfig
+
+
+def read_members(file: str, common: CommonConfig) -> list[Member]:
+    """Return the members that a YAML file describes, in its order, with the options that they share.
+
+    Raises MissingInput if there is no such file, InputError, which names file and member, for anything that is no
+    mapping of names to a task's options, `num_queries` and, optionally, `task` and `weight`.
+    """
+    if not Path(file).is_file():
+        raise MissingInput(f"{file}: no such file; --task multitask reads a YAML file of its members")
+    try:
+        described = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: is no YAML file of members ({error})".replace("\n", " ")) from error
+    if not isinstance(described, dict) or not described:
+        raise InputError(f"{file}: has no members; expected NAME: and below it the options of its task")
+    shared = {name: getattr(common, name) for name in COMMON}
+    return [_member(f"{file}: member {name}", str(name), options, shared) for name, options in described.items()]
+
+
+def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Member:
+    """Return one member; raises InputError that begins with `where`."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"{where}: a name is made of letters, digits, - and _")
+    if not isinstance(described, dict):
+        raise InputError(f"{where}: expected the options of its task, and found {described!r}")
+    given = {str(key): value for key, value in described.items()}
+    task, weight, num_queries = given.pop("task", name), given.pop("weight", 1), given.pop("num_queries", None)
+
+    single_tasks = [key for key, known in TASK_DATACLASS_REGISTRY.items() if issubclass(known, BaseTaskConfig)]
+    if task not in single_tasks:
+        raise InputError(f"{where}: there is no task {task!r}; set task to one of {', '.join(sorted(single_tasks))}")
+    if type(weight) not in (int, float) or not 0 < weight < math.inf:
+        raise InputError(f"{where}: weight {weight!r} is no number above 0 (passes over its training file in an epoch)")
+    if type(num_queries) is not int or num_queries < 1:
+        raise InputError(f"{where}: num_queries {num_queries!r} is no whole number above 0 (queries that are its own)")
+
+    known = TASK_DATACLASS_REGISTRY[task]
+    own = sorted({field.name for field in fields(known)} - {"_name", "member", *COMMON})
+    for option in given:
+        if option in COMMON:
+            raise InputError(f"{where}: {option} is shared by all members; give it beside --task multitask")
+        if option not in own:
+            raise InputError(f"{where}: the task {task} has no option {option!r}; it has {', '.join(own)}")
+    if not given.get("data"):
+        raise InputError(f"{where}: lacks data: TRAIN1,…,TRAINK,VALID")
+    try:
+        options = OmegaConf.merge(OmegaConf.structured(known(_name=task)), shared, given)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{where}: {str(error).splitlines()[0]} ({error.key})") from error
+    return Member(name, float(weight), num_queries, options)

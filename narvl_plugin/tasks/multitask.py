@@ -1,0 +1,168 @@
+"""The task `multitask`: one model for several tasks, each with its own files, options and queries."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import TASK_REGISTRY, register_task
+from omegaconf import MISSING, OmegaConf
+
+from narvl_plugin.data.mixture import Mixture, rows_drawn
+from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.base import BaseTask, CommonConfig, CommonTask, Step, log_what_does_not_fit
+from narvl_plugin.tasks.members import read_members
+
+
+@dataclass
+class MultitaskConfig(CommonConfig):
+    """Options of the task `multitask`; those of its members are in a file."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={
+            "help": "YAML file of the members: NAME: and below it the options of a task (data, selected_cols, ...), "
+            "num_queries, and, if need be, weight (passes over its training file in an epoch, 1) and task (NAME)"
+        },
+    )
+
+
+@register_task("multitask", dataclass=MultitaskConfig)
+class MultitaskTask(CommonTask):
+    """Trains on a mixture of the single tasks, its members, and validates each with its own scores.
+
+    A batch is one member's, and a student answers it with the queries that are that member's own. Validation, and
+    training, log for each member what its own task does, after its name: `refcoco_loss`, `refcoco_score`. Checkpoints
+    hold the members' options as `task_state.members`; to generate, one takes the single task.
+    """
+
+    cfg: MultitaskConfig
+
+    def __init__(self, cfg: MultitaskConfig, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        self.members = {member.name: member for member in read_members(cfg.data, cfg)}
+        self.tasks: dict[str, BaseTask] = {}
+        for name, member in self.members.items():
+            task_class = TASK_REGISTRY[member.options._name]
+            with self._blaming(name):
+                self.tasks[name] = task_class(member.options, codec=self.codec, skip_budget=self.skip_budget)
+            self.tasks[name].score_prefix = f"{name}_"
+
+    @contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """Name the member in errors about its options."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.cfg.data}: member {name}: {error}") from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the task: the options of each member, as plain values."""
+        options = {name: member.options for name, member in self.members.items()}
+        return {"members": {name: OmegaConf.to_container(cfg, enum_to_str=True) for name, cfg in options.items()}}
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Say whether epochs read different files of some member."""
+        return any(task.has_sharded_data(split) for task in self.tasks.values())
+
+    def rows_in_epoch(self, epoch: int) -> int:
+        """Return how many rows are drawn in an epoch."""
+        rows = {name: task.rows_in_epoch(epoch) for name, task in self.tasks.items()}
+        return sum(rows_drawn(count, self.members[name].weight) for name, count in rows.items())
+
+    def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
+        """Load a split of all members; for train it is drawn from by their weights, otherwise read once."""
+        for task in self.tasks.values():
+            task.load_dataset(split, combine, epoch, **kwargs)
+        weights = {name: member.weight if split == "train" else 1.0 for name, member in self.members.items()}
+        self.datasets[split] = Mixture({name: task.datasets[split] for name, task in self.tasks.items()}, weights)
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Return the model, a student with the queries of all members, in their order.
+
+        Raises InputError for a student from a checkpoint that was trained with others.
+        """
+        if hasattr(cfg, "num_queries"):
+            queries = ",".join(f"{member.name}:{member.num_queries}" for member in self.members.values())
+            if from_checkpoint and cfg.member_queries != queries:
+                raise InputError(
+                    f"{self.cfg.data}: has members with queries {queries}, and the student was trained with "
+                    f"{cfg.member_queries or cfg.num_queries}"
+                )
+            # In place, so that the checkpoints' configuration says it.
+            cfg.member_queries = queries
+            cfg.num_queries = sum(member.num_queries for member in self.members.values())
+        model = super().build_model(cfg, from_checkpoint)
+        for name, task in self.tasks.items():
+            with self._blaming(name):
+                task.serve(model)
+        return model
+
+    def build_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise InputError: fairseq-generate answers one member's file, which is the single task's work."""
+        tasks = {name: member.options._name for name, member in self.members.items()}
+        choices = [f"--task {task}" + ("" if name == task else f" --member {name}") for name, task in tasks.items()]
+        raise InputError(f"--task multitask only trains; to generate take {' or '.join(choices)} with its checkpoint")
+
+    def measure_targets(self, model: torch.nn.Module) -> None:
+        """Log how many targets of each member's training file do not fit its queries."""
+        for name, task in self.tasks.items():
+            log_what_does_not_fit(task.datasets["train"], self.members[name].num_queries)
+
+    def train_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion, *args: Any, **kwargs: Any
+    ) -> Step:
+        """Take a step on a member's batch, and return loss, sample size and what to log."""
+        addressed = with_queries(sample, model)
+        loss, sample_size, logged = super().train_step(addressed, model, criterion, *args, **kwargs)
+        return loss, sample_size, self.by_member(sample["member"], logged)
+
+    def valid_step(
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: FairseqCriterion,
+        ema_model: torch.nn.Module | None = None,
+    ) -> Step:
+        """Validate a member's batch as its own task does, and return loss, sample size and what to log."""
+        task = self.tasks[sample["member"]]
+        loss, sample_size, logged = task.valid_step(with_queries(sample, model), model, criterion, ema_model)
+        return loss, sample_size, self.by_member(sample["member"], logged)
+
+    def by_member(self, name: str, logged: dict[str, Any]) -> dict[str, Any]:
+        """Add a step's loss and sample size under the name of its member, and noughts of all others.
+
+        fairseq adds up what processes log without names: all must log the same things, in the same order, and tensors
+        on the same device.
+        """
+        parts: dict[str, Any] = {}
+        for other, task in self.tasks.items():
+            own = other == name
+            parts[f"_{other}_loss"] = logged["loss"] if own else torch.zeros_like(logged["loss"])
+            parts[f"_{other}_sample_size"] = logged["sample_size"] if own else 0
+            for metric in task.validation_metrics:
+                for key in (f"_{other}_{metric}_sum", f"_{other}_{metric}_count"):
+                    parts[key] = logged.get(key, 0)
+        return {key: value for key, value in logged.items() if key not in parts} | parts
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log the criterion's metrics of all batches, and of each member its loss, in bits, and its scores."""
+        super().reduce_metrics(logging_outputs, criterion)
+        for name, task in self.tasks.items():
+            sample_size = sum(log.get(f"_{name}_sample_size", 0) for log in logging_outputs)
+            if sample_size > 0:
+                loss = sum(log[f"_{name}_loss"] for log in logging_outputs)
+                metrics.log_scalar(f"{name}_loss", loss / sample_size / math.log(2), sample_size, round=3)
+            task.log_scores(logging_outputs)
+
+
+def with_queries(sample: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """Return a member's batch with what tells a student, which has queries, whose they are to be."""
+    if not hasattr(model, "num_queries"):
+        return sample
+    return sample | {"net_input": sample["net_input"] | {"queries": sample["member"]}}

@@ -1,0 +1,82 @@
+"""The file that describes the members of a mixture."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.tasks.members import Member, read_members
+from narvl_plugin.tasks.multitask import MultitaskConfig
+
+COMMON = MultitaskConfig(bpe_dir="vocabulary", num_bins=11, skip_bad_rows=3)
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[str], list[Member]]:
+    """Read a file of some lines."""
+
+    def write_and_read(text: str) -> list[Member]:
+        (tmp_path / "mixture.yaml").write_text(text)
+        return read_members(str(tmp_path / "mixture.yaml"), COMMON)
+
+    return write_and_read
+
+
+def test_members_have_their_tasks_options_and_those_they_share(read: Callable[[str], list[Member]]) -> None:
+    caption, gqa = read(
+        "caption: {data: 'a.tsv,b.tsv', num_queries: 20, any_reference: true, weight: 0.5}\n"
+        "gqa:\n  task: vqa_gen\n  data: c.tsv,d.tsv\n  num_queries: 6\n  selected_cols: 0,1,2,3,4\n  prompt_type: src\n"
+    )
+    assert (caption.name, caption.weight, caption.num_queries) == ("caption", 0.5, 20)
+    assert (gqa.name, gqa.weight, gqa.num_queries) == ("gqa", 1.0, 6)
+    assert caption.options.any_reference and not caption.options.eval_cider
+    assert (caption.options._name, caption.options.selected_cols) == ("caption", "0,4,2")
+    assert (gqa.options._name, gqa.options.selected_cols, str(gqa.options.prompt_type)) == (
+        "vqa_gen",
+        "0,1,2,3,4",
+        "src",
+    )
+    for member in (caption, gqa):
+        assert (member.options.bpe_dir, member.options.num_bins) == ("vocabulary", 11)
+
+
+GOOD = "data: a.tsv, num_queries: 7"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mixture.yaml: has no members"),
+        ("- caption", "mixture.yaml: has no members"),
+        ("a: [", "mixture.yaml: is no YAML file of members"),
+        ("refcoco: 7", "member refcoco: expected the options of its task, and found 7"),
+        ("refcoco: {}", "member refcoco: num_queries None is no whole number above 0"),
+        ("refcoco: {num_queries: 7}", "member refcoco: lacks data"),
+        (
+            f"coco: {{{GOOD}}}",
+            "member coco: there is no task 'coco'; set task to one of caption, refcoco, snli_ve, vqa",
+        ),
+        (f"a: {{task: multitask, {GOOD}}}", "member a: there is no task 'multitask'"),
+        (f"refcoco: {{{GOOD}, weight: 0}}", "member refcoco: weight 0 is no number above 0"),
+        (f"refcoco: {{{GOOD}, weight: .inf}}", "member refcoco: weight inf is no number above 0"),
+        (f"refcoco: {{{GOOD}, weight: often}}", "member refcoco: weight 'often' is no number above 0"),
+        ("refcoco: {data: a.tsv, num_queries: 0}", "member refcoco: num_queries 0 is no whole number above 0"),
+        ("refcoco: {data: a.tsv, num_queries: 7.5}", "member refcoco: num_queries 7.5 is no whole number above 0"),
+        (
+            f"refcoco: {{{GOOD}, eval_cider: true}}",
+            "the task refcoco has no option 'eval_cider'; it has data, eval_acc,",
+        ),
+        (f"refcoco: {{{GOOD}, bpe_dir: b}}", "member refcoco: bpe_dir is shared by all members"),
+        (f"refcoco: {{{GOOD}, patch_image_size: big}}", r"member refcoco: Value 'big' .*\(patch_image_size\)"),
+        (f"'ref:coco': {{task: refcoco, {GOOD}}}", "a name is made of letters"),
+    ],
+)
+def test_what_is_wrong_is_named(read: Callable[[str], list[Member]], text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(text)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(MissingInput, match=r"nowhere\.yaml: no such file; --task multitask reads"):
+        read_members("nowhere.yaml", COMMON)
