@@ -19,7 +19,7 @@ from narvl_plugin.bench import (
     teacher_searches,
 )
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator
+from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
 from narvl_plugin.report.slots import query_slots
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
@@ -103,7 +103,7 @@ def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_unknown_generation_option_is_named() -> None:
     with pytest.raises(InputError, match="beams=5"):
-        bench._generation_config({"beams": 5})
+        generation_config({"beams": 5})
 
 
 class FakePredictor:
@@ -219,7 +219,7 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
     predictor = make_predictor(arch, generation, **options)
     task, dataset = predictor.task, predictor.task.dataset("test")
     assert generation.items() <= predictor.generation.items()
-    generator = task.build_generator([predictor.model], bench._generation_config(predictor.generation))
+    generator = task.build_generator([predictor.model], generation_config(predictor.generation))
     batch = dataset.collater([dataset[row] for row in range(len(dataset))])
     together = [
         task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [predictor.model], batch)

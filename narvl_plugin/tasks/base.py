@@ -81,9 +81,13 @@ class BaseTask(FairseqTask):
     """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
 
     `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
+    `target_place` is where the target stands among the selected columns, and `holds_several_targets` says whether
+    that column may hold several, any of which a student may learn to say.
     """
 
     validation_metrics: ClassVar[tuple[str, ...]]
+    target_place: ClassVar[int]
+    holds_several_targets: ClassVar[bool] = False
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
@@ -183,6 +187,13 @@ class BaseTask(FairseqTask):
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return what validation logs of the hypotheses: a score of each of the B samples, by `validation_metrics`."""
+        raise NotImplementedError
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the hypotheses as the TSV's column would hold them as targets of the B samples.
+
+        Of several all where the column holds several, else the best; empty where the column cannot hold it.
+        """
         raise NotImplementedError
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
