@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
 from narvl_plugin.errors import InputError
+from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 
@@ -85,7 +86,7 @@ class Predictor:
     @cached_property
     def _generator(self) -> Any:
         """Make the generator; here, since not every way to generate goes with every checkpoint."""
-        return self.task.build_generator([self.model], _generation_config(self.generation))
+        return self.task.build_generator([self.model], generation_config(self.generation))
 
     def batch(self, row: int) -> dict[str, Any]:
         """Read one row (from 0) and make a batch of it alone.
@@ -109,16 +110,6 @@ class Predictor:
     def label_text(self, label: int) -> str:
         """Write one output label; special symbols, which are no words, by their name."""
         return self.task.codec.decode([label]) or self.task.target_dictionary[label]
-
-
-def _generation_config(options: Mapping[str, Any]) -> GenerationConfig:
-    """Make fairseq's generation options, refusing names that it does not have."""
-    config = GenerationConfig()
-    for name, value in options.items():
-        if not hasattr(config, name):
-            raise InputError(f"fairseq has no generation option {name}={value!r}; see fairseq-generate --help")
-        setattr(config, name, value)
-    return config
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,7 @@ app.add_typer(bench_app, name="bench", help="Measure what models cost.")
 Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
+Ans2LabelFile = Annotated[Path | None, typer.Option(help="List of answers, if not where the checkpoint says.")]
 Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
 MaxLenB = Annotated[
     int | None, typer.Option(min=1, help="Longest output of the teacher, in tokens, if not as in its --eval-args.")
@@ -239,16 +240,20 @@ def distill(
     data: Annotated[Path, typer.Option(help="TSV file with pictures or their features.")],
     out: Annotated[Path, typer.Option(help="TSV file to write, in the same columns.")],
     beam: Annotated[int, typer.Option(min=1, help="Width of the beam search.")] = 5,
-    nbest: Annotated[int, typer.Option(min=1, help="Hypotheses to write, joined by &&.")] = 1,
+    nbest: Annotated[int, typer.Option(min=1, help="Captions to write, joined by &&.")] = 1,
     batch_size: BatchSize = 32,
     keep_references: Annotated[bool, typer.Option(help="Write the original rows, too.")] = False,
-    max_len_b: MaxLenB = 30,
-    no_repeat_ngram_size: NoRepeat = 3,
+    max_len_b: MaxLenB = None,
+    no_repeat_ngram_size: NoRepeat = None,
+    val_inference_type: Annotated[
+        str | None, typer.Option(help="How answers are found: allcand or beamsearch, if not the checkpoint's way.")
+    ] = None,
     skip_bad_rows: SkipBadRows = 0,
     bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
     device: Device = None,
 ) -> None:
-    """Put a teacher's words in place of those in a TSV file; stopped and started again, it goes on."""
+    """Put a teacher's outputs in place of a TSV file's targets; stopped and started again, it goes on."""
     from narvl_plugin.distill import distill
 
     written = distill(
@@ -262,7 +267,9 @@ def distill(
         max_len_b=max_len_b,
         no_repeat_ngram_size=no_repeat_ngram_size,
         skip_bad_rows=skip_bad_rows,
+        val_inference_type=val_inference_type,
         bpe_dir=bpe_dir,
+        ans2label_file=ans2label_file,
         device=device,
     )
     _say(out, written)
@@ -344,6 +351,7 @@ def latency(
     max_len_b: MaxLenB = None,
     no_repeat_ngram_size: NoRepeat = None,
     bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time teacher (beam 5 and greedy; all answers scored and beam 5) and student, one picture at a time, in turns."""
@@ -356,7 +364,7 @@ def latency(
         student=student,
         data=data,
         generation={name: value for name, value in given.items() if value is not None},
-        task_overrides=_overrides(bpe_dir),
+        task_overrides=_overrides(bpe_dir, ans2label_file),
         images=images,
         repeats=repeats,
         threads=threads,
@@ -372,16 +380,20 @@ def report(
     data: Annotated[Path | None, typer.Option(help="Test TSV, if not OUT/data/TASK/test.tsv.")] = None,
     task: Annotated[str, typer.Option(help="caption, vqa_gen, refcoco or snli_ve.")] = "caption",
     bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
 ) -> None:
     """Score a run and write results.json, table.md and report.html into its folder."""
     from narvl_plugin.report import build_report
 
-    build_report(out, task=task, test_tsv=data, settings=_run_settings(out), task_overrides=_overrides(bpe_dir))
+    build_report(
+        out, task=task, test_tsv=data, settings=_run_settings(out), task_overrides=_overrides(bpe_dir, ans2label_file)
+    )
 
 
-def _overrides(bpe_dir: Path | None) -> dict[str, Any]:
+def _overrides(bpe_dir: Path | None, ans2label_file: Path | None) -> dict[str, str]:
     """Return the options of the task that differ from the checkpoint's."""
-    return {} if bpe_dir is None else {"bpe_dir": str(bpe_dir)}
+    given = {"bpe_dir": bpe_dir, "ans2label_file": ans2label_file}
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def _pictures(folder: Path, image_paths: bool, check_images: bool) -> Pictures:

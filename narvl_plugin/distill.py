@@ -1,29 +1,27 @@
-"""Distillation on the level of sequences: a teacher's words in place of those in a TSV file.
+"""Distillation on the level of sequences: a teacher's outputs in place of the targets in a TSV file.
 
 Source: Kim and Rush, EMNLP 2016 (https://arxiv.org/abs/1606.07947), section 3.2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.dataclass.configs import GenerationConfig
 
 from narvl_plugin import checkpoints
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
-from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.generation import generation_config
 from narvl_plugin.safe_reading import existing
 
 SPLIT = "test"
-IMAGE_PLACE = 1
-TARGET_PLACES = {"caption": 2}
-"""Where the target stands among the columns that a task selects (the image is the second of all tasks)."""
+IMAGE_PLACE = 1  # of the image among the columns that a task selects
 
 
 def distill(
@@ -35,13 +33,18 @@ def distill(
     nbest: int = 1,
     batch_size: int = 32,
     keep_references: bool = False,
-    max_len_b: int = 30,
-    no_repeat_ngram_size: int = 3,
+    max_len_b: int | None = None,
+    no_repeat_ngram_size: int | None = None,
     skip_bad_rows: int = 0,
+    val_inference_type: str | None = None,
     bpe_dir: Path | None = None,
+    ans2label_file: Path | None = None,
     device: str | None = None,
 ) -> bool:
-    """Write `data` again as `out`, with the teacher's best hypotheses as each row's target.
+    """Write `data` again as `out`, with the teacher's best hypotheses as each row's target, in its task's own form.
+
+    That is a caption, an answer with confidence 1 (however sure the teacher is of it), a box in pixels or a label.
+    The teacher generates as its --eval-args say, with which it was validated, and what is given here instead.
 
     A run that was stopped goes on at its last whole batch and ends in the same bytes as one that was not, see
     `ResumableWriter`.
@@ -50,20 +53,23 @@ def distill(
         teacher: its checkpoint.
         data: TSV file in the columns of the teacher's task; its pictures may be precomputed features.
         out: TSV file to write, in the same columns and order.
-        nbest: hypotheses to write, joined by `&&`; a student may be asked for any of them (--any-reference).
+        nbest: captions to write, joined by `&&`; a student may be asked for any of them (--any-reference).
         beam, max_len_b, no_repeat_ngram_size: of fairseq's beam search; max_len_b is in tokens.
         batch_size: rows decoded at a time.
         keep_references: write the original row, too, after each distilled one.
         skip_bad_rows: how many rows that cannot be used may be left out.
-        bpe_dir: the vocabulary's folder where it is not the one that the checkpoint names.
+        val_inference_type: `allcand` or `beamsearch`, where answers are found otherwise than the checkpoint says.
+        bpe_dir, ans2label_file: the vocabulary's folder and the list of answers, where they are not those that the
+            checkpoint names.
         device: torch's name of it; by default a GPU if there is one.
 
     Returns:
         False if `out` was there already and nothing was done.
 
     Raises:
-        MissingInput, InputError: the checkpoint, the vocabulary or the data cannot be used.
-        BadRow: a row cannot be used, or the teacher has no words for it, and the budget is spent.
+        MissingInput, InputError: the checkpoint, the vocabulary or the data cannot be used, or the task has no place
+            for several hypotheses.
+        BadRow: a row cannot be used, or the teacher says no target for it, and the budget is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
     generation = {"beam": beam, "nbest": nbest, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
@@ -75,21 +81,29 @@ def distill(
             "data": fingerprint(data),
             "batch_size": batch_size,
             "keep_references": keep_references,
+            "val_inference_type": val_inference_type,
+            "ans2label_file": ans2label_file and fingerprint(ans2label_file),
             **generation,
         },
     )
     if writer.finished:
         return False
     with writer:
-        overrides = {"data": str(data), "bpe_dir": bpe_dir and str(bpe_dir), "skip_bad_rows": skip_bad_rows}
+        overrides = {
+            "data": str(data),
+            "skip_bad_rows": skip_bad_rows,
+            "val_inference_type": val_inference_type,
+            "bpe_dir": bpe_dir and str(bpe_dir),
+            "ans2label_file": ans2label_file and str(ans2label_file),
+        }
         speaker = Speaker(teacher, overrides, generation, device)
         for batch in writer.batches(len(rows), batch_size, "distil"):
             lines = []
-            for row, words in speaker(batch).items():
+            for row, target in speaker(batch).items():
                 columns = rows[row]
                 columns[speaker.image_column] = moved_image(columns[speaker.image_column], data, out)
                 original = "\t".join(columns)
-                columns[speaker.target_column] = words
+                columns[speaker.target_column] = target
                 lines += ["\t".join(columns), original] if keep_references else ["\t".join(columns)]
             writer.append(lines, rows=len(batch))
         writer.finish()
@@ -97,30 +111,33 @@ def distill(
 
 
 class Speaker:
-    """A teacher that says its best hypotheses for rows of its data, (a batch of) rows in, words out.
+    """A teacher that says its best hypotheses for rows of its data, (a batch of) rows in, targets out.
 
     `image_column` and `target_column` are numbers of TSV columns.
     """
 
     def __init__(
-        self, teacher: Path, overrides: dict[str, Any], generation: dict[str, int], device: str | None
+        self, teacher: Path, overrides: Mapping[str, Any], generation: Mapping[str, int | None], device: str | None
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.models, self.task, cfg = checkpoints.load(teacher, task_overrides=overrides, device=self.device)
-        name = self.task.cfg._name
-        if name not in TARGET_PLACES:
-            raise InputError(f"{teacher}: was trained for {name}; narvl distill knows {', '.join(TARGET_PLACES)}")
-        columns = parse_columns(self.task.cfg.selected_cols)
-        self.image_column, self.target_column = columns[IMAGE_PLACE], columns[TARGET_PLACES[name]]
-        self.task.load_dataset(SPLIT)
+        self.models, self.task, _ = checkpoints.load(teacher, task_overrides=overrides, device=self.device)
         self.nbest = generation["nbest"]
-        self.generator = self.task.build_generator(self.models, GenerationConfig(**generation))
+        if self.nbest > 1 and not self.task.holds_several_targets:
+            raise InputError(
+                f"--nbest {self.nbest}: a row of {self.task.cfg._name}, which {teacher} was trained for, has one target"
+            )
+        columns = parse_columns(self.task.cfg.selected_cols)
+        self.image_column, self.target_column = columns[IMAGE_PLACE], columns[self.task.target_place]
+        self.task.load_dataset(SPLIT)
+        given = {name: value for name, value in generation.items() if value is not None}
+        options = generation_config({**vars(self.task.generator_options()), **given})
+        self.generator = self.task.build_generator(self.models, options)
 
     def __call__(self, rows: range) -> dict[int, str]:
-        """Return the words by row; rows that the skip budget forgives are left out.
+        """Return the targets by row; rows that the skip budget forgives are left out.
 
         Raises:
-            BadRow: a row cannot be used, or the teacher says nothing about it.
+            BadRow: a row cannot be used, or what the teacher says about it is no target.
         """
         dataset = self.task.dataset(SPLIT)
         samples = {row: sample for row in rows if (sample := dataset[row]) is not None}
@@ -129,13 +146,13 @@ class Speaker:
         batch = dataset.collater(list(samples.values()))
         if self.device.type == "cuda":
             batch = utils.move_to_cuda(batch, self.device)
-        hypotheses = self.task.inference_step(self.generator, self.models, batch)
+        hypotheses = [beam[: self.nbest] for beam in self.task.inference_step(self.generator, self.models, batch)]
         said = {}
-        for row, best in zip(samples, hypotheses, strict=True):
-            texts = (" ".join(self.task.codec.decode(one["tokens"]).split()) for one in best[: self.nbest])
-            words = REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text))
-            if words:
-                said[row] = words
-            else:
-                self.task.skip_budget.skip(BadRow(f"{dataset.tsv.where(row)}: the teacher says nothing about it"))
+        targets = self.task.written_targets(batch, hypotheses)
+        for row, target, (best, *_) in zip(samples, targets, hypotheses, strict=True):
+            if target:
+                said[row] = target
+                continue
+            problem = f"the teacher says {self.task.codec.decode(best['tokens'])!r}, which is no target"
+            self.task.skip_budget.skip(BadRow(f"{dataset.tsv.where(row)}: {problem} of {self.task.cfg._name}"))
         return said

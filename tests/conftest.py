@@ -29,6 +29,7 @@ CAPTIONS = (
     "a bird and a boat",
     "one tree",
 )
+TEXTS_WITH_ANSWERS = (*CAPTIONS[:4], "yes", "no", "maybe", "0123456789.|!+")
 
 
 def png(color: object = (200, 30, 30), size: tuple[int, int] = (8, 6), mode: str = "RGB") -> str:
@@ -141,6 +142,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vocabulary")
     (folder / "captions.tsv").write_text("".join(f"{caption}\n" for caption in CAPTIONS), encoding="utf-8")
     train_sentencepiece(folder / "captions.tsv", [0], folder, 500)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def answer_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an spm.model that can spell yes, no and maybe, and columns of answers."""
+    folder = tmp_path_factory.mktemp("answer_vocabulary")
+    (folder / "texts.tsv").write_text("".join(f"{text}\n" for text in TEXTS_WITH_ANSWERS))
+    train_sentencepiece(folder / "texts.tsv", [0], folder, 500)
     return folder
 
 

@@ -10,11 +10,22 @@ import pytest
 import torch
 
 from narvl_plugin import bench
-from narvl_plugin.bench import LatencyStats, Predictor, describe_machine, latency, measure_latency
+from narvl_plugin.bench import (
+    LatencyStats,
+    Predictor,
+    describe_machine,
+    latency,
+    measure_latency,
+    teacher_searches,
+)
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
 from narvl_plugin.report.slots import query_slots
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
+from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
+from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
 
 
 class FakeClock:
@@ -92,7 +103,7 @@ def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_unknown_generation_option_is_named() -> None:
     with pytest.raises(InputError, match="beams=5"):
-        bench._generation_config({"beams": 5})
+        generation_config({"beams": 5})
 
 
 class FakePredictor:
@@ -208,7 +219,7 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
     predictor = make_predictor(arch, generation, **options)
     task, dataset = predictor.task, predictor.task.dataset("test")
     assert generation.items() <= predictor.generation.items()
-    generator = task.build_generator([predictor.model], bench._generation_config(predictor.generation))
+    generator = task.build_generator([predictor.model], generation_config(predictor.generation))
     batch = dataset.collater([dataset[row] for row in range(len(dataset))])
     together = [
         task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [predictor.model], batch)
@@ -229,3 +240,62 @@ def test_query_slots_spell_the_caption(make_predictor: Callable[..., Predictor])
 def test_teacher_has_no_slots(make_predictor: Callable[..., Predictor]) -> None:
     with pytest.raises(ValueError, match="OfaModel has no queries"):
         query_slots(make_predictor("ofa_nano"), [0])
+
+
+def entailment_teacher(data: Path, vocabulary: Path, **options: Any) -> Predictor:
+    """Make a predictor with a small random teacher of entailment."""
+    config = SnliVeConfig(data=str(data), bpe_dir=str(vocabulary), patch_image_size=32, num_bins=10, **options)
+    task = SnliVeTask.setup_task(config)
+    task.load_dataset("test")
+    torch.manual_seed(0)
+    model = build("ofa_nano", vocab_size=len(task.target_dictionary), **SMALL).eval()
+    return Predictor(model, task, {}, torch.device("cpu"))
+
+
+def test_teachers_of_answers_are_timed_both_ways(
+    write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
+) -> None:
+    teacher = entailment_teacher(write_tsv("test.tsv", snli_ve_rows), answer_vocabulary)
+    searches = teacher_searches(teacher.task)
+    assert list(searches) == ["teacher_allcand", "teacher_beam5"]
+    asked = {name: teacher.with_options(way.task_options, **way.generation) for name, way in searches.items()}
+    assert isinstance(asked["teacher_allcand"]._generator, CandidateGenerator)
+    assert isinstance(asked["teacher_beam5"]._generator, TrieSequenceGenerator)
+    # With a beam as wide as the list both find the best of the three answers, which are said without a prompt.
+    answers = [[predictor(row) for row in range(4)] for predictor in asked.values()]
+    assert answers[0] == answers[1]
+    assert set(answers[0]) <= {"yes", "no", "maybe"}
+    assert str(teacher.task.cfg.val_inference_type) == "allcand"  # as it was
+
+
+def test_ways_to_ask_that_a_teacher_does_not_have_are_not_timed(vocabulary: Path, answer_vocabulary: Path) -> None:
+    files = {"data": "gone.tsv", "bpe_dir": str(vocabulary), "num_bins": 10}
+    without_list = VqaGenTask.setup_task(VqaGenConfig(**files))
+    assert list(teacher_searches(without_list)) == ["teacher_beam5"]
+    from_source = SnliVeTask.setup_task(SnliVeConfig(**files | {"bpe_dir": str(answer_vocabulary)}, prompt_type="src"))
+    assert list(teacher_searches(from_source)) == ["teacher_allcand"]
+    boxes = RefcocoTask.setup_task(RefcocoConfig(**files))
+    assert list(teacher_searches(boxes)) == ["teacher_beam5", "teacher_greedy"]
+
+
+def test_a_checkpoint_generates_as_it_was_validated(
+    write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
+) -> None:
+    data = write_tsv("test.tsv", snli_ve_rows)
+    teacher = entailment_teacher(data, answer_vocabulary, eval_args='{"beam": 2, "unnormalized": true}')
+    assert teacher.generation == {"beam": 2, "unnormalized": True}
+    assert teacher.with_options({}, beam=1).generation == {"beam": 1, "unnormalized": True}
+
+
+@pytest.mark.usefixtures("fake_predictor")
+def test_latency_refuses_models_of_two_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = iter([CaptionTask, RefcocoTask])
+
+    def load(checkpoint: Path, **_: Any) -> SimpleNamespace:
+        task = object.__new__(next(tasks))
+        task.cfg = SimpleNamespace(_name=type(task).__name__)
+        return SimpleNamespace(task=task)
+
+    monkeypatch.setattr(FakePredictor, "load", load)
+    with pytest.raises(InputError, match="t.pt was trained for CaptionTask, s.pt for RefcocoTask"):
+        latency(tmp_path / "l.json", teacher=Path("t.pt"), student=Path("s.pt"), data=Path("test.tsv"))

@@ -14,6 +14,7 @@ TEACHER = "teacher"
 COLOURS = {
     TEACHER: "#1f5fa8",
     "student": "#d9480f",
+    "student_distilled": "#7048b6",
     "student_nodistill": "#7048b6",
     "student_ce": "#2b8a3e",
 }

@@ -16,6 +16,7 @@ from narvl_plugin.report.subjects.base import Region
 TRAINING_LABELS = {
     "teacher": "Teacher",
     "student": "Student",
+    "student_distilled": "Student, distilled",
     "student_nodistill": "Student, no distillation",
     "student_ce": "Student, cross entropy",
 }

@@ -11,6 +11,7 @@ LABELS = {
     "teacher_beam5": "Teacher, beam 5",
     "teacher_greedy": "Teacher, greedy",
     "student": "Student",
+    "student_distilled": "Student, distilled",
     "student_nodistill": "Student, no distillation",
     "student_ce": "Student, cross entropy",
 }

@@ -186,9 +186,13 @@ class BaseTask(CommonTask):
     """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
 
     What validation logs of hypotheses begins with `score_prefix`, which is empty but in a mixture of tasks.
+    `target_place` is where the target stands among the selected columns, and `holds_several_targets` says whether
+    that column may hold several, any of which a student may learn to say.
     """
 
     validation_metrics: ClassVar[tuple[str, ...]]
+    target_place: ClassVar[int]
+    holds_several_targets: ClassVar[bool] = False
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
@@ -260,6 +264,13 @@ class BaseTask(CommonTask):
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return what validation logs of the hypotheses: a score of each of the B samples, by `validation_metrics`."""
+        raise NotImplementedError
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the hypotheses as the TSV's column would hold them as targets of the B samples.
+
+        Of several all where the column holds several, else the best; empty where the column cannot hold it.
+        """
         raise NotImplementedError
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from fairseq.tasks import register_task
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
@@ -43,6 +44,8 @@ class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
     validation_metrics = ("cider",)
+    target_place = 2
+    holds_several_targets = True
     cfg: CaptionConfig
 
     @property
@@ -64,6 +67,14 @@ class CaptionTask(BaseTask):
         """Return the CIDEr of each caption."""
         captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
         return {"cider": self.cider(captions, sample["references"])}
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the different captions of each sample, joined by `&&`."""
+        written = []
+        for beam in hypotheses:
+            texts = (" ".join(self.codec.decode(one["tokens"]).split()) for one in beam)
+            written.append(REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text)))
+        return written
 
 
 class BatchwiseCider:

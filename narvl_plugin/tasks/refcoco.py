@@ -7,10 +7,10 @@ import torch
 from fairseq.tasks import register_task
 
 from narvl_plugin.ctc import Automaton, sequence_of
-from narvl_plugin.data.boxes import bins_in, from_bins
+from narvl_plugin.data.boxes import bins_in, from_bins, inside_image
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
 
@@ -44,6 +44,7 @@ class RefcocoTask(BaseTask):
     """Grounding; see RefcocoDataset for the columns. A student needs 7 queries: four bins, and three repeats."""
 
     validation_metrics = ("score", "mean_iou", "no_box")
+    target_place = 3
     cfg: RefcocoConfig
 
     def __init__(self, cfg: RefcocoConfig, **kwargs: Any) -> None:
@@ -90,3 +91,16 @@ class RefcocoTask(BaseTask):
             "mean_iou": scores,
             "no_box": [float(box is None) for box in boxes],
         }
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the best boxes as `x0,y0,x1,y1` in pixels of the images as they come."""
+        side = self.cfg.patch_image_size
+        sizes = (side / torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1)).round().int()
+        written = []
+        for where, size, box in zip(sample["where"], sizes.tolist(), self.boxes(sample, hypotheses), strict=True):
+            try:
+                edges = [] if box is None else inside_image(torch.tensor(box), tuple(size), where).tolist()
+            except BadRow:  # a box that covers nothing, or not of the image
+                edges = []
+            written.append(",".join(f"{edge:.6g}" for edge in edges))
+        return written

@@ -10,6 +10,7 @@ from narvl_plugin.data.snli_ve import SnliVeDataset
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.tasks.answers import AnswerTask, AnswerTaskConfig
+from narvl_plugin.tasks.base import Hypotheses
 
 
 @dataclass
@@ -28,6 +29,7 @@ class SnliVeTask(AnswerTask):
     """Visual entailment; see SnliVeDataset for the columns. A student needs 3 queries."""
 
     validation_metrics = ("snli_score",)
+    target_place = 4
     cfg: SnliVeConfig
 
     def __init__(self, cfg: SnliVeConfig, **kwargs: Any) -> None:
@@ -44,3 +46,8 @@ class SnliVeTask(AnswerTask):
             trie=self.trie,
             add_caption=self.cfg.add_caption,
         )
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the label of each best answer."""
+        labels = {answer: label for label, answer in ENTAILMENT_ANSWERS.items()}
+        return [labels.get(self.codec.decode(beam[0]["tokens"]), "") for beam in hypotheses]

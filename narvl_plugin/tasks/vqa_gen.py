@@ -6,9 +6,11 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 
 from narvl_plugin.data.answers import AnswerTrie, read_answers
+from narvl_plugin.data.text import CONFIDENCE_MARK, REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.data.vqa_gen import VqaGenDataset
 from narvl_plugin.tasks.answers import AnswerTask, AnswerTaskConfig
+from narvl_plugin.tasks.base import Hypotheses
 
 
 @dataclass
@@ -34,6 +36,7 @@ class VqaGenTask(AnswerTask):
     """Visual question answering; see VqaGenDataset for the columns. A student needs 6 queries."""
 
     validation_metrics = ("vqa_score",)
+    target_place = 3
     cfg: VqaGenConfig
 
     def __init__(self, cfg: VqaGenConfig, **kwargs: Any) -> None:
@@ -51,3 +54,11 @@ class VqaGenTask(AnswerTask):
             trie=self.trie,
             max_objects=self.cfg.max_object_length if self.cfg.add_object else None,
         )
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+        """Return the best answer to each question with a confidence of 1, so that every row weighs the same."""
+        answers = [" ".join(self.codec.decode(beam[0]["tokens"]).split()) for beam in hypotheses]
+        return [
+            f"1.0{CONFIDENCE_MARK}{answer}" if answer and REFERENCE_SEPARATOR not in answer else ""
+            for answer in answers
+        ]

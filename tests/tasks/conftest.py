@@ -9,12 +9,10 @@ import pytest
 import torch
 from fairseq.logging import metrics
 
-from narvl_plugin.data.text import TextCodec, train_sentencepiece
+from narvl_plugin.data.text import TextCodec
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.safe_reading import read_checkpoint
-
-TEXTS = ("a red square on a wall", "two dogs run", "the blue hat", "a cat", "yes", "no", "maybe", "0123456789.|!+")
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +35,6 @@ class Criterion:
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         metrics.log_scalar("loss", 0.0)
-
-
-@pytest.fixture(scope="session")
-def answer_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with an spm.model that can spell yes, no and maybe, and columns of answers."""
-    folder = tmp_path_factory.mktemp("answer_vocabulary")
-    (folder / "texts.tsv").write_text("".join(f"{text}\n" for text in TEXTS))
-    train_sentencepiece(folder / "texts.tsv", [0], folder, 500)
-    return folder
 
 
 @pytest.fixture

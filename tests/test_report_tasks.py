@@ -1,0 +1,168 @@
+"""Reports on questions, boxes and entailment: scores worked out by hand, further tables, boxes on the pictures."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from narvl_plugin.errors import InputError
+from narvl_plugin.report import build, build_report
+from narvl_plugin.report.subjects.refcoco import RefcocoSubject
+from narvl_plugin.report.subjects.vqa_gen import VqaGenSubject
+
+Rows = list[list[str]]
+QUESTIONS = {  # confidences by vqa_rows: red 1; two 0.6, a red hat 0.3; a cat 0.9, a dog 0.3; red 1
+    "teacher_allcand": ["red", "two", "a cat", "red"],
+    "teacher_beam5": ["red", "two", "a cat", "blue"],
+    "student": ["red", "a red hat", "a dog", ""],
+}
+ENTAILMENT = {  # yes, no, maybe, yes
+    "teacher_allcand": ["yes", "no", "maybe", "no"],
+    "student": ["yes", "yes", "perhaps", "yes"],
+}
+BOXES = {  # of eleven bins; the right ones are 0,0,4,3 and 1,2,7,5 and 2,1,8,6 on 8 x 6 pixels
+    "teacher_beam5": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_10><bin_10>", "<bin_9><bin_9><bin_1><bin_1>"],
+    "student": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0>", "<bin_0><bin_0><bin_10><bin_10>"],
+}
+
+
+@pytest.fixture
+def report_on(
+    tmp_path: Path, write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Give a function that makes the folder of a run and reports on it; its student's options are `cfg`."""
+
+    def report(task: str, rows: Rows, said: dict[str, list[str]], **cfg: Any) -> dict[str, Any]:
+        for name, outputs in said.items():
+            folder = tmp_path / "generate" / name
+            folder.mkdir(parents=True)
+            lines = [f"D-{row[0]}\t-0.5\t{output}\n" for row, output in zip(rows, outputs, strict=True)]
+            (folder / "generate-test.txt").write_text("".join(lines))
+        latency = {name: {"p50_ms": ms, "n": 3} for name, ms in zip(said, (80.0, 40.0, 10.0), strict=False)}
+        (tmp_path / "latency.json").write_text(json.dumps({"systems": latency, "machine": {}}))
+        student = SimpleNamespace(task=SimpleNamespace(cfg=SimpleNamespace(**cfg))) if cfg else None
+        monkeypatch.setattr(build, "_load_student", lambda *_: student)
+        monkeypatch.setattr(build, "_slots", lambda *_: None)
+        return build_report(tmp_path, task=task, test_tsv=write_tsv("test.tsv", rows))
+
+    return report
+
+
+def cells(table: str, system: str) -> list[str]:
+    """Return the cells of a system's row of the table."""
+    line = next(line for line in table.splitlines() if line.startswith(f"| {system} |"))
+    return [cell.strip() for cell in line.strip("| \n").split("|")][1:]
+
+
+def test_questions(report_on: Callable[..., dict[str, Any]], vqa_rows: Rows, tmp_path: Path) -> None:
+    content = report_on("vqa_gen", vqa_rows, QUESTIONS)
+    assert list(content["systems"]) == ["teacher_allcand", "teacher_beam5", "student", "most_frequent"]
+    student = content["systems"]["student"]
+    # "two" counts as a number; nobody's best answer is yes or no
+    assert student["scores"] == pytest.approx({"accuracy": 1.6 / 4, "number": 0.3, "other": 1.3 / 3})
+    assert content["systems"]["most_frequent"]["scores"]["accuracy"] == 0.5  # red, twice
+    assert student["accuracy_ratio_to_teacher_allcand"] == pytest.approx(1.6 / 3.5)
+    assert student["latency_ratio_to_teacher_allcand"] == 10 / 80
+    assert student["latency_ratio_to_teacher_beam5"] == 10 / 40
+    assert content["test"]["questions"] == 4
+    table = (tmp_path / "table.md").read_text()
+    assert table.splitlines()[0] == (
+        "| system | accuracy | yes/no | number | other | p50 ms | ratio all | ratio beam | accuracy/teacher |"
+    )
+    assert cells(table, "Student") == ["0.400", "–", "0.300", "0.433", "10.0", "0.125", "0.250", "0.457"]
+    assert "4 test questions (0 yes/no, 1 number, 3 other" in table
+    page = (tmp_path / "report.html").read_text()
+    assert "what two dogs run" in page  # a question
+    assert '<span class="wrong">soft accuracy 0.30</span>' in page
+    assert "two (0.6)" in page
+    assert "8.0 ×" in page and "4.0 ×" in page
+
+
+def test_without_a_list_of_answers_beam_search_is_the_base(
+    report_on: Callable[..., dict[str, Any]], vqa_rows: Rows
+) -> None:
+    said = {name: QUESTIONS[name] for name in ("teacher_beam5", "student")}
+    student = report_on("vqa_gen", vqa_rows, said)["systems"]["student"]
+    assert student["accuracy_ratio_to_teacher_beam5"] == pytest.approx(1.6 / 2.5)
+    assert student["latency_ratio_to_teacher_beam5"] == 0.5
+    assert not any("allcand" in key for key in student)
+
+
+def test_entailment(report_on: Callable[..., dict[str, Any]], snli_ve_rows: Rows, tmp_path: Path) -> None:
+    content = report_on("snli_ve", snli_ve_rows, ENTAILMENT)
+    student = content["systems"]["student"]
+    assert student["scores"] == {"accuracy": 0.5}
+    assert student["confusion"] == {"yes": {"yes": 2}, "no": {"yes": 1}, "maybe": {"other": 1}}
+    assert content["systems"]["teacher_allcand"]["scores"]["accuracy"] == 0.75
+    assert content["systems"]["most_frequent"]["scores"]["accuracy"] == 0.5  # yes, twice
+    table = (tmp_path / "table.md").read_text()
+    assert cells(table, "Student") == ["0.500", "40.0", "0.500", "0.667"]
+    matrix = table[table.index("Student: right answer by row") :]
+    assert cells(matrix, "yes") == ["2", "0", "0", "0"]
+    assert cells(matrix, "maybe") == ["0", "0", "0", "1"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<caption>") == 2  # of the teacher and the student
+    assert page.count('<span class="right">right</span>') == 3 + 2
+    assert "maybe (neutral)" in page
+
+
+def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp_path: Path) -> None:
+    content = report_on("refcoco", refcoco_rows, BOXES, num_bins=11, max_image_size=80, patch_image_size=80)
+    systems = content["systems"]
+    assert list(systems) == ["teacher_beam5", "student", "whole_image", "mean_box"]
+    # Right boxes cover 12, 18 and 30 of 48 pixels; the teacher's last is the wrong way round.
+    assert systems["teacher_beam5"]["scores"] == pytest.approx(
+        {"accuracy": 1 / 3, "mean IoU": (1 + 18 / 48 + 0) / 3, "no box": 0}
+    )
+    assert systems["student"]["scores"] == pytest.approx(
+        {"accuracy": 2 / 3, "mean IoU": (1 + 0 + 30 / 48) / 3, "no box": 1 / 3}
+    )
+    assert systems["whole_image"]["scores"] == pytest.approx(
+        {"accuracy": 1 / 3, "mean IoU": (12 + 18 + 30) / 48 / 3, "no box": 0}
+    )
+    assert systems["student"]["accuracy_ratio_to_teacher_beam5"] == pytest.approx(2)
+    page = (tmp_path / "report.html").read_text()
+    rectangles = re.findall(r'<rect class="(\w+)" x="(.*)" y="(.*)" width="(.*)" height="(.*)"/>', page)
+    assert [role for role, *_ in rectangles] == ["reference", "teacher", "student", "reference", "teacher"] + [
+        "reference",
+        "teacher",
+        "student",
+    ]
+    assert [float(edge) for edge in rectangles[3][1:]] == pytest.approx([1 / 8, 2 / 6, 6 / 8, 3 / 6], abs=1e-4)
+    assert rectangles[4][1:] == ("0.0000", "0.0000", "1.0000", "1.0000")
+    assert "x 1 to 7, y 2 to 5" in page
+    assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no box is shown as it was said
+
+
+def test_bins_may_cover_more_than_the_picture(tmp_path: Path, refcoco_rows: Rows) -> None:
+    cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
+    subject = RefcocoSubject(SimpleNamespace(cfg=cfg), tmp_path)
+    row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
+    assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
+    assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
+    # The mean of one box: 0, 0 to the middle, at bin 2.5, which lies as near to 2 as to 3.
+    assert subject.say_baselines([row])["mean_box"] == {0: "<bin_0><bin_0><bin_2><bin_2>"}
+
+
+def test_boxes_need_the_students_options(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows) -> None:
+    with pytest.raises(InputError, match="student/checkpoint_last.pt is not there.*--num-bins"):
+        report_on("refcoco", refcoco_rows, BOXES)
+
+
+def test_image_ids_do_not_name_questions(
+    report_on: Callable[..., dict[str, Any]], vqa_rows: Rows, tmp_path: Path
+) -> None:
+    vqa_rows[1][0] = vqa_rows[0][0]
+    with pytest.raises(InputError, match="4 rows of the test file share 3 ids"):
+        report_on("vqa_gen", vqa_rows, QUESTIONS)
+    subject = VqaGenSubject(None, tmp_path)
+    assert subject.read(0, ["q7", "what?", "1.0|!+red"], "test.tsv:1").ids == ("q7",)
+
+
+def test_unknown_tasks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--task vqa: choose one of caption, vqa_gen, refcoco, snli_ve"):
+        build_report(tmp_path, task="vqa")
