@@ -8,15 +8,18 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo demo-all test check
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
 demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (20 minutes)
 	bash run_scripts/caption.sh PRESET=quick
+
+demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (80 minutes)
+	for task in caption refcoco snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
 	$(VENV)/bin/python -m pytest

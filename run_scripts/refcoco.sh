@@ -30,8 +30,7 @@ task_options() {
   task_options=(--selected-cols 0,4,2,3 --max-image-size "$PATCH_IMAGE_SIZE" --eval-acc)
   local four_bins="--min-len 4 --max-len-a 0 --max-len-b 4"
   teachers=("teacher_beam5=--beam 5 $four_bins" "teacher_greedy=--beam 1 $four_bins")
-  distil_options=(--beam "$BEAM" --max-len-b 4)
-  latency_options=(--max-len-b 4)
+  distil_options=(--beam "$BEAM") latency_options=()
   student_options=()
 }
 

@@ -174,19 +174,22 @@ train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
   shift 5
   mkdir -p "$folder"
-  # Times to save, validate and log are counted in updates.
-  local -a length=(--max-update "$updates" --total-num-update "$updates") average=()
-  local every=$((updates / 10 + 1))
-  [[ -z ${EPOCHS:-} ]] || { length=(--max-epoch "$EPOCHS") && every=2000; }
+  local -a length average=()
+  if [[ -n ${EPOCHS:-} ]]; then
+    length=(--max-epoch "$EPOCHS" --save-interval 1 --no-epoch-checkpoints --save-interval-updates 2000
+      --validate-interval 1 --log-interval 50)
+  else
+    local every=$((updates / 10 + 1))
+    length=(--max-update "$updates" --save-interval 1000000 --save-interval-updates "$every"
+      --validate-interval 1000000 --validate-interval-updates "$every" --log-interval $((updates / 40 + 1)))
+  fi
   [[ -z ${EMA_DECAY:-} ]] || average=(--store-ema --ema-decay "$EMA_DECAY")
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
     --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
-    --save-dir "$folder" --save-interval 1000000 --save-interval-updates "$every" --keep-interval-updates 1
-    --validate-interval 1000000 --validate-interval-updates "$every"
-    --log-format json --log-interval $((every / 4 + 1)))
+    --save-dir "$folder" --keep-interval-updates 1 --log-format json)
   if ((PROCESSES > 1)); then
     rm -f "$folder/rendezvous"
     command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn

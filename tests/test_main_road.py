@@ -1,4 +1,4 @@
-"""The whole road of run_scripts/caption.sh with its smoke preset, and what it refuses."""
+"""The whole roads of run_scripts with their smoke presets, and what they refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = [
-    "scenes",
+    "data",
     "vocab",
     "features train",
     "features valid",
@@ -41,9 +41,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-def caption(environment: dict[str, str], *settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the script."""
-    command = ["bash", str(ROOT / "run_scripts" / "caption.sh"), *settings]
+def road(environment: dict[str, str], name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a task's script."""
+    command = ["bash", str(ROOT / "run_scripts" / f"{name}.sh"), *settings]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -51,7 +51,7 @@ def caption(environment: dict[str, str], *settings: str) -> subprocess.Completed
 def run(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("road") / "run"
-    done = caption(environment, "PRESET=smoke", f"OUT={out}")
+    done = road(environment, "caption", "PRESET=smoke", f"OUT={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -92,7 +92,7 @@ def test_the_student_starts_from_the_teacher(run: Path) -> None:
 @pytest.mark.integration
 def test_a_finished_run_does_nothing_again(run: Path, environment: dict[str, str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = caption(environment, "PRESET=smoke", f"OUT={run}")
+    done = road(environment, "caption", "PRESET=smoke", f"OUT={run}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is done: ") == len(STAGES)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
@@ -100,9 +100,32 @@ def test_a_finished_run_does_nothing_again(run: Path, environment: dict[str, str
 
 @pytest.mark.integration
 def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: dict[str, str]) -> None:
-    done = caption(environment, "PRESET=smoke", f"OUT={run}", "QUERIES=7")
+    done = road(environment, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
     assert done.returncode == 1
     assert "QUERIES (was '24', now '7')" in done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "teachers", "settings"),
+    [
+        ("refcoco", ["teacher_beam5", "teacher_greedy"], ["DISTIL=1"]),
+        ("snli_ve", ["teacher_allcand", "teacher_beam5"], ["EMA_DECAY=0.9"]),
+        ("vqa", ["teacher_allcand", "teacher_beam5"], ["EPOCHS=2"]),
+        ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
+    ],
+)
+def test_other_tasks_take_the_same_road(
+    environment: dict[str, str], tmp_path: Path, name: str, teachers: list[str], settings: list[str]
+) -> None:
+    out = tmp_path / "run"
+    done = road(environment, name, "PRESET=smoke", f"OUT={out}", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert {*teachers, "student"} <= results["systems"].keys()
+    assert (out / "distilled" / "train.tsv").exists() == ("DISTIL=1" in settings)
+    for file in ("table.md", "report.html"):
+        assert (out / file).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
         ("ARCH=ofa_nano", "ARCH=ofa_nano: give a student's architecture"),
         ("ARCH=narvl_base", "ARCH=narvl_base: give BPE=FOLDER"),
         ("BATCH=33", "BATCH=33: is not divisible by PROCESSES=2"),
-        ("DATA=.", "holds none of train caption_train"),
+        ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         ("TEACHER=Makefile", "Makefile: give the vocabulary it was trained with, too: BPE=FOLDER"),
     ],
@@ -122,7 +145,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
 def test_settings_that_cannot_work_are_refused(
     environment: dict[str, str], tmp_path: Path, setting: str, complaint: str
 ) -> None:
-    done = caption(environment, f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
+    done = road(environment, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()
