@@ -10,6 +10,7 @@
 #   ARCH       student; its teacher is ofa_ of the same size (narvl_nano)
 #   DATA       folder with {train,valid,test}.tsv in OFA's columns, or with OFA's own names, in place of embedded data
 #   TEACHER    checkpoint of a trained teacher, in place of training one
+#   INIT       checkpoint to train the teacher from, such as a pretrained OFA (random weights)
 #   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
 #   DISTIL     1: the student learns the teacher's words, 0: those of the data
 #   BASELINES  1: also train a student on the other of these two, and one with cross entropy (0)
@@ -42,7 +43,7 @@ source "$root/run_scripts/common.sh"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
-KEPT_KEYS="PRESET SEED ARCH DATA TEACHER BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE DISTIL EPOCHS
+KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE DISTIL EPOCHS
  TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
  WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
@@ -76,11 +77,12 @@ defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_L
   WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
 
 ((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
-for key in DATA BPE TEACHER; do # a run must not depend on the folder it is started from
+for key in DATA BPE TEACHER INIT; do # a run must not depend on the folder it is started from
   [[ -z ${!key:-} ]] || [[ -e ${!key} ]] || die "$key=${!key}: no such file or folder"
   [[ -z ${!key:-} ]] || printf -v "$key" '%s' "$(realpath "${!key}")"
 done
-[[ -z ${TEACHER:-} || -n ${BPE:-} ]] || die "TEACHER=$TEACHER: give the vocabulary it was trained with, too: BPE=FOLDER"
+[[ -z ${TEACHER:-}${INIT:-} || -n ${BPE:-} ]] ||
+  die "${TEACHER:-$INIT}: give the vocabulary it was trained with, too: BPE=FOLDER"
 
 # find_split NAME...: prints the first of these files that DATA holds, as they are or after the run's name.
 find_split() {
@@ -216,8 +218,10 @@ if [[ -n ${TEACHER:-} ]]; then
   mkdir -p "$OUT/teacher"
   ln -sfn "$TEACHER" "$OUT/teacher/checkpoint_last.pt"
 else
+  init=()
+  [[ -z ${INIT:-} ]] || init=(--finetune-from-model "$INIT")
   stage teacher "$OUT/teacher/train.jsonl" train "$OUT/teacher" "$train_tsv" "$teacher_arch" "${TEACHER_UPDATES:-0}" \
-    "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING"
+    "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING" "${init[@]}"
 fi
 
 # --- The teacher's words: on the test pictures, and on another core on the training pictures, to learn from -----------
