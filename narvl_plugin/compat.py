@@ -25,7 +25,7 @@ from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import adopt, averaged_weights
 from narvl_plugin.safe_reading import read_checkpoint
-from narvl_plugin.schedule import WarmupRatioConfig, WarmupRatioSchedule, updates_of_all_epochs
+from narvl_plugin.schedule import WarmupRatioConfig, WarmupRatioSchedule, planned_updates
 
 
 @functools.cache
@@ -35,6 +35,7 @@ def apply() -> None:
     copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
+    share_checkpoints_among_processes()
     block_repeated_ngrams()
     show_input_errors_briefly()
     stand_in_for_missing_batches()
@@ -151,6 +152,22 @@ def refuse_empty_spawn() -> None:
     distributed_utils.call_main = checked_call_main
 
 
+def share_checkpoints_among_processes() -> None:
+    """Let the first process hand a checkpoint to the others.
+
+    Mends `distributed_utils.broadcast_object(state, 0, group)`, and so every resume of a training in several processes
+    without --load-checkpoint-on-all-dp-ranks: what is no tensor is sent as torch.save writes it, and since torch 2.6
+    the receiver's torch.load refuses it.
+    """
+
+    def broadcast_object_slow(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
+        box = [obj]
+        torch.distributed.broadcast_object_list(box, src=src_rank, group=group, device=dist_device)
+        return box[0]
+
+    distributed_utils._broadcast_object_slow = broadcast_object_slow
+
+
 def block_repeated_ngrams() -> None:
     """Have --no-repeat-ngram-size look at the words said so far.
 
@@ -251,8 +268,8 @@ def average_weights() -> None:
 def warm_up_by_a_ratio() -> None:
     """Give the schedule `polynomial_decay` OFA's --warmup-ratio, and the number of updates in --max-epoch.
 
-    Mends `fairseq-train --lr-scheduler polynomial_decay --warmup-ratio 0.06 --max-epoch 5`, where the option is unknown
-    and without --max-update the assertion `total_num_update > 0` fails.
+    Mends `fairseq-train --lr-scheduler polynomial_decay --warmup-ratio 0.06 --max-epoch 5`, where the option is unknown,
+    and which raises without --total-num-update, even with --max-update, its default.
     """
     del lr_scheduler.LR_SCHEDULER_REGISTRY["polynomial_decay"]
     lr_scheduler.register_lr_scheduler("polynomial_decay", dataclass=WarmupRatioConfig)(WarmupRatioSchedule)
@@ -263,7 +280,7 @@ def warm_up_by_a_ratio() -> None:
         iterator = get_iterator(self, *args, **kwargs)
         schedule = self.lr_scheduler
         if isinstance(schedule, WarmupRatioSchedule) and not schedule.is_planned:
-            updates = updates_of_all_epochs(self, iterator)
+            updates = planned_updates(self, iterator)
             if updates:
                 schedule.plan(updates)
         return iterator

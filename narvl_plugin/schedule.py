@@ -1,9 +1,8 @@
 """fairseq's learning-rate schedule `polynomial_decay`, with a warm-up that may be a share of the training."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
+from typing import Optional
 
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.optim import FairseqOptimizer
@@ -12,6 +11,7 @@ from fairseq.optim.lr_scheduler.polynomial_decay_schedule import (
     PolynomialDecayLRScheduleConfig,
 )
 from fairseq.trainer import Trainer
+from omegaconf import II
 
 from narvl_plugin.data.dataset import TOKENS_PER_ROW
 from narvl_plugin.errors import InputError
@@ -23,9 +23,13 @@ class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
 
     warmup_ratio: float = field(
         default=0.0,
+        metadata={"help": "share of --total-num-update over which the learning rate rises; or give --warmup-updates"},
+    )
+    total_num_update: Optional[float] = field(
+        default=II("optimization.max_update"),
         metadata={
-            "help": "share of all updates over which the learning rate rises, in place of --warmup-updates; they are "
-            "--total-num-update, by default --max-update, by default those of --max-epoch"
+            "help": "number of updates after which the learning rate has come down; by default --max-update, or "
+            "without it the updates of --max-epoch"
         },
     )
 
@@ -47,7 +51,7 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
                 f"--warmup-ratio {self.warmup_ratio} and --warmup-updates {cfg.warmup_updates} both say how long the "
                 "warm-up is; give one"
             )
-        self.is_planned = cfg.total_num_update > 0
+        self.is_planned = bool(cfg.total_num_update)
         if not self.is_planned:
             cfg.total_num_update = math.inf  # until `plan`
         super().__init__(cfg, optimizer)
@@ -71,12 +75,14 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
         return float(super().step_begin_epoch(epoch))
 
 
-def updates_of_all_epochs(trainer: Trainer, iterator: EpochBatchIterator) -> int:
-    """Return how many updates a training of --max-epoch has, 0 without; `iterator` is that of one of its epochs.
+def planned_updates(trainer: Trainer, iterator: EpochBatchIterator) -> int:
+    """Return how many updates --max-update or else --max-epoch allows, 0 without; `iterator` is that of an epoch.
 
     Where epochs read different files, the task says by `rows_in_epoch` how many rows each has.
     """
     cfg = trainer.cfg
+    if cfg.optimization.max_update:
+        return int(cfg.optimization.max_update)
     frequencies = list(cfg.optimization.update_freq)
     limits = (cfg.dataset.batch_size, (cfg.dataset.max_tokens or 0) // TOKENS_PER_ROW)
     batch_size = min(limit for limit in limits if limit)
