@@ -23,7 +23,7 @@ def test_a_killed_training_goes_on_bit_by_bit(
     # Epochs 1 and 3 read 9 rows, 2 and 4 read 7: 5 + 4 + 5 + 4 updates of two rows. Checkpoints fall amid epochs.
     options += [
         *("--batch-size", 2, "--num-workers", 1, "--any-reference", "--dropout", 0.2, "--encoder-drop-path-rate", 0.1),
-        *("--lr-scheduler", "polynomial_decay", "--warmup-ratio", 0.25, "--max-epoch", 4),
+        *("--lr-scheduler", "polynomial_decay_ratio", "--warmup-ratio", 0.25, "--max-epoch", 4),
         *("--store-ema", "--ema-decay", 0.9, "--freeze-embedding"),
         *("--save-interval", 100, "--save-interval-updates", 4),
     ]
