@@ -232,6 +232,7 @@ def stand_in_for_missing_batches() -> None:
         return take_step(self, [sample or self.stand_in for sample in samples], *args, **kwargs)
 
     trainer.Trainer.get_train_iterator = get_train_iterator
+    trainer.Trainer.stand_in = None
     trainer.Trainer.train_step = train_step
 
 
