@@ -17,7 +17,6 @@ from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
-from fairseq.optim import lr_scheduler
 from omegaconf import OmegaConf
 
 from narvl_plugin.data.dataset import STAND_IN, EqualRows
@@ -25,7 +24,7 @@ from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_queries
 from narvl_plugin.safe_reading import read_checkpoint
-from narvl_plugin.schedule import WarmupRatioConfig, WarmupRatioSchedule, planned_updates
+from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 
 
 @functools.cache
@@ -40,7 +39,7 @@ def apply() -> None:
     show_input_errors_briefly()
     stand_in_for_missing_batches()
     average_weights()
-    warm_up_by_a_ratio()
+    plan_schedules()
 
 
 def read_checkpoints_safely() -> None:
@@ -214,7 +213,7 @@ def show_input_errors_briefly() -> None:
 
 
 def stand_in_for_missing_batches() -> None:
-    """Let a process without a batch of its own in an epoch's last update take a batch that counts nothing.
+    """Let a process that has no batch for the last update of an epoch repeat a training batch that counts nothing.
 
     Mends `Trainer.train_step([batch, {}])`, as --update-freq 2 gives to one of two processes: the sample size of the
     first batch is forgotten with that of the second, while its gradient counts. And after a validation fairseq
@@ -234,6 +233,7 @@ def stand_in_for_missing_batches() -> None:
         return take_step(self, [sample or self.stand_in for sample in samples], *args, **kwargs)
 
     trainer.Trainer.get_train_iterator = get_train_iterator
+    trainer.Trainer.stand_in = None
     trainer.Trainer.train_step = train_step
 
 
@@ -266,14 +266,12 @@ def average_weights() -> None:
     trainer.Trainer.load_checkpoint = load_checkpoint
 
 
-def warm_up_by_a_ratio() -> None:
-    """Give the schedule `polynomial_decay` OFA's --warmup-ratio, and the number of updates in --max-epoch.
+def plan_schedules() -> None:
+    """Tell the schedule `polynomial_decay_ratio` how many updates there will be.
 
-    Mends `fairseq-train --lr-scheduler polynomial_decay --warmup-ratio 0.06 --max-epoch 5`, where the option is
-    unknown, and which raises without --total-num-update, even with --max-update, its default.
+    Mends `fairseq-train --lr-scheduler polynomial_decay --max-epoch 5`, which raises without --total-num-update:
+    fairseq's schedules do not learn how many batches an epoch has.
     """
-    del lr_scheduler.LR_SCHEDULER_REGISTRY["polynomial_decay"]
-    lr_scheduler.register_lr_scheduler("polynomial_decay", dataclass=WarmupRatioConfig)(WarmupRatioSchedule)
     get_iterator = trainer.Trainer.get_train_iterator
 
     @functools.wraps(get_iterator)

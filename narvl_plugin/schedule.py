@@ -1,4 +1,8 @@
-"""fairseq's learning-rate schedule `polynomial_decay`, with a warm-up that may be a share of the training."""
+"""The learning-rate schedule `polynomial_decay_ratio`: fairseq's, with a warm-up that may be a share of the training.
+
+It has a name of its own because fairseq-hydra-train checks a recipe's `polynomial_decay` against fairseq's own options
+before it imports any plugin.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -6,6 +10,7 @@ from typing import Optional
 
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.optim import FairseqOptimizer
+from fairseq.optim.lr_scheduler import register_lr_scheduler
 from fairseq.optim.lr_scheduler.polynomial_decay_schedule import (
     PolynomialDecayLRSchedule,
     PolynomialDecayLRScheduleConfig,
@@ -19,7 +24,7 @@ from narvl_plugin.errors import InputError
 
 @dataclass
 class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
-    """Options of `polynomial_decay`: fairseq's, and OFA's name for the warm-up as a share."""
+    """Options of `polynomial_decay_ratio`: fairseq's, and OFA's name for the warm-up as a share."""
 
     warmup_ratio: float = field(
         default=0.0,
@@ -34,6 +39,7 @@ class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
     )
 
 
+@register_lr_scheduler("polynomial_decay_ratio", dataclass=WarmupRatioConfig)
 class WarmupRatioSchedule(PolynomialDecayLRSchedule):
     """Linear warm-up over a number or a share of all updates, then polynomial decay over the rest.
 
@@ -69,7 +75,7 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
         """Return the rate at the start of an epoch; raises InputError if nothing says how long the training is."""
         if not self.is_planned:
             raise InputError(
-                "--lr-scheduler polynomial_decay: how many updates there are is not known; give --max-update, "
+                "--lr-scheduler polynomial_decay_ratio: how many updates there are is not known; give --max-update, "
                 "--total-num-update or --max-epoch"
             )
         return float(super().step_begin_epoch(epoch))

@@ -190,12 +190,11 @@ train() {
     --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
-    --lr-scheduler polynomial_decay --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
+    --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
     --save-dir "$folder" --keep-interval-updates 1 --log-format json)
   if ((PROCESSES > 1)); then
     rm -f "$folder/rendezvous"
     command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
-      --load-checkpoint-on-all-dp-ranks
       --distributed-world-size "$PROCESSES" --distributed-init-method "file://$folder/rendezvous")
     export GLOO_SOCKET_IFNAME=lo
     for ((rank = 1; rank < PROCESSES; rank++)); do

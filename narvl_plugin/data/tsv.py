@@ -38,8 +38,8 @@ class TsvFile:
 
     Row ends are searched for once and kept beside the file (FILE.idx.npy), or in the user's cache folder
     where that cannot be written; an index of another size or time than the file's is made anew. The index is
-    memory-mapped and rows are read one by one, so that opening is quick and memory grows neither with the rows
-    of the file nor with those read. Instances travel to worker processes as their path only.
+    memory-mapped and rows are read one by one, so that opening is quick and no more than the index, 8 bytes a
+    row, can come to stay in memory. Instances travel to worker processes as their path only.
 
     Raises MissingInput when there is no such file, InputError when it is empty.
     """

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.logging import metrics
 from fairseq.sequence_generator import SequenceGenerator
 
 from narvl_plugin.data.tsv import TsvFile
@@ -137,9 +139,17 @@ class TestBatches:
             time.sleep(0.05)
         assert multiprocessing.active_children() == []
 
-    @pytest.mark.parametrize("ranks", [2, 3])
-    def test_processes_share_the_rows(self, task: CaptionTask, ranks: int) -> None:
-        shares = [ids_of_epoch(task, 1, max_sentences=4, num_shards=ranks, shard_id=rank) for rank in range(ranks)]
+    @pytest.mark.parametrize("ranks", [2, 4])
+    def test_an_update_of_several_processes_has_the_rows_of_a_larger_batch(self, task: CaptionTask, ranks: int) -> None:
+        shares = [ids_of_epoch(task, 2, max_sentences=3, num_shards=ranks, shard_id=rank) for rank in range(ranks)]
+        updates = [sum(batches, []) for batches in zip(*shares, strict=True)]
+        assert updates == ids_of_epoch(task, 2, max_sentences=3 * ranks)
+
+    @pytest.mark.parametrize("ranks", [1, 2, 3])
+    @pytest.mark.parametrize(("batch_size", "workers"), [(3, 0), (4, 0), (4, 1)])
+    def test_processes_share_the_rows(self, task: CaptionTask, ranks: int, batch_size: int, workers: int) -> None:
+        options = {"max_sentences": batch_size, "num_workers": workers, "data_buffer_size": 2 * workers}
+        shares = [ids_of_epoch(task, 1, num_shards=ranks, shard_id=rank, **options) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
         rows = [name for share in shares for batch in share for name in batch]
         assert sorted(rows, key=int) == [str(number) for number in range(20)]
@@ -243,6 +253,32 @@ def test_validation_takes_the_loss_on_the_first_reference(
     assert previous[:, 0].tolist() == [0, 0]
     assert torch.equal(previous[1, 1:], sample["target"][1, :-1])
     assert torch.equal(batch["target"], joined)  # what generation reads is left as it was
+
+
+def test_a_stand_in_counts_nothing(
+    make_task: Callable[..., CaptionTask], write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    caption_rows[1][4] = "no image"
+    task = make_task(write_tsv("train.tsv", caption_rows), write_tsv("valid.tsv", caption_rows), skip_bad_rows=9)
+    model = build("ofa_tiny", vocab_size=len(task.target_dictionary), vision_trunk="test_resnet", freeze_resnet=True)
+    criterion = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.0)
+    optimizer = SimpleNamespace(backward=lambda loss: loss.backward())
+    for split in ("train", "valid"):
+        task.load_dataset(split)
+        bad = task.dataset(split).collater([task.dataset(split)[1]])
+        good = task.dataset(split).collater([task.dataset(split)[0]])
+        for batch, counts in ((bad, False), (good, True)):
+            if split == "train":
+                model.zero_grad()
+                _, size, logged = task.train_step(batch, model, criterion, optimizer, 0)
+                assert counts == any(weight.grad.any() for weight in model.parameters() if weight.grad is not None)
+            else:
+                _, size, logged = task.valid_step(batch, model, criterion)
+            assert bool(size) == counts
+            assert (logged["nsentences"], bool(logged["loss"])) == (int(counts), counts)
+            with metrics.aggregate(new_root=True) as aggregator:
+                task.reduce_metrics([logged], criterion)
+            assert (aggregator["loss"].avg > 0) == counts
 
 
 def test_dictionaries_and_text_come_from_the_vocabulary(make_task: Callable[..., CaptionTask]) -> None:
