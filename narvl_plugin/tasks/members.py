@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.tasks.base import BaseTaskConfig, CommonConfig
+from narvl_plugin.tasks.base import BaseTaskConfig
+from narvl_plugin.tasks.common import CommonConfig
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
 """Options that all members share, and that are the mixture's."""

@@ -15,7 +15,8 @@ from omegaconf import MISSING, OmegaConf
 
 from narvl_plugin.data.mixture import Mixture, rows_drawn
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.base import BaseTask, CommonConfig, CommonTask, Step, log_what_does_not_fit
+from narvl_plugin.tasks.base import BaseTask, log_what_does_not_fit
+from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step
 from narvl_plugin.tasks.members import read_members
 
 

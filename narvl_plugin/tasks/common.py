@@ -1,0 +1,138 @@
+"""What single tasks and a mixture of several share: dictionary, whole batches, averaged weights, precision."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.data import Dictionary, FairseqDataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
+from fairseq.tasks import FairseqTask
+from omegaconf import MISSING
+
+from narvl_plugin.data.dataset import STAND_IN
+from narvl_plugin.data.text import TextCodec, load_codec
+from narvl_plugin.errors import SkipBudget
+
+Step = tuple[torch.Tensor, Any, dict[str, Any]]
+"""Loss, sample size and what to log of a batch."""
+
+
+@dataclass
+class CommonConfig(FairseqDataclass):
+    """Options of every task, also of a mixture of several."""
+
+    bpe_dir: str = field(
+        default=MISSING,
+        metadata={"help": "folder with spm.model, or with dict.txt of the published checkpoints (GPT-2 BPE)"},
+    )
+    num_bins: int = field(default=1000, metadata={"help": "number of <bin_k> symbols, for coordinates"})
+    matmul_precision: ChoiceEnum(["highest", "high", "medium"]) = field(  # type: ignore[valid-type]
+        default="highest",
+        metadata={
+            "help": "precision of float32 matrix products in training, as in "
+            "torch.set_float32_matmul_precision; medium multiplies in bfloat16, on processors that have it"
+        },
+    )
+    ema_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "generate with the averaged weights of a training with --store-ema (which validates with them)"
+        },
+    )
+    skip_bad_rows: int = field(
+        default=0,
+        metadata={"help": "how many different bad rows are skipped, with a warning, before one is an error"},
+    )
+
+
+class CommonTask(FairseqTask):
+    """What a task on TSV files and a mixture of several share: dictionary, whole batches, precision.
+
+    `skip_budget` counts bad rows; criterions draw on it too. `codec` is text to tokens and back.
+    """
+
+    uses_ema = True  # has fairseq's trainer hand over the averaged model of --store-ema
+    cfg: CommonConfig
+
+    def __init__(
+        self, cfg: CommonConfig, *, codec: TextCodec | None = None, skip_budget: SkipBudget | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(cfg)
+        self.codec: TextCodec = codec or load_codec(cfg.bpe_dir, cfg.num_bins)
+        self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
+        self._measured = False
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Return the dictionary; sources and targets share it, and it holds no blank."""
+        return self.codec.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Return the dictionary; sources and targets share it, and it holds no blank."""
+        return self.codec.dictionary
+
+    def build_bpe(self, args: object) -> TextCodec:
+        """Return the codec of --bpe-dir, for fairseq-generate to write text with; --bpe is not needed."""
+        return self.codec
+
+    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
+        """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
+
+        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
+        """
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
+        # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
+        iterator.persistent_workers = False
+        # Rows are shuffled already. With their batches left in that order, an update takes the same rows whether they
+        # come as one batch, as several of --update-freq, or as one of each process.
+        iterator.disable_shuffling = True
+        return iterator
+
+    def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
+        """Set the precision of matrix products, and once say how many targets do not fit a student's queries.
+
+        Only fairseq's trainer calls this, so generation is left as it is.
+        """
+        torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
+        if hasattr(model, "num_queries") and not self._measured:
+            self._measured = True
+            self.measure_targets(model)
+
+    def measure_targets(self, model: torch.nn.Module) -> None:
+        """Log how many targets of the training files do not fit a student's queries."""
+        raise NotImplementedError
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: torch.nn.Module,
+        criterion: FairseqCriterion,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+        ema_model: torch.nn.Module | None = None,
+    ) -> Step:
+        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0."""
+        is_stand_in = bool(sample.get(STAND_IN))
+        step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
+        return counting_nothing(step) if is_stand_in else step
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log the criterion's metrics, of batches that count."""
+        if logging_outputs and not any(any(log.values()) for log in logging_outputs):
+            metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
+            return
+        super().reduce_metrics(logging_outputs, criterion)
+
+
+def counting_nothing(step: Step) -> Step:
+    """Return a step whose loss, sample size and logged sums are all 0."""
+    loss, _, logging_output = step
+    zeros = {key: value * 0 if torch.is_tensor(value) else 0 for key, value in logging_output.items()}
+    return loss * 0, 0, zeros
