@@ -101,6 +101,7 @@ def test_entailment(report_on: Callable[..., dict[str, Any]], snli_ve_rows: Rows
     assert content["systems"]["most_frequent"]["scores"]["accuracy"] == 0.5  # yes, twice
     table = (tmp_path / "table.md").read_text()
     assert cells(table, "Student") == ["0.500", "40.0", "0.500", "0.667"]
+    assert "does not show that the picture is looked at" in table
     matrix = table[table.index("Student: right answer by row") :]
     assert cells(matrix, "yes") == ["2", "0", "0", "0"]
     assert cells(matrix, "maybe") == ["0", "0", "0", "1"]

@@ -92,12 +92,15 @@ class RefcocoSubject(Subject[RegionRow]):
         """Say how many regions there are, and what is right."""
         return [
             f"{len(rows):,} test regions; a box is right (accuracy) from an IoU of {GOOD_IOU} on; no box: share of "
-            "outputs that are none, which count as wrong."
+            "outputs that are none, which count as wrong. Boxes are compared with the right ones in pixels, as in "
+            "validation; fairseq-generate compares bins, so that a box right at the border may count otherwise there."
         ]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
         """Say what the baselines are."""
-        return ["Whole picture, mean box: always the same shares of the picture, the mean of this test file itself."]
+        return [
+            "Whole picture, mean box: the same shares of every picture; the mean is that of this test file's own boxes."
+        ]
 
     def verdict(self, score: float) -> tuple[str, str]:
         """Return the overlap, and whether it is enough."""

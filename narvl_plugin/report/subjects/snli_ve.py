@@ -77,8 +77,12 @@ class SnliVeSubject(Subject[HypothesisRow]):
         return scores
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Say where the baseline's answer comes from."""
-        return ["Most frequent answer: always the one that is most frequent in this test file itself."]
+        """Say where the baseline's answer comes from, and what it does not show."""
+        return [
+            "Most frequent answer: always the one that is most frequent in this test file itself. It is a low bar: "
+            "the wording of a hypothesis alone often gives its label away, so that accuracy above it does not show "
+            "that the picture is looked at."
+        ]
 
     def tables(self, scores: Mapping[str, tuple[str, Scores]]) -> list[Table]:
         """Return the confusion matrix of each system that is a model."""
