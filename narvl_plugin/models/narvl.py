@@ -17,6 +17,7 @@ class NarvlModel(OfaModel):
     Legend: B batch, N queries, V labels: the vocabulary, then the blank.
     """
 
+    registered_name = "narvl"
     config_class = NarvlConfig
     decoder_class = QueryDecoder
     extra_labels = 1  # the blank
@@ -49,4 +50,4 @@ class NarvlModel(OfaModel):
         return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks))
 
 
-register_sizes("narvl")
+register_sizes(NarvlModel)
