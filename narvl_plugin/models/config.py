@@ -1,7 +1,7 @@
 """Sizes and training options of the models, one dataclass shared by teacher and student."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Self
 
 from fairseq.dataclass import FairseqDataclass
@@ -156,3 +156,14 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 """What each size changes of the defaults above (https://arxiv.org/abs/2202.03052, table of model sizes)."""
+
+
+def of_size(config_class: type[OfaConfig], size: str) -> type[OfaConfig]:
+    """Return a dataclass like this one whose defaults are those of a size."""
+    changes = SIZES[size]
+    changed = [
+        (option.name, option.type, field(default=changes[option.name], metadata=option.metadata))
+        for option in fields(config_class)
+        if option.name in changes
+    ]
+    return make_dataclass(f"{size.capitalize()}{config_class.__name__}", changed, bases=(config_class,))

@@ -25,6 +25,7 @@ class NarvlModel(OfaModel):
     Legend: B batch, N queries, V labels: the vocabulary, then the blank.
     """
 
+    registered_name = "narvl"
     config_class = NarvlConfig
     decoder_class = QueryDecoder
     extra_labels = 1  # the blank
@@ -138,4 +139,4 @@ def length(rows: slice) -> int:
     return int(rows.stop - rows.start)
 
 
-register_sizes("narvl")
+register_sizes(NarvlModel)

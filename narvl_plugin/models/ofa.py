@@ -1,11 +1,12 @@
 """The teacher: OFA's autoregressive sequence-to-sequence model."""
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .ar_decoder import AutoregressiveDecoder
-from .config import PADDING_INDEX, SIZES, OfaConfig
+from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
 from .interop import fit_state
 
@@ -27,6 +28,7 @@ class OfaModel(FairseqEncoderDecoderModel):
     Legend: B batch, L source text, T target, V vocabulary.
     """
 
+    registered_name = "ofa"
     config_class: type[OfaConfig] = OfaConfig
     decoder_class: type = AutoregressiveDecoder
     extra_labels = 0
@@ -42,6 +44,14 @@ class OfaModel(FairseqEncoderDecoderModel):
             self.encoder.embed_images.requires_grad_(False)
         if cfg.freeze_embedding:
             self.encoder.embed_tokens.requires_grad_(False)
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add the options of every size.
+
+        fairseq turns what is on by default into a flag that switches it off; here a flag means the same in any size.
+        """
+        gen_parser_from_dataclass(parser, cls.config_class(), delete_default=True)
 
     @classmethod
     def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "OfaModel":
@@ -106,16 +116,16 @@ def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None =
         initialise(child, linear_std=linear_std, keep=keep)
 
 
-def register_sizes(model_name: str) -> None:
-    """Register an architecture `MODEL_SIZE` of a registered model for each size."""
-    for size, values in SIZES.items():
+def register_sizes(family: type[OfaModel]) -> None:
+    """Register each size of a registered model as a model of its own, `MODEL_SIZE`.
 
-        def set_defaults(args: Namespace, values: dict[str, Any] = values) -> None:
-            for name, value in values.items():
-                if not getattr(args, name, None):
-                    setattr(args, name, value)
+    fairseq takes the options that nobody gave from a registered model's dataclass, on the command line, in hydra's
+    configurations and in checkpoints alike; a function that sets an architecture's defaults is called for the first
+    alone.
+    """
+    for size in SIZES:
+        name = f"{family.registered_name}_{size}"
+        register_model(name, dataclass=of_size(family.config_class, size))(type(family.__name__, (family,), {}))
 
-        register_model_architecture(model_name, f"{model_name}_{size}")(set_defaults)
 
-
-register_sizes("ofa")
+register_sizes(OfaModel)

@@ -1,0 +1,283 @@
+"""The configurations of fairseq-hydra-train: that they compose, say what the recipes say, and train."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import models, options
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError
+
+import narvl_plugin.hydra_start  # as the configurations' callback does
+from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.data.text import train_sentencepiece
+from narvl_plugin.models.config import SIZES, NarvlConfig, OfaConfig
+from narvl_plugin.safe_reading import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "run_scripts" / "config"
+NAMES = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+TASKS = ("caption", "vqa", "gqa", "refcoco", "refcocog", "snli_ve")
+
+
+@pytest.fixture(scope="module")
+def composed() -> Iterator[Any]:
+    """Give a function that composes a configuration as fairseq-hydra-train does, and resolves it."""
+    before = HydraConfig.instance().cfg
+
+    @functools.cache  # half a second each
+    def run(name: str, *overrides: str, folder: Path = CONFIGS) -> DictConfig:
+        hydra_init(name)
+        with initialize_config_dir(str(folder), version_base="1.1"):
+            whole = compose(name, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(whole)
+        cfg = copy.deepcopy(whole)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        add_defaults(cfg)
+        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+
+    yield run
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = before
+
+
+def test_there_is_one_of_each_task_and_size() -> None:
+    assert set(NAMES) == {f"{task}_{size}" for task in TASKS for size in SIZES} - {"refcocog_nano"}
+
+
+QUERIES = {"caption": 20, "vqa": 6, "gqa": 6, "refcoco": 7, "refcocog": 7, "snli_ve": 3}
+
+
+def has_the_values_of_its_size(cfg: DictConfig, size: str, config: OfaConfig) -> bool:
+    """Whether all that any size changes of the defaults is as this one has it."""
+    expected = {key: getattr(config, key) for key in SIZES["large"] | SIZES["nano"]} | SIZES[size]
+    return {key: cfg.model[key] for key in expected} == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_students(composed: Any, name: str) -> None:
+    task, _, size = name.rpartition("_")
+    cfg = composed(name)
+    assert cfg.model._name == f"narvl_{size}"
+    assert has_the_values_of_its_size(cfg, size, NarvlConfig())
+    drop_path = 0.0 if size == "nano" else 0.1
+    assert (cfg.model.dropout, cfg.model.encoder_drop_path_rate, cfg.model.decoder_drop_path_rate) == (
+        *(0.1, drop_path, drop_path),
+    )
+    assert cfg.model.num_queries == (24 if name == "caption_nano" else QUERIES[task])
+    assert cfg.model.freeze_embedding == (task in ("caption", "vqa", "gqa") and size != "nano")
+    assert (cfg.criterion._name, cfg.checkpoint.save_dir) == ("qctc", f"runs/{name}/student")
+    assert cfg.common.user_dir == str(Path(narvl_plugin.__file__).parent)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("_nano", "_base"))])
+def test_teachers(composed: Any, name: str) -> None:
+    _, _, size = name.rpartition("_")
+    cfg = composed(name, f"role={'nano_teacher' if size == 'nano' else 'teacher'}", f"model._name=ofa_{size}")
+    assert has_the_values_of_its_size(cfg, size, OfaConfig())
+    assert cfg.criterion._name == "adjust_label_smoothed_cross_entropy"
+    assert cfg.criterion.label_smoothing == (0.0 if size == "nano" else 0.1)
+    assert (cfg.checkpoint.save_dir, cfg.checkpoint.finetune_from_model) == (f"runs/{name}/teacher", None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("task", "task_name", "metric", "image", "lr", "epochs", "warmup", "ema", "batch", "accumulated"),
+    [
+        ("caption", "caption", "cider", 480, 1e-5, 5, 0.06, False, 2, 8),
+        ("vqa", "vqa_gen", "vqa_score", 480, 5e-5, 10, 0.04, True, 4, 16),
+        ("gqa", "vqa_gen", "vqa_score", 480, 5e-5, 10, 0.04, True, 4, 16),
+        ("refcoco", "refcoco", "score", 512, 5e-5, 10, 0.06, False, 4, 4),
+        ("refcocog", "refcoco", "score", 512, 3e-5, 12, 0.06, False, 4, 4),
+        ("snli_ve", "snli_ve", "snli_score", 480, 5e-5, 5, 0.06, False, 4, 8),
+    ],
+)
+def test_the_published_recipes(
+    composed: Any,
+    task: str,
+    task_name: str,
+    metric: str,
+    image: int,
+    lr: float,
+    epochs: int,
+    warmup: float,
+    ema: bool,
+    batch: int,
+    accumulated: int,
+) -> None:
+    cfg = composed(f"{task}_large")
+    assert cfg.task._name == task_name
+    assert cfg.task.patch_image_size == image
+    assert (cfg.checkpoint.best_checkpoint_metric, cfg.checkpoint.maximize_best_checkpoint_metric) == (metric, True)
+    assert cfg.task["eval_cider" if task == "caption" else "eval_acc"]
+    assert (list(cfg.optimization.lr), cfg.optimization.max_epoch, cfg.optimization.max_update) == ([lr], epochs, 0)
+    assert (cfg.dataset.batch_size, list(cfg.optimization.update_freq)) == (batch, [accumulated])
+    assert (cfg.optimizer._name, cfg.optimizer.adam_betas, cfg.optimizer.weight_decay) == ("adam", "(0.9, 0.999)", 0.01)
+    assert cfg.optimization.clip_norm == 1.0
+    schedule = cfg.lr_scheduler
+    assert (schedule._name, schedule.warmup_ratio, list(schedule.lr)) == ("polynomial_decay", warmup, [lr])
+    assert schedule.total_num_update == 0  # which our schedule replaces by the updates of max_epoch
+    assert (cfg.ema.store_ema, cfg.ema.ema_decay) == (ema, 0.9999)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("task", "student_updates", "teacher_updates", "image", "bins"),
+    [
+        ("caption", 3200, 2200, 128, 0),
+        ("vqa", 4000, 4000, 64, 0),
+        ("gqa", 3000, 3000, 128, 0),
+        ("refcoco", 3000, 3000, 128, 64),
+        ("snli_ve", 3000, 3000, 128, 0),
+    ],
+)
+def test_embedded_recipes_are_those_of_the_scripts(
+    composed: Any, task: str, student_updates: int, teacher_updates: int, image: int, bins: int
+) -> None:
+    student = composed(f"{task}_nano")
+    teacher = composed(f"{task}_nano", "role=nano_teacher", "model._name=ofa_nano")
+    features = f"runs/{task}_quick_seed1/features"
+    assert teacher.task.data == f"{features}/train.tsv,{features}/valid.tsv"
+    trained_on = "runs/caption_quick_seed1/distilled" if task == "caption" else features
+    assert student.task.data == f"{trained_on}/train.tsv,{features}/valid.tsv"
+    assert student.checkpoint.finetune_from_model == f"runs/{task}_quick_seed1/teacher/checkpoint_last.pt"
+    for cfg, updates in ((student, student_updates), (teacher, teacher_updates)):
+        assert (cfg.task.patch_image_size, cfg.task.num_bins, cfg.task.max_tgt_length) == (image, bins, 20)
+        assert (cfg.optimization.max_update, cfg.optimization.max_epoch) == (updates, 0)
+        assert cfg.lr_scheduler.total_num_update == updates
+        assert cfg.checkpoint.save_interval_updates == cfg.dataset.validate_interval_updates == 300
+        assert (list(cfg.optimization.lr), cfg.lr_scheduler.warmup_ratio) == ([2e-3], 0.06)
+        assert (cfg.dataset.batch_size, list(cfg.optimization.update_freq)) == (32, [1])
+        assert cfg.optimizer.adam_betas == "(0.9, 0.98)"
+        assert cfg.task.matmul_precision == "medium"
+        assert not cfg.ema.store_ema
+    assert student.criterion.bigram_weight == (10 if task == "caption" else 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_unknown_options_are_refused(composed: Any) -> None:
+    with pytest.raises(ConfigCompositionException, match=r"optimization\.epochs"):
+        composed("caption_base", "optimization.epochs=3")
+    for group in ("task", "model", "criterion", "optimizer", "lr_scheduler"):
+        with pytest.raises(ConfigKeyError, match="Key 'colour' not in"):
+            composed("caption_base", f"+{group}.colour=red")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("key", "typo"), [("max_epoch", "max_epochs"), ("max_tgt_length", "max_target_length")])
+def test_unknown_keys_of_a_file_are_refused(composed: Any, tmp_path: Path, key: str, typo: str) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "config")
+    recipe = tmp_path / "config" / "recipe" / "caption.yaml"
+    recipe.write_text(recipe.read_text().replace(f"{key}:", f"{typo}:"))
+    with pytest.raises((ConfigKeyError, ConfigCompositionException), match=f"Key '{typo}' not in"):
+        composed("caption_base", folder=tmp_path / "config")
+
+
+def test_an_explicit_option_outweighs_the_size() -> None:
+    cfg = OmegaConf.create({"_name": "ofa_nano", "freeze_resnet": False, "encoder_layers": 3})
+    merged = OmegaConf.merge(models.MODEL_DATACLASS_REGISTRY["ofa_nano"], cfg)
+    assert (merged.freeze_resnet, merged.encoder_layers, merged.decoder_layers) == (False, 3, 3)
+    assert (merged.vision_trunk, merged.encoder_embed_dim) == ("tf_efficientnet_lite0", 128)
+
+
+@pytest.mark.parametrize("flags", [[], ["--freeze-resnet"]])
+def test_a_flag_switches_on_also_what_a_size_has_on(flags: list[str]) -> None:
+    command = ["DATA", "--task", "caption", "--bpe-dir", "BPE", "--arch", "narvl_nano", "--num-queries", "7", *flags]
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
+    assert (cfg.model._name, cfg.model.freeze_resnet, cfg.model.num_queries) == ("narvl_nano", True, 7)
+    assert has_the_values_of_its_size(cfg, "nano", NarvlConfig())
+
+
+def hydra_train(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run fairseq-hydra-train in a folder, from this source tree."""
+    command = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(CONFIGS), "--config-name", name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes and a vocabulary."""
+    folder = tmp_path_factory.mktemp("hydra")
+    write_scenes(folder, train=12, valid=4, test=0, size=32, nouns=8, max_objects=1)
+    train_sentencepiece(folder / "caption" / "train.tsv", [2], folder / "vocab", 200)
+    return folder
+
+
+TINY = (
+    *("task.data='caption/train.tsv,caption/valid.tsv'", "task.bpe_dir=vocab", "task.patch_image_size=32"),
+    *("common.cpu=true", "common.log_interval=1", "dataset.num_workers=0", "dataset.batch_size=2"),
+    *("optimization.update_freq=[2]", "optimization.max_epoch=2", "lr_scheduler.warmup_ratio=0.5"),
+    *("task.max_tgt_length=4", "+model.encoder_layers=1"),
+)
+
+
+@pytest.mark.integration
+def test_a_teacher_and_then_its_student_train(folder: Path) -> None:
+    """From a folder of relative paths: 12 rows in batches of 2, 2 in an update, are 3 updates an epoch, 6 in all."""
+    done = hydra_train(folder, "caption_tiny", *TINY, "role=teacher", "model._name=ofa_tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    teacher_file = "runs/caption_tiny/teacher/checkpoint_last.pt"
+    student_options = (f"checkpoint.finetune_from_model={teacher_file}", "optimization.lr=[3e-4]")
+    done = hydra_train(folder, "caption_tiny", *TINY, *student_options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    assert sorted(path.name for path in folder.iterdir()) == ["caption", "runs", "vocab"]
+    out = folder / "runs" / "caption_tiny" / "student"
+    assert {path.name for path in out.iterdir()} == {
+        *(".hydra", "hydra_train.log", "checkpoint_best.pt", "checkpoint_last.pt")
+    }
+    log = (out / "hydra_train.log").read_text()
+    assert "new: decoder.query_embed.weight[0:20], queries" in log
+    # Half of the updates is warm-up, so that the rate, as logged after each, rises by thirds and falls by thirds.
+    records = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '"lr":' in line]
+    rates = {int(record["num_updates"]): float(record["lr"]) for record in records if "lr" in record}
+    assert rates == pytest.approx({1: 1e-4, 2: 2e-4, 3: 3e-4, 4: 2e-4, 5: 1e-4, 6: 0.0}, abs=2e-6)
+
+    teacher, student = (read_checkpoint(folder / file) for file in (teacher_file, out / "checkpoint_best.pt"))
+    for state, name in ((teacher, "ofa_tiny"), (student, "narvl_tiny")):
+        model = state["cfg"]["model"]
+        assert (model["_name"], model["encoder_layers"], model["decoder_layers"]) == (name, 1, 4)
+        assert state["model"]["encoder.layers.0.fc1.weight"].shape == (1024, 256)
+        assert state["optimizer_history"][-1]["num_updates"] in (3, 6)
+    assert student["model"]["decoder.query_embed.weight"].shape == (20, 256)
+    assert student["extra_state"]["best"] >= 0  # CIDEr
+    # Frozen, but for the blank: the teacher's embedding as it was.
+    embedding = "encoder.embed_tokens.weight"
+    torch.testing.assert_close(student["model"][embedding][:-1], teacher["model"][embedding], rtol=0, atol=0)
+
+
+@pytest.mark.integration
+def test_a_student_without_a_teacher_is_refused(folder: Path) -> None:
+    done = hydra_train(folder, "caption_tiny", *TINY, "checkpoint.save_dir=runs/new")
+    assert done.returncode != 0
+    assert "--finetune-from-model teacher.pt does not exist" in done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_several_processes_without_a_gpu_are_refused(folder: Path) -> None:
+    world = ("distributed_training.distributed_world_size=2", "distributed_training.distributed_init_method=tcp://x:1")
+    done = hydra_train(folder, "caption_tiny", *TINY, *world)
+    assert done.returncode != 0
+    assert "fairseq would start no process and train nothing" in done.stderr
