@@ -237,6 +237,20 @@ def test_query_slots_spell_the_caption(make_predictor: Callable[..., Predictor])
         assert said == student(row).replace(" ", "")
 
 
+def test_query_slots_spell_an_answer_of_the_list(
+    write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
+) -> None:
+    teacher = entailment_teacher(write_tsv("test.tsv", snli_ve_rows), answer_vocabulary)
+    labels = len(teacher.task.target_dictionary) + 1
+    model = build("narvl_nano", vocab_size=labels, num_queries=6, **SMALL).eval()  # untrained: says anything
+    student = Predictor(model, teacher.task, {}, torch.device("cpu"))
+    for row, slots in enumerate(query_slots(student, range(4))):
+        assert len(slots) == 6
+        said = "".join(slot.text for slot in slots if slot.kind == "token")
+        assert said.removesuffix("</s>") == student(row)  # which a path may say, too
+        assert student(row) in {"yes", "no", "maybe"}
+
+
 def test_teacher_has_no_slots(make_predictor: Callable[..., Predictor]) -> None:
     with pytest.raises(ValueError, match="OfaModel has no queries"):
         query_slots(make_predictor("ofa_nano"), [0])

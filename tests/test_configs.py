@@ -135,7 +135,7 @@ def test_the_published_recipes(
     assert (cfg.optimizer._name, cfg.optimizer.adam_betas, cfg.optimizer.weight_decay) == ("adam", "(0.9, 0.999)", 0.01)
     assert cfg.optimization.clip_norm == 1.0
     schedule = cfg.lr_scheduler
-    assert (schedule._name, schedule.warmup_ratio, list(schedule.lr)) == ("polynomial_decay", warmup, [lr])
+    assert (schedule._name, schedule.warmup_ratio, list(schedule.lr)) == ("polynomial_decay_ratio", warmup, [lr])
     assert schedule.total_num_update == 0  # which our schedule replaces by the updates of max_epoch
     assert (cfg.ema.store_ema, cfg.ema.ema_decay) == (ema, 0.9999)
 

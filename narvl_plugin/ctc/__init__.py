@@ -1,7 +1,14 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
 from narvl_plugin.ctc.align import Alignment, viterbi
-from narvl_plugin.ctc.constrained import Automaton, constrained_search, may_end_in, one_of, sequence_of
+from narvl_plugin.ctc.constrained import (
+    Automaton,
+    constrained_path,
+    constrained_search,
+    may_end_in,
+    one_of,
+    sequence_of,
+)
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
@@ -15,6 +22,7 @@ __all__ = [
     "TargetsDoNotFit",
     "bigram_f1",
     "collapse",
+    "constrained_path",
     "constrained_search",
     "greedy",
     "log_sum_exp",

@@ -65,19 +65,28 @@ def may_end_in(automaton: Automaton, label: int) -> Automaton:
     return Automaton(sources, labels, targets, torch.cat([automaton.accepting, automaton.accepting.new_ones(1)]))
 
 
-def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
-    """Find the most probable path that collapses to an output of the automaton's language.
+def constrained_path(log_probs: Tensor, automaton: Automaton, *, blank: int) -> Tensor:
+    """Find the most probable path that collapses to an output of the automaton's language: (B, N, V) -> (B, N).
 
-    Where each query's most probable label gives such a path there is none better; the others are searched exactly. The
-    score is that of the path, and not the sum over all paths of its output.
-
-    log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
+    Where each query's most probable label gives such a path there is none better; the others are searched exactly.
+    Raises ValueError if every output needs more than N queries.
     """
     automaton = automaton.to(log_probs.device)
     labels = log_probs.argmax(2)
     to_search = ~accepted(*collapse(labels, blank=blank)[::2], automaton)
     if bool(to_search.any()):
         labels[to_search] = best_paths(log_probs[to_search], automaton, blank=blank)
+    return labels
+
+
+def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
+    """Collapse the path of `constrained_path`.
+
+    The score is that of the path, and not the sum over all paths of its output.
+
+    log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
+    """
+    labels = constrained_path(log_probs, automaton, blank=blank)
     return hypotheses_of(labels, log_probs.gather(2, labels[..., None])[..., 0], blank=blank)
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from narvl_plugin.bench import Predictor
-from narvl_plugin.ctc.search import collapse
+from narvl_plugin.ctc import collapse, constrained_path, may_end_in
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One query's most probable label.
+    """One query's label on the path that a student says.
 
     Attributes:
         text: the label as text; empty for the blank.
@@ -35,17 +35,27 @@ def slot_kinds(labels: torch.Tensor, blank: int) -> list[str]:
 
 @torch.inference_mode()
 def query_slots(student: Predictor, rows: Sequence[int]) -> list[list[Slot]]:
-    """Run a student on some rows of its test file and read its N queries, slot by slot.
+    """Run a student on some rows of its test file and read its N queries, slot by slot, on the path that it says.
+
+    That is each query's most probable label or, where a task has only some outputs, the most probable path to one.
 
     Raises:
         ValueError: when the model has no queries (a teacher).
     """
     if not hasattr(student.model, "blank"):
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
+    language = student.task.language()
+    if language is not None:
+        language = may_end_in(language, student.task.target_dictionary.eos())  # as the generator has it
     slots = []
     for row in rows:
         logits, _ = student.model(**student.batch(row)["net_input"])
-        probabilities, labels = logits[0].float().softmax(dim=-1).max(dim=-1)  # (N,), (N,)
+        log_probs = logits.float().log_softmax(dim=-1)  # (1, N, V)
+        path = log_probs.argmax(2)
+        if language is not None:
+            path = constrained_path(log_probs, language, blank=student.model.blank)
+        labels = path[0]  # (N,)
+        probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
         kinds = slot_kinds(labels, student.model.blank)
         slots.append(
             [

@@ -1,6 +1,8 @@
 """What the words about a scene claim is so: checked against geometry worked out here from the boxes."""
 
+import math
 import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -151,6 +153,26 @@ def test_hypotheses_agree_with_their_labels() -> None:
             assert named <= set(scene.nouns)
             assert not _false_claims(hypothesis, scene) and not _says_wrong_size(hypothesis, scene)
     assert min(seen.values()) > 70
+
+
+def test_words_alone_do_not_tell_what_is_so_from_what_is_not() -> None:
+    rows = []
+    for index, scene in enumerate(_composed(3000)):
+        random = Random(index)
+        captions = write_captions(scene, random)
+        hypothesis, label = write_hypothesis(scene, captions, NOUNS[:40], random)
+        if label != "neutral":
+            rows.append((set(hypothesis.split()), label == "entailment"))
+    learned, asked = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    # Naive Bayes on words, with one more of each.
+    counts = {so: Counter(word for words, label in learned if label == so for word in words) for so in (True, False)}
+    totals = {so: sum(label == so for _, label in learned) + 2 for so in (True, False)}
+
+    def score(words: set[str], so: bool) -> float:
+        return sum(math.log((counts[so][word] + 1) / totals[so]) for word in words)
+
+    right = sum((score(words, True) > score(words, False)) == label for words, label in asked) / len(asked)
+    assert right == pytest.approx(0.5, abs=0.06)
 
 
 def _says_wrong_size(hypothesis: str, scene: Scene) -> bool:

@@ -1,9 +1,11 @@
 """Hypotheses about scenes: true of the picture, false of it, or not to be told from it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 from narvl_plugin.data.scenes.backgrounds import COLORS
+from narvl_plugin.data.scenes.captions import write_captions
 from narvl_plugin.data.scenes.nouns import plural, with_article
 from narvl_plugin.data.scenes.scene import OPPOSITE, Group, Scene, relations
 from narvl_plugin.data.scenes.words import NUMBERS, SIZES, be, definite, relation_phrase
@@ -25,6 +27,9 @@ _UNDECIDABLE = (
 def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> tuple[str, str]:
     """Write a hypothesis about a scene; the three labels are equally frequent.
 
+    What is so and what is not is said in the same words about things of the same kinds, so that of these two only the
+    picture tells which it is.
+
     :param captions: true captions other than the one shown as premise
     :param nouns: all nouns of the data set, for claims about absent things
     :return: hypothesis and label, one of `LABELS`
@@ -33,43 +38,42 @@ def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str]
     if label == "neutral":
         thing = definite(random.choice(scene.groups))
         return random.choice(_UNDECIDABLE).format(thing=thing), label
-    if label == "entailment":
-        return random.choice([*_true_claims(scene, random), random.choice(captions)]), label
-    return random.choice(list(_false_claims(scene, nouns, random))), label
+    true, false = random.choice(list(_claims(scene, captions, nouns, random)))
+    return (true if label == "entailment" else false), label
 
 
-def _state_count(group: Group, count: int) -> str:
+def _state_count(noun: str, count: int) -> str:
     """Say that there are so many of a noun."""
     if count == 1:
-        return f"there is {with_article(group.noun)}"
-    return f"there are {NUMBERS[count]} {plural(group.noun)}"
+        return f"there is {with_article(noun)}"
+    return f"there are {NUMBERS[count]} {plural(noun)}"
 
 
-def _true_claims(scene: Scene, random: Random) -> Iterator[str]:
-    """Things that are so."""
-    yield f"the background is {scene.background.color}"
-    for group in scene.groups:
-        yield _state_count(group, group.count)
-        if group.size:
-            yield f"{definite(group)} {be(group)} {random.choice(SIZES[group.size])}"
-    for a, b, relation in _all_relations(scene):
-        yield f"{definite(a)} {be(a)} {relation_phrase(relation, random)} {definite(b)}"
-
-
-def _false_claims(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[str]:
-    """Things that are plainly not so."""
-    color = random.choice([color for color in COLORS if color != scene.background.color])
-    yield f"the background is {color}"
+def _claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Iterator[tuple[str, str]]:
+    """For each fact of a scene, a sentence that says so, and one that would if the fact were another."""
+    other_color = random.choice([color for color in COLORS if color != scene.background.color])
+    yield f"the background is {scene.background.color}", f"the background is {other_color}"
     absent = random.choice([noun for noun in nouns if noun not in scene.nouns])
-    yield f"there is {with_article(absent)}"
     for group in scene.groups:
-        # One more than there are: fewer would be true as well.
-        yield _state_count(group, group.count + 1)
+        yield _state_count(group.noun, group.count), _state_count(absent, group.count)
         if group.size:
-            other = "small" if group.size == "big" else "big"
-            yield f"{definite(group)} {be(group)} {random.choice(SIZES[other])}"
+            sizes = (group.size, "small" if group.size == "big" else "big")
+            true, false = (f"{definite(group)} {be(group)} {random.choice(SIZES[size])}" for size in sizes)
+            yield true, false
     for a, b, relation in _all_relations(scene):
-        yield f"{definite(a)} {be(a)} {relation_phrase(OPPOSITE[relation], random)} {definite(b)}"
+        true, false = (
+            f"{definite(a)} {be(a)} {relation_phrase(said, random)} {definite(b)}"
+            for said in (relation, OPPOSITE[relation])
+        )
+        yield true, false
+    yield random.choice(captions), random.choice(write_captions(_with_other_noun(scene, absent, random), random))
+
+
+def _with_other_noun(scene: Scene, noun: str, random: Random) -> Scene:
+    """The scene if one of its groups were of another noun."""
+    changed = random.randrange(len(scene.groups))
+    groups = [replace(group, noun=noun) if i == changed else group for i, group in enumerate(scene.groups)]
+    return replace(scene, groups=tuple(groups))
 
 
 def _all_relations(scene: Scene) -> Iterator[tuple[Group, Group, str]]:
