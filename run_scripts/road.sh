@@ -30,10 +30,12 @@
 #   text_columns    of the columns with what models read and say, to learn a vocabulary from
 #   task_keys       settings that only this task has
 #   sizes           gives settings their defaults by ARCH and PRESET
-#   task_options    fills the array task_options for fairseq
 #   make_data       writes the embedded data to $OUT/data/$task
-#   teachers        array of NAME=OPTIONS: how the teacher generates; the first is what the student is compared with
+#   scoring         scorer of fairseq-generate
 #   teacher_loss    array: the teacher's criterion and its options
+#   task_options    fills the arrays task_options, of fairseq's programs; teachers, NAME=OPTIONS for each way in which
+#                   the teacher generates; and the options of one more program each: distil_options, latency_options,
+#                   student_options
 
 set -euo pipefail
 
@@ -43,9 +45,10 @@ source "$root/run_scripts/common.sh"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
-KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE DISTIL EPOCHS
- TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
- WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED ${task_keys:-}"
+KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
+ DISTIL EPOCHS TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ DROPOUT
+ WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS TIMED
+ ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 
@@ -131,7 +134,7 @@ if [[ -z ${BPE:-} ]]; then
     --column "$text_columns"
 fi
 
-# answer_options: how a teacher says one of a closed list of answers: the best of all, or what a search among them finds.
+# answer_options: how a teacher says one of a closed list: the best of all, or what a search among them finds.
 answer_options() {
   teachers=("teacher_allcand=--val-inference-type allcand" "teacher_beam5=--val-inference-type beamsearch --beam 5
     --unnormalized")
@@ -145,12 +148,15 @@ question_options() {
   answers=$(dirname "$test_tsv")/trainval_ans2label.pkl
   if [[ -e $answers ]]; then
     task_options+=(--ans2label-file "$answers")
+    distil_options=(--ans2label-file "$answers")
+    latency_options=("${distil_options[@]}") report_options=("${distil_options[@]}")
   else
     task_options+=(--val-inference-type beamsearch)
     teachers=("${teachers[1]}")
   fi
 }
 
+report_options=()
 task_options
 options=(--user-dir "$user_dir" --task "$task" --bpe-dir "$vocab" --max-tgt-length "$WORDS"
   --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS"
@@ -291,6 +297,7 @@ stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/ch
 # A report that is older than what it reports on is made anew.
 [[ -z $(find "$OUT/generate" "$OUT/latency.json" -type f -newer "$OUT/report.html" 2>/dev/null) ]] ||
   rm -f "$OUT/report.html"
-stage report "$OUT/report.html" narvl report "$OUT" --data "$test_tsv" --task "$task" --bpe-dir "$vocab"
+stage report "$OUT/report.html" narvl report "$OUT" --data "$test_tsv" --task "$task" --bpe-dir "$vocab" \
+  "${report_options[@]}"
 rm -rf "$OUT/generate.part"
 echo "Table: $OUT/table.md · page: $OUT/report.html · time of each stage: $OUT/stages.tsv"

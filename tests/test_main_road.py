@@ -109,7 +109,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
 @pytest.mark.parametrize(
     ("name", "teachers", "settings"),
     [
-        ("refcoco", ["teacher_beam5", "teacher_greedy"], ["DISTIL=1"]),
+        ("refcoco", ["teacher_beam5", "teacher_greedy"], []),
         ("snli_ve", ["teacher_allcand", "teacher_beam5"], ["EMA_DECAY=0.9"]),
         ("vqa", ["teacher_allcand", "teacher_beam5"], ["EPOCHS=2"]),
         ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
