@@ -4,8 +4,8 @@
 #   bash run_scripts/vqa.sh [KEY=value ...]
 #
 # Settings of every task are listed in road.sh. Without DATA the questions are those of the package easy-vqa, in its
-# official split (of which TRAIN, VALID and TEST take the first rows). Where DATA holds trainval_ans2label.pkl, a list of
-# all answers, the teacher keeps to it.
+# official split (of which TRAIN, VALID and TEST take the first rows). Where DATA holds trainval_ans2label.pkl, a list
+# of all answers, the teacher keeps to it.
 
 name=vqa
 task=vqa_gen
