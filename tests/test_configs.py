@@ -145,7 +145,7 @@ def test_the_published_recipes(
     ("task", "student_updates", "teacher_updates", "image", "bins"),
     [
         ("caption", 3200, 2200, 128, 0),
-        ("vqa", 1400, 1400, 64, 0),
+        ("vqa", 1000, 1400, 64, 0),
         ("gqa", 3000, 3000, 128, 0),
         ("refcoco", 3000, 3000, 128, 64),
         ("snli_ve", 3000, 3000, 128, 0),
