@@ -101,7 +101,7 @@ def write_features(
                 with torch.inference_mode():
                     features = trunk_features(trunk, stacked.to(chosen))
                 encoded = {
-                    column: base64.b64encode(images.write_features(feature, image_size)).decode("ascii")
+                    column: base64.b64encode(images.encode_features(feature, image_size)).decode("ascii")
                     for (column, (_, image_size)), feature in zip(pictures.items(), features, strict=True)
                 }
                 for columns in kept:

@@ -29,8 +29,6 @@ sizes() {
   defaults BIGRAM_WEIGHT=10 NBEST=5 DISTIL=1 QUERIES=24 MAX_LEN=22 NO_REPEAT_NGRAM=0
 }
 
-make_data() { make_scenes; }
-
 task_options() {
   task_options=(--selected-cols 0,4,2)
   local decoding="--max-len-b $MAX_LEN --no-repeat-ngram-size $NO_REPEAT_NGRAM"

@@ -24,8 +24,6 @@ sizes() {
   defaults QUERIES=7 NUM_BINS=64
 }
 
-make_data() { make_scenes; }
-
 task_options() {
   task_options=(--selected-cols 0,4,2,3 --max-image-size "$PATCH_IMAGE_SIZE" --eval-acc)
   local four_bins="--min-len 4 --max-len-a 0 --max-len-b 4"

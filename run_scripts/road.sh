@@ -30,7 +30,7 @@
 #   text_columns    of the columns with what models read and say, to learn a vocabulary from
 #   task_keys       settings that only this task has
 #   sizes           gives settings their defaults by ARCH and PRESET
-#   make_data       writes the embedded data to $OUT/data/$task
+#   make_data       writes the embedded data to $OUT/data/$task, where that is not make_scenes
 #   scoring         scorer of fairseq-generate
 #   teacher_loss    array: the teacher's criterion and its options
 #   task_options    fills the arrays task_options, of fairseq's programs; teachers, NAME=OPTIONS for each way in which
@@ -125,6 +125,7 @@ make_scenes() {
 }
 
 if [[ -z ${DATA:-} ]]; then
+  declare -F make_data >/dev/null || make_data() { make_scenes; }
   stage data "$test_tsv" make_data
 fi
 
@@ -139,21 +140,6 @@ answer_options() {
   teachers=("teacher_allcand=--val-inference-type allcand" "teacher_beam5=--val-inference-type beamsearch --beam 5
     --unnormalized")
   distil_options=() latency_options=() student_options=()
-}
-
-# question_options: the same with the list of answers that lies beside the questions; without one it may say anything.
-question_options() {
-  answer_options
-  local answers
-  answers=$(dirname "$test_tsv")/trainval_ans2label.pkl
-  if [[ -e $answers ]]; then
-    task_options+=(--ans2label-file "$answers")
-    distil_options=(--ans2label-file "$answers")
-    latency_options=("${distil_options[@]}") report_options=("${distil_options[@]}")
-  else
-    task_options+=(--val-inference-type beamsearch)
-    teachers=("${teachers[1]}")
-  fi
 }
 
 report_options=()

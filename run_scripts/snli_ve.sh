@@ -26,8 +26,6 @@ sizes() {
   defaults QUERIES=3 ADD_CAPTION=0
 }
 
-make_data() { make_scenes; }
-
 task_options() {
   task_options=(--selected-cols 0,2,3,4,5 --eval-acc)
   ((!ADD_CAPTION)) || task_options+=(--add-caption)

@@ -7,17 +7,12 @@
 # official split (of which TRAIN, VALID and TEST take the first rows). Where DATA holds trainval_ans2label.pkl, a list
 # of all answers, the teacher keeps to it.
 
+source "$(dirname "${BASH_SOURCE[0]}")/questions.sh"
 name=vqa
-task=vqa_gen
-image_column=5
-text_columns=2,3
-teacher_loss=(adjust_label_smoothed_cross_entropy)
 scoring=vqa
 
 sizes() {
-  if ((!nano)); then # the paper distils VQA
-    defaults PATCH_IMAGE_SIZE=480 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5 WARMUP_RATIO=0.04 EMA_DECAY=0.9999 DISTIL=1
-  fi
+  ((nano)) || published_sizes
   case $PRESET in
     quick) defaults PATCH_IMAGE_SIZE=64 BATCH=128 TEACHER_UPDATES=1400 STUDENT_UPDATES=1000 ;;
     full) defaults PATCH_IMAGE_SIZE=128 BATCH=128 TEACHER_UPDATES=2500 STUDENT_UPDATES=2500 ;;
@@ -34,11 +29,6 @@ make_data() {
     rows=${split#*=} split=${split%=*}
     head -n "${rows:--0}" "$OUT/easy_vqa/$split.tsv" >"$OUT/data/$task/${split/val/valid}.tsv"
   done
-}
-
-task_options() {
-  task_options=(--selected-cols 0,5,2,3,4 --eval-acc)
-  question_options
 }
 
 source "$(dirname "${BASH_SOURCE[0]}")/road.sh"

@@ -32,7 +32,7 @@ class ImageReader:
 
     Pictures become RGB, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
     ImageNet's values. Where the column holds a `.npy` file, a frozen trunk's features (C, h, w) were computed
-    before, see `write_features`; they come back as float32, unchanged. Relative paths are looked up from `folder`,
+    before, see `narvl features`; they come back as float32, unchanged. Relative paths are looked up from `folder`,
     the TSV's own.
     """
 
@@ -120,7 +120,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         raise BadRow(f"{where}: the image column holds no readable image ({error})") from error
 
 
-def write_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
+def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
     """Return features (C, h, w) as a `.npy` file in float16, followed by one of the picture's width and height."""
     stream = io.BytesIO()
     np.save(stream, features.to(torch.float16).cpu().numpy(), allow_pickle=False)

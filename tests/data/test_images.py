@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.data.images import ImageReader, image_size, resize, write_features
+from narvl_plugin.data.images import ImageReader, encode_features, image_size, resize
 from narvl_plugin.errors import BadRow
 
 WHERE = "train.tsv:3"
@@ -94,7 +94,7 @@ def test_precomputed_features_come_back_unchanged() -> None:
 
 def test_features_tell_the_size_of_their_picture() -> None:
     features = torch.from_numpy(np.random.RandomState(0).standard_normal((5, 2, 3)).astype(np.float16))
-    data = write_features(features, (640, 480))
+    data = encode_features(features, (640, 480))
     tensor, size = ImageReader(64).with_size(base64.b64encode(data).decode(), WHERE)
     assert torch.equal(tensor, features.float())
     assert size == image_size(data, WHERE) == (640, 480)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from narvl_plugin.data.dataset import DatasetOptions
-from narvl_plugin.data.images import write_features
+from narvl_plugin.data.images import encode_features
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
@@ -110,7 +110,7 @@ def test_features_do_if_they_tell_the_size(
     make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path
 ) -> None:
     picture = make(refcoco_rows)[0]
-    (tmp_path / "features.npy").write_bytes(write_features(torch.zeros(5, 2, 2), (8, 6)))
+    (tmp_path / "features.npy").write_bytes(encode_features(torch.zeros(5, 2, 2), (8, 6)))
     refcoco_rows[0][4] = "features.npy"
     dataset = make(refcoco_rows)
     features = dataset[0]
