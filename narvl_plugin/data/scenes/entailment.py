@@ -1,16 +1,19 @@
 """Hypotheses about scenes: true of the picture, false of it, or not to be told from it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 from random import Random
 
 from narvl_plugin.data.scenes.backgrounds import COLORS
 from narvl_plugin.data.scenes.captions import write_captions
 from narvl_plugin.data.scenes.nouns import plural, with_article
-from narvl_plugin.data.scenes.scene import OPPOSITE, Group, Scene, relations
+from narvl_plugin.data.scenes.scene import OPPOSITE, Scene, absent_noun, relations
 from narvl_plugin.data.scenes.words import NUMBERS, SIZES, be, definite, relation_phrase
 
 LABELS = ("entailment", "neutral", "contradiction")
+Claims = Iterator[tuple[str, str]]
+"""For each fact of a scene, a sentence that says so, and one that would if the fact were another."""
 # No picture of objects on a background can settle any of these.
 _UNDECIDABLE = (
     "a child owns {thing}",
@@ -25,7 +28,7 @@ _UNDECIDABLE = (
 
 
 def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> tuple[str, str]:
-    """Write a hypothesis about a scene; the three labels are equally frequent.
+    """Write a hypothesis about a scene; the three labels are equally frequent, and so are the kinds of claims.
 
     What is so and what is not is said in the same words about things of the same kinds, so that of these two only the
     picture tells which it is.
@@ -38,8 +41,20 @@ def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str]
     if label == "neutral":
         thing = definite(random.choice(scene.groups))
         return random.choice(_UNDECIDABLE).format(thing=thing), label
-    true, false = random.choice(list(_claims(scene, captions, nouns, random)))
+    kinds = [claims for kind in _KINDS if (claims := list(kind(scene, captions, nouns, random)))]
+    true, false = random.choice(random.choice(kinds))
     return (true if label == "entailment" else false), label
+
+
+def _color_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Claims:
+    other = random.choice([color for color in COLORS if color != scene.background.color])
+    yield f"the background is {scene.background.color}", f"the background is {other}"
+
+
+def _presence_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Claims:
+    absent = absent_noun(scene, nouns, random)
+    for group in scene.groups:
+        yield _state_count(group.noun, group.count), _state_count(absent, group.count)
 
 
 def _state_count(noun: str, count: int) -> str:
@@ -49,24 +64,27 @@ def _state_count(noun: str, count: int) -> str:
     return f"there are {NUMBERS[count]} {plural(noun)}"
 
 
-def _claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Iterator[tuple[str, str]]:
-    """For each fact of a scene, a sentence that says so, and one that would if the fact were another."""
-    other_color = random.choice([color for color in COLORS if color != scene.background.color])
-    yield f"the background is {scene.background.color}", f"the background is {other_color}"
-    absent = random.choice([noun for noun in nouns if noun not in scene.nouns])
+def _size_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Claims:
     for group in scene.groups:
-        yield _state_count(group.noun, group.count), _state_count(absent, group.count)
         if group.size:
             sizes = (group.size, "small" if group.size == "big" else "big")
             true, false = (f"{definite(group)} {be(group)} {random.choice(SIZES[size])}" for size in sizes)
             yield true, false
-    for a, b, relation in _all_relations(scene):
-        true, false = (
-            f"{definite(a)} {be(a)} {relation_phrase(said, random)} {definite(b)}"
-            for said in (relation, OPPOSITE[relation])
-        )
-        yield true, false
-    yield random.choice(captions), random.choice(write_captions(_with_other_noun(scene, absent, random), random))
+
+
+def _relation_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Claims:
+    for a, b in permutations(scene.groups, 2):
+        for relation in relations(a, b):
+            true, false = (
+                f"{definite(a)} {be(a)} {relation_phrase(said, random)} {definite(b)}"
+                for said in (relation, OPPOSITE[relation])
+            )
+            yield true, false
+
+
+def _caption_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> Claims:
+    other = _with_other_noun(scene, absent_noun(scene, nouns, random), random)
+    yield random.choice(captions), random.choice(write_captions(other, random))
 
 
 def _with_other_noun(scene: Scene, noun: str, random: Random) -> Scene:
@@ -76,10 +94,10 @@ def _with_other_noun(scene: Scene, noun: str, random: Random) -> Scene:
     return replace(scene, groups=tuple(groups))
 
 
-def _all_relations(scene: Scene) -> Iterator[tuple[Group, Group, str]]:
-    """Every ordered pair of groups with a relation that holds."""
-    for a in scene.groups:
-        for b in scene.groups:
-            if a is not b:
-                for relation in relations(a, b):
-                    yield a, b, relation
+_KINDS: tuple[Callable[[Scene, Sequence[str], Sequence[str], Random], Claims], ...] = (
+    _color_claims,
+    _presence_claims,
+    _size_claims,
+    _relation_claims,
+    _caption_claims,
+)

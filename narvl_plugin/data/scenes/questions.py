@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from narvl_plugin.data.scenes.nouns import plural, with_article
-from narvl_plugin.data.scenes.scene import OPPOSITE, Group, Scene, place, relations
+from narvl_plugin.data.scenes.scene import OPPOSITE, Group, Scene, absent_noun, place, relations
 from narvl_plugin.data.scenes.words import NUMBERS, PATTERNS, SIZES, be, definite, relation_phrase
 
 Answers = list[tuple[float, str]]
@@ -37,17 +37,12 @@ def _with_synonyms(best: str, others: Sequence[str]) -> Answers:
     return [(1.0, best), *((_SECOND_BEST, other) for other in others if other != best)]
 
 
-def _absent(scene: Scene, nouns: Sequence[str], random: Random) -> str:
-    """A noun that is not in the picture."""
-    return random.choice([noun for noun in nouns if noun not in scene.nouns])
-
-
 def _how_many(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tuple[str, Answers]]:
     for group in scene.groups:
         yield f"how many {plural(group.noun)} are there", [(1.0, NUMBERS[group.count])]
     total = sum(group.count for group in scene.groups)
     yield "how many objects are in the picture", [(1.0, NUMBERS[total])]
-    yield f"how many {plural(_absent(scene, nouns, random))} are there", _with_synonyms(NUMBERS[0], ["none"])
+    yield f"how many {plural(absent_noun(scene, nouns, random))} are there", _with_synonyms(NUMBERS[0], ["none"])
 
 
 def _background(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tuple[str, Answers]]:
@@ -58,7 +53,7 @@ def _background(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[
 
 def _is_there(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tuple[str, Answers]]:
     yield f"is there {with_article(random.choice(scene.nouns))}", [(1.0, "yes")]
-    yield f"is there {with_article(_absent(scene, nouns, random))}", [(1.0, "no")]
+    yield f"is there {with_article(absent_noun(scene, nouns, random))}", [(1.0, "no")]
 
 
 def _what_is_where(scene: Scene, nouns: Sequence[str], random: Random) -> Iterator[tuple[str, Answers]]:

@@ -1,7 +1,9 @@
 """What a scene holds and which words of place are true of it. Lengths are fractions of the picture's side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from random import Random
 
 from narvl_plugin.data.scenes.backgrounds import Background
 
@@ -60,6 +62,11 @@ class Scene:
     def nouns(self) -> tuple[str, ...]:
         """The nouns in the picture, each once."""
         return tuple(group.noun for group in self.groups)
+
+
+def absent_noun(scene: Scene, nouns: Sequence[str], random: Random) -> str:
+    """One of `nouns` that is not in the picture."""
+    return random.choice([noun for noun in nouns if noun not in scene.nouns])
 
 
 def thing_relations(a: Thing, b: Thing) -> set[str]:
