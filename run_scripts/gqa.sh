@@ -13,10 +13,14 @@ scoring=gqa
 sizes() {
   ((nano)) || published_sizes
   case $PRESET in
-    quick) defaults TRAIN=16000 VALID=200 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=3000 STUDENT_UPDATES=3000 ;;
-    full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=8000 STUDENT_UPDATES=8000 ;;
+    quick)
+      defaults PATCH_IMAGE_SIZE=96 TRAIN=16000 VALID=200 TEST=1000 NOUNS=20 OBJECTS=2 \
+        TEACHER_UPDATES=1200 STUDENT_UPDATES=600
+      ;;
+    full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=3000 ;;
   esac
-  defaults QUERIES=6
+  # At higher rates, answers of yes and no stay guesses for thousands of updates.
+  defaults QUERIES=6 BATCH=128 TEACHER_LR=5e-4 STUDENT_LR=5e-4 DROPOUT=0
 }
 
 source "$(dirname "${BASH_SOURCE[0]}")/road.sh"

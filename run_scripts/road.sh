@@ -66,11 +66,11 @@ teacher_arch=ofa_${ARCH#narvl_}
 [[ " smoke quick full " == *" $PRESET "* ]] || die "PRESET=$PRESET: choose smoke, quick or full"
 ((nano)) || [[ -n ${BPE:-} ]] || die "ARCH=$ARCH: give BPE=FOLDER with the dict.txt of the published checkpoints"
 
-sizes
 if ((!nano)); then # the recipe of the published models, for one GPU
   defaults BATCH=16 UPDATE_FREQ=8 LABEL_SMOOTHING=0.1 ADAM_BETA2=0.999 NUM_BINS=1000 MATMUL_PRECISION=highest \
-    BIGRAM_WEIGHT=0
+    BIGRAM_WEIGHT=0 DROPOUT=0.1
 fi
+sizes
 if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything.
   defaults TRAIN=32 VALID=8 TEST=8 NOUNS=8 OBJECTS=1 PATCH_IMAGE_SIZE=64 VOCAB_SIZE=200 \
     BATCH=16 TEACHER_UPDATES=4 TEACHER_LR=1e-3 STUDENT_UPDATES=4 STUDENT_LR=1e-3 BEAM=5 TIMED=4

@@ -80,9 +80,8 @@ def test_students(composed: Any, name: str) -> None:
     assert cfg.model._name == f"narvl_{size}"
     assert has_the_values_of_its_size(cfg, size, NarvlConfig())
     drop_path = 0.0 if size == "nano" else 0.1
-    assert (cfg.model.dropout, cfg.model.encoder_drop_path_rate, cfg.model.decoder_drop_path_rate) == (
-        *(0.1, drop_path, drop_path),
-    )
+    assert cfg.model.encoder_drop_path_rate == cfg.model.decoder_drop_path_rate == drop_path
+    assert cfg.model.dropout == (0.0 if name in ("gqa_nano", "snli_ve_nano") else 0.1)
     assert cfg.model.num_queries == (24 if name == "caption_nano" else QUERIES[task])
     assert cfg.model.freeze_embedding == (task in ("caption", "vqa", "gqa") and size != "nano")
     assert (cfg.criterion._name, cfg.checkpoint.save_dir) == ("qctc", f"runs/{name}/student")
@@ -142,17 +141,25 @@ def test_the_published_recipes(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("task", "student_updates", "teacher_updates", "image", "bins"),
+    ("task", "student_updates", "teacher_updates", "lr", "dropout", "batch", "image", "bins"),
     [
-        ("caption", 3200, 2200, 128, 0),
-        ("vqa", 1000, 1400, 64, 0),
-        ("gqa", 3000, 3000, 128, 0),
-        ("refcoco", 3000, 3000, 128, 64),
-        ("snli_ve", 3000, 3000, 128, 0),
+        ("caption", 3200, 2200, 2e-3, 0.1, 32, 128, 0),
+        ("vqa", 1000, 1400, 2e-3, 0.1, 128, 64, 0),
+        ("gqa", 600, 1200, 5e-4, 0.0, 128, 96, 0),
+        ("refcoco", 3000, 3000, 2e-3, 0.1, 32, 128, 64),
+        ("snli_ve", 600, 1500, 5e-4, 0.0, 128, 64, 0),
     ],
 )
 def test_embedded_recipes_are_those_of_the_scripts(
-    composed: Any, task: str, student_updates: int, teacher_updates: int, image: int, bins: int
+    composed: Any,
+    task: str,
+    student_updates: int,
+    teacher_updates: int,
+    lr: float,
+    dropout: float,
+    batch: int,
+    image: int,
+    bins: int,
 ) -> None:
     student = composed(f"{task}_nano")
     teacher = composed(f"{task}_nano", "role=nano_teacher", "model._name=ofa_nano")
@@ -166,9 +173,9 @@ def test_embedded_recipes_are_those_of_the_scripts(
         assert (cfg.optimization.max_update, cfg.optimization.max_epoch) == (updates, 0)
         assert cfg.lr_scheduler.total_num_update == updates
         assert cfg.checkpoint.save_interval_updates == cfg.dataset.validate_interval_updates == 300
-        assert (list(cfg.optimization.lr), cfg.lr_scheduler.warmup_ratio) == ([2e-3], 0.06)
-        batch_size = 128 if task == "vqa" else 32
-        assert (cfg.dataset.batch_size, list(cfg.optimization.update_freq)) == (batch_size, [1])
+        assert (list(cfg.optimization.lr), cfg.lr_scheduler.warmup_ratio) == ([lr], 0.06)
+        assert (cfg.dataset.batch_size, list(cfg.optimization.update_freq)) == (batch, [1])
+        assert cfg.model.dropout == dropout
         assert cfg.optimizer.adam_betas == "(0.9, 0.98)"
         assert cfg.task.matmul_precision == "medium"
         assert not cfg.ema.store_ema

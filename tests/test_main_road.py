@@ -149,3 +149,34 @@ def test_settings_that_cannot_work_are_refused(
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-5", "EPOCHS": "5", "QUERIES": "20"}),
+        ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "7"}),
+        ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "5", "QUERIES": "3"}),
+        ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
+        ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
+    ],
+)
+def test_larger_models_are_trained_as_published(tmp_path: Path, name: str, expected: dict[str, str]) -> None:
+    """Their recipe is settled before anything runs, and here training fails at once."""
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    (tmp_path / "narvl").symlink_to("/bin/true")
+    (tmp_path / "fairseq-train").symlink_to("/bin/false")
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").touch()
+    command = ["bash", str(tmp_path / "run_scripts" / f"{name}.sh"), "ARCH=narvl_base", f"DATA={tmp_path}"]
+    subprocess.run(
+        [*command, f"BPE={tmp_path}", f"OUT={tmp_path / 'run'}"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
+    lines = (tmp_path / "run" / "settings.txt").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines)
+    shared = {"BATCH": "16", "UPDATE_FREQ": "8", "LABEL_SMOOTHING": "0.1", "DROPOUT": "0.1", "ADAM_BETA2": "0.999"}
+    expected = {**shared, "NUM_BINS": "1000", "BIGRAM_WEIGHT": "0", **expected}
+    assert {key: settings[key] for key in expected} == expected
