@@ -4,16 +4,19 @@ One more lives in the tasks, which force --required-batch-size-multiple 1, and o
 GPT-2 codec decodes `<bin_7>`.
 """
 
+import contextlib
 import functools
 import os
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, trainer
-from fairseq.data import data_utils
+from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
@@ -34,6 +37,7 @@ def apply() -> None:
     copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
+    end_reading_with_training()
     share_checkpoints_among_processes()
     block_repeated_ngrams()
     show_input_errors_briefly()
@@ -150,6 +154,35 @@ def refuse_empty_spawn() -> None:
         call_main(cfg, main, **kwargs)
 
     distributed_utils.call_main = checked_call_main
+
+
+def end_reading_with_training() -> None:
+    """Let the threads that read ahead end before the program does.
+
+    Mends the end of `fairseq-train --max-update N` amid an epoch: a daemon thread is then still unpacking batches in
+    torch's C++, where Python's end kills it, now and then with "terminate called without an active exception" and a
+    failing exit status after all went well.
+    """
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_and_end_reading(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        try:
+            call_main(cfg, main, **kwargs)
+        finally:
+            for reader in threading.enumerate():
+                if isinstance(reader, iterators.BackgroundConsumer):
+                    end_reading(reader)
+
+    distributed_utils.call_main = call_main_and_end_reading
+
+
+def end_reading(reader: iterators.BackgroundConsumer) -> None:
+    """End a thread that reads ahead, after the batch at which it is."""
+    reader._max_len = 0
+    while reader.is_alive():
+        with contextlib.suppress(queue.Empty):
+            reader._queue.get(timeout=0.1)  # it may be waiting for room
 
 
 def share_checkpoints_among_processes() -> None:

@@ -1,6 +1,7 @@
 """Each repair against the call that fails without it."""
 
 import argparse
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import data_utils
+from fairseq.data import data_utils, iterators
 from fairseq.dataclass.configs import CommonConfig, DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
@@ -114,6 +115,22 @@ class TestSpawnWithoutGpu:
         called = []
         distributed_utils.call_main(distributed_config(), called.append)
         assert len(called) == 1
+
+
+@pytest.mark.parametrize("failure", [None, KeyError("batch")])
+def test_reading_ahead_ends_with_training(failure: Exception | None) -> None:
+    batches = iterators.BufferedIterator(2, range(1000))
+
+    def train(cfg: object) -> None:
+        assert next(batches) == 0
+        assert batches._consumer.is_alive()
+        if failure:
+            raise failure
+
+    with pytest.raises(KeyError) if failure else contextlib.nullcontext():
+        distributed_utils.call_main(distributed_config(distributed_world_size=1), train)
+    assert not batches._consumer.is_alive()
+    assert batches._consumer.count < 10
 
 
 class TestRepeatedNgrams:

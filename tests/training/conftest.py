@@ -46,10 +46,6 @@ def print_exactly(self, logged, sample_size, grad_norm=None):
 
 trainer.Trainer._reduce_and_log_stats = print_exactly
 cli_main()
-# Without the interpreter's own end, which a reading thread that still runs then was seen to abort once in ten.
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(0)
 """
 
 
