@@ -147,7 +147,7 @@ def test_the_published_recipes(
         ("vqa", 1000, 1400, 2e-3, 0.1, 128, 64, 0),
         ("gqa", 600, 1200, 5e-4, 0.0, 128, 96, 0),
         ("refcoco", 1000, 1500, 1e-3, 0.0, 64, 128, 64),
-        ("snli_ve", 600, 1500, 5e-4, 0.0, 128, 64, 0),
+        ("snli_ve", 500, 1200, 5e-4, 0.0, 128, 64, 0),
     ],
 )
 def test_embedded_recipes_are_those_of_the_scripts(
