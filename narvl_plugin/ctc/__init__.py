@@ -1,6 +1,8 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
 from narvl_plugin.ctc.align import Alignment, viterbi
+from narvl_plugin.ctc.beam import Scored, prefix_beam_search
+from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.constrained import (
     Automaton,
     constrained_path,
@@ -19,8 +21,11 @@ __all__ = [
     "Automaton",
     "Collapsed",
     "Hypothesis",
+    "Scored",
     "TargetsDoNotFit",
+    "Trie",
     "bigram_f1",
+    "build_trie",
     "collapse",
     "constrained_path",
     "constrained_search",
@@ -28,9 +33,12 @@ __all__ = [
     "log_sum_exp",
     "may_end_in",
     "one_of",
+    "prefix_beam_search",
     "queries_needed",
     "query_ctc_any_loss",
     "query_ctc_loss",
+    "score_candidates",
+    "score_trie",
     "sequence_of",
     "viterbi",
 ]

@@ -1,0 +1,125 @@
+"""Prefix beam search: the outputs of highest probability, each summed over its paths.
+
+Legend: B batch, N queries, V labels, W outputs in the beam, K labels tried at a query, T tokens of an output.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
+
+
+class Scored(NamedTuple):
+    """An output, tokens (T,), and the log of its probability, a scalar in nats: the sum over the paths to it."""
+
+    tokens: Tensor
+    score: Tensor
+
+
+class Beam(NamedTuple):
+    """The outputs that are followed.
+
+    tokens: (B, W, N), the blank after their last; lengths: (B, W); in_blank, in_label: (B, W) log of the summed
+    probability of the paths to each that end in a blank, or in its last token.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    in_blank: Tensor
+    in_label: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, W): log of the summed probability of all paths to each output."""
+        return torch.logaddexp(self.in_blank, self.in_label)
+
+    @property
+    def last(self) -> Tensor:
+        """(B, W): the last token of each output, and whatever stands first of one without any."""
+        return self.tokens.gather(2, (self.lengths - 1).clamp(min=0)[..., None])[..., 0]
+
+
+def prefix_beam_search(
+    log_probs: Tensor, *, blank: int, beam_size: int, nbest: int = 1, top_k: int | None = None
+) -> list[list[Scored]]:
+    """Find the outputs of highest probability, best first, at most `nbest` of each sample.
+
+    At each query the `beam_size` best outputs go on, each lengthened by the `top_k` most probable labels (by all
+    where None). What this leaves out is missing in the scores, so that they are lower bounds; they are exact where
+    nothing is left out.
+
+    log_probs: (B, N, V), normalised. Raises ValueError for sizes below 1. Source: Graves, Sequence Transduction, 2012,
+    algorithm 1, in the form for CTC of Hannun et al., arXiv 1408.2873.
+    """
+    if min(beam_size, nbest, 1 if top_k is None else top_k) < 1:
+        raise ValueError(f"beam_size {beam_size}, nbest {nbest} and top_k {top_k} must be at least 1")
+    batch, num_queries, num_labels = log_probs.shape
+    dtype = accumulation_dtype(log_probs.dtype)
+    best, labels = log_probs.topk(min(top_k or num_labels, num_labels), dim=2)
+    best = best.to(dtype).clamp(min=IMPOSSIBLE).masked_fill(labels == blank, IMPOSSIBLE)
+    blanks = log_probs[:, :, blank].to(dtype).clamp(min=IMPOSSIBLE)
+
+    beam = _nothing_said(log_probs.new_full((batch, beam_size), IMPOSSIBLE, dtype=dtype), num_queries, blank)
+    for query in range(num_queries):
+        again = log_probs[:, query].gather(1, beam.last).to(dtype).clamp(min=IMPOSSIBLE)
+        beam = _read_query(beam, best[:, query], labels[:, query], blanks[:, query], again, blank)
+
+    scores, order = beam.scores.topk(min(nbest, beam_size), dim=1)
+    return [
+        [
+            Scored(beam.tokens[sample, place, : int(beam.lengths[sample, place])], score)
+            for place, score in zip(order[sample].tolist(), scores[sample], strict=True)
+            if score > IMPOSSIBLE / 2
+        ]
+        for sample in range(batch)
+    ]
+
+
+def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:
+    """Return the beam before any query: scores (B, W), all impossible, but the first output is empty and certain."""
+    tokens = scores.new_full((*scores.shape, num_queries), blank, dtype=torch.int64)
+    in_blank = scores.clone()
+    in_blank[:, 0] = 0.0
+    return Beam(tokens, tokens.new_zeros(scores.shape), in_blank, scores)
+
+
+def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again: Tensor, blank: int) -> Beam:
+    """Follow all outputs over one query, and keep the best.
+
+    best, labels: (B, K) log-probabilities and labels to lengthen outputs by; blanks: (B,) log-probability of the blank;
+    again: (B, W) of each output's last token.
+    """
+    tokens, lengths, in_blank, in_label = beam
+    size = lengths.size(1)
+    scores, last = beam.scores, beam.last
+    # One output may be another and a token more; what lengthens that one to it is the same output, and adds to it.
+    shorter = tokens.scatter(2, (lengths - 1).clamp(min=0)[..., None], blank)
+    followed = (lengths > 0) & (scores > IMPOSSIBLE / 2)
+    lengthens = (shorter[:, :, None] == tokens[:, None]).all(3) & followed[..., None]  # (B, W, W)
+    # A token right after itself is read as one, so that only what ends in a blank can repeat it.
+    before = torch.where(last[:, :, None] == last[:, None], in_blank[:, None], scores[:, None])
+    before = before.masked_fill(~lengthens, IMPOSSIBLE).amax(2)
+    stay_in_label = torch.logaddexp(in_label, before) + again
+    stay_in_blank = scores + blanks[:, None]
+
+    longer = torch.where(labels[:, None] == last[..., None], in_blank[..., None], scores[..., None]) + best[:, None]
+    there_already = (lengthens[..., None] & (last[:, :, None] == labels[:, None])[:, :, None]).any(1)
+    longer = longer.masked_fill(there_already, IMPOSSIBLE)
+
+    candidates = torch.cat([torch.logaddexp(stay_in_blank, stay_in_label), longer.flatten(1)], 1)
+    kept, place = candidates.topk(size, dim=1)
+    stays = place < size
+    source = torch.where(stays, place, (place - size) // labels.size(1))
+    label = labels.gather(1, (place - size).remainder(labels.size(1)))
+    tokens = tokens.gather(1, source[..., None].expand_as(tokens))
+    lengths = lengths.gather(1, source)
+    end = lengths.clamp(max=tokens.size(2) - 1)[..., None]
+    tokens = torch.where(stays[..., None], tokens, tokens.scatter(2, end, label[..., None]))
+    return Beam(
+        tokens,
+        lengths + ~stays,
+        stay_in_blank.gather(1, source).masked_fill(~stays, IMPOSSIBLE),
+        torch.where(stays, stay_in_label.gather(1, source), kept),
+    )

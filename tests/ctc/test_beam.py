@@ -1,0 +1,103 @@
+"""Prefix beam search: against all paths of tiny lattices, and against the loss."""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from narvl_plugin.ctc import greedy, prefix_beam_search, query_ctc_loss
+
+BLANK = 2
+LABELS = 4
+
+
+def random_log_probs(seed: int, batch: int = 3, queries: int = 5, labels: int = LABELS) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(batch, queries, labels, generator=generator, dtype=torch.float64)).log_softmax(2)
+
+
+def all_outputs(log_probs: Tensor, collapse_path: Callable[..., tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+    """Return the probability of every output of one sample, (N, V)."""
+    outputs: dict[tuple[int, ...], float] = defaultdict(float)
+    for path in itertools.product(range(log_probs.size(1)), repeat=log_probs.size(0)):
+        score = float(log_probs[range(len(path)), path].sum())
+        outputs[collapse_path(path, BLANK)] += math.exp(score)
+    return outputs
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unlimited_it_finds_every_output_with_its_probability(
+    seed: int, collapse_path: Callable[..., tuple[int, ...]]
+) -> None:
+    log_probs = random_log_probs(seed)
+    found = prefix_beam_search(log_probs, blank=BLANK, beam_size=400, nbest=400)
+    for sample, hypotheses in enumerate(found):
+        expected = all_outputs(log_probs[sample], collapse_path)
+        assert {tuple(tokens.tolist()) for tokens, _ in hypotheses} == set(expected)
+        assert len(hypotheses) == len(expected)
+        for tokens, score in hypotheses:
+            assert math.exp(score) == pytest.approx(expected[tuple(tokens.tolist())], rel=1e-9)
+        scores = [float(score) for _, score in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_are_those_of_the_loss(seed: int) -> None:
+    log_probs = random_log_probs(seed, queries=6).float()
+    for sample, hypotheses in enumerate(prefix_beam_search(log_probs, blank=BLANK, beam_size=500, nbest=5)):
+        for tokens, score in hypotheses:
+            loss = query_ctc_loss(log_probs[sample, None], tokens[None], torch.tensor([len(tokens)]), blank=BLANK)
+            assert float(score) == pytest.approx(-float(loss), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_narrow_beam_gives_lower_bounds_of_different_outputs(
+    seed: int, collapse_path: Callable[..., tuple[int, ...]]
+) -> None:
+    log_probs = random_log_probs(seed, queries=6)
+    for sample, hypotheses in enumerate(prefix_beam_search(log_probs, blank=BLANK, beam_size=4, nbest=4, top_k=2)):
+        expected = all_outputs(log_probs[sample], collapse_path)
+        assert len({tuple(tokens.tolist()) for tokens, _ in hypotheses}) == len(hypotheses) == 4
+        for tokens, score in hypotheses:
+            assert math.exp(score) <= expected[tuple(tokens.tolist())] + 1e-9
+
+
+def test_an_output_that_left_the_beam_and_comes_back_is_not_there_twice(
+    collapse_path: Callable[..., tuple[int, ...]],
+) -> None:
+    for seed in range(60):
+        log_probs = random_log_probs(seed, batch=8, queries=7)
+        for hypotheses in prefix_beam_search(log_probs, blank=BLANK, beam_size=3, nbest=3):
+            assert len({tuple(tokens.tolist()) for tokens, _ in hypotheses}) == len(hypotheses)
+
+
+def test_it_finds_what_greedy_search_misses() -> None:
+    """Two queries: 'a' has the paths a-, -a, aa (0.64 in all), nothing has -- (0.36), the best single path."""
+    log_probs = torch.tensor([[[0.4, 0.6]] * 2]).log()
+    assert greedy(log_probs, blank=1)[0].tokens.tolist() == []
+    ((first, second),) = prefix_beam_search(log_probs, blank=1, beam_size=2, nbest=2)
+    assert (first.tokens.tolist(), second.tokens.tolist()) == ([0], [])
+    assert math.exp(first.score) == pytest.approx(0.64)
+    assert math.exp(second.score) == pytest.approx(0.36)
+
+
+def test_outputs_without_any_probability_are_left_out() -> None:
+    log_probs = torch.tensor([[[1.0, 0.0, 0.0]] * 2]).log()
+    ((only,),) = prefix_beam_search(log_probs, blank=2, beam_size=5, nbest=5)
+    assert (only.tokens.tolist(), float(only.score)) == ([0], 0.0)
+
+
+def test_no_query_and_no_sample() -> None:
+    ((only,),) = prefix_beam_search(torch.zeros(1, 0, 3), blank=0, beam_size=2, nbest=2)
+    assert (only.tokens.tolist(), float(only.score)) == ([], 0.0)
+    assert prefix_beam_search(torch.zeros(0, 4, 3), blank=0, beam_size=2) == []
+
+
+@pytest.mark.parametrize("sizes", [{"beam_size": 0}, {"beam_size": 2, "nbest": 0}, {"beam_size": 2, "top_k": 0}])
+def test_sizes_below_one_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        prefix_beam_search(torch.zeros(1, 2, 3), blank=0, **sizes)
