@@ -14,7 +14,7 @@ from narvl_plugin.ctc.constrained import (
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
-from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy
+from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 
 __all__ = [
     "Alignment",
@@ -30,6 +30,7 @@ __all__ = [
     "constrained_path",
     "constrained_search",
     "greedy",
+    "hypotheses_of",
     "log_sum_exp",
     "may_end_in",
     "one_of",

@@ -37,9 +37,9 @@ class AnswerTaskConfig(BaseTaskConfig):
     val_inference_type: ChoiceEnum(["allcand", "beamsearch"]) = field(  # type: ignore[valid-type]
         default="allcand",
         metadata={
-            "help": "how a teacher answers, in validation and in fairseq-generate: allcand scores all answers of the "
-            "closed list, beamsearch searches among them (with no list: freely). A student says its most probable "
-            "path to one of them"
+            "help": "how models answer, in validation and in fairseq-generate: allcand scores all answers of the "
+            "closed list, beamsearch searches among them (with no list: freely), of which a student says the one with "
+            "the most probable path"
         },
     )
     valid_batch_size: int = field(
@@ -67,6 +67,12 @@ class AnswerTask(BaseTask):
     def language(self) -> Automaton | None:
         """Return the answers of the closed list, None if there is no list."""
         return None if self.trie is None else one_of(tokens[:-1].tolist() for tokens in self.trie.tokens)
+
+    def closed_list(self) -> Sequence[torch.Tensor] | None:
+        """Return the answers of the closed list, if --val-inference-type allcand has all of them scored."""
+        if self.trie is None or str(self.cfg.val_inference_type) != "allcand":
+            return None
+        return [tokens[:-1] for tokens in self.trie.tokens]
 
     def build_generator(
         self,

@@ -178,6 +178,10 @@ class BaseTask(CommonTask):
         """Return the outputs that a student may say, None if that is any sequence of tokens."""
         return None
 
+    def closed_list(self) -> Sequence[torch.Tensor] | None:
+        """Return the tokens (T,) of each output that a student chooses from, None if it chooses from no list."""
+        return None
+
     def build_generator(
         self,
         models: Sequence[torch.nn.Module],
@@ -196,7 +200,9 @@ class BaseTask(CommonTask):
                 models,
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
+                beam_size=getattr(args, "beam", 1),
                 language=self.language(),
+                answers=self.closed_list(),
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")

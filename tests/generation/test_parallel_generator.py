@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def path(*labels: tuple[int, float]) -> Tensor:
     return torch.stack(rows)
 
 
-def generate(dictionary: Dictionary, *probabilities: Tensor, **options: str) -> list[list[dict]]:
+def generate(dictionary: Dictionary, *probabilities: Tensor, **options: Any) -> list[list[dict]]:
     """Generate with an ensemble of fixed students for one batch each."""
     models = [Fixed(p if p.dim() == 3 else p[None]) for p in probabilities]
     generator = ParallelGenerator(models, dictionary, **options)
@@ -66,7 +68,7 @@ def test_repeats_merge_blanks_part_and_the_end_is_added(dictionary: Dictionary) 
     assert hypothesis["alignment"].tolist() == [0, 3, 4]
     expected = [math.log(0.9), math.log(0.6), math.log(0.7), 0.0]
     assert hypothesis["positional_scores"].tolist() == pytest.approx(expected, abs=1e-5)
-    assert float(hypothesis["score"]) == pytest.approx(math.log(0.9 * 0.5 * 0.8 * 0.6 * 0.7) / 5, abs=1e-5)
+    assert float(hypothesis["score"]) == pytest.approx(math.log(0.9 * 0.5 * 0.8 * 0.6 * 0.7), abs=1e-5)
     assert nothing["tokens"].tolist() == [dictionary.eos()]
     assert nothing["alignment"].tolist() == []
 
@@ -85,14 +87,45 @@ def test_nothing_but_the_language_is_said(dictionary: Dictionary) -> None:
     assert free["tokens"].tolist() == [A, B, dictionary.eos()]
     # After the best path's a b, a blank is what costs least: all others of the second query are equally likely.
     assert bound["tokens"].tolist() in ([A, dictionary.eos()], [A, C, dictionary.eos()])
-    assert float(bound["score"]) == pytest.approx(math.log(0.6 * (0.1 / BLANK) * 0.8) / 3, abs=1e-6)
+    assert float(bound["score"]) == pytest.approx(math.log(0.6 * (0.1 / BLANK) * 0.8), abs=1e-6)
 
 
 def test_the_end_may_be_spoken_in_a_language_too(dictionary: Dictionary) -> None:
     eos = dictionary.eos()
     ((bound,),) = generate(dictionary, path((A, 0.9), (eos, 0.9)), language=one_of([(A,)]))
     assert bound["tokens"].tolist() == [A, eos]
-    assert float(bound["score"]) == pytest.approx(math.log(0.9 * 0.9) / 2, abs=1e-6)
+    assert float(bound["score"]) == pytest.approx(math.log(0.9 * 0.9), abs=1e-6)
+
+
+def test_a_beam_returns_outputs_by_the_sum_over_their_paths(dictionary: Dictionary) -> None:
+    """A silent path is the most probable one (0.36), but three paths say a (0.64)."""
+    probabilities = torch.zeros(2, BLANK + 1)
+    probabilities[:, A], probabilities[:, BLANK] = 0.4, 0.6
+    ((silent,),) = generate(dictionary, probabilities)
+    assert silent["tokens"].tolist() == [dictionary.eos()]
+    ((first, second),) = generate(dictionary, probabilities, beam_size=3)
+    assert first["tokens"].tolist() == [A, dictionary.eos()]
+    assert [math.exp(first["score"]), math.exp(second["score"])] == pytest.approx([0.64, 0.36])
+    assert first["alignment"].tolist() in ([0], [1])
+    assert first["positional_scores"].tolist() == pytest.approx([math.log(0.4), 0.0])
+    assert second["tokens"].tolist() == [dictionary.eos()]
+
+
+def test_answers_of_a_list_are_scored_exactly(dictionary: Dictionary) -> None:
+    probabilities = path((A, 0.6), (B, 0.9), (BLANK, 0.8))
+    answers = [torch.tensor(answer) for answer in ([A, C], [A], [A, B, C, A], [B, B])]
+    (found,) = generate(dictionary, probabilities, answers=answers, beam_size=4)
+    eos = dictionary.eos()
+    expected = dict.fromkeys([(A, C), (A,), (B, B)], 0.0)  # the third answer needs four queries
+    for labels in itertools.product(range(BLANK + 1), repeat=3):
+        said = tuple(label for label, _ in itertools.groupby(labels) if label != BLANK)
+        said = said[:-1] if said and said[-1] == eos else said
+        if said in expected:
+            expected[said] += float(probabilities[range(3), labels].prod())
+    ranked = sorted(expected, key=expected.__getitem__, reverse=True)
+    assert [hypothesis["tokens"].tolist() for hypothesis in found] == [[*answer, eos] for answer in ranked]
+    scores = [math.exp(hypothesis["score"]) for hypothesis in found]
+    assert scores == pytest.approx([expected[answer] for answer in ranked], rel=1e-5)
 
 
 def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:
