@@ -104,8 +104,13 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, row: int) -> str:
         """Answer one row: read, decode and resize its picture, run the model, search, write the words."""
-        ((best, *_),) = self.task.inference_step(self._generator, [self.model], self.batch(row))
-        return self.task.codec.decode(best["tokens"])
+        return self.task.codec.decode(self.answer(self.batch(row)))
+
+    def answer(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Answer the one row of a batch: the tokens (T,) of the best hypothesis, closed by `</s>`."""
+        ((best, *_),) = self.task.inference_step(self._generator, [self.model], batch)
+        tokens: torch.Tensor = best["tokens"]
+        return tokens
 
     def label_text(self, label: int) -> str:
         """Write one output label; special symbols, which are no words, by their name."""

@@ -1,7 +1,7 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
 from narvl_plugin.ctc.align import Alignment, viterbi
-from narvl_plugin.ctc.beam import Scored, prefix_beam_search
+from narvl_plugin.ctc.beam import Scored, constrained_beam_search, prefix_beam_search
 from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.constrained import (
     Automaton,
@@ -27,6 +27,7 @@ __all__ = [
     "bigram_f1",
     "build_trie",
     "collapse",
+    "constrained_beam_search",
     "constrained_path",
     "constrained_search",
     "greedy",

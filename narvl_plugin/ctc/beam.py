@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from narvl_plugin.ctc.constrained import Automaton, accepted, constrained_search
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
+from narvl_plugin.ctc.loss import query_ctc_loss
 
 
 class Scored(NamedTuple):
@@ -67,14 +70,43 @@ def prefix_beam_search(
         beam = _read_query(beam, best[:, query], labels[:, query], blanks[:, query], again, blank)
 
     scores, order = beam.scores.topk(min(nbest, beam_size), dim=1)
+    tokens = beam.tokens.gather(1, order[..., None].expand(-1, -1, num_queries))
+    lengths = beam.lengths.gather(1, order).tolist()
+    possible = (scores > IMPOSSIBLE / 2).sum(1).tolist()
     return [
-        [
-            Scored(beam.tokens[sample, place, : int(beam.lengths[sample, place])], score)
-            for place, score in zip(order[sample].tolist(), scores[sample], strict=True)
-            if score > IMPOSSIBLE / 2
-        ]
-        for sample in range(batch)
+        [Scored(tokens[row, place, : lengths[row][place]], scores[row, place]) for place in range(possible[row])]
+        for row in range(batch)
     ]
+
+
+def constrained_beam_search(
+    log_probs: Tensor, automaton: Automaton, *, blank: int, beam_size: int, top_k: int | None = None
+) -> list[list[Scored]]:
+    """Find the outputs of highest probability that lie in the automaton's language, best first.
+
+    The beam follows all outputs of the language's labels, and what it ends with is sifted. Where nothing is left, the
+    one output is that of the most probable path into the language.
+
+    log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
+    """
+    automaton = automaton.to(log_probs.device)
+    labels = automaton.labels.unique()
+    index = torch.cat([labels, labels.new_tensor([blank])])
+    of_language = log_probs[:, :, index]
+    beams = prefix_beam_search(of_language, blank=len(labels), beam_size=beam_size, nbest=beam_size, top_k=top_k)
+    outputs = [[Scored(labels[tokens], score) for tokens, score in beam] for beam in beams]
+    flat = [tokens for beam in outputs for tokens, _ in beam]
+    lengths = torch.tensor([len(tokens) for tokens in flat], dtype=torch.int64, device=log_probs.device)
+    fits = iter(accepted(pad_sequence(flat, batch_first=True), lengths, automaton).tolist() if flat else [])
+    outputs = [[output for output in beam if next(fits)] for beam in outputs]
+
+    empty = [row for row, beam in enumerate(outputs) if not beam]
+    if empty:
+        found = constrained_search(log_probs[empty], automaton, blank=blank)
+        for row, (tokens, *_) in zip(empty, found, strict=True):
+            loss = query_ctc_loss(log_probs[row, None], tokens[None], lengths.new_tensor([len(tokens)]), blank=blank)
+            outputs[row] = [Scored(tokens, -loss)]
+    return outputs
 
 
 def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:
@@ -105,8 +137,9 @@ def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again:
     stay_in_blank = scores + blanks[:, None]
 
     longer = torch.where(labels[:, None] == last[..., None], in_blank[..., None], scores[..., None]) + best[:, None]
-    there_already = (lengthens[..., None] & (last[:, :, None] == labels[:, None])[:, :, None]).any(1)
-    longer = longer.masked_fill(there_already, IMPOSSIBLE)
+    by_label = last[:, :, None] == labels[:, None]  # (B, W, K)
+    there_already = lengthens.transpose(1, 2).to(longer.dtype) @ by_label.to(longer.dtype)
+    longer = longer.masked_fill(there_already > 0, IMPOSSIBLE)
 
     candidates = torch.cat([torch.logaddexp(stay_in_blank, stay_in_label), longer.flatten(1)], 1)
     kept, place = candidates.topk(size, dim=1)

@@ -62,15 +62,15 @@ def bins_in(text: str) -> list[int] | None:
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the area of the intersection over that of the union, 0 to 1: (B, 4), (B, 4) -> (B,).
+    """Return the area of the intersection over that of the union, 0 to 1: (…, 4), (…, 4) -> (…), broadcast.
 
     A box whose edges are the wrong way round covers nothing. The scale of either axis does not matter.
     """
-    corner, opposite = boxes[:, :2].maximum(others[:, :2]), boxes[:, 2:].minimum(others[:, 2:])
+    corner, opposite = boxes[..., :2].maximum(others[..., :2]), boxes[..., 2:].minimum(others[..., 2:])
     common = _area(corner, opposite)
-    union = _area(boxes[:, :2], boxes[:, 2:]) + _area(others[:, :2], others[:, 2:]) - common
+    union = _area(boxes[..., :2], boxes[..., 2:]) + _area(others[..., :2], others[..., 2:]) - common
     return torch.where(union > 0, common / union, 0.0)
 
 
 def _area(corner: Tensor, opposite: Tensor) -> Tensor:
-    return (opposite - corner).clamp(min=0).prod(1)
+    return (opposite - corner).clamp(min=0).prod(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from narvl_plugin.ctc import (
     Scored,
     Trie,
     build_trie,
+    constrained_beam_search,
     constrained_search,
     greedy,
     hypotheses_of,
@@ -25,6 +26,9 @@ from narvl_plugin.ctc import (
     viterbi,
 )
 from narvl_plugin.data.collate import pad_tokens
+
+Agreement = Callable[[Sequence[Tensor]], Tensor]
+"""Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
 
 LABELS_TRIED = 32
 """Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
@@ -39,11 +43,14 @@ class ParallelGenerator:
         dictionary: the task's target dictionary, which does not hold the blank.
         print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
             prints (query, place in the output).
-        beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows and returns.
+        beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows.
+        nbest: outputs to return of each sample; all of the beam unless given.
+        agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
+            are ordered by their expected gain, and not by their probability.
         language: the outputs that there are, where not all sequences of tokens are; then nothing else is said, but
             the most probable path to one of them.
         answers: the outputs that there are, each (T,), where they are a closed list: each one's probability is summed
-            over all of its paths, and the `beam_size` most probable are returned.
+            over all of its paths.
 
     Raises:
         ValueError: the students differ in blank or queries, or `print_alignment` asks for what a path of
@@ -57,6 +64,8 @@ class ParallelGenerator:
         *,
         print_alignment: str | None = None,
         beam_size: int = 1,
+        nbest: int | None = None,
+        agreement: Agreement | None = None,
         language: Automaton | None = None,
         answers: Sequence[Tensor] | None = None,
     ) -> None:
@@ -70,6 +79,8 @@ class ParallelGenerator:
         self.symbols_to_strip_from_output = {self.eos}
         self.print_alignment = print_alignment
         self.beam_size = beam_size
+        self.nbest = nbest or beam_size
+        self.agreement = agreement
         self.language = None if language is None else may_end_in(language, self.eos)
         self.answers = None if answers is None else Answers.of(answers, self.eos)
         for model in models:
@@ -100,17 +111,24 @@ class ParallelGenerator:
 
     def _search(self, log_probs: Tensor) -> list[list[Hypothesis]]:
         """Search for the outputs of each sample: (B, N, V)."""
-        if self.answers is not None:
-            return explain(log_probs, self.answers.best(log_probs, self.beam_size, self.blank), blank=self.blank)
-        if self.language is not None:
+        if self.answers is None and self.beam_size == 1:  # for paths
+            if self.language is None:
+                return [[hypothesis] for hypothesis in greedy(log_probs, blank=self.blank)]
             found = constrained_search(log_probs, self.language, blank=self.blank)
             return [[hypothesis] for hypothesis in found]
-        if self.beam_size > 1:
-            outputs = prefix_beam_search(
-                log_probs, blank=self.blank, beam_size=self.beam_size, nbest=self.beam_size, top_k=LABELS_TRIED
-            )
-            return explain(log_probs, outputs, blank=self.blank)
-        return [[hypothesis] for hypothesis in greedy(log_probs, blank=self.blank)]
+        outputs = self._search_outputs(log_probs)
+        if self.agreement is not None:
+            outputs = [by_expected_gain(found, self.agreement) for found in outputs]
+        return explain(log_probs, [found[: self.nbest] for found in outputs], blank=self.blank)
+
+    def _search_outputs(self, log_probs: Tensor) -> list[list[Scored]]:
+        """Search for the outputs of each sample that are the most probable, summed over their paths: (B, N, V)."""
+        if self.answers is not None:
+            return self.answers.best(log_probs, self.beam_size, self.blank)
+        sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED}
+        if self.language is not None:
+            return constrained_beam_search(log_probs, self.language, blank=self.blank, **sizes)
+        return prefix_beam_search(log_probs, blank=self.blank, nbest=self.beam_size, **sizes)
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
@@ -166,14 +184,30 @@ class Answers(NamedTuple):
         ]
 
 
+def by_expected_gain(found: list[Scored], agreement: Agreement) -> list[Scored]:
+    """Order the outputs of a sample by the gain to expect from each, as if there were no others.
+
+    Minimum-Bayes-risk decoding. Source: Kumar and Byrne, NAACL 2004.
+    """
+    if len(found) < 2:
+        return found
+    gains = agreement([tokens for tokens, _ in found])
+    weights = torch.stack([score for _, score in found]).softmax(0)
+    order = (gains @ weights.to(gains)).argsort(descending=True, stable=True)
+    return [found[place] for place in order.tolist()]
+
+
 def explain(log_probs: Tensor, outputs: list[list[Scored]], *, blank: int) -> list[list[Hypothesis]]:
     """Find the most probable path to each output, which says from which query each token comes: (B, N, V)."""
-    samples = torch.tensor([row for row, found in enumerate(outputs) for _ in found], device=log_probs.device)
-    if not len(samples):
-        return [[] for _ in outputs]
-    flat = [scored for found in outputs for scored in found]
-    lengths = torch.tensor([len(tokens) for tokens, _ in flat], device=log_probs.device)
-    labels = viterbi(log_probs[samples], pad_tokens([tokens for tokens, _ in flat], blank), lengths, blank=blank).labels
-    positional = log_probs[samples[:, None], torch.arange(labels.size(1), device=labels.device), labels]
-    paths = iter(hypotheses_of(labels, positional, blank=blank))
-    return [[next(paths)._replace(score=scored.score) for scored in found] for found in outputs]
+    explained: list[list[Hypothesis]] = [[] for _ in outputs]
+    for rank in range(max(map(len, outputs), default=0)):
+        rows = [row for row, found in enumerate(outputs) if len(found) > rank]
+        ranked = [outputs[row][rank] for row in rows]
+        of_rows = log_probs if len(rows) == len(outputs) else log_probs[rows]
+        lengths = torch.tensor([len(tokens) for tokens, _ in ranked], device=log_probs.device)
+        targets = pad_tokens([tokens for tokens, _ in ranked], blank)
+        labels = viterbi(of_rows, targets, lengths, blank=blank).labels
+        paths = hypotheses_of(labels, of_rows.gather(2, labels[..., None])[..., 0], blank=blank)
+        for row, path, (_, score) in zip(rows, paths, ranked, strict=True):
+            explained[row].append(path._replace(score=score))
+    return explained

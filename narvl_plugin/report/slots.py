@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from narvl_plugin.bench import Predictor
-from narvl_plugin.ctc import collapse, constrained_path, may_end_in
+from narvl_plugin.ctc import collapse, viterbi
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,22 @@ def slot_kinds(labels: torch.Tensor, blank: int) -> list[str]:
 
 @torch.inference_mode()
 def query_slots(student: Predictor, rows: Sequence[int]) -> list[list[Slot]]:
-    """Run a student on some rows of its test file and read its N queries, slot by slot, on the path that it says.
+    """Run a student on some rows of its test file and read its N queries, slot by slot.
 
-    That is each query's most probable label or, where a task has only some outputs, the most probable path to one.
+    They are read on the most probable path to what the student answers, less a `</s>`.
 
     Raises:
         ValueError: when the model has no queries (a teacher).
     """
     if not hasattr(student.model, "blank"):
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
-    language = student.task.language()
-    if language is not None:
-        language = may_end_in(language, student.task.target_dictionary.eos())  # as the generator has it
     slots = []
     for row in rows:
-        logits, _ = student.model(**student.batch(row)["net_input"])
-        log_probs = logits.float().log_softmax(dim=-1)  # (1, N, V)
-        path = log_probs.argmax(2)
-        if language is not None:
-            path = constrained_path(log_probs, language, blank=student.model.blank)
+        batch = student.batch(row)
+        answer = student.answer(batch)[None, :-1]
+        log_probs = student.model(**batch["net_input"])[0].float().log_softmax(dim=-1)  # (1, N, V)
+        length = torch.tensor([answer.size(1)], device=answer.device)
+        path = viterbi(log_probs, answer, length, blank=student.model.blank).labels
         labels = path[0]  # (N,)
         probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
         kinds = slot_kinds(labels, student.model.blank)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fairseq.dataclass import ChoiceEnum
 
-from narvl_plugin.ctc import Automaton, one_of
+from narvl_plugin.ctc import one_of
 from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TrieSequenceGenerator
@@ -64,15 +64,15 @@ class AnswerTask(BaseTask):
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
         super().serve(model)
 
-    def language(self) -> Automaton | None:
-        """Return the answers of the closed list, None if there is no list."""
-        return None if self.trie is None else one_of(tokens[:-1].tolist() for tokens in self.trie.tokens)
-
-    def closed_list(self) -> Sequence[torch.Tensor] | None:
-        """Return the answers of the closed list, if --val-inference-type allcand has all of them scored."""
-        if self.trie is None or str(self.cfg.val_inference_type) != "allcand":
-            return None
-        return [tokens[:-1] for tokens in self.trie.tokens]
+    def search_options(self, beam: int) -> dict[str, Any]:
+        """Return how a student answers: of a closed list as --val-inference-type says, otherwise freely."""
+        options = super().search_options(beam)
+        if self.trie is None:
+            return options
+        answers = [tokens[:-1] for tokens in self.trie.tokens]
+        if str(self.cfg.val_inference_type) == "allcand":
+            return options | {"answers": answers}
+        return options | {"language": one_of(answer.tolist() for answer in answers)}
 
     def build_generator(
         self,

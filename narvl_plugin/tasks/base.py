@@ -15,7 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import MISSING
 
-from narvl_plugin.ctc import Automaton, queries_needed
+from narvl_plugin.ctc import queries_needed
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
@@ -174,13 +174,9 @@ class BaseTask(CommonTask):
         if self.generates_in_validation:
             self.generator = self.build_generator([model], self.generator_options())
 
-    def language(self) -> Automaton | None:
-        """Return the outputs that a student may say, None if that is any sequence of tokens."""
-        return None
-
-    def closed_list(self) -> Sequence[torch.Tensor] | None:
-        """Return the tokens (T,) of each output that a student chooses from, None if it chooses from no list."""
-        return None
+    def search_options(self, beam: int) -> dict[str, Any]:
+        """Return how to search for what a student says, the options of ParallelGenerator; `beam` is --beam."""
+        return {"beam_size": beam}
 
     def build_generator(
         self,
@@ -200,9 +196,7 @@ class BaseTask(CommonTask):
                 models,
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
-                beam_size=getattr(args, "beam", 1),
-                language=self.language(),
-                answers=self.closed_list(),
+                **self.search_options(getattr(args, "beam", 1)),
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")

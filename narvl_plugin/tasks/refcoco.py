@@ -1,18 +1,22 @@
 """The task `refcoco`: a picture and words for one region of it, to the region's box."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq.tasks import register_task
 
-from narvl_plugin.ctc import Automaton, sequence_of
-from narvl_plugin.data.boxes import bins_in, from_bins, inside_image
+from narvl_plugin.ctc import sequence_of
+from narvl_plugin.data.boxes import bins_in, from_bins, inside_image, iou
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+
+BOXES_COMPARED = 64
+"""Boxes among which the one of largest expected IoU is sought: with far fewer it is no better than the first."""
 
 
 @dataclass
@@ -64,10 +68,24 @@ class RefcocoTask(BaseTask):
         """Return the data set of a split's file."""
         return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
 
-    def language(self) -> Automaton:
-        """Return the outputs that are four bins."""
+    def search_options(self, beam: int) -> dict[str, Any]:
+        """Return how a student finds its box: among the most probable ones, that of the largest expected IoU.
+
+        With a beam of 1 it is that of the most probable path.
+        """
         first = self.target_dictionary.index("<bin_0>")
-        return sequence_of([torch.arange(first, first + self.codec.num_bins)] * 4)
+        bins = torch.arange(first, first + self.codec.num_bins)
+
+        def agreement(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+            boxes = torch.stack([tokens[:4] for tokens in outputs]) - first
+            return iou(boxes[:, None], boxes)
+
+        return {
+            "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
+            "nbest": beam,
+            "language": sequence_of([bins] * 4),
+            "agreement": agreement,
+        }
 
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
         """Return the best hypotheses as boxes in pixels of the images as they come, None where one is no box."""
