@@ -47,7 +47,7 @@ command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
  DISTIL EPOCHS TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ
- DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS
+ DROPOUT STUDENT_DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS
  TIMED ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
@@ -78,6 +78,7 @@ fi
 defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 BEAM=5 NBEST=1 \
   SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium \
   WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
+defaults STUDENT_DROPOUT="$DROPOUT"
 
 ((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
 for key in DATA BPE TEACHER INIT; do # a run must not depend on the folder it is started from
@@ -179,7 +180,7 @@ train() {
   fi
   [[ -z ${EMA_DECAY:-} ]] || average=(--store-ema --ema-decay "$EMA_DECAY")
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
-    --dropout "$DROPOUT" --matmul-precision "$MATMUL_PRECISION"
+    --matmul-precision "$MATMUL_PRECISION"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
@@ -212,7 +213,7 @@ else
   init=()
   [[ -z ${INIT:-} ]] || init=(--finetune-from-model "$INIT")
   stage teacher "$OUT/teacher/train.jsonl" train "$OUT/teacher" "$train_tsv" "$teacher_arch" "${TEACHER_UPDATES:-0}" \
-    "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING" "${init[@]}"
+    "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING" --dropout "$DROPOUT" "${init[@]}"
 fi
 
 # --- The teacher's words: on the test pictures, and on another core on the training pictures, to learn from -----------
@@ -254,7 +255,7 @@ wait "$teacher_words"
 train_student() {
   local folder=$1 tsv=$2
   shift 2
-  train "$folder" "$tsv" "$ARCH" "${STUDENT_UPDATES:-0}" "$STUDENT_LR" "$@" --num-queries "$QUERIES" \
+  train "$folder" "$tsv" "$ARCH" "${STUDENT_UPDATES:-0}" "$STUDENT_LR" "$@" --num-queries "$QUERIES" --dropout "$STUDENT_DROPOUT" \
     --finetune-from-model "$OUT/teacher/checkpoint_last.pt" "${student_options[@]}"
 }
 
