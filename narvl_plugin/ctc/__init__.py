@@ -5,7 +5,6 @@ from narvl_plugin.ctc.beam import Scored, constrained_beam_search, prefix_beam_s
 from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.constrained import (
     Automaton,
-    constrained_path,
     constrained_search,
     may_end_in,
     one_of,
@@ -28,7 +27,6 @@ __all__ = [
     "build_trie",
     "collapse",
     "constrained_beam_search",
-    "constrained_path",
     "constrained_search",
     "greedy",
     "hypotheses_of",

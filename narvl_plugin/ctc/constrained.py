@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from narvl_plugin.ctc.candidates import build_trie
 from narvl_plugin.ctc.search import Hypothesis, collapse, hypotheses_of
 
 NEVER = -torch.inf
@@ -42,18 +44,12 @@ def sequence_of(allowed: Sequence[Tensor]) -> Automaton:
 
 def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
     """Return the automaton, a trie, of the outputs that are one of `sequences`."""
-    state_after: dict[tuple[int, int], int] = {}
-    ends = set()
-    for sequence in sequences:
-        state = 0
-        for token in sequence:
-            state = state_after.setdefault((state, token), len(state_after) + 1)
-        ends.add(state)
-    arcs = [(source, label, target) for (source, label), target in state_after.items()]
-    accepting = torch.zeros(len(arcs) + 1, dtype=torch.bool)
-    accepting[list(ends)] = True
-    sources, labels, targets = torch.tensor(arcs, dtype=torch.int64).view(-1, 3).unbind(1)
-    return Automaton(sources, labels, targets, accepting)
+    rows = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
+    trie = build_trie(pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows]))
+    accepting = torch.zeros(len(trie.parents), dtype=torch.bool)
+    accepting[trie.ends] = True
+    places = torch.arange(1, len(trie.parents))
+    return Automaton(trie.parents[1:], trie.labels[1:], places, accepting)
 
 
 def may_end_in(automaton: Automaton, label: int) -> Automaton:
@@ -65,28 +61,19 @@ def may_end_in(automaton: Automaton, label: int) -> Automaton:
     return Automaton(sources, labels, targets, torch.cat([automaton.accepting, automaton.accepting.new_ones(1)]))
 
 
-def constrained_path(log_probs: Tensor, automaton: Automaton, *, blank: int) -> Tensor:
-    """Find the most probable path that collapses to an output of the automaton's language: (B, N, V) -> (B, N).
+def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
+    """Find the most probable path that collapses to an output of the automaton's language.
 
-    Where each query's most probable label gives such a path there is none better; the others are searched exactly.
-    Raises ValueError if every output needs more than N queries.
+    Where each query's most probable label gives such a path there is none better; the others are searched exactly. The
+    score is that of the path, and not the sum over all paths of its output.
+
+    log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
     """
     automaton = automaton.to(log_probs.device)
     labels = log_probs.argmax(2)
     to_search = ~accepted(*collapse(labels, blank=blank)[::2], automaton)
     if bool(to_search.any()):
         labels[to_search] = best_paths(log_probs[to_search], automaton, blank=blank)
-    return labels
-
-
-def constrained_search(log_probs: Tensor, automaton: Automaton, *, blank: int) -> list[Hypothesis]:
-    """Collapse the path of `constrained_path`.
-
-    The score is that of the path, and not the sum over all paths of its output.
-
-    log_probs: (B, N, V). Returns one hypothesis a sample. Raises ValueError if every output needs more than N queries.
-    """
-    labels = constrained_path(log_probs, automaton, blank=blank)
     return hypotheses_of(labels, log_probs.gather(2, labels[..., None])[..., 0], blank=blank)
 
 

@@ -44,7 +44,7 @@ class ParallelGenerator:
         print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
             prints (query, place in the output).
         beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows.
-        nbest: outputs to return of each sample; all of the beam unless given.
+        nbest: outputs of the beam to return of each sample.
         agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
             are ordered by their expected gain, and not by their probability.
         language: the outputs that there are, where not all sequences of tokens are; then nothing else is said, but
@@ -64,7 +64,7 @@ class ParallelGenerator:
         *,
         print_alignment: str | None = None,
         beam_size: int = 1,
-        nbest: int | None = None,
+        nbest: int = 1,
         agreement: Agreement | None = None,
         language: Automaton | None = None,
         answers: Sequence[Tensor] | None = None,
@@ -79,7 +79,7 @@ class ParallelGenerator:
         self.symbols_to_strip_from_output = {self.eos}
         self.print_alignment = print_alignment
         self.beam_size = beam_size
-        self.nbest = nbest or beam_size
+        self.nbest = nbest
         self.agreement = agreement
         self.language = None if language is None else may_end_in(language, self.eos)
         self.answers = None if answers is None else Answers.of(answers, self.eos)
@@ -170,10 +170,15 @@ class Answers(NamedTuple):
         return cls(tokens, build_trie(pad_tokens(spelled, eos), torch.tensor([len(answer) for answer in spelled])))
 
     def best(self, log_probs: Tensor, number: int, blank: int) -> list[list[Scored]]:
-        """Return the most probable answers of each sample, best first: (B, N, V)."""
+        """Return the most probable answers of each sample, best first: (B, N, V).
+
+        Raises ValueError if every answer needs more than N queries.
+        """
         trie = Trie(*(part.to(log_probs.device) for part in self.trie))
         scores = score_trie(log_probs, trie, blank=blank).unflatten(1, (2, -1)).logsumexp(1)
         scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
+        if bool((scores[:, 0] == -torch.inf).any()):
+            raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
         return [
             [
                 Scored(self.tokens[answer].to(log_probs.device), score)

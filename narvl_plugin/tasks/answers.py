@@ -38,8 +38,7 @@ class AnswerTaskConfig(BaseTaskConfig):
         default="allcand",
         metadata={
             "help": "how models answer, in validation and in fairseq-generate: allcand scores all answers of the "
-            "closed list, beamsearch searches among them (with no list: freely), of which a student says the one with "
-            "the most probable path"
+            "closed list, beamsearch searches among them (with no list: freely)"
         },
     )
     valid_batch_size: int = field(

@@ -196,6 +196,7 @@ class BaseTask(CommonTask):
                 models,
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
+                nbest=getattr(args, "nbest", 1),
                 **self.search_options(getattr(args, "beam", 1)),
             )
         if any(students):

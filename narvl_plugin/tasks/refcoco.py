@@ -16,7 +16,7 @@ from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
 
 BOXES_COMPARED = 64
-"""Boxes among which the one of largest expected IoU is sought: with far fewer it is no better than the first."""
+"""Boxes among which the one of largest expected IoU is sought; among fewer a worse one is found (RESULTS.md)."""
 
 
 @dataclass
@@ -82,7 +82,6 @@ class RefcocoTask(BaseTask):
 
         return {
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
-            "nbest": beam,
             "language": sequence_of([bins] * 4),
             "agreement": agreement,
         }

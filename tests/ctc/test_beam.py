@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc import greedy, prefix_beam_search, query_ctc_loss
+from narvl_plugin.ctc import constrained_beam_search, greedy, one_of, prefix_beam_search, query_ctc_loss, sequence_of
 
 BLANK = 2
 LABELS = 4
@@ -66,13 +66,37 @@ def test_a_narrow_beam_gives_lower_bounds_of_different_outputs(
             assert math.exp(score) <= expected[tuple(tokens.tolist())] + 1e-9
 
 
-def test_an_output_that_left_the_beam_and_comes_back_is_not_there_twice(
-    collapse_path: Callable[..., tuple[int, ...]],
-) -> None:
+def test_an_output_that_left_the_beam_and_comes_back_is_not_there_twice() -> None:
     for seed in range(60):
         log_probs = random_log_probs(seed, batch=8, queries=7)
         for hypotheses in prefix_beam_search(log_probs, blank=BLANK, beam_size=3, nbest=3):
             assert len({tuple(tokens.tolist()) for tokens, _ in hypotheses}) == len(hypotheses)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_in_a_language_it_finds_every_output_with_its_probability(
+    seed: int, collapse_path: Callable[..., tuple[int, ...]]
+) -> None:
+    log_probs = random_log_probs(seed)
+    language = sequence_of([torch.tensor([0, 3]), torch.tensor([1, 3])])
+    members = {(0, 1), (0, 3), (3, 1), (3, 3)}
+    for sample, hypotheses in enumerate(constrained_beam_search(log_probs, language, blank=BLANK, beam_size=400)):
+        expected = all_outputs(log_probs[sample], collapse_path)
+        scores = {tuple(tokens.tolist()): math.exp(score) for tokens, score in hypotheses}
+        assert scores == pytest.approx({output: expected[output] for output in members}, rel=1e-9)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_in_a_language_that_the_beam_misses_the_best_path_decides(
+    collapse_path: Callable[..., tuple[int, ...]],
+) -> None:
+    log_probs = random_log_probs(1, batch=8)
+    best = (3, 0, 3)
+    found = constrained_beam_search(log_probs, one_of([best]), blank=BLANK, beam_size=1, top_k=1)
+    for sample, hypotheses in enumerate(found):
+        ((tokens, score),) = hypotheses
+        assert tuple(tokens.tolist()) == best
+        assert math.exp(score) <= all_outputs(log_probs[sample], collapse_path)[best] * (1 + 1e-9)
 
 
 def test_it_finds_what_greedy_search_misses() -> None:

@@ -11,8 +11,9 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import one_of
+from narvl_plugin.ctc import Scored, one_of
 from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.generation.parallel_generator import by_expected_gain
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
 
@@ -103,7 +104,7 @@ def test_a_beam_returns_outputs_by_the_sum_over_their_paths(dictionary: Dictiona
     probabilities[:, A], probabilities[:, BLANK] = 0.4, 0.6
     ((silent,),) = generate(dictionary, probabilities)
     assert silent["tokens"].tolist() == [dictionary.eos()]
-    ((first, second),) = generate(dictionary, probabilities, beam_size=3)
+    ((first, second),) = generate(dictionary, probabilities, beam_size=3, nbest=3)
     assert first["tokens"].tolist() == [A, dictionary.eos()]
     assert [math.exp(first["score"]), math.exp(second["score"])] == pytest.approx([0.64, 0.36])
     assert first["alignment"].tolist() in ([0], [1])
@@ -114,7 +115,7 @@ def test_a_beam_returns_outputs_by_the_sum_over_their_paths(dictionary: Dictiona
 def test_answers_of_a_list_are_scored_exactly(dictionary: Dictionary) -> None:
     probabilities = path((A, 0.6), (B, 0.9), (BLANK, 0.8))
     answers = [torch.tensor(answer) for answer in ([A, C], [A], [A, B, C, A], [B, B])]
-    (found,) = generate(dictionary, probabilities, answers=answers, beam_size=4)
+    (found,) = generate(dictionary, probabilities, answers=answers, beam_size=4, nbest=4)
     eos = dictionary.eos()
     expected = dict.fromkeys([(A, C), (A,), (B, B)], 0.0)  # the third answer needs four queries
     for labels in itertools.product(range(BLANK + 1), repeat=3):
@@ -126,6 +127,33 @@ def test_answers_of_a_list_are_scored_exactly(dictionary: Dictionary) -> None:
     assert [hypothesis["tokens"].tolist() for hypothesis in found] == [[*answer, eos] for answer in ranked]
     scores = [math.exp(hypothesis["score"]) for hypothesis in found]
     assert scores == pytest.approx([expected[answer] for answer in ranked], rel=1e-5)
+
+
+def test_answers_that_are_all_too_long_are_an_error(dictionary: Dictionary) -> None:
+    with pytest.raises(ValueError, match="2 queries have no path"):
+        generate(dictionary, path((A, 0.6), (B, 0.9)), answers=[torch.tensor([A, B, C]), torch.tensor([A, A])])
+
+
+def test_two_outputs_that_agree_outweigh_a_more_probable_one() -> None:
+    found = [Scored(torch.tensor([label]), torch.tensor(p).log()) for label, p in ((A, 0.4), (B, 0.25), (C, 0.35))]
+    gains = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])  # expected: 0.4, 0.565, 0.575
+    ordered = by_expected_gain(found, lambda outputs: gains)
+    assert [int(tokens) for tokens, _ in ordered] == [C, B, A]
+    assert by_expected_gain(found, lambda outputs: torch.eye(3)) == [found[0], found[2], found[1]]
+
+
+def test_a_beam_is_ordered_by_expected_gain_before_it_is_cut(dictionary: Dictionary) -> None:
+    probabilities = torch.zeros(1, BLANK + 1)
+    probabilities[0, A], probabilities[0, B], probabilities[0, C] = 0.4, 0.25, 0.35
+
+    def agreement(outputs: list[Tensor]) -> Tensor:
+        is_a = torch.tensor([int(tokens) == A for tokens in outputs])
+        return (is_a[:, None] == is_a).float()
+
+    options = {"beam_size": 3, "language": one_of([(A,), (B,), (C,)]), "agreement": agreement}
+    ((best,),) = generate(dictionary, probabilities, **options)
+    assert best["tokens"].tolist() == [C, dictionary.eos()]
+    assert math.exp(best["score"]) == pytest.approx(0.35)
 
 
 def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:

@@ -48,6 +48,17 @@ def test_validation_logs_accuracy_overlap_and_what_is_no_box(
     assert logged["no_box"] == pytest.approx(1 / 3, abs=1e-4)
 
 
+def test_a_student_compares_boxes_by_their_overlap(make_task: Callable[..., RefcocoTask], refcoco_rows: Rows) -> None:
+    task = make_task(refcoco_rows)
+    first = task.target_dictionary.index("<bin_0>")
+    options = task.search_options(5)
+    assert (options["beam_size"], task.search_options(1)["beam_size"]) == (64, 1)
+    corners = ([0, 0, 10, 10], [0, 0, 5, 10], [5, 0, 10, 10], [5, 5, 5, 5])
+    gains = options["agreement"]([torch.tensor(corner) + first for corner in corners])
+    expected = [[1.0, 0.5, 0.5, 0.0], [0.5, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    assert gains.tolist() == expected
+
+
 def test_boxes_are_given_in_pixels_of_the_image_as_it_comes(
     make_task: Callable[..., RefcocoTask], refcoco_rows: Rows
 ) -> None:
