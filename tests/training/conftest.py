@@ -119,7 +119,8 @@ def train_in_processes(tmp_path: Path) -> Iterator[Callable[..., list[Losses]]]:
                 *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn"),
                 *("--distributed-world-size", processes, "--distributed-init-method", f"file://{rendezvous}"),
             ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums depend on it
         logs = [tmp_path / f"rank{rank}.log" for rank in range(processes)]
         own = []
         for rank, log in enumerate(logs):
