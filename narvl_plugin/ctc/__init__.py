@@ -3,13 +3,8 @@
 from narvl_plugin.ctc.align import Alignment, viterbi
 from narvl_plugin.ctc.beam import Scored, constrained_beam_search, prefix_beam_search
 from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
-from narvl_plugin.ctc.constrained import (
-    Automaton,
-    constrained_search,
-    may_end_in,
-    one_of,
-    sequence_of,
-)
+from narvl_plugin.ctc.constrained import constrained_search
+from narvl_plugin.ctc.languages import Automaton, Language, Lengths, Ordered, one_of, sequence_of
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
@@ -20,6 +15,9 @@ __all__ = [
     "Automaton",
     "Collapsed",
     "Hypothesis",
+    "Language",
+    "Lengths",
+    "Ordered",
     "Scored",
     "TargetsDoNotFit",
     "Trie",
@@ -31,7 +29,6 @@ __all__ = [
     "greedy",
     "hypotheses_of",
     "log_sum_exp",
-    "may_end_in",
     "one_of",
     "prefix_beam_search",
     "queries_needed",

@@ -3,15 +3,16 @@
 Legend: B batch, N queries, V labels, W outputs in the beam, K labels tried at a query, T tokens of an output.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from narvl_plugin.ctc.constrained import Automaton, accepted, constrained_search
+from narvl_plugin.ctc.constrained import constrained_search
+from narvl_plugin.ctc.languages import Language
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
-from narvl_plugin.ctc.loss import query_ctc_loss
 
 
 class Scored(NamedTuple):
@@ -45,7 +46,13 @@ class Beam(NamedTuple):
 
 
 def prefix_beam_search(
-    log_probs: Tensor, *, blank: int, beam_size: int, nbest: int = 1, top_k: int | None = None
+    log_probs: Tensor,
+    *,
+    blank: int,
+    beam_size: int,
+    nbest: int = 1,
+    top_k: int | None = None,
+    no_repeat_ngram: int = 0,
 ) -> list[list[Scored]]:
     """Find the outputs of highest probability, best first, at most `nbest` of each sample.
 
@@ -67,7 +74,11 @@ def prefix_beam_search(
     beam = _nothing_said(log_probs.new_full((batch, beam_size), IMPOSSIBLE, dtype=dtype), num_queries, blank)
     for query in range(num_queries):
         again = log_probs[:, query].gather(1, beam.last).to(dtype).clamp(min=IMPOSSIBLE)
-        beam = _read_query(beam, best[:, query], labels[:, query], blanks[:, query], again, blank)
+        longer = best[:, query, None]
+        if 0 < no_repeat_ngram <= num_queries:
+            repeats = _last_of_ngrams(beam, no_repeat_ngram, blank)
+            longer = longer.masked_fill((labels[:, query, None, :, None] == repeats[:, :, None]).any(3), IMPOSSIBLE)
+        beam = _read_query(beam, longer, labels[:, query], blanks[:, query], again, blank)
 
     scores, order = beam.scores.topk(min(nbest, beam_size), dim=1)
     tokens = beam.tokens.gather(1, order[..., None].expand(-1, -1, num_queries))
@@ -80,32 +91,42 @@ def prefix_beam_search(
 
 
 def constrained_beam_search(
-    log_probs: Tensor, automaton: Automaton, *, blank: int, beam_size: int, top_k: int | None = None
+    log_probs: Tensor,
+    language: Language,
+    *,
+    blank: int,
+    beam_size: int,
+    top_k: int | None = None,
+    no_repeat_ngram: int = 0,
 ) -> list[list[Scored]]:
-    """Find the outputs of highest probability that lie in the automaton's language, best first.
+    """Find the outputs of highest probability that lie in a language, best first.
 
     The beam follows all outputs of the language's labels, and what it ends with is sifted. Where nothing is left, the
-    one output is that of the most probable path into the language.
+    one output is that of the most probable path into the language, which may have an n-gram twice.
 
     log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
     """
-    automaton = automaton.to(log_probs.device)
-    labels = automaton.labels.unique()
-    index = torch.cat([labels, labels.new_tensor([blank])])
-    of_language = log_probs[:, :, index]
-    beams = prefix_beam_search(of_language, blank=len(labels), beam_size=beam_size, nbest=beam_size, top_k=top_k)
-    outputs = [[Scored(labels[tokens], score) for tokens, score in beam] for beam in beams]
+    language = language.to(log_probs.device)
+    search = partial(
+        prefix_beam_search, beam_size=beam_size, nbest=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
+    )
+    labels = language.alphabet()
+    if labels is None:
+        outputs = search(log_probs, blank=blank)
+    else:
+        index = torch.cat([labels, labels.new_tensor([blank])])
+        beams = search(log_probs[:, :, index], blank=len(labels))
+        outputs = [[Scored(labels[tokens], score) for tokens, score in beam] for beam in beams]
     flat = [tokens for beam in outputs for tokens, _ in beam]
     lengths = torch.tensor([len(tokens) for tokens in flat], dtype=torch.int64, device=log_probs.device)
-    fits = iter(accepted(pad_sequence(flat, batch_first=True), lengths, automaton).tolist() if flat else [])
+    fits = iter(language.accepts(pad_sequence(flat, batch_first=True), lengths).tolist() if flat else [])
     outputs = [[output for output in beam if next(fits)] for beam in outputs]
 
     empty = [row for row, beam in enumerate(outputs) if not beam]
     if empty:
-        found = constrained_search(log_probs[empty], automaton, blank=blank)
-        for row, (tokens, *_) in zip(empty, found, strict=True):
-            loss = query_ctc_loss(log_probs[row, None], tokens[None], lengths.new_tensor([len(tokens)]), blank=blank)
-            outputs[row] = [Scored(tokens, -loss)]
+        found = constrained_search(log_probs[empty], language, blank=blank)
+        for row, path in zip(empty, found, strict=True):
+            outputs[row] = [Scored(path.tokens, path.score)]
     return outputs
 
 
@@ -117,10 +138,24 @@ def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:
     return Beam(tokens, tokens.new_zeros(scores.shape), in_blank, scores)
 
 
+def _last_of_ngrams(beam: Beam, size: int, blank: int) -> Tensor:
+    """Return the tokens that would repeat an n-gram of `size` tokens of each output right after it: (B, W, P).
+
+    The blank stands where there is none.
+    """
+    tokens, lengths = beam.tokens, beam.lengths
+    ngrams = tokens.unfold(2, size, 1)  # (B, W, P, size)
+    place = lengths[..., None] - torch.arange(size - 1, 0, -1, device=lengths.device)
+    context = tokens.gather(2, place.clamp(min=0))
+    said = torch.arange(ngrams.size(2), device=lengths.device) + size <= lengths[..., None]
+    repeats = (ngrams[..., :-1] == context[:, :, None]).all(3) & said
+    return ngrams[..., -1].masked_fill(~repeats, blank)
+
+
 def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again: Tensor, blank: int) -> Beam:
     """Follow all outputs over one query, and keep the best.
 
-    best, labels: (B, K) log-probabilities and labels to lengthen outputs by; blanks: (B,) log-probability of the blank;
+    labels: (B, K) to lengthen outputs by; best: (B, 1 or W, K) their log-probabilities; blanks: (B,) that of the blank;
     again: (B, W) of each output's last token.
     """
     tokens, lengths, in_blank, in_label = beam
@@ -136,7 +171,7 @@ def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again:
     stay_in_label = torch.logaddexp(in_label, before) + again
     stay_in_blank = scores + blanks[:, None]
 
-    longer = torch.where(labels[:, None] == last[..., None], in_blank[..., None], scores[..., None]) + best[:, None]
+    longer = torch.where(labels[:, None] == last[..., None], in_blank[..., None], scores[..., None]) + best
     by_label = last[:, :, None] == labels[:, None]  # (B, W, K)
     there_already = lengthens.transpose(1, 2).to(longer.dtype) @ by_label.to(longer.dtype)
     longer = longer.masked_fill(there_already > 0, IMPOSSIBLE)

@@ -11,8 +11,8 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import (
-    Automaton,
     Hypothesis,
+    Language,
     Scored,
     Trie,
     build_trie,
@@ -20,7 +20,6 @@ from narvl_plugin.ctc import (
     constrained_search,
     greedy,
     hypotheses_of,
-    may_end_in,
     prefix_beam_search,
     score_trie,
     viterbi,
@@ -49,6 +48,8 @@ class ParallelGenerator:
             are ordered by their expected gain, and not by their probability.
         language: the outputs that there are, where not all sequences of tokens are; then nothing else is said, but
             the most probable path to one of them.
+        no_repeat_ngram: where above 0, the size of n-grams of which no output may have one twice; a beam of 1 then
+            follows a single output.
         answers: the outputs that there are, each (T,), where they are a closed list: each one's probability is summed
             over all of its paths.
 
@@ -66,7 +67,8 @@ class ParallelGenerator:
         beam_size: int = 1,
         nbest: int = 1,
         agreement: Agreement | None = None,
-        language: Automaton | None = None,
+        language: Language | None = None,
+        no_repeat_ngram: int = 0,
         answers: Sequence[Tensor] | None = None,
     ) -> None:
         sizes = {(int(model.blank), int(model.num_queries)) for model in models}
@@ -81,7 +83,8 @@ class ParallelGenerator:
         self.beam_size = beam_size
         self.nbest = nbest
         self.agreement = agreement
-        self.language = None if language is None else may_end_in(language, self.eos)
+        self.language = None if language is None else language.ending_in(self.eos)
+        self.no_repeat_ngram = no_repeat_ngram
         self.answers = None if answers is None else Answers.of(answers, self.eos)
         for model in models:
             model.eval()
@@ -96,10 +99,10 @@ class ParallelGenerator:
     ) -> list[list[dict[str, Any]]]:
         """Return, for each of the B samples, its hypotheses in fairseq's form, best first.
 
-        A hypothesis has `tokens` (T + 1,), closed by `</s>`; `score`, the log-probability in nats of the path, or,
-        where outputs and not paths were searched for, of the output: the sum over its paths; `positional_scores`
-        (T + 1,), the log-probability of each token at its query on the path, the most probable one (0 for a `</s>`
-        that it leaves implied); `alignment` (T,), the query of each token but `</s>`; and an empty `attention`.
+        A hypothesis has `tokens` (T + 1,), closed by `</s>`; `score`, the log-probability in nats of the output, summed
+        over the paths that were followed (of the path alone where any output may be said and the beam is 1);
+        `positional_scores` (T + 1,), the log-probability of each token at its query on the most probable path (0 for a
+        `</s>` that it leaves implied); `alignment` (T,), the query of each token but `</s>`; and an empty `attention`.
 
         Raises:
             ValueError: prefix tokens or constraints are given; one pass cannot obey them.
@@ -111,7 +114,7 @@ class ParallelGenerator:
 
     def _search(self, log_probs: Tensor) -> list[list[Hypothesis]]:
         """Search for the outputs of each sample: (B, N, V)."""
-        if self.answers is None and self.beam_size == 1:  # for paths
+        if self.answers is None and self.beam_size == 1 and not self.no_repeat_ngram:  # for paths
             if self.language is None:
                 return [[hypothesis] for hypothesis in greedy(log_probs, blank=self.blank)]
             found = constrained_search(log_probs, self.language, blank=self.blank)
@@ -125,7 +128,7 @@ class ParallelGenerator:
         """Search for the outputs of each sample that are the most probable, summed over their paths: (B, N, V)."""
         if self.answers is not None:
             return self.answers.best(log_probs, self.beam_size, self.blank)
-        sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED}
+        sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
         if self.language is not None:
             return constrained_beam_search(log_probs, self.language, blank=self.blank, **sizes)
         return prefix_beam_search(log_probs, blank=self.blank, nbest=self.beam_size, **sizes)

@@ -32,7 +32,10 @@ class AnswerTaskConfig(BaseTaskConfig):
     )
     eval_args: str = field(
         default='{"beam": 5, "unnormalized": true}',
-        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+        metadata={
+            "help": "options of the generator in validation, as JSON; a student's are beam, min_len, max_len_b and "
+            "no_repeat_ngram_size"
+        },
     )
     val_inference_type: ChoiceEnum(["allcand", "beamsearch"]) = field(  # type: ignore[valid-type]
         default="allcand",
@@ -63,9 +66,9 @@ class AnswerTask(BaseTask):
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
         super().serve(model)
 
-    def search_options(self, beam: int) -> dict[str, Any]:
+    def search_options(self, args: Any) -> dict[str, Any]:
         """Return how a student answers: of a closed list as --val-inference-type says, otherwise freely."""
-        options = super().search_options(beam)
+        options = super().search_options(args)
         if self.trie is None:
             return options
         answers = [tokens[:-1] for tokens in self.trie.tokens]

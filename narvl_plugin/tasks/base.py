@@ -15,7 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import MISSING
 
-from narvl_plugin.ctc import queries_needed
+from narvl_plugin.ctc import Lengths, queries_needed
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
@@ -174,9 +174,24 @@ class BaseTask(CommonTask):
         if self.generates_in_validation:
             self.generator = self.build_generator([model], self.generator_options())
 
-    def search_options(self, beam: int) -> dict[str, Any]:
-        """Return how to search for what a student says, the options of ParallelGenerator; `beam` is --beam."""
-        return {"beam_size": beam}
+    def search_options(self, args: Any) -> dict[str, Any]:
+        """Return how to search for what a student says, the options of ParallelGenerator.
+
+        Of fairseq's options of generation, `args`, these are --beam, --min-len, --max-len-b and --no-repeat-ngram-size.
+        Raises InputError for lengths that no output has.
+        """
+        shortest, longest = getattr(args, "min_len", 1), getattr(args, "max_len_b", 200)
+        slope = getattr(args, "max_len_a", 0)
+        if slope or not 0 <= shortest <= longest or longest == 0:
+            raise InputError(
+                f"--min-len {shortest} --max-len-a {slope} --max-len-b {longest}: a student's outputs have from "
+                "--min-len to --max-len-b tokens, whatever the length of the source"
+            )
+        return {
+            "beam_size": getattr(args, "beam", 1),
+            "language": Lengths(shortest, longest),
+            "no_repeat_ngram": getattr(args, "no_repeat_ngram_size", 0),
+        }
 
     def build_generator(
         self,
@@ -197,7 +212,7 @@ class BaseTask(CommonTask):
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
                 nbest=getattr(args, "nbest", 1),
-                **self.search_options(getattr(args, "beam", 1)),
+                **self.search_options(args),
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")

@@ -35,7 +35,10 @@ class CaptionConfig(BaseTaskConfig):
     )
     eval_args: str = field(
         default='{"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}',
-        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+        metadata={
+            "help": "options of the generator in validation, as JSON; a student's are beam, min_len, max_len_b and "
+            "no_repeat_ngram_size"
+        },
     )
 
 

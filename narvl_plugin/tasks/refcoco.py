@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from fairseq.tasks import register_task
 
-from narvl_plugin.ctc import sequence_of
+from narvl_plugin.ctc import Ordered, sequence_of
 from narvl_plugin.data.boxes import bins_in, from_bins, inside_image, iou
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
@@ -39,7 +39,7 @@ class RefcocoConfig(BaseTaskConfig):
     )
     eval_args: str = field(
         default='{"beam": 5, "min_len": 4, "max_len_a": 0, "max_len_b": 4}',
-        metadata={"help": "options of the generator in validation, as JSON; a student has none to set"},
+        metadata={"help": "options of the generator in validation, as JSON; a student's is beam"},
     )
 
 
@@ -68,11 +68,12 @@ class RefcocoTask(BaseTask):
         """Return the data set of a split's file."""
         return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
 
-    def search_options(self, beam: int) -> dict[str, Any]:
+    def search_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds its box: among the most probable ones, that of the largest expected IoU.
 
-        With a beam of 1 it is that of the most probable path.
+        With a --beam of 1 it is that of the most probable path. Its edges are in order either way.
         """
+        beam = getattr(args, "beam", 1)
         first = self.target_dictionary.index("<bin_0>")
         bins = torch.arange(first, first + self.codec.num_bins)
 
@@ -82,7 +83,7 @@ class RefcocoTask(BaseTask):
 
         return {
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
-            "language": sequence_of([bins] * 4),
+            "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
             "agreement": agreement,
         }
 

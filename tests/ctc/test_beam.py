@@ -121,6 +121,35 @@ def test_no_query_and_no_sample() -> None:
     assert prefix_beam_search(torch.zeros(0, 4, 3), blank=0, beam_size=2) == []
 
 
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_without_repeated_ngrams_it_finds_all_other_outputs_with_their_probabilities(
+    seed: int, size: int, collapse_path: Callable[..., tuple[int, ...]]
+) -> None:
+    def repeats(tokens: tuple[int, ...]) -> bool:
+        ngrams = [tokens[place : place + size] for place in range(len(tokens) - size + 1)]
+        return len(set(ngrams)) < len(ngrams)
+
+    log_probs = random_log_probs(seed)
+    found = prefix_beam_search(log_probs, blank=BLANK, beam_size=400, nbest=400, no_repeat_ngram=size)
+    for sample, hypotheses in enumerate(found):
+        outputs = all_outputs(log_probs[sample], collapse_path)
+        assert any(repeats(output) for output in outputs)
+        expected = {output: probability for output, probability in outputs.items() if not repeats(output)}
+        assert {tuple(tokens.tolist()): math.exp(score) for tokens, score in hypotheses} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_no_output_of_a_narrow_beam_repeats_an_ngram(beam: int) -> None:
+    log_probs = random_log_probs(1, batch=50, queries=12)
+    log_probs[:, :, BLANK] -= 4  # long outputs of three tokens: greedy search repeats bigrams
+    for size in (2, 3):
+        for hypotheses in prefix_beam_search(log_probs, blank=BLANK, beam_size=beam, nbest=beam, no_repeat_ngram=size):
+            for tokens, _ in hypotheses:
+                ngrams = [tuple(ngram) for ngram in tokens.unfold(0, size, 1).tolist()] if len(tokens) >= size else []
+                assert len(set(ngrams)) == len(ngrams)
+
+
 @pytest.mark.parametrize("sizes", [{"beam_size": 0}, {"beam_size": 2, "nbest": 0}, {"beam_size": 2, "top_k": 0}])
 def test_sizes_below_one_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):

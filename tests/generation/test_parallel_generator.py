@@ -11,7 +11,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import Scored, one_of
+from narvl_plugin.ctc import Lengths, Scored, one_of, query_ctc_loss
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.generation.parallel_generator import by_expected_gain
 from narvl_plugin.models import build
@@ -88,7 +88,9 @@ def test_nothing_but_the_language_is_said(dictionary: Dictionary) -> None:
     assert free["tokens"].tolist() == [A, B, dictionary.eos()]
     # After the best path's a b, a blank is what costs least: all others of the second query are equally likely.
     assert bound["tokens"].tolist() in ([A, dictionary.eos()], [A, C, dictionary.eos()])
-    assert float(bound["score"]) == pytest.approx(math.log(0.6 * (0.1 / BLANK) * 0.8), abs=1e-6)
+    said = bound["tokens"][None, :-1]
+    loss = query_ctc_loss(likely_b.log()[None], said, torch.tensor([said.size(1)]), blank=BLANK)
+    assert float(bound["score"]) == pytest.approx(-float(loss), abs=1e-6)
 
 
 def test_the_end_may_be_spoken_in_a_language_too(dictionary: Dictionary) -> None:
@@ -154,6 +156,30 @@ def test_a_beam_is_ordered_by_expected_gain_before_it_is_cut(dictionary: Diction
     ((best,),) = generate(dictionary, probabilities, **options)
     assert best["tokens"].tolist() == [C, dictionary.eos()]
     assert math.exp(best["score"]) == pytest.approx(0.35)
+
+
+def test_an_output_has_the_length_asked_for_and_then_its_end(dictionary: Dictionary) -> None:
+    eos = dictionary.eos()
+    silent = path((BLANK, 0.9), (BLANK, 0.6), (BLANK, 0.9))
+    ended_early = path((A, 0.9), (eos, 0.8), (C, 0.6))
+    for beam in (1, 2):
+        (some,), (more,) = generate(
+            dictionary, torch.stack([silent, ended_early]), language=Lengths(1, 3), beam_size=beam
+        )
+        assert len(some["tokens"]) == 2
+        assert more["tokens"].tolist() == [A, eos]
+        (more,) = generate(dictionary, ended_early, language=Lengths(2, 3), beam_size=beam)[0]
+        assert (more["tokens"].tolist()[::2], len(more["tokens"])) == ([A, eos], 3)
+
+
+def test_no_bigram_comes_twice(dictionary: Dictionary) -> None:
+    stuck = path((A, 0.9), (B, 0.9), (A, 0.9), (B, 0.8))
+    ((free,),) = generate(dictionary, stuck)
+    assert free["tokens"].tolist()[:-1] == [A, B, A, B]
+    for beam in (1, 4):
+        ((other,),) = generate(dictionary, stuck, no_repeat_ngram=2, beam_size=beam)
+        assert other["tokens"].tolist()[:3] == [A, B, A]
+        assert other["tokens"].tolist()[3:4] != [B]
 
 
 def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:

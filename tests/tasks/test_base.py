@@ -14,6 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 from fairseq.sequence_generator import SequenceGenerator
 
+from narvl_plugin.ctc import Lengths
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import ParallelGenerator
@@ -172,6 +173,16 @@ class TestGenerators:
         assert isinstance(task.build_generator([student], options, extra_gen_cls_kwargs=extra), ParallelGenerator)
         with pytest.raises(InputError, match="an ensemble must be of one kind"):
             task.build_generator([teacher, student], options)
+
+    def test_lengths_and_ngrams_of_a_student(self, make_task: Callable[..., CaptionTask]) -> None:
+        task = make_task("a.tsv")
+        student = build("narvl_nano", vocab_size=len(task.target_dictionary) + 1, num_queries=5)
+        options = SimpleNamespace(beam=1, min_len=2, max_len_a=0, max_len_b=4, no_repeat_ngram_size=3)
+        generator = task.build_generator([student], options)
+        assert (generator.language, generator.no_repeat_ngram) == (Lengths(2, 4, task.target_dictionary.eos()), 3)
+        for wrong in ({"max_len_a": 1.0}, {"min_len": 5}, {"min_len": 0, "max_len_b": 0}):
+            with pytest.raises(InputError, match="from --min-len to --max-len-b tokens"):
+                task.build_generator([student], SimpleNamespace(**vars(options) | wrong))
 
     def test_teachers_start_from_the_first_symbol(self, make_task: Callable[..., CaptionTask]) -> None:
         task = make_task("a.tsv")

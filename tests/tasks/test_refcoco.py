@@ -1,6 +1,7 @@
 """The grounding task: boxes in validation, options, fairseq's own programs."""
 
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ def test_validation_logs_accuracy_overlap_and_what_is_no_box(
 def test_a_student_compares_boxes_by_their_overlap(make_task: Callable[..., RefcocoTask], refcoco_rows: Rows) -> None:
     task = make_task(refcoco_rows)
     first = task.target_dictionary.index("<bin_0>")
-    options = task.search_options(5)
-    assert (options["beam_size"], task.search_options(1)["beam_size"]) == (64, 1)
+    options = task.search_options(Namespace(beam=5))
+    assert (options["beam_size"], task.search_options(Namespace(beam=1))["beam_size"]) == (64, 1)
+    in_order = torch.tensor([[0, 0, 10, 10], [0, 10, 10, 9], [3, 3, 2, 3], [5, 5, 5, 5]]) + first
+    assert options["language"].accepts(in_order, torch.tensor([4] * 4)).tolist() == [True, False, False, True]
     corners = ([0, 0, 10, 10], [0, 0, 5, 10], [5, 0, 10, 10], [5, 5, 5, 5])
     gains = options["agreement"]([torch.tensor(corner) + first for corner in corners])
     expected = [[1.0, 0.5, 0.5, 0.0], [0.5, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
