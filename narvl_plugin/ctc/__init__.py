@@ -1,6 +1,6 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
-from narvl_plugin.ctc.align import Alignment, viterbi
+from narvl_plugin.ctc.align import Alignment, score_targets, token_posteriors, viterbi
 from narvl_plugin.ctc.beam import Scored, constrained_beam_search, prefix_beam_search
 from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.constrained import constrained_search
@@ -35,7 +35,9 @@ __all__ = [
     "query_ctc_any_loss",
     "query_ctc_loss",
     "score_candidates",
+    "score_targets",
     "score_trie",
     "sequence_of",
+    "token_posteriors",
     "viterbi",
 ]

@@ -1,6 +1,6 @@
-"""Alignment: the single most probable path of the queries that spells a given target.
+"""Targets that are given: their probability, which query says which token, and the most probable path.
 
-Legend: B batch, N queries, V labels, S padded target length, L = 2 S + 1 lattice states.
+Legend: B batch, N queries, V labels, K targets of a sample, S padded target length, L = 2 S + 1 lattice states.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,16 @@ from torch import Tensor
 from narvl_plugin.ctc.lattice import (
     IMPOSSIBLE,
     arrivals,
+    backward_scores,
     build_lattice,
     check_targets,
-    gather_labels,
+    forward_scores,
+    inside,
+    log_marginals,
+    posteriors,
     skip_costs,
     start_scores,
+    state_emissions,
 )
 
 
@@ -31,6 +36,33 @@ class Alignment(NamedTuple):
     scores: Tensor
 
 
+def score_targets(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    """Return log p(target), in nats, of K targets a sample, summed over all paths: (B, K), -inf where there is none.
+
+    log_probs: (B, N, V), normalised; targets: (B, K, S) padded with anything; target_lengths: (B, K). The same as
+    `-query_ctc_loss`, without its gradient and normalisation.
+    """
+    lengths = target_lengths.flatten()
+    lattice = build_lattice(targets.flatten(0, 1), lengths, blank=blank)
+    forward = forward_scores(state_emissions(log_probs, lattice), lattice, torch.full_like(lengths, log_probs.size(1)))
+    return log_marginals(forward, lattice).view(target_lengths.shape)
+
+
+def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    """Return the probability that a query says a token of the target, given the target: (B, S, N).
+
+    A token may be said by several neighbouring queries, so that its row sums to 1 or more; 0 on padding.
+
+    log_probs: (B, N, V), normalised; targets: (B, S) padded with anything; target_lengths: (B,).
+    """
+    lattice = build_lattice(targets, target_lengths, blank=blank)
+    emissions = state_emissions(log_probs, lattice)
+    query_lengths = torch.full_like(target_lengths, log_probs.size(1))
+    forward = forward_scores(emissions, lattice, query_lengths)
+    states = posteriors(forward, backward_scores(emissions, lattice, query_lengths))
+    return states[:, :, 1::2].transpose(1, 2) * inside(target_lengths, targets.size(1))[..., None]
+
+
 def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Alignment:
     """Find the most probable path that collapses to each target.
 
@@ -41,7 +73,7 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
     query_lengths = torch.full_like(target_lengths, num_queries)
     check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
     lattice = build_lattice(targets, target_lengths, blank=blank)
-    emissions = gather_labels(log_probs.detach(), lattice.labels).clamp(min=IMPOSSIBLE)
+    emissions = state_emissions(log_probs.detach(), lattice).clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
 
     scores = start_scores(emissions)

@@ -119,6 +119,17 @@ def gather_labels(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.gather(2, index).to(accumulation_dtype(scores.dtype))
 
 
+def state_emissions(scores: Tensor, lattice: Lattice) -> Tensor:
+    """Give each state the score of its label at each query, in float32 (double stays).
+
+    scores: (B, N, V); the lattice is that of K targets a sample, (B K, L), all of which share one pass over the
+    scores. Returns (B K, N, L).
+    """
+    states = lattice.labels.size(1)
+    side_by_side = lattice.labels.reshape(len(scores), len(lattice.labels) // max(1, len(scores)) * states)
+    return gather_labels(scores, side_by_side).unflatten(2, (-1, states)).transpose(1, 2).flatten(0, 1)
+
+
 def arrivals(scores: Tensor, skip_cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Line up, for every state, the scores of the paths that stay in it, step into it and skip into it.
 

@@ -21,6 +21,7 @@ from narvl_plugin.ctc.lattice import (
     inside,
     log_marginals,
     posteriors,
+    state_emissions,
 )
 
 __all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_loss"]
@@ -70,9 +71,7 @@ class _QueryCtc(torch.autograd.Function):
         lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
         labels = lattice.labels.unflatten(0, shape).flatten(1)  # (B, K L): the states of all targets side by side
         normalisers = log_sum_exp(logits)
-        emissions = gather_labels(logits, labels) - normalisers[..., None]
-        emissions = emissions.unflatten(2, (shape[1], lattice.labels.size(1)))
-        emissions = emissions.transpose(1, 2).flatten(0, 1)  # (B K, N, L)
+        emissions = state_emissions(logits, lattice) - normalisers.repeat_interleave(shape[1], 0)[..., None]
         lengths = query_lengths.repeat_interleave(shape[1])
         forward = forward_scores(emissions, lattice, lengths)
         marginals = log_marginals(forward, lattice).view(shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from narvl_plugin.ctc import TargetsDoNotFit, viterbi
+from narvl_plugin.ctc import TargetsDoNotFit, query_ctc_loss, score_targets, token_posteriors, viterbi
 
 Spellings = Callable[[int, int, int, tuple[int, ...]], Iterator[tuple[int, ...]]]
 
@@ -69,3 +69,38 @@ def test_empty_batch_and_no_queries() -> None:
 def test_targets_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TargetsDoNotFit, match="target 0 needs 3 queries but has 2"):
         viterbi(torch.zeros(1, 2, 5), torch.tensor([[1, 1]]), torch.tensor([2]), blank=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_posteriors_of_tokens_are_shares_of_the_paths(seed: int, spellings: Spellings) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64).log_softmax(2)
+    targets, lengths = torch.tensor([[1, 1, 2], [3, 2, 9]]), torch.tensor([3, 2])
+    found = token_posteriors(log_probs, targets, lengths, blank=0)
+    scores = score_targets(log_probs, targets[:, None], lengths[:, None], blank=0)
+    for sample, length in enumerate(lengths.tolist()):
+        target = tuple(targets[sample, :length].tolist())
+        expected, total = torch.zeros(3, 5, dtype=torch.float64), 0.0
+        for path in spellings(5, 4, 0, target):
+            weight = float(log_probs[sample, range(5), path].sum().exp())
+            total += weight
+            place = -1
+            for query, label in enumerate(path):
+                if label and (query == 0 or path[query - 1] != label):
+                    place += 1
+                if label:
+                    expected[place, query] += weight
+        torch.testing.assert_close(found[sample], expected / total)
+        assert float(scores[sample, 0].exp()) == pytest.approx(total)
+
+
+def test_several_targets_of_a_sample_are_scored_as_the_loss_scores_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    log_probs = torch.randn(3, 6, 8, generator=generator).log_softmax(2)
+    targets, lengths = torch.randint(1, 8, (3, 4, 5), generator=generator), torch.randint(0, 4, (3, 4))
+    scores = score_targets(log_probs, targets, lengths, blank=0)
+    for k in range(4):
+        losses = query_ctc_loss(log_probs, targets[:, k], lengths[:, k], blank=0, reduction="none")
+        torch.testing.assert_close(scores[:, k], -losses)
+    assert score_targets(log_probs[:0], targets[:0], lengths[:0], blank=0).shape == (0, 4)
+    assert float(score_targets(log_probs[:, :1], targets[:, :, :2], torch.full((3, 4), 2), blank=0).max()) == -torch.inf
