@@ -101,8 +101,9 @@ def constrained_beam_search(
 ) -> list[list[Scored]]:
     """Find the outputs of highest probability that lie in a language, best first.
 
-    The beam follows all outputs of the language's labels, and what it ends with is sifted. Where nothing is left, the
-    one output is that of the most probable path into the language, which may have an n-gram twice.
+    The beam follows all outputs of the language's labels, and what it ends with is sifted. The output of the most
+    probable path into the language is always there, so that a narrow beam is never worse; with `no_repeat_ngram` only
+    where nothing else is, since it may have an n-gram twice.
 
     log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
     """
@@ -122,11 +123,13 @@ def constrained_beam_search(
     fits = iter(language.accepts(pad_sequence(flat, batch_first=True), lengths).tolist() if flat else [])
     outputs = [[output for output in beam if next(fits)] for beam in outputs]
 
-    empty = [row for row, beam in enumerate(outputs) if not beam]
-    if empty:
-        found = constrained_search(log_probs[empty], language, blank=blank)
-        for row, path in zip(empty, found, strict=True):
-            outputs[row] = [Scored(path.tokens, path.score)]
+    rows = [row for row, beam in enumerate(outputs) if not beam or not no_repeat_ngram]
+    if rows:
+        of_rows = log_probs if len(rows) == len(log_probs) else log_probs[rows]
+        for row, path in zip(rows, constrained_search(of_rows, language, blank=blank), strict=True):
+            if not any(torch.equal(path.tokens, tokens) for tokens, _ in outputs[row]):
+                outputs[row].append(Scored(path.tokens, path.score))
+                outputs[row].sort(key=lambda output: -float(output.score))
     return outputs
 
 

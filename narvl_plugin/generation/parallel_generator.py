@@ -13,21 +13,24 @@ from torch import Tensor, nn
 from narvl_plugin.ctc import (
     Hypothesis,
     Language,
+    Lengths,
     Scored,
     Trie,
     build_trie,
     constrained_beam_search,
     constrained_search,
-    greedy,
     hypotheses_of,
-    prefix_beam_search,
+    score_targets,
     score_trie,
+    token_posteriors,
     viterbi,
 )
 from narvl_plugin.data.collate import pad_tokens
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
+Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
+"""Gives, of a batch and outputs of each of its samples, what is added to each output's log-probability, in nats."""
 
 LABELS_TRIED = 32
 """Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
@@ -38,24 +41,24 @@ class ParallelGenerator:
 
     Args:
         models: students that share a vocabulary and a number of queries; several are an ensemble, whose label
-            probabilities are averaged query by query.
+            probabilities are averaged query by query. Each one's logits are divided by its own temperature.
         dictionary: the task's target dictionary, which does not hold the blank.
         print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
-            prints (query, place in the output).
+            prints (query, place in the output), with "soft" the probability that each query says each token, as text.
         beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows.
         nbest: outputs of the beam to return of each sample.
-        agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
-            are ordered by their expected gain, and not by their probability.
-        language: the outputs that there are, where not all sequences of tokens are; then nothing else is said, but
-            the most probable path to one of them.
+        language: the outputs that there are, where not all sequences of tokens are; then nothing else is said.
         no_repeat_ngram: where above 0, the size of n-grams of which no output may have one twice; a beam of 1 then
             follows a single output.
-        answers: the outputs that there are, each (T,), where they are a closed list: each one's probability is summed
-            over all of its paths.
+        answers: the outputs that there are, each (T,), where they are a closed list: all are scored.
+        agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
+            are ordered by their expected gain, and not by their probability.
+        good_gain: the gain from which an output counts as right, too; without it only the right one does.
+        rescorer: what is added to the scores of the outputs of a beam before they are ordered.
+        abstain_below: confidence below which nothing is said.
 
     Raises:
-        ValueError: the students differ in blank or queries, or `print_alignment` asks for what a path of
-            single labels does not have.
+        ValueError: the students differ in blank or queries.
     """
 
     def __init__(
@@ -66,26 +69,30 @@ class ParallelGenerator:
         print_alignment: str | None = None,
         beam_size: int = 1,
         nbest: int = 1,
-        agreement: Agreement | None = None,
         language: Language | None = None,
         no_repeat_ngram: int = 0,
         answers: Sequence[Tensor] | None = None,
+        agreement: Agreement | None = None,
+        good_gain: float | None = None,
+        rescorer: Rescorer | None = None,
+        abstain_below: float = 0.0,
     ) -> None:
         sizes = {(int(model.blank), int(model.num_queries)) for model in models}
         if len(sizes) > 1:
             raise ValueError(f"students of an ensemble must agree in (blank, queries); these have {sorted(sizes)}")
-        if print_alignment not in (None, "hard"):
-            raise ValueError(f"--print-alignment {print_alignment}: a parallel student has hard alignments only")
-        self.blank, _ = sizes.pop()
+        self.blank, num_queries = sizes.pop()
         self.eos = dictionary.eos()
         self.symbols_to_strip_from_output = {self.eos}
         self.print_alignment = print_alignment
         self.beam_size = beam_size
         self.nbest = nbest
-        self.agreement = agreement
-        self.language = None if language is None else language.ending_in(self.eos)
+        self.language = (language or Lengths(0, num_queries)).ending_in(self.eos)
         self.no_repeat_ngram = no_repeat_ngram
         self.answers = None if answers is None else Answers.of(answers, self.eos)
+        self.agreement = agreement
+        self.good_gain = good_gain
+        self.rescorer = rescorer
+        self.abstain_below = abstain_below
         for model in models:
             model.eval()
 
@@ -100,9 +107,10 @@ class ParallelGenerator:
         """Return, for each of the B samples, its hypotheses in fairseq's form, best first.
 
         A hypothesis has `tokens` (T + 1,), closed by `</s>`; `score`, the log-probability in nats of the output, summed
-        over the paths that were followed (of the path alone where any output may be said and the beam is 1);
-        `positional_scores` (T + 1,), the log-probability of each token at its query on the most probable path (0 for a
-        `</s>` that it leaves implied); `alignment` (T,), the query of each token but `</s>`; and an empty `attention`.
+        over all paths to it, and what the rescorer adds; `positional_scores` (T + 1,), the log-probability of each
+        token at its query on the most probable path (0 for a `</s>` that it leaves implied); `alignment` (T,), the
+        query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the output is to be right:
+        its share of the probability of all outputs, with the shares of those where it counts as right, too.
 
         Raises:
             ValueError: prefix tokens or constraints are given; one pass cannot obey them.
@@ -110,36 +118,67 @@ class ParallelGenerator:
         if prefix_tokens is not None or constraints is not None:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
         log_probs = self._log_probs(models, sample["net_input"])
-        return [[self._finish(*hypothesis) for hypothesis in found] for found in self._search(log_probs)]
-
-    def _search(self, log_probs: Tensor) -> list[list[Hypothesis]]:
-        """Search for the outputs of each sample: (B, N, V)."""
-        if self.answers is None and self.beam_size == 1 and not self.no_repeat_ngram:  # for paths
-            if self.language is None:
-                return [[hypothesis] for hypothesis in greedy(log_probs, blank=self.blank)]
-            found = constrained_search(log_probs, self.language, blank=self.blank)
-            return [[hypothesis] for hypothesis in found]
-        outputs = self._search_outputs(log_probs)
-        if self.agreement is not None:
-            outputs = [by_expected_gain(found, self.agreement) for found in outputs]
-        return explain(log_probs, [found[: self.nbest] for found in outputs], blank=self.blank)
-
-    def _search_outputs(self, log_probs: Tensor) -> list[list[Scored]]:
-        """Search for the outputs of each sample that are the most probable, summed over their paths: (B, N, V)."""
-        if self.answers is not None:
-            return self.answers.best(log_probs, self.beam_size, self.blank)
-        sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
-        if self.language is not None:
-            return constrained_beam_search(log_probs, self.language, blank=self.blank, **sizes)
-        return prefix_beam_search(log_probs, blank=self.blank, nbest=self.beam_size, **sizes)
+        if self.beam_size == 1 and self.answers is None and not self.no_repeat_ngram:
+            paths = constrained_search(log_probs, self.language, blank=self.blank)
+            found = [[(path, path.score.exp())] for path in paths]
+        else:
+            chosen = [self._choose(*outputs) for outputs in self._search(log_probs, sample)]
+            explained = explain(log_probs, [[output for output, _ in beam] for beam in chosen], blank=self.blank)
+            found = [
+                [(path, confidence) for path, (_, confidence) in zip(paths, beam, strict=True)]
+                for paths, beam in zip(explained, chosen, strict=True)
+            ]
+        finished = [[self._finish(*one) for one in beam] for beam in found]
+        if self.print_alignment is not None:
+            self._write_alignments(log_probs, finished)
+        return finished
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
-        log_probs = [torch.log_softmax(model(**net_input)[0].float(), dim=-1) for model in models]
+        log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _finish(self, tokens: Tensor, score: Tensor, positional: Tensor, queries: Tensor) -> dict[str, Any]:
+    def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> list[tuple[list[Scored], Tensor]]:
+        """Search for the most probable outputs of each sample: (B, N, V).
+
+        Returns them, best first, and the log of the probability of all outputs that there are, found or not.
+        """
+        if self.answers is not None:
+            found, totals = self.answers.best(log_probs, self.beam_size, self.blank)
+        else:
+            sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
+            beams = constrained_beam_search(log_probs, self.language, blank=self.blank, **sizes)
+            found = sum_paths(log_probs, [[tokens for tokens, _ in beam] for beam in beams], blank=self.blank)
+            totals = log_probs.new_zeros(len(found))
+        if self.rescorer is not None:
+            added = self.rescorer(sample, [[tokens for tokens, _ in beam] for beam in found])
+            found = [
+                best_first(beam, torch.stack([score for _, score in beam]) + more.to(log_probs))
+                for beam, more in zip(found, added, strict=True)
+            ]
+        if self.rescorer is not None or self.agreement is not None:  # as if there were no others
+            totals = torch.stack([torch.stack([score for _, score in beam]).logsumexp(0) for beam in found])
+        return list(zip(found, totals, strict=True))
+
+    def _choose(self, found: list[Scored], total: Tensor) -> list[tuple[Scored, Tensor]]:
+        """Choose the best outputs of a sample, and give each its confidence.
+
+        With an agreement they are ordered by the gain to expect from each (minimum-Bayes-risk decoding). Source: Kumar
+        and Byrne, NAACL 2004.
+        """
+        weights = (torch.stack([score for _, score in found]) - total).exp()
+        if self.agreement is None:
+            return list(zip(found[: self.nbest], weights, strict=False))
+        gains = self.agreement([tokens for tokens, _ in found]).to(weights)
+        confidences = weights if self.good_gain is None else (gains >= self.good_gain).to(weights) @ weights
+        order = (gains @ weights).argsort(descending=True, stable=True)[: self.nbest]
+        return [(found[place], confidences[place]) for place in order.tolist()]
+
+    def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""
+        tokens, score, positional, queries = path
+        if float(confidence) < self.abstain_below:
+            tokens, positional, queries = tokens[:0], positional[:0], queries[:0]
         ends = (tokens == self.eos).nonzero()
         if len(ends):
             length = int(ends[0])
@@ -147,17 +186,27 @@ class ParallelGenerator:
         else:
             length = len(tokens)
             positional = torch.cat([positional, positional.new_zeros(1)])
-        queries = queries[:length]
-        alignment: Tensor | list[tuple[int, int]] = queries
-        if self.print_alignment == "hard":
-            alignment = [(query, place) for place, query in enumerate(queries.tolist())]
         return {
             "tokens": torch.cat([tokens[:length], tokens.new_tensor([self.eos])]),
             "score": score,
+            "confidence": confidence,
             "attention": torch.empty(0),
-            "alignment": alignment,
+            "alignment": queries[:length],
             "positional_scores": positional,
         }
+
+    def _write_alignments(self, log_probs: Tensor, found: list[list[dict[str, Any]]]) -> None:
+        """Put alignments as fairseq-generate prints them into the hypotheses of each sample: (B, N, V)."""
+        for row, beam in enumerate(found):
+            for hypothesis in beam:
+                if self.print_alignment == "hard":
+                    pairs = [(query, place) for place, query in enumerate(hypothesis["alignment"].tolist())]
+                    hypothesis["alignment"] = pairs
+                    continue
+                tokens = hypothesis["tokens"][None, :-1]
+                length = torch.tensor([tokens.size(1)], device=tokens.device)
+                shares = token_posteriors(log_probs[row, None], tokens, length, blank=self.blank)[0]
+                hypothesis["alignment"] = [[f"{share:.6f}" for share in token] for token in shares.tolist()]
 
 
 class Answers(NamedTuple):
@@ -172,17 +221,18 @@ class Answers(NamedTuple):
         spelled = [*tokens, *(torch.cat([answer, answer.new_tensor([eos])]) for answer in tokens)]
         return cls(tokens, build_trie(pad_tokens(spelled, eos), torch.tensor([len(answer) for answer in spelled])))
 
-    def best(self, log_probs: Tensor, number: int, blank: int) -> list[list[Scored]]:
-        """Return the most probable answers of each sample, best first: (B, N, V).
+    def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[list[list[Scored]], Tensor]:
+        """Return the most probable answers of each sample, best first, and the log-probability of all, (B,): (B, N, V).
 
         Raises ValueError if every answer needs more than N queries.
         """
         trie = Trie(*(part.to(log_probs.device) for part in self.trie))
         scores = score_trie(log_probs, trie, blank=blank).unflatten(1, (2, -1)).logsumexp(1)
+        totals = scores.logsumexp(1)
         scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
         if bool((scores[:, 0] == -torch.inf).any()):
             raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
-        return [
+        found = [
             [
                 Scored(self.tokens[answer].to(log_probs.device), score)
                 for answer, score in zip(answers, row, strict=True)
@@ -190,19 +240,32 @@ class Answers(NamedTuple):
             ]
             for answers, row in zip(best.tolist(), scores, strict=True)
         ]
+        return found, totals
 
 
-def by_expected_gain(found: list[Scored], agreement: Agreement) -> list[Scored]:
-    """Order the outputs of a sample by the gain to expect from each, as if there were no others.
+def best_first(beam: list[Scored], scores: Tensor) -> list[Scored]:
+    """Return the outputs of a sample with other scores, (H,), in their order."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return [Scored(beam[place].tokens, scores[place]) for place in order]
 
-    Minimum-Bayes-risk decoding. Source: Kumar and Byrne, NAACL 2004.
-    """
-    if len(found) < 2:
-        return found
-    gains = agreement([tokens for tokens, _ in found])
-    weights = torch.stack([score for _, score in found]).softmax(0)
-    order = (gains @ weights.to(gains)).argsort(descending=True, stable=True)
-    return [found[place] for place in order.tolist()]
+
+def sum_paths(log_probs: Tensor, outputs: list[list[Tensor]], *, blank: int) -> list[list[Scored]]:
+    """Give the outputs of each sample their exact log-probability, and return them best first: (B, N, V)."""
+    number = max(map(len, outputs), default=0)
+    flat = [tokens for beam in outputs for tokens in beam]
+    if not flat:
+        return [[] for _ in outputs]
+    there = torch.tensor([[place < len(beam) for place in range(number)] for beam in outputs], device=log_probs.device)
+    padded = pad_tokens(flat, blank)
+    targets = padded.new_full((*there.shape, padded.size(1)), blank)
+    targets[there] = padded
+    lengths = torch.zeros_like(there, dtype=torch.int64)
+    lengths[there] = torch.tensor([len(tokens) for tokens in flat], device=log_probs.device)
+    scores = score_targets(log_probs, targets, lengths, blank=blank)
+    return [
+        best_first([Scored(tokens, score) for tokens, score in zip(beam, row, strict=False)], row[: len(beam)])
+        for beam, row in zip(outputs, scores, strict=True)
+    ]
 
 
 def explain(log_probs: Tensor, outputs: list[list[Scored]], *, blank: int) -> list[list[Hypothesis]]:

@@ -92,6 +92,13 @@ class NarvlConfig(OfaConfig):
             "boxes (four bins, and three repeats), 6 for answers of VQA, 3 for entailment"
         },
     )
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "what logits are divided by when a student answers, so that its confidence is how often it is "
+            "right; narvl calibrate fits it"
+        },
+    )
     member_queries: str = field(
         default="",
         metadata={

@@ -51,6 +51,11 @@ class NarvlModel(OfaModel):
         return self.decoder.query_embed.num_embeddings
 
     @property
+    def temperature(self) -> float:
+        """What logits are divided by where probabilities of outputs count; `narvl calibrate` fits it."""
+        return float(self.cfg.temperature)
+
+    @property
     def blank(self) -> int:
         """The label of the blank, V - 1."""
         return self.encoder.embed_tokens.num_embeddings - 1

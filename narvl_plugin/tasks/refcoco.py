@@ -85,6 +85,7 @@ class RefcocoTask(BaseTask):
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
             "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
             "agreement": agreement,
+            "good_gain": GOOD_IOU,
         }
 
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:

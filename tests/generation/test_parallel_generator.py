@@ -11,9 +11,8 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import Lengths, Scored, one_of, query_ctc_loss
+from narvl_plugin.ctc import Lengths, one_of, query_ctc_loss
 from narvl_plugin.generation import ParallelGenerator
-from narvl_plugin.generation.parallel_generator import by_expected_gain
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
 
@@ -33,6 +32,7 @@ class Fixed(nn.Module):
     """A student whose label probabilities are given, (B, N, V)."""
 
     blank = BLANK
+    temperature = 1.0
 
     def __init__(self, probabilities: Tensor) -> None:
         super().__init__()
@@ -69,13 +69,16 @@ def test_repeats_merge_blanks_part_and_the_end_is_added(dictionary: Dictionary) 
     assert hypothesis["alignment"].tolist() == [0, 3, 4]
     expected = [math.log(0.9), math.log(0.6), math.log(0.7), 0.0]
     assert hypothesis["positional_scores"].tolist() == pytest.approx(expected, abs=1e-5)
-    assert float(hypothesis["score"]) == pytest.approx(math.log(0.9 * 0.5 * 0.8 * 0.6 * 0.7), abs=1e-5)
+    loss = query_ctc_loss(spoken.log()[None], torch.tensor([[A, A, C]]), torch.tensor([3]), blank=BLANK)
+    assert float(hypothesis["score"]) == pytest.approx(-float(loss), abs=1e-5)
+    assert float(hypothesis["score"]) > math.log(0.9 * 0.5 * 0.8 * 0.6 * 0.7)  # of the path alone
+    assert float(hypothesis["confidence"]) == pytest.approx(math.exp(-float(loss)), abs=1e-5)
     assert nothing["tokens"].tolist() == [dictionary.eos()]
     assert nothing["alignment"].tolist() == []
 
 
 def test_a_spoken_end_closes_the_output(dictionary: Dictionary) -> None:
-    ((hypothesis,),) = generate(dictionary, path((A, 0.9), (dictionary.eos(), 0.8), (B, 0.9)))
+    ((hypothesis,),) = generate(dictionary, path((A, 0.9), (dictionary.eos(), 0.8), (BLANK, 0.9)))
     assert hypothesis["tokens"].tolist() == [A, dictionary.eos()]
     assert hypothesis["positional_scores"].tolist() == pytest.approx([math.log(0.9), math.log(0.8)], abs=1e-5)
     assert hypothesis["alignment"].tolist() == [0]
@@ -97,7 +100,7 @@ def test_the_end_may_be_spoken_in_a_language_too(dictionary: Dictionary) -> None
     eos = dictionary.eos()
     ((bound,),) = generate(dictionary, path((A, 0.9), (eos, 0.9)), language=one_of([(A,)]))
     assert bound["tokens"].tolist() == [A, eos]
-    assert float(bound["score"]) == pytest.approx(math.log(0.9 * 0.9), abs=1e-6)
+    assert bound["positional_scores"].tolist() == pytest.approx([math.log(0.9)] * 2, abs=1e-6)
 
 
 def test_a_beam_returns_outputs_by_the_sum_over_their_paths(dictionary: Dictionary) -> None:
@@ -136,26 +139,67 @@ def test_answers_that_are_all_too_long_are_an_error(dictionary: Dictionary) -> N
         generate(dictionary, path((A, 0.6), (B, 0.9)), answers=[torch.tensor([A, B, C]), torch.tensor([A, A])])
 
 
-def test_two_outputs_that_agree_outweigh_a_more_probable_one() -> None:
-    found = [Scored(torch.tensor([label]), torch.tensor(p).log()) for label, p in ((A, 0.4), (B, 0.25), (C, 0.35))]
-    gains = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])  # expected: 0.4, 0.565, 0.575
-    ordered = by_expected_gain(found, lambda outputs: gains)
-    assert [int(tokens) for tokens, _ in ordered] == [C, B, A]
-    assert by_expected_gain(found, lambda outputs: torch.eye(3)) == [found[0], found[2], found[1]]
-
-
-def test_a_beam_is_ordered_by_expected_gain_before_it_is_cut(dictionary: Dictionary) -> None:
+def one_of_three() -> Tensor:
+    """One query that says a, b or c."""
     probabilities = torch.zeros(1, BLANK + 1)
     probabilities[0, A], probabilities[0, B], probabilities[0, C] = 0.4, 0.25, 0.35
+    return probabilities
+
+
+def test_two_outputs_that_agree_outweigh_a_more_probable_one(dictionary: Dictionary) -> None:
+    """Gains are asked for before the beam is cut; scores stay, and confidence counts what is good enough."""
+    gains = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])  # expected: 0.4, 0.565, 0.575
 
     def agreement(outputs: list[Tensor]) -> Tensor:
-        is_a = torch.tensor([int(tokens) == A for tokens in outputs])
-        return (is_a[:, None] == is_a).float()
+        place = [int(tokens) - A for tokens in outputs]
+        return gains[place][:, place]
 
     options = {"beam_size": 3, "language": one_of([(A,), (B,), (C,)]), "agreement": agreement}
-    ((best,),) = generate(dictionary, probabilities, **options)
+    ((best,),) = generate(dictionary, one_of_three(), **options)
     assert best["tokens"].tolist() == [C, dictionary.eos()]
     assert math.exp(best["score"]) == pytest.approx(0.35)
+    assert float(best["confidence"]) == pytest.approx(0.35)
+    (beam,) = generate(dictionary, one_of_three(), nbest=3, good_gain=0.9, **options)
+    assert [hypothesis["tokens"].tolist()[0] for hypothesis in beam] == [C, B, A]
+    assert [float(hypothesis["confidence"]) for hypothesis in beam] == pytest.approx([0.6, 0.6, 0.4])
+
+
+def test_what_is_added_to_scores_decides(dictionary: Dictionary) -> None:
+    def rescorer(sample: dict[str, Any], outputs: list[list[Tensor]]) -> list[Tensor]:
+        assert "net_input" in sample
+        return [torch.tensor([math.log(6.0) if int(tokens) == B else 0.0 for tokens in beam]) for beam in outputs]
+
+    (found,) = generate(dictionary, one_of_three(), language=Lengths(1, 1), beam_size=3, nbest=3, rescorer=rescorer)
+    assert [hypothesis["tokens"].tolist()[0] for hypothesis in found] == [B, A, C]
+    assert math.exp(found[0]["score"]) == pytest.approx(1.5)
+    assert [float(one["confidence"]) for one in found] == pytest.approx([1.5 / 2.25, 0.4 / 2.25, 0.35 / 2.25])
+
+
+def test_confidence_in_an_answer_is_its_share_of_the_whole_list(dictionary: Dictionary) -> None:
+    answers = [torch.tensor([A]), torch.tensor([B])]
+    for beam in (1, 2):
+        ((best, *_),) = generate(dictionary, one_of_three(), answers=answers, beam_size=beam, nbest=beam)
+        assert float(best["confidence"]) == pytest.approx(0.4 / 0.65)
+
+
+def test_a_student_that_is_not_sure_says_nothing(dictionary: Dictionary) -> None:
+    eos = dictionary.eos()
+    sure, unsure = path((A, 0.9), (B, 0.9)), path((A, 0.9), (B, 0.5))
+    for beam in (1, 3):
+        options = {"beam_size": beam, "abstain_below": 0.6}
+        (said,), (unsaid,) = generate(dictionary, torch.stack([sure, unsure]), **options)
+        assert said["tokens"].tolist() == [A, B, eos]
+        assert (unsaid["tokens"].tolist(), unsaid["positional_scores"].tolist()) == ([eos], [0.0])
+        assert float(unsaid["confidence"]) == pytest.approx(math.exp(unsaid["score"]))
+
+
+def test_a_temperature_makes_a_student_less_sure(dictionary: Dictionary) -> None:
+    model = Fixed(one_of_three()[None])
+    model.temperature = 2.0
+    sample = {"net_input": {"src_tokens": torch.zeros(1, 1)}}
+    ((found,),) = ParallelGenerator([model], dictionary).generate([model], sample)
+    roots = torch.tensor([0.4, 0.25, 0.35]).sqrt()
+    assert float(found["confidence"]) == pytest.approx(float(roots[0] / roots.sum()))
 
 
 def test_an_output_has_the_length_asked_for_and_then_its_end(dictionary: Dictionary) -> None:
@@ -195,8 +239,14 @@ def test_an_ensemble_averages_probabilities(dictionary: Dictionary) -> None:
 def test_printed_alignment_is_pairs_of_query_and_place(dictionary: Dictionary) -> None:
     ((hypothesis,),) = generate(dictionary, path((BLANK, 0.9), (A, 0.9), (A, 0.9), (B, 0.9)), print_alignment="hard")
     assert hypothesis["alignment"] == [(1, 0), (3, 1)]
-    with pytest.raises(ValueError, match="soft"):
-        ParallelGenerator([], dictionary, print_alignment="soft")
+
+
+def test_printed_alignment_is_how_probably_each_query_says_each_token(dictionary: Dictionary) -> None:
+    """Of the three paths to a in 0.4 a, 0.6 blank, each query takes part in two: (0.24 + 0.16) / 0.64."""
+    probabilities = torch.zeros(2, BLANK + 1)
+    probabilities[:, A], probabilities[:, BLANK] = 0.4, 0.6
+    ((said,),) = generate(dictionary, probabilities, language=Lengths(1, 2), print_alignment="soft")
+    assert said["alignment"] == [["0.625000", "0.625000"]]
 
 
 def test_students_that_differ_are_no_ensemble(dictionary: Dictionary) -> None:
