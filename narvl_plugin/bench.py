@@ -104,13 +104,12 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, row: int) -> str:
         """Answer one row: read, decode and resize its picture, run the model, search, write the words."""
-        return self.task.codec.decode(self.answer(self.batch(row)))
+        return self.task.codec.decode(self.hypotheses(self.batch(row))[0]["tokens"])
 
-    def answer(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Answer the one row of a batch: the tokens (T,) of the best hypothesis, closed by `</s>`."""
-        ((best, *_),) = self.task.inference_step(self._generator, [self.model], batch)
-        tokens: torch.Tensor = best["tokens"]
-        return tokens
+    def hypotheses(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Answer the one row of a batch: its hypotheses, best first, in fairseq's form."""
+        (found,) = self.task.inference_step(self._generator, [self.model], batch)
+        return found
 
     def label_text(self, label: int) -> str:
         """Write one output label; special symbols, which are no words, by their name."""

@@ -170,6 +170,46 @@ def convert(
 
 
 @app.command()
+def calibrate(
+    student: Annotated[Path, typer.Argument(help="Checkpoint of a student, which keeps the temperature.")],
+    data: Annotated[Path, typer.Argument(help="TSV file to fit on, such as that of validation.")],
+    test: Annotated[Path | None, typer.Option(help="TSV file to measure on, before and after.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher to measure, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write what was measured to.")] = None,
+    beam: Annotated[
+        int | None, typer.Option(min=1, help="Width of the beam, if not that of --eval-args, or 5.")
+    ] = None,
+    max_len_b: MaxLenB = None,
+    no_repeat_ngram_size: NoRepeat = None,
+    batch_size: BatchSize = 32,
+    bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
+    device: Device = None,
+) -> None:
+    """Fit a student's temperature, so that it is right as often as it is sure; its checkpoint keeps it."""
+    from narvl_plugin.calibration import calibrate
+
+    given = {"beam": beam, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
+    result = calibrate(
+        student,
+        data,
+        test=test,
+        teacher=teacher,
+        out=out,
+        generation={name: value for name, value in given.items() if value is not None},
+        task_overrides=_overrides(bpe_dir, ans2label_file),
+        batch_size=batch_size,
+        device=device,
+    )
+    print(f"temperature {result['temperature']:.2f}, fitted on {result['fitted_on']:,} rows, kept in {student}")
+    for name, measured in result["systems"].items():
+        print(
+            f"{name}: right {measured['mean_right']:.3f}, confidence {measured['mean_confidence']:.3f}, expected "
+            f"calibration error {measured['error']:.3f}, area below risk and coverage {measured['area']:.3f}"
+        )
+
+
+@app.command()
 def predictions(
     generated: Annotated[Path, typer.Argument(help="generate-test.txt of fairseq-generate.")],
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],

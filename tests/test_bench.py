@@ -1,5 +1,7 @@
 """Latency measurement: order of the calls, percentiles, and what is refused."""
 
+import base64
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from narvl_plugin import bench
 from narvl_plugin.bench import (
@@ -21,7 +24,7 @@ from narvl_plugin.bench import (
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
-from narvl_plugin.report.slots import query_slots
+from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
 from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
@@ -228,32 +231,71 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
     assert any(together)
 
 
-def test_query_slots_spell_the_caption(make_predictor: Callable[..., Predictor]) -> None:
+def read_four(student: Predictor) -> list[Reading]:
+    """Read the queries of the first four rows; the pictures shown are red."""
+    return read_queries(student, range(4), [Image.new("RGB", (40, 30), "red")] * 4)
+
+
+def test_queries_spell_the_caption(make_predictor: Callable[..., Predictor]) -> None:
     student = make_predictor("narvl_nano", num_queries=8)
-    for row, slots in enumerate(query_slots(student, range(4))):
-        assert len(slots) == 8
-        assert all(0 < slot.probability <= 1 for slot in slots)
-        said = "".join(slot.text for slot in slots if slot.kind == "token")
-        assert said == student(row).replace(" ", "")
+    for row, reading in enumerate(read_four(student)):
+        assert len(reading.slots) == 8
+        assert all(0 < slot.probability <= 1 for slot in reading.slots)
+        said = [slot.text for slot in reading.slots if slot.kind == "token"]
+        assert "".join(said) == student(row).replace(" ", "")
+        assert [look.text for look in reading.looks] == said
+        assert reading.nbest[0][0] == student(row)
+        assert len({text for text, _ in reading.nbest}) == 3
 
 
-def test_query_slots_spell_an_answer_of_the_list(
+def test_queries_spell_an_answer_of_the_list(
     write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
 ) -> None:
     teacher = entailment_teacher(write_tsv("test.tsv", snli_ve_rows), answer_vocabulary)
     labels = len(teacher.task.target_dictionary) + 1
     model = build("narvl_nano", vocab_size=labels, num_queries=6, **SMALL).eval()  # untrained: says anything
     student = Predictor(model, teacher.task, {}, torch.device("cpu"))
-    for row, slots in enumerate(query_slots(student, range(4))):
-        assert len(slots) == 6
-        said = "".join(slot.text for slot in slots if slot.kind == "token")
+    for row, reading in enumerate(read_four(student)):
+        assert len(reading.slots) == 6
+        said = "".join(slot.text for slot in reading.slots if slot.kind == "token")
         assert said == student(row)
-        assert student(row) in {"yes", "no", "maybe"}
+        assert {text for text, _ in reading.nbest} == {"yes", "no", "maybe"}
+        assert sum(sure for _, sure in reading.nbest) == pytest.approx(1)
 
 
-def test_teacher_has_no_slots(make_predictor: Callable[..., Predictor]) -> None:
+def test_teacher_has_no_queries(make_predictor: Callable[..., Predictor]) -> None:
     with pytest.raises(ValueError, match="OfaModel has no queries"):
-        query_slots(make_predictor("ofa_nano"), [0])
+        read_four(make_predictor("ofa_nano"))
+
+
+def test_looks_are_what_the_layers_attend_to(make_predictor: Callable[..., Predictor]) -> None:
+    """The weights times the values are what the layers add, so that they are those of the attention itself."""
+    student = make_predictor("narvl_nano", num_queries=8)
+    added: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+
+    def compare(attention: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        x, keys, values, bias = arguments
+        heads = attention.weights(x, keys, bias) @ values * attention.c_attn[:, None, None]
+        added.append(output)
+        expected.append(attention.out_proj(heads.transpose(1, 2).flatten(2)))
+
+    for layer in student.model.decoder.layers:
+        layer.encoder_attn.register_forward_hook(compare)
+    with torch.inference_mode(), cross_attention(student.model.decoder) as layers:
+        student.model(**student.batch(0)["net_input"])
+    assert len(layers) == len(added) == len(student.model.decoder.layers)
+    torch.testing.assert_close(added, expected)
+    for weights in layers:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
+
+
+def test_a_spotlight_is_bright_where_the_heat_is() -> None:
+    uri = spotlight(Image.new("RGB", (40, 30), "white"), torch.tensor([0.0, 0.0, 0.0, 0.5]))
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")
+    assert picture.size == (72, 72)
+    assert picture.getpixel((68, 68)) > 230
+    assert picture.getpixel((4, 4)) < 90
 
 
 def entailment_teacher(data: Path, vocabulary: Path, **options: Any) -> Predictor:

@@ -6,12 +6,15 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from narvl_plugin.calibration import Reliability
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.report import build, build_report
 from narvl_plugin.report.charts import training_charts
@@ -21,7 +24,7 @@ from narvl_plugin.report.outputs import (
     read_rows,
     read_training_log,
 )
-from narvl_plugin.report.slots import Slot, slot_kinds
+from narvl_plugin.report.readings import Look, Reading, Slot, slot_kinds
 from narvl_plugin.report.subjects import Row
 from narvl_plugin.report.subjects.caption import CaptionSubject
 from narvl_plugin.scoring import tokenization
@@ -161,12 +164,29 @@ def test_page_stands_alone(run_folder: Path) -> None:
 
 def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [Slot("owl", 0.875, "token"), Slot("owl", 0.5, "repeat"), Slot("", 0.99, "blank")]
-    monkeypatch.setattr(build, "_slots", lambda student, shown: [slots for _ in shown])
+    reading = Reading(slots, [Look("owl", "data:image/jpeg;base64,AAAA")], [("an owl", 0.5), ("an eagle", 0.25)])
+    monkeypatch.setattr(build, "_readings", lambda student, shown, pictures: [reading for _ in shown])
     build_report(run_folder, pictures=2)
     page = (run_folder / "report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,AAAA" alt="">owl') == 2
+    assert page.count("<li>an eagle<small>25.0 %</small></li>") == 2
     assert page.count('<li class="slot token" title="query 1: owl, 87.5 %"') == 2
     assert page.count('<li class="slot repeat"') == 2
     assert page.count('<li class="slot blank" title="query 3: blank, 99.0 %">·<small>99</small>') == 2
+
+
+def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
+    sure = Reliability.of(np.array([0.95, 0.9, 0.4, 0.35]), np.array([1.0, 1.0, 1.0, 0.0]))
+    systems = dict.fromkeys(("student_uncalibrated", "student", "teacher"), asdict(sure))
+    measured = {"temperature": 1.5, "fitted_on": 4, "systems": systems}
+    (run_folder / "calibration.json").write_text(json.dumps(measured))
+    content = build_report(run_folder)
+    assert content["calibration"] == measured
+    page = (run_folder / "report.html").read_text()
+    assert page.count("<svg") == 6
+    assert "temperature is 1.50" in page
+    row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.062 |"
+    assert row in (run_folder / "table.md").read_text()
 
 
 def test_pictures_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:

@@ -46,7 +46,7 @@ def report_on(
         (tmp_path / "latency.json").write_text(json.dumps({"systems": latency, "machine": {}}))
         student = SimpleNamespace(task=SimpleNamespace(cfg=SimpleNamespace(**cfg))) if cfg else None
         monkeypatch.setattr(build, "_load_student", lambda *_: student)
-        monkeypatch.setattr(build, "_slots", lambda *_: None)
+        monkeypatch.setattr(build, "_readings", lambda *_: None)
         return build_report(tmp_path, task=task, test_tsv=write_tsv("test.tsv", rows))
 
     return report

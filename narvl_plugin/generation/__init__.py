@@ -2,6 +2,14 @@
 
 from narvl_plugin.generation.answers import CandidateGenerator, TrieSequenceGenerator
 from narvl_plugin.generation.options import generation_config
-from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.parallel_generator import Agreement, ParallelGenerator
+from narvl_plugin.generation.rescoring import TeacherRescorer
 
-__all__ = ["CandidateGenerator", "ParallelGenerator", "TrieSequenceGenerator", "generation_config"]
+__all__ = [
+    "Agreement",
+    "CandidateGenerator",
+    "ParallelGenerator",
+    "TeacherRescorer",
+    "TrieSequenceGenerator",
+    "generation_config",
+]

@@ -50,5 +50,10 @@ class Attention(nn.Module):
         attended = attended * self.c_attn[:, None, None]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    def weights(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """Return where `x` attends, (B, H, Lq, Lk), which sums to 1 over the keys; arguments as for `forward`."""
+        scores = self._split(self.q_proj(x)) @ keys.transpose(-2, -1) * self.scaling + bias
+        return scores.softmax(-1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,11 +14,19 @@ from rich.table import Table
 from narvl_plugin.bench import Predictor
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation.predictions import read_generated
-from narvl_plugin.report.charts import training_charts
-from narvl_plugin.report.outputs import outputs_by_row, read_rows, read_training_log
-from narvl_plugin.report.page import TRAINING_LABELS, render_page
-from narvl_plugin.report.results import SystemResult, evaluate, further_tables, headings, markdown, notes
-from narvl_plugin.report.slots import Slot, query_slots
+from narvl_plugin.report.charts import confidence_charts, training_charts
+from narvl_plugin.report.outputs import outputs_by_row, read_pictures, read_rows, read_training_log
+from narvl_plugin.report.page import PICTURE_SIDE, TRAINING_LABELS, render_page
+from narvl_plugin.report.readings import Reading, read_queries
+from narvl_plugin.report.results import (
+    SystemResult,
+    confidence_tables,
+    evaluate,
+    further_tables,
+    headings,
+    markdown,
+    notes,
+)
 from narvl_plugin.report.subjects import SUBJECTS, Row
 
 logger = logging.getLogger(__name__)
@@ -34,8 +43,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Score what a run generated; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
 
-    Reads ``generate/*/generate-test.txt`` and, where they are, ``latency.json``, the ``train.jsonl`` of each
-    model and ``student/checkpoint_last.pt``; prints the table.
+    Reads ``generate/*/generate-test.txt`` and, where they are, ``latency.json``, ``calibration.json``, the
+    ``train.jsonl`` of each model and ``student/checkpoint_last.pt``; prints the table.
 
     Args:
         out_dir: the run's folder.
@@ -68,17 +77,20 @@ def build_report(
     measured = _read_latency(out_dir / "latency.json")
     results = evaluate(subject, outputs, scored, measured["systems"])
     sentences = notes(subject, results, scored, measured["machine"], left_out)
-    tables = further_tables(subject, results)
+    calibration = _read_calibration(out_dir / "calibration.json")
+    tables = further_tables(subject, results) + confidence_tables(calibration)
     content = {
         "systems": {result.name: result.as_json() for result in results},
         "test": {"file": str(test_tsv), subject.unit: len(scored), "left_out": left_out},
         "machine": measured["machine"],
+        "calibration": calibration,
         "settings": dict(settings or {}),
     }
     _write(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write(out_dir / "table.md", markdown(subject, results, sentences, tables))
 
     shown = _spread(scored, pictures)
+    images = read_pictures(test_tsv, subject.image_column, [row.number for row in shown], PICTURE_SIDE)
     paths = {name: out_dir / name / "train.jsonl" for name in TRAINING_LABELS}
     logs = {name: read_training_log(path) for name, path in paths.items() if path.exists()}
     page = render_page(
@@ -86,10 +98,13 @@ def build_report(
         results=results,
         notes=sentences,
         tables=tables,
-        charts=training_charts(logs, TRAINING_LABELS, subject.curve),
+        charts={
+            "Training": training_charts(logs, TRAINING_LABELS, subject.curve),
+            "Confidence": confidence_charts(calibration["systems"]) if calibration else [],
+        },
         rows=shown,
-        slots=_slots(student, shown),
-        test_tsv=test_tsv,
+        readings=_readings(student, shown, images),
+        pictures=images,
         settings=content["settings"],
     )
     _write(out_dir / "report.html", page)
@@ -140,9 +155,14 @@ def _load_student(
     return student
 
 
-def _slots(student: Predictor | None, shown: Sequence[Row]) -> list[list[Slot]] | None:
+def _read_calibration(path: Path) -> dict[str, Any]:
+    """Read what `narvl calibrate` measured; nothing, if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _readings(student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]) -> list[Reading] | None:
     """Read the student's queries on the shown rows; None without it."""
-    return None if student is None else query_slots(student, [row.number for row in shown])
+    return None if student is None else read_queries(student, [row.number for row in shown], pictures)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

@@ -1,14 +1,16 @@
-"""Training curves as SVG that stands inside an HTML page and asks nothing of the network."""
+"""Charts of training and of confidence, as SVG that stands inside an HTML page and asks nothing of the network."""
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from narvl_plugin.report.outputs import TrainingLog
+from narvl_plugin.report.results import CONFIDENCE_LABELS
 
 TEACHER = "teacher"
 COLOURS = {
@@ -17,6 +19,11 @@ COLOURS = {
     "student_distilled": "#7048b6",
     "student_nodistill": "#7048b6",
     "student_ce": "#2b8a3e",
+}
+CONFIDENCE_STYLES = {
+    "teacher": (COLOURS[TEACHER], "-"),
+    "student_uncalibrated": (COLOURS["student"], ":"),
+    "student": (COLOURS["student"], "-"),
 }
 _INK, _RULE = "#1c2430", "#d5dae1"
 _STYLE = {
@@ -32,16 +39,19 @@ _STYLE = {
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
-Curve = Sequence[tuple[int, float]]
+Curve = Sequence[tuple[float, float]]
 
 
-def line_chart(curves: Mapping[str, tuple[str, Curve, str]], *, ylabel: str, description: str) -> str:
-    """Draw curves over the number of updates.
+def line_chart(
+    curves: Mapping[str, tuple[str, Curve, str]], *, ylabel: str, description: str, xlabel: str | None = None
+) -> str:
+    """Draw curves.
 
     Args:
-        curves: by label: colour, points (updates, value), line style.
+        curves: by label: colour, points (x, value), line style.
         ylabel: what the values are.
         description: said by screen readers.
+        xlabel: of what x is a share, from 0 to 1; without it x is a number of updates.
 
     Returns:
         an ``<svg>`` element.
@@ -50,10 +60,10 @@ def line_chart(curves: Mapping[str, tuple[str, Curve, str]], *, ylabel: str, des
         figure = Figure(figsize=(5.2, 3.1), layout="constrained")
         axes = figure.add_subplot()
         for label, (colour, points, style) in curves.items():
-            updates, values = zip(*points, strict=True)
+            places, values = zip(*points, strict=True)
             marker = "o" if len(points) < 25 else None
             axes.plot(
-                updates,
+                places,
                 values,
                 style,
                 color=colour,
@@ -62,9 +72,12 @@ def line_chart(curves: Mapping[str, tuple[str, Curve, str]], *, ylabel: str, des
                 marker=marker,
                 markersize=3.5,
             )
-        axes.set_xlabel("updates")
+        axes.set_xlabel(xlabel or "updates")
         axes.set_ylabel(ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if xlabel is None:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        else:
+            axes.set_xlim(0, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
         axes.legend(frameon=False, fontsize=9)
@@ -114,3 +127,27 @@ def training_charts(
         if curves:
             charts.append((title, line_chart(curves, ylabel=ylabel, description=f"{title} over updates")))
     return charts
+
+
+def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Draw how often systems are right that are so sure, and how often they err in the answers they are surest of.
+
+    Args:
+        measured: by system, `Reliability` as `narvl calibrate` writes it.
+
+    Returns:
+        pairs of title and ``<svg>`` element.
+    """
+    reliability: dict[str, tuple[str, Curve, str]] = {"as sure as right": (_RULE, [(0.0, 0.0), (1.0, 1.0)], "-")}
+    risk = {}
+    for name, (colour, style) in CONFIDENCE_STYLES.items():
+        if name not in measured:
+            continue
+        label, values = CONFIDENCE_LABELS[name], measured[name]
+        reliability[label] = (colour, list(zip(values["confidence"], values["right"], strict=True)), style)
+        risk[label] = (colour, list(zip(values["coverage"], values["risk"], strict=True)), style)
+    titles = ("How often it is right that is so sure", "How often it errs in what it is surest of")
+    return [
+        (titles[0], line_chart(reliability, xlabel="confidence", ylabel="share right", description=titles[0])),
+        (titles[1], line_chart(risk, xlabel="share answered", ylabel="share wrong", description=titles[1])),
+    ]

@@ -63,8 +63,8 @@ def outputs_by_row(outputs: Mapping[str, str], rows: Sequence[Row], path: Path) 
     return {numbers[key]: text for key, text in outputs.items()}
 
 
-def picture_data_uris(tsv_path: Path, column: int, rows: list[int], side: int) -> list[str]:
-    """Give the pictures of some rows as data URIs, scaled down to at most ``side`` pixels a side.
+def read_pictures(tsv_path: Path, column: int, rows: Sequence[int], side: int) -> list[Image.Image]:
+    """Return the pictures of some rows, scaled down to at most ``side`` pixels a side.
 
     ``column`` is the number (from 0) of the column with the pictures.
 
@@ -73,14 +73,19 @@ def picture_data_uris(tsv_path: Path, column: int, rows: list[int], side: int) -
     """
     tsv = TsvFile(tsv_path, [column])
     reader = ImageReader(side, folder=tsv_path.parent)
-    uris = []
+    pictures = []
     for row in rows:
         image = open_image(reader.read_bytes(tsv[row][0], tsv.where(row)), tsv.where(row))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=90)
-        uris.append(f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}")
-    return uris
+        pictures.append(image)
+    return pictures
+
+
+def data_uri(picture: Image.Image, quality: int) -> str:
+    """Return a picture as a JPEG file in a data URI."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from narvl_plugin.report.outputs import picture_data_uris
+from narvl_plugin.report.outputs import data_uri
+from narvl_plugin.report.readings import Look, Reading, Slot
 from narvl_plugin.report.results import TEACHER_WAYS, SystemResult, headings
-from narvl_plugin.report.slots import Slot
 from narvl_plugin.report.subjects import Row, Subject, Table
 from narvl_plugin.report.subjects.base import Region
 
@@ -55,6 +55,8 @@ class Card:
     region: Region | None
     outputs: list[Output]
     slots: list[Slot] | None
+    looks: list[Look]
+    nbest: list[tuple[str, float]]
 
 
 def headlines(subject: Subject, results: Sequence[SystemResult]) -> list[Headline]:
@@ -81,23 +83,24 @@ def make_cards(
     subject: Subject,
     rows: Sequence[Row],
     results: Sequence[SystemResult],
-    slots: list[list[Slot]] | None,
-    test_tsv: Path,
+    readings: Sequence[Reading] | None,
+    pictures: Sequence[Image.Image],
 ) -> list[Card]:
     """Put together what is known of each row; the outputs shown are the teacher's and the student's."""
     shown = [result for result in results if result.name in (result.base, STUDENT)]
     if not shown:  # a run of other systems
         shown = [result for result in results if result.name not in subject.baselines]
-    images = picture_data_uris(test_tsv, subject.image_column, [row.number for row in rows], PICTURE_SIDE)
     return [
         Card(
             name=row.ids[-1],
-            image=images[place],
+            image=data_uri(pictures[place], quality=90),
             prompt=row.prompt,
             references=row.references,
             region=subject.reference_region(row),
             outputs=[_output(subject, row, result) for result in shown],
-            slots=slots[place] if slots else None,
+            slots=readings[place].slots if readings else None,
+            looks=readings[place].looks if readings else [],
+            nbest=[(subject.shown(row, text), sure) for text, sure in readings[place].nbest] if readings else [],
         )
         for place, row in enumerate(rows)
     ]
@@ -123,10 +126,10 @@ def render_page(
     results: Sequence[SystemResult],
     notes: Sequence[str],
     tables: Sequence[Table],
-    charts: Sequence[tuple[str, str]],
+    charts: Mapping[str, Sequence[tuple[str, str]]],
     rows: Sequence[Row],
-    slots: list[list[Slot]] | None,
-    test_tsv: Path,
+    readings: Sequence[Reading] | None,
+    pictures: Sequence[Image.Image],
     settings: Mapping[str, str],
 ) -> str:
     """Write the page.
@@ -136,10 +139,10 @@ def render_page(
         results: all systems.
         notes: sentences below the table.
         tables: further tables.
-        charts: title and ``<svg>`` element of each training curve.
+        charts: title and ``<svg>`` element of each chart, by heading.
         rows: test rows to show.
-        slots: the student's queries on them, or None.
-        test_tsv: file that holds the pictures.
+        readings: what the student's queries say about them, or None.
+        pictures: those of the rows.
         settings: of the run.
     """
     environment = Environment(
@@ -156,8 +159,8 @@ def render_page(
         results=results,
         notes=notes,
         tables=tables,
-        charts=[(title, Markup(svg)) for title, svg in charts],
-        cards=make_cards(subject, rows, results, slots, test_tsv),
-        has_slots=slots is not None,
+        charts={heading: [(title, Markup(svg)) for title, svg in drawn] for heading, drawn in charts.items() if drawn},
+        cards=make_cards(subject, rows, results, readings, pictures),
+        has_slots=readings is not None,
         settings=settings,
     )

@@ -17,6 +17,12 @@ LABELS = {
 }
 TEACHER_WAYS = {"teacher_allcand": "that scores all answers", "teacher_beam5": "with beam 5"}
 """What the teachers do that others are compared with, to go on after `the teacher`."""
+CONFIDENCE_LABELS = {
+    "teacher": "Teacher",
+    "student_uncalibrated": "Student, temperature 1",
+    "student": "Student, calibrated",
+}
+"""What `narvl calibrate` measures the confidence of."""
 _MISSING = "–"
 
 
@@ -165,6 +171,27 @@ def notes(
 def further_tables(subject: Subject, results: Sequence[SystemResult]) -> list[Table]:
     """Return the tables that the subject has beside the one of all systems."""
     return subject.tables({result.name: (result.label, result.scores) for result in results})
+
+
+def confidence_tables(calibration: Mapping[str, Any]) -> list[Table]:
+    """Return the table of how far confidence can be trusted, where `narvl calibrate` has measured it."""
+    systems = calibration.get("systems")
+    if not systems:
+        return []
+    return [
+        Table(
+            title=(
+                f"Confidence: the student's temperature is {calibration['temperature']:.2f}, fitted on "
+                f"{calibration['fitted_on']:,} validation rows"
+            ),
+            headings=("system", "right", "mean confidence", "calibration error", "area below risk"),
+            rows=[
+                (label, *(f"{systems[name][key]:.3f}" for key in ("mean_right", "mean_confidence", "error", "area")))
+                for name, label in CONFIDENCE_LABELS.items()
+                if name in systems
+            ],
+        )
+    ]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

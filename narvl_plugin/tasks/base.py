@@ -19,7 +19,7 @@ from narvl_plugin.ctc import Lengths, queries_needed
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.generation import ParallelGenerator, TeacherRescorer
 from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step, counting_nothing
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,19 @@ class BaseTaskConfig(CommonConfig):
     eval_args: str = field(
         default="{}",
         metadata={"help": 'options of the generator in validation, as JSON: {"beam": 5, "max_len_b": 16}'},
+    )
+    rescore_with: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "a teacher's checkpoint, which adds to the scores of the outputs that a student's beam (--beam "
+            "above 1) finds"
+        },
+    )
+    rescore_weight: float = field(
+        default=1.0, metadata={"help": "what the teacher's log-probabilities are multiplied by for --rescore-with"}
+    )
+    abstain_below: float = field(
+        default=0.0, metadata={"help": "confidence (0 to 1) below which a student says nothing; see narvl calibrate"}
     )
     member: Optional[str] = field(
         default=None,
@@ -212,11 +225,48 @@ class BaseTask(CommonTask):
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
                 nbest=getattr(args, "nbest", 1),
+                rescorer=self.load_rescorer(next(models[0].parameters())) if self.cfg.rescore_with else None,
+                abstain_below=self.cfg.abstain_below,
                 **self.search_options(args),
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
+        if self.cfg.rescore_with or self.cfg.abstain_below:
+            raise InputError("--rescore-with and --abstain-below are for students; --path names a teacher")
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+
+    def load_rescorer(self, like: torch.Tensor) -> TeacherRescorer:
+        """Return the teacher of --rescore-with, on the device and in the type of `like`.
+
+        Raises InputError for a student, and for a teacher that starts from a prompt, which a student's batch does not
+        have.
+        """
+        from narvl_plugin import checkpoints  # which knows all tasks
+
+        file = str(self.cfg.rescore_with)
+        overrides = {name: getattr(self.cfg, name, None) for name in ("data", "bpe_dir", "ans2label_file")}
+        known = {name: value for name, value in overrides.items() if value is not None}
+        (teacher,), task, _ = checkpoints.load(file, task_name=self.cfg._name, task_overrides=known)
+        if hasattr(teacher, "blank"):
+            raise InputError(f"--rescore-with {file}: is a student; give a teacher")
+        prompt = str(getattr(task.cfg, "prompt_type", "none"))
+        if prompt != "none":
+            raise InputError(f"--rescore-with {file}: was trained with --prompt-type {prompt}; it must be none")
+        return TeacherRescorer(teacher.to(like), self.target_dictionary, self.cfg.rescore_weight)
+
+    def right(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
+        """Return how right (0 to 1) the best hypothesis of each of B samples is, which its confidence should tell."""
+        return self.validation_scores(sample, hypotheses)[self.validation_metrics[0]]
+
+    def confidence(self, beam: list[dict[str, Any]]) -> float:
+        """Return how probable the best of a sample's hypotheses is to be right, as far as the model says.
+
+        Of a teacher this is the probability of its tokens.
+        """
+        best = beam[0]
+        if "confidence" in best:
+            return float(best["confidence"])
+        return float(best["positional_scores"].sum().exp())
 
     def inference_step(
         self,

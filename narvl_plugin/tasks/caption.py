@@ -1,17 +1,25 @@
 """The task `caption`: a picture to a sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Optional
 
+import torch
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
+from sacrebleu.metrics import BLEU
 
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+"""Gives each of B captions a score against its references."""
 
 
 @dataclass
@@ -32,6 +40,20 @@ class CaptionConfig(BaseTaskConfig):
     eval_cider: bool = field(
         default=False,
         metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
+    )
+    mbr: ChoiceEnum(["none", "bleu", "cider"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "of the captions that a student's beam finds, say the one that agrees best with all of them, "
+            "weighted by their probabilities, in BLEU or CIDEr (minimum-Bayes-risk decoding)"
+        },
+    )
+    mbr_frequencies: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "for --mbr cider: a TSV file in the same columns, such as that of training, whose captions say how "
+            "frequent n-grams are"
+        },
     )
     eval_args: str = field(
         default='{"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}',
@@ -66,6 +88,33 @@ class CaptionTask(BaseTask):
         if split == "valid" and self.cfg.eval_cider:
             self.cider = BatchwiseCider(self.datasets[split].all_references())
 
+    def search_options(self, args: Any) -> dict[str, Any]:
+        """Return how a student finds its caption; raises InputError where n-gram frequencies are missing."""
+        options = super().search_options(args)
+        if str(self.cfg.mbr) == "bleu":
+            options["agreement"] = partial(self._agreement, sentence_bleu)
+        if str(self.cfg.mbr) == "cider":
+            if not self.cfg.mbr_frequencies:
+                raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
+            captions = self.build_dataset(TsvFile(self.cfg.mbr_frequencies, self.cfg.selected_cols), "valid")
+            options["agreement"] = partial(self._agreement, BatchwiseCider(captions.all_references()))
+        return options
+
+    def _agreement(self, score: Score, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the score of each of H captions against each other as its reference: (H, H)."""
+        texts = [self.codec.decode(tokens) for tokens in outputs]
+        captions = [text for text in texts for _ in texts]
+        references = [[text] for _ in texts for text in texts]
+        return torch.tensor(score(captions, references)).view(len(texts), len(texts))
+
+    def right(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
+        """Return of each caption whether it is, word by word, one of the sample's references."""
+        captions = [plain_words(self.codec.decode(beam[0]["tokens"])) for beam in hypotheses]
+        return [
+            float(caption in [plain_words(text) for text in texts])
+            for caption, texts in zip(captions, sample["references"], strict=True)
+        ]
+
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return the CIDEr of each caption."""
         captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
@@ -78,6 +127,15 @@ class CaptionTask(BaseTask):
             texts = (" ".join(self.codec.decode(one["tokens"]).split()) for one in beam)
             written.append(REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text)))
         return written
+
+
+def sentence_bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Return the BLEU (0 to 1) of each of B captions against its references, of as many n-gram orders as it has."""
+    bleu = BLEU(tokenize="none", effective_order=True)
+    return [
+        bleu.sentence_score(plain_words(caption), [plain_words(text) for text in texts]).score / 100
+        for caption, texts in zip(captions, references, strict=True)
+    ]
 
 
 class BatchwiseCider:

@@ -76,17 +76,28 @@ class RefcocoTask(BaseTask):
         beam = getattr(args, "beam", 1)
         first = self.target_dictionary.index("<bin_0>")
         bins = torch.arange(first, first + self.codec.num_bins)
-
-        def agreement(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-            boxes = torch.stack([tokens[:4] for tokens in outputs]) - first
-            return iou(boxes[:, None], boxes)
-
         return {
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
             "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
-            "agreement": agreement,
+            "agreement": self.agreement,
             "good_gain": GOOD_IOU,
         }
+
+    def agreement(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the IoU of each of H boxes, four tokens and perhaps more, with each other: (H, H)."""
+        boxes = torch.stack([tokens[:4] for tokens in outputs]) - self.target_dictionary.index("<bin_0>")
+        return iou(boxes[:, None], boxes)
+
+    def confidence(self, beam: list[dict[str, Any]]) -> float:
+        """Return how probable the best box is to be good, as if there were no other boxes than those of the beam."""
+        if "confidence" in beam[0]:
+            return float(beam[0]["confidence"])
+        boxes = [hypothesis for hypothesis in beam if bins_in(self.codec.decode(hypothesis["tokens"])) is not None]
+        if not boxes or boxes[0] is not beam[0]:
+            return 0.0
+        weights = torch.stack([hypothesis["positional_scores"].sum() for hypothesis in boxes]).softmax(0)
+        good = self.agreement([hypothesis["tokens"] for hypothesis in boxes])[0] >= GOOD_IOU
+        return float(weights[good].sum())
 
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
         """Return the best hypotheses as boxes in pixels of the images as they come, None where one is no box."""

@@ -1,0 +1,229 @@
+"""Confidence that one can trust: a student's temperature, and how often models are right that are so sure.
+
+Legend: M answers, K temperatures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import utils
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from narvl_plugin import checkpoints
+from narvl_plugin.errors import InputError
+from narvl_plugin.generation import generation_config
+from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+TEMPERATURES = tuple(2 ** (step / 4) for step in range(-10, 13))
+"""Those that are tried: from 0.18 to 8, each 1.19 times the one before."""
+BINS = 10
+"""Of confidence, each as wide as the others, in reliability diagrams and the calibration error."""
+SPLIT = "test"
+
+Floats = NDArray[np.float64]
+
+
+class Replay(nn.Module):
+    """A student that has answered a batch already, and gives the same logits (B, N, V) at any temperature."""
+
+    def __init__(self, student: nn.Module, logits: Tensor, temperature: float) -> None:
+        super().__init__()
+        self.blank, self.num_queries, self.temperature = student.blank, student.num_queries, temperature
+        self.logits = logits
+
+    def forward(self, **net_input: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Return the logits."""
+        return self.logits, {}
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a model is right that is so sure: `confidence`, `right` and `share` of the answers by bin.
+
+    `error` is the expected calibration error; `coverage` and `risk` say how often the model is wrong in its most
+    confident answers, by their share of all, and `area` is the area below that curve (all 0 to 1). Sources: Guo et al.,
+    ICML 2017; Geifman and El-Yaniv, NeurIPS 2017.
+    """
+
+    error: float
+    mean_confidence: float
+    mean_right: float
+    confidence: list[float]
+    right: list[float]
+    share: list[float]
+    coverage: list[float]
+    risk: list[float]
+    area: float
+
+    @classmethod
+    def of(cls, confidence: Floats, right: Floats) -> Reliability:
+        """Sum up M answers: confidence (M,) and how right each is (M,), both from 0 to 1."""
+        place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        filled = np.unique(place)
+        share = np.array([(place == number).mean() for number in filled])
+        mean_confidence = np.array([confidence[place == number].mean() for number in filled])
+        mean_right = np.array([right[place == number].mean() for number in filled])
+        order = np.argsort(-confidence, kind="stable")
+        risk = np.cumsum(1 - right[order]) / np.arange(1, len(right) + 1)
+        shown = np.unique(np.ceil(np.linspace(0.05, 1, 20) * len(right)).astype(int)) - 1
+        return cls(
+            error=float(share @ abs(mean_confidence - mean_right)),
+            mean_confidence=float(confidence.mean()),
+            mean_right=float(right.mean()),
+            confidence=mean_confidence.tolist(),
+            right=mean_right.tolist(),
+            share=share.tolist(),
+            coverage=((shown + 1) / len(right)).tolist(),
+            risk=risk[shown].tolist(),
+            area=float(risk.mean()),
+        )
+
+
+def log_loss(confidence: Floats, right: Floats) -> Floats:
+    """Return the cross entropy of M confidences of K temperatures, in nats: (K, M), (K, M) -> (K,)."""
+    sure = confidence.clip(1e-6, 1 - 1e-6)
+    return -(right * np.log(sure) + (1 - right) * np.log(1 - sure)).mean(1)
+
+
+class Judge:
+    """A model, the data that it answers, and how it answers.
+
+    Raises:
+        MissingInput, InputError: when the checkpoint or the data cannot be used.
+    """
+
+    def __init__(
+        self, checkpoint: Path, data: Path, overrides: Mapping[str, Any], generation: Mapping[str, Any], device: str
+    ) -> None:
+        (self.model,), self.task, _ = checkpoints.load(
+            checkpoint, task_overrides={**overrides, "data": str(data)}, device=device
+        )
+        self.task.load_dataset(SPLIT)
+        self.device = torch.device(device)
+        options = {"beam": 5, **vars(self.task.generator_options()), **generation}
+        self.generator = self.task.build_generator([self.model], generation_config(options))
+
+    @property
+    def is_student(self) -> bool:
+        """Say whether the model is a student."""
+        return hasattr(self.model, "blank")
+
+    def batches(self, size: int) -> Iterator[dict[str, Any]]:
+        """Yield all usable rows, `size` at a time."""
+        dataset = self.task.dataset(SPLIT)
+        for start in tqdm(range(0, len(dataset), size), desc="answer", unit="batch", leave=False):
+            samples = [dataset[row] for row in range(start, min(start + size, len(dataset)))]
+            batch = dataset.collater([sample for sample in samples if sample is not None])
+            if batch:
+                yield utils.move_to_cuda(batch, self.device) if self.device.type == "cuda" else batch
+
+    @torch.inference_mode()
+    def answer(self, size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
+        """Answer all rows: confidence and how right it is, (K, M) each; at the model's own temperature, K is 1."""
+        confidence: list[list[float]] = []
+        right: list[list[float]] = []
+        for batch in self.batches(size):
+            models = [self.model]
+            if temperatures is not None:
+                logits = self.model(**batch["net_input"])[0]
+                models = [Replay(self.model, logits, temperature) for temperature in temperatures]
+            found = [self.task.inference_step(self.generator, [model], batch) for model in models]
+            confidence += zip(*([self.task.confidence(beam) for beam in said] for said in found), strict=True)
+            right += zip(*(self.task.right(batch, said) for said in found), strict=True)
+        if not right:
+            raise InputError(f"{self.task.cfg.data}: has no row that can be used")
+        return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
+
+
+def calibrate(
+    student: Path,
+    data: Path,
+    *,
+    test: Path | None = None,
+    teacher: Path | None = None,
+    out: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+    task_overrides: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Fit a student's temperature on validation data and keep it in its checkpoint; measure it on test data.
+
+    The temperature is that of least cross entropy between confidence and being right, of `TEMPERATURES`. A caption is
+    right if it is one of the references word by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
+
+    Args:
+        student: its checkpoint, which is written anew with the temperature.
+        data: TSV file to fit on; not one that it was trained on.
+        test: TSV file to measure on, before and after.
+        teacher: a teacher's checkpoint to measure beside the student.
+        out: JSON file for what is returned.
+        generation: options of generation by name, if not those of --eval-args, or a beam of 5.
+        task_overrides: options of the task that differ from the checkpoint's.
+        batch_size: rows at a time.
+        device: torch's name of it; by default a GPU if there is one.
+
+    Returns:
+        `temperature`, `fitted_on` (rows), and `systems`: `student_uncalibrated`, `student` and `teacher`, as far as
+        there is something to measure, each a `Reliability`.
+
+    Raises:
+        MissingInput, InputError: when a checkpoint or the data cannot be used.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    common = (task_overrides or {}, generation or {}, device)
+    judge = Judge(student, data, *common)
+    if not judge.is_student:
+        raise InputError(f"{student}: is a teacher; only students have a temperature")
+    if judge.model.members:
+        raise InputError(
+            f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
+            "narvl convert CHECKPOINT OUT --member NAME"
+        )
+    confidence, right = judge.answer(batch_size, TEMPERATURES)
+    temperature = TEMPERATURES[int(log_loss(confidence, right).argmin())]
+    if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
+        logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
+    result: dict[str, Any] = {"temperature": temperature, "fitted_on": right.shape[1], "systems": {}}
+    if test is not None:
+        judge = Judge(student, test, *common)
+        confidence, right = judge.answer(batch_size, [1.0, temperature])
+        for place, name in enumerate(("student_uncalibrated", "student")):
+            result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
+        if teacher is not None:
+            (confidence,), (right,) = Judge(teacher, test, *common).answer(batch_size)
+            result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
+    keep_temperature(student, temperature)
+    if out is not None:
+        part = out.with_name(out.name + ".part")
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.replace(out)
+    return result
+
+
+def keep_temperature(student: Path, temperature: float) -> None:
+    """Write a student's checkpoint anew, in one step, with its temperature; nothing else in it changes."""
+    state = read_checkpoint(existing(student))
+    state["cfg"]["model"]["temperature"] = temperature
+    if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
+        file = student.with_suffix(".json")
+        description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
+        part = file.with_name(file.name + ".part")
+        part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    else:
+        file = student
+        part = file.with_name(file.name + ".part")
+        torch.save(state, part)
+    part.replace(file)

@@ -1,0 +1,130 @@
+"""What a parallel student says about a picture: query by query, where it looked, and what else it considered.
+
+Legend: N queries, V labels, T tokens of the answer, P patches of the picture.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from narvl_plugin.bench import Predictor
+from narvl_plugin.ctc import collapse, token_posteriors, viterbi
+from narvl_plugin.report.outputs import data_uri
+
+NBEST = 3
+MAP_SIDE = 72  # pixels of a heat map
+DIMMED = 0.25  # brightness of what a token does not look at
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One query's label on the path that a student says.
+
+    Attributes:
+        text: the label as text; empty for the blank.
+        probability: of that label, 0 to 1.
+        kind: ``token`` adds to the output, ``repeat`` merges with the same label before, ``blank`` is silent.
+    """
+
+    text: str
+    probability: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where the student looked for a token: its text, and the picture as a data URI, dark where it did not look."""
+
+    text: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that is shown of a student's answer: its queries, its looks, and its best answers with their confidence."""
+
+    slots: list[Slot]
+    looks: list[Look]
+    nbest: list[tuple[str, float]]
+
+
+def slot_kinds(labels: Tensor, blank: int) -> list[str]:
+    """Say of each label of a path (N,) whether it is a ``token``, a ``repeat``, or a ``blank``."""
+    speaking = set(collapse(labels[None], blank=blank).queries[0].tolist())
+    return [
+        "blank" if label == blank else "token" if query in speaking else "repeat"
+        for query, label in enumerate(labels.tolist())
+    ]
+
+
+@torch.inference_mode()
+def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Image.Image]) -> list[Reading]:
+    """Run a student on some rows of its test file, whose pictures are given, and read its N queries.
+
+    Slots are read on the most probable path to what the student answers, less a `</s>`; a token's look is the mean of
+    what its queries attend to in all layers and heads, weighted by how probably each of them says it.
+
+    Raises:
+        ValueError: when the model has no queries (a teacher).
+    """
+    if not hasattr(student.model, "blank"):
+        raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
+    student = student.with_options({}, nbest=NBEST)
+    blank = student.model.blank
+    readings = []
+    for row, picture in zip(rows, pictures, strict=True):
+        batch = student.batch(row)
+        found = student.hypotheses(batch)
+        answer = found[0]["tokens"][None, :-1]
+        with cross_attention(student.model.decoder) as layers:
+            logits = student.model(**batch["net_input"])[0].float()
+        log_probs = (logits / student.model.temperature).log_softmax(dim=-1)  # (1, N, V)
+        length = torch.tensor([answer.size(1)], device=answer.device)
+        labels = viterbi(log_probs, answer, length, blank=blank).labels[0]  # (N,)
+        probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
+        attention = torch.stack(layers).mean((0, 2))[0]  # (N, S): patches, then text
+        patches = attention[:, : attention.size(1) - batch["net_input"]["src_tokens"].size(1)]
+        shares = token_posteriors(log_probs, answer, length, blank=blank)[0]  # (T, N)
+        maps = (shares / shares.sum(1, keepdim=True)) @ patches  # (T, P)
+        tokens = [student.label_text(label) for label in answer[0].tolist()]
+        slots = [
+            Slot("" if kind == "blank" else student.label_text(label), probability, kind)
+            for label, probability, kind in zip(
+                labels.tolist(), probabilities.tolist(), slot_kinds(labels, blank), strict=True
+            )
+        ]
+        nbest = [(student.task.codec.decode(one["tokens"]), float(one["confidence"])) for one in found]
+        looks = [Look(text, spotlight(picture, heat)) for text, heat in zip(tokens, maps, strict=True)]
+        readings.append(Reading(slots, looks, nbest))
+    return readings
+
+
+@contextmanager
+def cross_attention(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect where a decoder attends in the source while it runs, layer by layer: (B, H, N, S) each."""
+    collected: list[Tensor] = []
+
+    def keep(attention: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        x, keys, _, bias = arguments
+        collected.append(attention.weights(x, keys, bias))
+
+    handles = [layer.encoder_attn.register_forward_hook(keep) for layer in decoder.layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def spotlight(picture: Image.Image, heat: Tensor) -> str:
+    """Return a picture as a data URI, at its full brightness where the heat (P,) of a square of patches is largest."""
+    side = math.isqrt(len(heat))
+    grid = (255 * heat / heat.max()).round().byte().view(side, side).cpu().numpy()
+    small = picture.resize((MAP_SIDE, MAP_SIDE))
+    mask = Image.fromarray(grid).resize(small.size, Image.Resampling.BICUBIC)
+    return data_uri(Image.composite(small, small.point(lambda value: int(DIMMED * value)), mask), quality=80)

@@ -1,0 +1,156 @@
+"""Calibration: what is fitted and kept, what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from narvl_plugin import checkpoints
+from narvl_plugin.calibration import TEMPERATURES, Judge, Reliability, calibrate, keep_temperature, log_loss
+from narvl_plugin.convert import convert
+from narvl_plugin.errors import InputError
+from narvl_plugin.generation import TeacherRescorer
+from narvl_plugin.safe_reading import read_checkpoint
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def make_model(
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> MakeModel:
+    """Give a function that trains a tiny model for a few updates, and returns its checkpoint."""
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+
+    def make(arch: str, *criterion: object, updates: int = 1) -> Path:
+        run_train(
+            *(data, "--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32),
+            *("--arch", arch, "--criterion", *criterion, "--save-dir", tmp_path / arch, "--disable-validation"),
+            *("--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 32, "--encoder-attention-heads", 2),
+            *("--encoder-layers", 1, "--decoder-layers", 1, "--vision-trunk", "test_resnet", "--freeze-resnet"),
+            *("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 6, "--max-update", updates, "--cpu"),
+            *("--max-epoch", updates, "--save-interval", updates, "--no-epoch-checkpoints", "--no-progress-bar"),
+        )
+        return tmp_path / arch / "checkpoint_last.pt"
+
+    return make
+
+
+def test_reliability_by_hand() -> None:
+    confidence, right = np.array([0.95, 0.91, 0.55, 1.0, 0.15]), np.array([1.0, 0.5, 0.0, 1.0, 0.0])
+    found = Reliability.of(confidence, right)
+    assert found.share == pytest.approx([0.2, 0.2, 0.6])
+    assert found.confidence == pytest.approx([0.15, 0.55, 2.86 / 3])
+    assert found.right == pytest.approx([0.0, 0.0, 2.5 / 3])
+    assert found.error == pytest.approx(0.2 * 0.15 + 0.2 * 0.55 + 0.6 * (2.86 - 2.5) / 3)
+    # Surest first: right, right, half right, wrong, wrong.
+    assert found.coverage == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found.risk == pytest.approx([0.0, 0.0, 0.5 / 3, 1.5 / 4, 2.5 / 5])
+    assert found.area == pytest.approx((0.5 / 3 + 1.5 / 4 + 2.5 / 5) / 5)
+    assert (found.mean_right, found.mean_confidence) == (pytest.approx(0.5), pytest.approx(0.712))
+
+
+def test_who_is_as_sure_as_right_has_no_error_and_the_least_loss() -> None:
+    generator = np.random.default_rng(1)
+    sure = generator.random(20_000)
+    right = (generator.random(20_000) < sure).astype(float)
+    assert Reliability.of(sure, right).error < 0.02
+    candidates = np.stack([sure**2, sure, sure**0.5])
+    assert log_loss(candidates, np.stack([right] * 3)).argmin() == 1
+
+
+def test_a_student_keeps_the_temperature_that_fits_best(make_model: MakeModel, tmp_path: Path) -> None:
+    student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
+    teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
+    before = read_checkpoint(student)
+    weights = {name: tensor.clone() for name, tensor in before["model"].items()}
+    data, out = tmp_path / "valid.tsv", tmp_path / "calibration.json"
+    result = calibrate(student, data, test=tmp_path / "train.tsv", teacher=teacher, out=out, batch_size=4)
+    assert json.loads(out.read_text()) == result
+    assert set(result["systems"]) == {"student_uncalibrated", "student", "teacher"}
+    assert result["fitted_on"] == 6
+    assert result["temperature"] in TEMPERATURES
+
+    confidence, right = Judge(student, data, {}, {}, "cpu").answer(6, TEMPERATURES)
+    assert result["temperature"] == TEMPERATURES[int(log_loss(confidence, right).argmin())]
+
+    after = read_checkpoint(student)
+    assert after["cfg"]["model"]["temperature"] == result["temperature"]
+    after["cfg"]["model"]["temperature"] = before["cfg"]["model"]["temperature"]
+    assert after["cfg"] == before["cfg"]
+    assert after["extra_state"]["train_iterator"] == before["extra_state"]["train_iterator"]
+    assert weights.keys() == after["model"].keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in after["model"].items())
+    (model,), *_ = checkpoints.load(student, task_overrides={"data": str(data)})
+    assert model.temperature == result["temperature"]
+    # The model's own temperature is what it answers at.
+    place = TEMPERATURES.index(result["temperature"])
+    np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], confidence[place], rtol=1e-4)
+
+
+def test_a_student_as_safetensors_keeps_it_beside_its_weights(make_model: MakeModel, tmp_path: Path) -> None:
+    exported = tmp_path / "student.safetensors"
+    convert(make_model("narvl_tiny", "qctc", "--num-queries", 8), exported)
+    keep_temperature(exported, 2.0)
+    (model,), *_ = checkpoints.load(exported, task_overrides={"data": str(tmp_path / "valid.tsv")})
+    assert model.temperature == 2.0
+
+
+def test_a_teacher_has_no_temperature(make_model: MakeModel, tmp_path: Path) -> None:
+    teacher = make_model("ofa_tiny", "cross_entropy")
+    with pytest.raises(InputError, match="is a teacher"):
+        calibrate(teacher, tmp_path / "valid.tsv")
+
+
+def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: Path) -> None:
+    """Each output by itself, through the whole model, gives the same as all outputs of a batch in one pass."""
+    teacher_file = make_model("ofa_tiny", "cross_entropy", updates=3)
+    student_file = make_model("narvl_tiny", "qctc", "--num-queries", 16)
+    overrides = {"data": str(tmp_path / "valid.tsv"), "rescore_with": str(teacher_file), "rescore_weight": 0.5}
+    (student,), task, _ = checkpoints.load(student_file, task_overrides=overrides)
+    task.load_dataset("test")
+    batch = task.dataset("test").collater([task.dataset("test")[row] for row in range(3)])
+    rescorer = task.load_rescorer(next(student.parameters()))
+    assert isinstance(rescorer, TeacherRescorer)
+    outputs = [[torch.tensor([5, 6, 7]), torch.tensor([5])], [], [torch.tensor([9, 2])]]  # 2 is </s>
+    scores = rescorer(batch, outputs)
+    assert [len(one) for one in scores] == [2, 0, 1]
+    (teacher,), *_ = checkpoints.load(teacher_file, task_overrides={"data": overrides["data"]})
+    for sample, beam in enumerate(outputs):
+        for tokens, score in zip(beam, scores[sample], strict=True):
+            spoken = [token for token in tokens.tolist() if token != 2]
+            one = {name: value[sample, None] for name, value in batch["net_input"].items()}
+            logits = teacher(**{**one, "prev_output_tokens": torch.tensor([[0, *spoken]])})[0]
+            expected = logits.detach().log_softmax(2)[0].gather(1, torch.tensor([*spoken, 2])[:, None]).sum()
+            assert float(score) == pytest.approx(0.5 * float(expected), abs=1e-4)
+
+    found = Judge(student_file, tmp_path / "valid.tsv", overrides, {"beam": 3}, "cpu")
+    ((best, *_), *_) = task.inference_step(found.generator, [student], batch)
+    alone = rescorer(batch, [[best["tokens"][:-1]], [], []])[0][0]
+    plain = Judge(student_file, tmp_path / "valid.tsv", {}, {"beam": 3, "nbest": 3}, "cpu")
+    same = [
+        one
+        for one in task.inference_step(plain.generator, [student], batch)[0]
+        if torch.equal(one["tokens"], best["tokens"])
+    ]
+    assert float(best["score"]) == pytest.approx(float(same[0]["score"] + alone), abs=1e-4)
+
+
+def test_what_cannot_rescore_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    student = make_model("narvl_tiny", "qctc", "--num-queries", 16)
+    data = tmp_path / "valid.tsv"
+    with pytest.raises(InputError, match="is a student; give a teacher"):
+        Judge(student, data, {"rescore_with": str(student)}, {}, "cpu")
+    teacher = make_model("ofa_tiny", "cross_entropy")
+    for wrong in ({"rescore_with": str(teacher)}, {"abstain_below": 0.5}):
+        with pytest.raises(InputError, match="are for students"):
+            Judge(teacher, data, wrong, {}, "cpu")
