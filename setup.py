@@ -40,5 +40,16 @@ setup(
         "rich>=13",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13", "easy-vqa==1.0"]},
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "easy-vqa==1.0",
+            # Other decoders of CTC, to compare with.
+            f"fast-ctc-decode>=0.3.6; {HAS_WHEEL}",
+            f"ctc-beam-decoder>=0.2; {HAS_WHEEL}",
+        ]
+    },
 )

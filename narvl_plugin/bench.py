@@ -84,7 +84,7 @@ class Predictor:
         return Predictor(self.model, task, generation, self.device)
 
     @cached_property
-    def _generator(self) -> Any:
+    def generator(self) -> Any:
         """Make the generator; here, since not every way to generate goes with every checkpoint."""
         return self.task.build_generator([self.model], generation_config(self.generation))
 
@@ -108,7 +108,7 @@ class Predictor:
 
     def hypotheses(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer the one row of a batch: its hypotheses, best first, in fairseq's form."""
-        (found,) = self.task.inference_step(self._generator, [self.model], batch)
+        (found,) = self.task.inference_step(self.generator, [self.model], batch)
         return found
 
     def label_text(self, label: int) -> str:
@@ -151,7 +151,7 @@ def measure_latency(
     if not systems or not images or repeats < 1:
         raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats")
     times: dict[str, list[float]] = {name: [] for name in systems}
-    with _threads(threads):
+    with use_threads(threads):
         for system in systems.values():
             for turn in range(warmup):
                 system(images[turn % len(images)])
@@ -171,7 +171,7 @@ def _stats(milliseconds: list[float]) -> LatencyStats:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def use_threads(count: int) -> Iterator[None]:
     """Let torch use this many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -277,6 +277,47 @@ def latency(
         print(f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}")
 
 
+@bench_app.command()
+def decoding(
+    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
+    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher to rescore with.")] = None,
+    frequencies: Annotated[Path | None, typer.Option(help="TSV file of captions to count n-grams in.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many pictures are timed.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
+    bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Decode a student in all ways there are: quality, outputs that are none, calibration error, latency."""
+    from narvl_plugin import bench_decoding
+
+    result = bench_decoding.decoding(
+        out,
+        student=student,
+        data=data,
+        teacher=teacher,
+        frequencies=frequencies,
+        task_overrides=_overrides(bpe_dir, ans2label_file),
+        images=images,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    print(bench_decoding.table(result))
+
+
+@bench_app.command("beam-search")
+def beam_search() -> None:
+    """Time prefix beam search (16 sentences, 20 queries, 59,458 labels, beam 8) beside other packages for it."""
+    from narvl_plugin import bench_decoding
+
+    for name, milliseconds in bench_decoding.beam_search_speeds().items():
+        print(f"{name}: {milliseconds:.2f} ms a sentence")
+
+
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Folder of a run, with generate/*/generate-test.txt.")],

@@ -273,6 +273,10 @@ fi
 
 # --- Results --------------------------------------------------------------------------------------------------------
 
+stage calibrate "$OUT/calibration.json" narvl calibrate "$OUT/student/checkpoint_last.pt" "$valid_tsv" \
+  --test "$test_tsv" --teacher "$OUT/teacher/checkpoint_last.pt" --out "$OUT/calibration.json" --batch-size "$BATCH" \
+  --bpe-dir "$vocab" "${latency_options[@]}"
+
 for student in "${students[@]}"; do
   stage "generate $student" "$OUT/generate/$student/generate-test.txt" generate "$student" "$student"
 done
@@ -282,7 +286,7 @@ stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/ch
   --bpe-dir "$vocab" "${latency_options[@]}"
 
 # A report that is older than what it reports on is made anew.
-[[ -z $(find "$OUT/generate" "$OUT/latency.json" -type f -newer "$OUT/report.html" 2>/dev/null) ]] ||
+[[ -z $(find "$OUT/generate" "$OUT/latency.json" "$OUT/calibration.json" -type f -newer "$OUT/report.html" 2>/dev/null) ]] ||
   rm -f "$OUT/report.html"
 stage report "$OUT/report.html" narvl report "$OUT" --data "$test_tsv" --task "$task" --bpe-dir "$vocab" \
   "${report_options[@]}"

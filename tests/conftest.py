@@ -222,6 +222,31 @@ def run_generate(quiet: None) -> Callable[..., None]:
     return run
 
 
+@pytest.fixture
+def make_model(
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> Callable[..., Path]:
+    """Give a function that trains a tiny model of captions on train.tsv for a few updates; returns its checkpoint."""
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+
+    def make(arch: str, *criterion: object, updates: int = 1) -> Path:
+        run_train(
+            *(data, "--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32),
+            *("--arch", arch, "--criterion", *criterion, "--save-dir", tmp_path / arch, "--disable-validation"),
+            *("--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 32, "--encoder-attention-heads", 2),
+            *("--encoder-layers", 1, "--decoder-layers", 1, "--vision-trunk", "test_resnet", "--freeze-resnet"),
+            *("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 6, "--max-update", updates, "--cpu"),
+            *("--max-epoch", updates, "--save-interval", updates, "--no-epoch-checkpoints", "--no-progress-bar"),
+        )
+        return tmp_path / arch / "checkpoint_last.pt"
+
+    return make
+
+
 MEASURED: dict[tuple[str, str], float] = {}
 
 

@@ -315,8 +315,8 @@ def test_teachers_of_answers_are_timed_both_ways(
     searches = teacher_searches(teacher.task)
     assert list(searches) == ["teacher_allcand", "teacher_beam5"]
     asked = {name: teacher.with_options(way.task_options, **way.generation) for name, way in searches.items()}
-    assert isinstance(asked["teacher_allcand"]._generator, CandidateGenerator)
-    assert isinstance(asked["teacher_beam5"]._generator, TrieSequenceGenerator)
+    assert isinstance(asked["teacher_allcand"].generator, CandidateGenerator)
+    assert isinstance(asked["teacher_beam5"].generator, TrieSequenceGenerator)
     # With a beam as wide as the list both find the best of the three answers, which are said without a prompt.
     answers = [[predictor(row) for row in range(4)] for predictor in asked.values()]
     assert answers[0] == answers[1]

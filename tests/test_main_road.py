@@ -22,6 +22,7 @@ STAGES = [
     "student",
     "generate teacher_beam5",
     "generate teacher_greedy",
+    "calibrate",
     "generate student",
     "latency",
     "report",

@@ -83,10 +83,17 @@ class CaptionTask(BaseTask):
         return CaptionDataset(tsv, self.options, split, any_reference=self.cfg.any_reference)
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
-        """Load a split; that of validation with its n-gram frequencies where CIDEr is asked for."""
+        """Load a split; CIDEr counts n-grams in the one that was loaded last, if it is not that of training."""
         super().load_dataset(split, combine, epoch, **kwargs)
-        if split == "valid" and self.cfg.eval_cider:
-            self.cider = BatchwiseCider(self.datasets[split].all_references())
+        if split != "train":
+            self._judged, self._cider = self.datasets[split], None
+
+    @property
+    def cider(self) -> "BatchwiseCider":
+        """Return CIDEr with the n-gram frequencies of what is judged."""
+        if self._cider is None:
+            self._cider = BatchwiseCider(self._judged.all_references())
+        return self._cider
 
     def search_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds its caption; raises InputError where n-gram frequencies are missing."""

@@ -1,16 +1,18 @@
 """The caption task: CIDEr in validation, and fairseq's own programs from TSV to text."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fairseq.logging import metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
-from narvl_plugin.errors import BadRow
+from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
@@ -53,6 +55,31 @@ def test_validation_logs_the_cider_of_what_is_generated(
     logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
     expected = cider(said, [[row[2]] for row in caption_rows])
     assert logged["cider"] == pytest.approx(sum(expected) / 6, abs=1e-4)
+
+
+def test_captions_of_a_beam_are_compared_by_bleu_or_cider(
+    vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    counted = write_tsv("train.tsv", caption_rows)
+    options = {"data": "a.tsv", "bpe_dir": str(vocabulary), "num_bins": 10}
+    texts = ["a red square on a wall", "a red square", "two dogs run"]
+    for mbr in ("bleu", "cider"):
+        task = CaptionTask.setup_task(CaptionConfig(**options, mbr=mbr, mbr_frequencies=str(counted)))
+        agreement = task.search_options(Namespace(beam=3))["agreement"]
+        gains = agreement([task.codec.encode(f" {text}") for text in texts])
+        assert gains.shape == (3, 3)
+        assert (gains.argmax(1) == torch.arange(3)).all()
+        assert gains[0, 1] > 0
+        assert float(gains[:2, 2].abs().sum() + gains[2, :2].abs().sum()) == pytest.approx(0, abs=0.05)
+    with pytest.raises(InputError, match="--mbr-frequencies"):
+        CaptionTask.setup_task(CaptionConfig(**options, mbr="cider")).search_options(Namespace(beam=3))
+
+
+def test_a_caption_is_right_if_it_is_a_reference(vocabulary: Path) -> None:
+    task = CaptionTask.setup_task(CaptionConfig(data="a.tsv", bpe_dir=str(vocabulary), num_bins=10))
+    said = [[{"tokens": task.codec.encode(f" {text}")}] for text in ("a cat", "a cat", "")]
+    sample = {"references": [["two dogs run", "A cat."], ["the cat"], ["a cat"]]}
+    assert task.right(sample, said) == [1.0, 0.0, 0.0]
 
 
 def test_training_logs_no_cider(vocabulary: Path, criterion: Any) -> None:

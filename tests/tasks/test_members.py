@@ -65,7 +65,7 @@ GOOD = "data: a.tsv, num_queries: 7"
         ("refcoco: {data: a.tsv, num_queries: 7.5}", "member refcoco: num_queries 7.5 is no whole number above 0"),
         (
             f"refcoco: {{{GOOD}, eval_cider: true}}",
-            "the task refcoco has no option 'eval_cider'; it has data, eval_acc,",
+            "the task refcoco has no option 'eval_cider'; it has abstain_below, data, eval_acc,",
         ),
         (f"refcoco: {{{GOOD}, bpe_dir: b}}", "member refcoco: bpe_dir is shared by all members"),
         (f"refcoco: {{{GOOD}, patch_image_size: big}}", r"member refcoco: Value 'big' .*\(patch_image_size\)"),

@@ -1,0 +1,234 @@
+"""What ways of decoding a student are worth and cost, and beam search beside other decoders of CTC."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from narvl_plugin.bench import Predictor, describe_machine, measure_latency, use_threads
+from narvl_plugin.calibration import Reliability
+from narvl_plugin.ctc import prefix_beam_search
+from narvl_plugin.data.boxes import bins_in
+from narvl_plugin.errors import InputError
+from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.report.results import markdown_table
+from narvl_plugin.tasks.answers import AnswerTask
+from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.tasks.refcoco import RefcocoTask
+
+SPLIT = "test"
+FREE = "greedy, nothing ruled out"
+REPEATED = 3  # words of an n-gram that no caption should have twice
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a student is decoded: a width of the beam, and other options of generation and of the task."""
+
+    beam: int
+    generation: Mapping[str, Any]
+    task_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a way of decoding is worth.
+
+    `quality` is the mean of the task's score in validation; `invalid` counts outputs that are none; `score` is the mean
+    log-probability of outputs, in nats; `error` is the expected calibration error; `p50_ms` is for one picture.
+    """
+
+    quality: float
+    invalid: int
+    score: float
+    error: float
+    p50_ms: float
+
+
+def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Way]:
+    """Return the ways that a task's students can be decoded, by name; `FREE` is there for all."""
+
+    def way(beam: int, generation: Mapping[str, Any] | None = None, **task_options: Any) -> Way:
+        return Way(beam, generation or {}, task_options)
+
+    ways = {FREE: way(1), "greedy": way(1)}
+    if isinstance(task, AnswerTask) and task.trie is not None:
+        ways["greedy"] = way(1, val_inference_type="beamsearch")
+        ways["beam 5"] = way(5, val_inference_type="beamsearch")
+        ways["all answers"] = way(5, val_inference_type="allcand")
+    elif isinstance(task, RefcocoTask):
+        ways["expected IoU"] = way(5)
+    else:
+        ways["beam 5"] = way(5)
+        ways["beam 16"] = way(16)
+    if not isinstance(task, AnswerTask | RefcocoTask):
+        ways["beam 5, no trigram twice"] = way(5, {"no_repeat_ngram_size": REPEATED})
+        ways["beam 16, expected BLEU"] = way(16, mbr="bleu")
+        if frequencies is not None:
+            ways["beam 16, expected CIDEr"] = way(16, mbr="cider", mbr_frequencies=str(frequencies))
+    if teacher is not None:
+        rescored = {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
+        for weight in (0.5, 1.0, 4.0):
+            options = {**rescored, "rescore_with": str(teacher), "rescore_weight": weight}
+            ways[f"beam 5 and {weight:g} of the teacher"] = way(5, **options)
+    return ways
+
+
+def is_invalid(task: BaseTask, tokens: Tensor) -> bool:
+    """Tell whether tokens are no output of the task: no answer of its list, no box, no words or a trigram twice."""
+    text = task.codec.decode(tokens)
+    if isinstance(task, RefcocoTask):
+        bins = bins_in(text)
+        return bins is None or bins[0] > bins[2] or bins[1] > bins[3]
+    if isinstance(task, AnswerTask):
+        return text not in task.trie if task.trie is not None else not text
+    words = text.split()
+    ngrams = [tuple(words[place : place + REPEATED]) for place in range(len(words) - REPEATED + 1)]
+    return not words or len(set(ngrams)) < len(ngrams)
+
+
+def decoding(
+    out: Path,
+    *,
+    student: Path,
+    data: Path,
+    teacher: Path | None = None,
+    frequencies: Path | None = None,
+    task_overrides: Mapping[str, Any] | None = None,
+    images: int = 50,
+    repeats: int = 3,
+    threads: int = 1,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Decode a TSV file's rows in all ways that the student's task has, and time each on the first rows.
+
+    Args:
+        out: the JSON file to write.
+        student, data: checkpoint, and TSV file with pictures.
+        teacher: a teacher's checkpoint, to rescore with.
+        frequencies: TSV file of captions whose n-grams are counted, to choose captions by their expected CIDEr.
+        task_overrides: see ``Predictor.load``.
+        images, repeats, threads: see ``bench.measure_latency``.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        what was written: ``ways`` (`Decoded` by name), ``rows``, ``metric``, ``machine``.
+
+    Raises:
+        InputError: for files that cannot be used.
+    """
+    loaded = Predictor.load(student, data, task_overrides=task_overrides, device=device)
+    if not hasattr(loaded.model, "blank"):
+        raise InputError(f"{student}: is a teacher; these are ways of decoding a student")
+    predictors = {
+        name: loaded.with_options(way.task_options, **{**way.generation, "beam": way.beam})
+        for name, way in ways_to_decode(loaded.task, teacher, frequencies).items()
+    }
+    task = loaded.task
+    predictors[FREE].generator = ParallelGenerator([loaded.model], task.target_dictionary)
+    dataset = task.dataset(SPLIT)
+    rows = [row for row in range(len(dataset)) if dataset[row] is not None]
+    found: dict[str, list[tuple[float, bool, float, float, float]]] = {name: [] for name in predictors}
+    with torch.inference_mode(), use_threads(threads):
+        for row in rows:
+            batch = loaded.batch(row)
+            for name, predictor in predictors.items():
+                said = [predictor.hypotheses(batch)]
+                best = said[0][0]
+                (quality,) = task.validation_scores(batch, said)[task.validation_metrics[0]]
+                (right,) = task.right(batch, said)
+                sure = task.confidence(said[0])
+                found[name].append((quality, is_invalid(task, best["tokens"]), float(best["score"]), sure, right))
+    stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)
+    ways = {}
+    for name, results in found.items():
+        quality, invalid, score, sure, right = map(np.array, zip(*results, strict=True))
+        ways[name] = Decoded(
+            quality=float(quality.mean()),
+            invalid=int(invalid.sum()),
+            score=float(score.mean()),
+            error=Reliability.of(sure.clip(0, 1), right).error,
+            p50_ms=stats[name].p50_ms,
+        )
+    result = {
+        "ways": {name: asdict(decoded) for name, decoded in ways.items()},
+        "rows": len(rows),
+        "metric": task.validation_metrics[0],
+        "machine": describe_machine(loaded.device, threads, next(loaded.model.parameters()).dtype),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    part.replace(out)
+    return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write what `decoding` returns as a Markdown table."""
+    rows = [
+        [name, f"{way['quality']:.3f}", f"{way['invalid']}", f"{way['score']:.2f}"]
+        + [f"{way['error']:.3f}", f"{way['p50_ms']:.1f}"]
+        for name, way in result["ways"].items()
+    ]
+    headings = ["decoding", result["metric"], "invalid", "log p", "calibration error", "p50 ms"]
+    return markdown_table(headings, rows)
+
+
+def beam_search_speeds(
+    *, batch: int = 16, queries: int = 20, labels: int = 59_458, beam: int = 8, top_k: int = 16, repeats: int = 5
+) -> dict[str, float]:
+    """Time beam search on made-up distributions, in ms a sentence, beside the packages that are installed.
+
+    Each query is undecided between six labels, and the others share little. All searches take their turns on the same
+    numbers; `ctc-beam-decoder` tries labels above its default probability, `fast-ctc-decode` those above 1e-5.
+    """
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(batch, queries, labels, generator=generator)
+    likely = torch.randint(1, labels, (batch, queries, 6), generator=generator)
+    logits.scatter_(2, likely, 12 + 4 * torch.rand(batch, queries, 6, generator=generator))
+    logits[:, :, 0] += 12
+    log_probs = logits.log_softmax(2)
+    arrays = log_probs.numpy()
+    names = [f"w{label} " for label in range(1, labels)]
+    searches: dict[str, Callable[[], object]] = {
+        "narvl": partial(prefix_beam_search, log_probs, blank=0, beam_size=beam, top_k=top_k)
+    }
+    other = optional("ctc_beam_decoder")
+    if other is not None:
+        last = np.ascontiguousarray(np.roll(arrays, -1, axis=2))  # its blank is the last label
+        decoder = other.BeamSearchDecoder([name.strip() for name in names])
+        searches["ctc-beam-decoder"] = lambda: [decoder.decode_beams(one, beam_width=beam) for one in last]
+    other = optional("fast_ctc_decode")
+    if other is not None:
+        probabilities = np.exp(arrays)
+        alphabet = ["", *names]
+        searches["fast-ctc-decode"] = lambda: [
+            other.beam_search(one, alphabet, beam_size=beam, beam_cut_threshold=1e-5) for one in probabilities
+        ]
+    times: dict[str, list[float]] = {name: [] for name in searches}
+    with use_threads(1):
+        for turn in range(repeats + 1):
+            for name, search in searches.items():
+                start = time.perf_counter()
+                search()
+                if turn:  # the first one warms up
+                    times[name].append(1000 * (time.perf_counter() - start) / batch)
+    return {name: float(np.median(measured)) for name, measured in times.items()}
+
+
+def optional(name: str) -> Any:
+    """Return a package, None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
