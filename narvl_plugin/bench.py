@@ -265,7 +265,7 @@ def latency(
         out: the JSON file to write, in one step at the end.
         teacher, student: checkpoints of one task.
         data: TSV file with pictures, not precomputed features, so that the vision trunk counts.
-        generation: the teacher's generation options but for the beam, where they are not those of its --eval-args.
+        generation: generation options but for the beam, where they are not those of the checkpoints' --eval-args.
         task_overrides: see ``Predictor.load``.
         images: how many rows; bad rows that the task skips are passed over.
         warmup, repeats, threads: see ``measure_latency``.
@@ -288,7 +288,7 @@ def latency(
         name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})
         for name, search in teacher_searches(asked.task).items()
     }
-    systems["student"] = parallel
+    systems["student"] = parallel.with_options({}, **(generation or {}))
     dataset = asked.task.dataset(SPLIT)
     usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may forgive bad rows
     rows = list(islice(usable, images))

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from narvl_plugin.bench import Predictor, describe_machine, measure_latency, use_threads
 from narvl_plugin.calibration import Reliability
-from narvl_plugin.ctc import prefix_beam_search
+from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.models import build
+from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
@@ -215,14 +217,48 @@ def beam_search_speeds(
         searches["fast-ctc-decode"] = lambda: [
             other.beam_search(one, alphabet, beam_size=beam, beam_cut_threshold=1e-5) for one in probabilities
         ]
-    times: dict[str, list[float]] = {name: [] for name in searches}
-    with use_threads(1):
+    with use_threads(1):  # the others use no more
+        return {name: milliseconds / batch for name, milliseconds in in_turns(searches, repeats).items()}
+
+
+def answer_list_speeds(
+    *, answers: int = 3129, queries: int = 6, labels: int = 59_458, size: str = "base", part: int = 32, repeats: int = 5
+) -> dict[str, float]:
+    """Time how a made-up list of answers of one to four tokens is scored for a picture, in ms, in turns.
+
+    The student's part is what follows its one pass, exact for all answers. The teacher's is its decoder's pass over all
+    answers of three tokens, after a picture of 900 patches: timed on `part` of them, and multiplied. Both are random
+    models of a size.
+    """
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 5, (answers,), generator=generator)
+    candidates = torch.randint(4, labels - 1, (answers, 4), generator=generator)
+    log_probs = torch.randn(1, queries, labels, generator=generator).log_softmax(2)
+    trie = build_trie(candidates, lengths)
+    teacher = build(f"ofa_{size}", vocab_size=labels - 1).eval()
+    width, sources = teacher.cfg.encoder_embed_dim, 910
+    one = EncoderOutput(
+        torch.randn(1, sources, width, generator=generator), None, torch.randn(sources, width, generator=generator)
+    )
+    memory = teacher.encoder.reorder_encoder_out(one, torch.zeros(part, dtype=torch.int64))
+    systems: dict[str, Callable[[], object]] = {
+        "student": lambda: score_trie(log_probs, trie, blank=labels - 1),
+        "teacher": lambda: teacher.decoder(candidates[:part, :3], memory),
+    }
+    times = in_turns(systems, repeats)
+    return {"student": times["student"], "teacher": times["teacher"] * answers / part}
+
+
+def in_turns(systems: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median time of each of some systems that take turns, in ms; the first turn warms up."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    with torch.inference_mode():
         for turn in range(repeats + 1):
-            for name, search in searches.items():
+            for name, system in systems.items():
                 start = time.perf_counter()
-                search()
-                if turn:  # the first one warms up
-                    times[name].append(1000 * (time.perf_counter() - start) / batch)
+                system()
+                if turn:
+                    times[name].append(1000 * (time.perf_counter() - start))
     return {name: float(np.median(measured)) for name, measured in times.items()}
 
 

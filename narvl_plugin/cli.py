@@ -31,12 +31,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
 Ans2LabelFile = Annotated[Path | None, typer.Option(help="List of answers, if not where the checkpoint says.")]
 Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
-MaxLenB = Annotated[
-    int | None, typer.Option(min=1, help="Longest output of the teacher, in tokens, if not as in its --eval-args.")
-]
+MaxLenB = Annotated[int | None, typer.Option(min=1, help="Longest output, in tokens, if not as in --eval-args.")]
 NoRepeat = Annotated[
     int | None,
-    typer.Option(min=0, help="Length of n-grams that the teacher says once only; 0: any; if not as in --eval-args."),
+    typer.Option(min=0, help="Length of n-grams that are said once only; 0: any; if not as in --eval-args."),
 ]
 SkipBadRows = Annotated[int, typer.Option(min=0, help="How many rows that cannot be used are left out.")]
 
@@ -309,13 +307,15 @@ def decoding(
     print(bench_decoding.table(result))
 
 
-@bench_app.command("beam-search")
-def beam_search() -> None:
-    """Time prefix beam search (16 sentences, 20 queries, 59,458 labels, beam 8) beside other packages for it."""
+@bench_app.command()
+def search() -> None:
+    """Time beam search (16 sentences, 20 queries, 59,458 labels) beside other packages, and lists of 3,129 answers."""
     from narvl_plugin import bench_decoding
 
     for name, milliseconds in bench_decoding.beam_search_speeds().items():
-        print(f"{name}: {milliseconds:.2f} ms a sentence")
+        print(f"beam 8, {name}: {milliseconds:.2f} ms a sentence")
+    for name, milliseconds in bench_decoding.answer_list_speeds().items():
+        print(f"3,129 answers, {name}: {milliseconds:.2f} ms a picture")
 
 
 @app.command()

@@ -30,11 +30,12 @@ sizes() {
 }
 
 task_options() {
-  task_options=(--selected-cols 0,4,2)
+  local eval_args="{\"beam\": $BEAM, \"max_len_b\": $MAX_LEN, \"no_repeat_ngram_size\": $NO_REPEAT_NGRAM}"
+  task_options=(--selected-cols 0,4,2 --eval-args "$eval_args")
   local decoding="--max-len-b $MAX_LEN --no-repeat-ngram-size $NO_REPEAT_NGRAM"
   teachers=("teacher_beam5=--beam 5 $decoding" "teacher_greedy=--beam 1 $decoding")
   # shellcheck disable=SC2206 # options are words
-  latency_options=($decoding)
+  latency_options=($decoding) student_words=("${latency_options[@]}")
   distil_options=(--beam "$BEAM" --nbest "$NBEST" "${latency_options[@]}")
   # Of several captions the student may say any: queries that choose at the same time otherwise mix their wordings.
   student_options=(--any-reference)

@@ -35,7 +35,7 @@
 #   teacher_loss    array: the teacher's criterion and its options
 #   task_options    fills the arrays task_options, of fairseq's programs; teachers, NAME=OPTIONS for each way in which
 #                   the teacher generates; and the options of one more program each: distil_options, latency_options,
-#                   student_options
+#                   student_options of its training, student_words of its generation
 
 set -euo pipefail
 
@@ -143,7 +143,7 @@ answer_options() {
   distil_options=() latency_options=() student_options=()
 }
 
-report_options=()
+report_options=() student_words=()
 task_options
 options=(--user-dir "$user_dir" --task "$task" --bpe-dir "$vocab" --max-tgt-length "$WORDS"
   --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS"
@@ -278,7 +278,8 @@ stage calibrate "$OUT/calibration.json" narvl calibrate "$OUT/student/checkpoint
   --bpe-dir "$vocab" "${latency_options[@]}"
 
 for student in "${students[@]}"; do
-  stage "generate $student" "$OUT/generate/$student/generate-test.txt" generate "$student" "$student"
+  stage "generate $student" "$OUT/generate/$student/generate-test.txt" generate "$student" "$student" \
+    "${student_words[@]}"
 done
 
 stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/checkpoint_last.pt" \

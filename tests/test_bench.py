@@ -158,6 +158,7 @@ def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
         {"checkpoint": "student.pt"},
         {"beam": 5, "max_len_b": 16},
         {"beam": 1, "max_len_b": 16},
+        {"max_len_b": 16},
     ]
     assert report["settings"] == {
         **{"data": "test.tsv", "images": 7, "warmup": 0, "repeats": 2},

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from narvl_plugin import bench_decoding
-from narvl_plugin.bench_decoding import FREE, beam_search_speeds, decoding, is_invalid, table, ways_to_decode
+from narvl_plugin.bench_decoding import (
+    FREE,
+    answer_list_speeds,
+    beam_search_speeds,
+    decoding,
+    is_invalid,
+    table,
+    ways_to_decode,
+)
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.answers import AnswerTask
@@ -90,3 +98,9 @@ def test_beam_search_is_timed_beside_what_is_installed(monkeypatch: pytest.Monke
     times = beam_search_speeds(**sizes)
     assert list(times) == ["narvl", "fast-ctc-decode"]
     assert asked == [(4, 30)] * 4
+
+
+def test_lists_of_answers_are_timed() -> None:
+    times = answer_list_speeds(answers=6, queries=4, labels=30, size="tiny", part=2, repeats=1)
+    assert list(times) == ["student", "teacher"]
+    assert min(times.values()) > 0

@@ -18,7 +18,7 @@ from narvl_plugin.report.outputs import data_uri
 
 NBEST = 3
 MAP_SIDE = 72  # pixels of a heat map
-DIMMED = 0.25  # brightness of what a token does not look at
+DIMMED = 0.35  # brightness of what a token does not look at
 
 
 @dataclass(frozen=True)
