@@ -1,7 +1,14 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
 from narvl_plugin.ctc.align import Alignment, score_targets, token_posteriors, viterbi
-from narvl_plugin.ctc.beam import Scored, constrained_beam_search, prefix_beam_search
+from narvl_plugin.ctc.beam import (
+    Outputs,
+    Scored,
+    beam_outputs,
+    constrained_beam_search,
+    language_outputs,
+    prefix_beam_search,
+)
 from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.constrained import constrained_search
 from narvl_plugin.ctc.languages import Automaton, Language, Lengths, Ordered, one_of, sequence_of
@@ -18,9 +25,11 @@ __all__ = [
     "Language",
     "Lengths",
     "Ordered",
+    "Outputs",
     "Scored",
     "TargetsDoNotFit",
     "Trie",
+    "beam_outputs",
     "bigram_f1",
     "build_trie",
     "collapse",
@@ -28,6 +37,7 @@ __all__ = [
     "constrained_search",
     "greedy",
     "hypotheses_of",
+    "language_outputs",
     "log_sum_exp",
     "one_of",
     "prefix_beam_search",

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from narvl_plugin.ctc.constrained import constrained_search
 from narvl_plugin.ctc.languages import Language
@@ -20,6 +19,37 @@ class Scored(NamedTuple):
 
     tokens: Tensor
     score: Tensor
+
+
+class Outputs(NamedTuple):
+    """Some outputs of each sample, best first.
+
+    tokens: (B, W, S) padded with the blank; lengths: (B, W); scores: (B, W) log-probabilities, in nats, -inf for an
+    entry that is no output.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    scores: Tensor
+
+    def with_scores(self, scores: Tensor, number: int | None = None) -> "Outputs":
+        """Return the outputs with other scores (B, W), the best of them first, at most `number` of each sample."""
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        return self._replace(scores=scores).take(order[:, :number])
+
+    def take(self, places: Tensor) -> "Outputs":
+        """Return the outputs at places (B, W') of each sample, in that order."""
+        tokens = self.tokens.gather(1, places[..., None].expand(-1, -1, self.tokens.size(2)))
+        return Outputs(tokens, self.lengths.gather(1, places), self.scores.gather(1, places))
+
+    def lists(self) -> list[list[Scored]]:
+        """Return the outputs of each sample as a list."""
+        number = (self.scores > -torch.inf).sum(1).tolist()
+        lengths = self.lengths.tolist()
+        return [
+            [Scored(tokens[place, : lengths[row][place]], scores[place]) for place in range(number[row])]
+            for row, (tokens, scores) in enumerate(zip(self.tokens, self.scores, strict=True))
+        ]
 
 
 class Beam(NamedTuple):
@@ -54,17 +84,43 @@ def prefix_beam_search(
     top_k: int | None = None,
     no_repeat_ngram: int = 0,
 ) -> list[list[Scored]]:
-    """Find the outputs of highest probability, best first, at most `nbest` of each sample.
+    """Find the outputs of highest probability, best first, at most `nbest` of each sample; see `beam_outputs`."""
+    if nbest < 1:
+        raise ValueError(f"nbest {nbest} must be at least 1")
+    found = beam_outputs(log_probs, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
+    return found.with_scores(found.scores, nbest).lists()
+
+
+def constrained_beam_search(
+    log_probs: Tensor,
+    language: Language,
+    *,
+    blank: int,
+    beam_size: int,
+    top_k: int | None = None,
+    no_repeat_ngram: int = 0,
+) -> list[list[Scored]]:
+    """Find the outputs of highest probability that lie in a language, best first; see `language_outputs`."""
+    return language_outputs(
+        log_probs, language, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
+    ).lists()
+
+
+def beam_outputs(
+    log_probs: Tensor, *, blank: int, beam_size: int, top_k: int | None = None, no_repeat_ngram: int = 0
+) -> Outputs:
+    """Find the outputs of highest probability, `beam_size` of each sample.
 
     At each query the `beam_size` best outputs go on, each lengthened by the `top_k` most probable labels (by all
     where None). What this leaves out is missing in the scores, so that they are lower bounds; they are exact where
-    nothing is left out.
+    nothing is left out. With `no_repeat_ngram` of n > 0 no output that has n neighbouring tokens twice is followed,
+    so that the best of the others are found, among those that the beam follows.
 
     log_probs: (B, N, V), normalised. Raises ValueError for sizes below 1. Source: Graves, Sequence Transduction, 2012,
     algorithm 1, in the form for CTC of Hannun et al., arXiv 1408.2873.
     """
-    if min(beam_size, nbest, 1 if top_k is None else top_k) < 1:
-        raise ValueError(f"beam_size {beam_size}, nbest {nbest} and top_k {top_k} must be at least 1")
+    if min(beam_size, 1 if top_k is None else top_k) < 1:
+        raise ValueError(f"beam_size {beam_size} and top_k {top_k} must be at least 1")
     batch, num_queries, num_labels = log_probs.shape
     dtype = accumulation_dtype(log_probs.dtype)
     best, labels = log_probs.topk(min(top_k or num_labels, num_labels), dim=2)
@@ -80,17 +136,12 @@ def prefix_beam_search(
             longer = longer.masked_fill((labels[:, query, None, :, None] == repeats[:, :, None]).any(3), IMPOSSIBLE)
         beam = _read_query(beam, longer, labels[:, query], blanks[:, query], again, blank)
 
-    scores, order = beam.scores.topk(min(nbest, beam_size), dim=1)
-    tokens = beam.tokens.gather(1, order[..., None].expand(-1, -1, num_queries))
-    lengths = beam.lengths.gather(1, order).tolist()
-    possible = (scores > IMPOSSIBLE / 2).sum(1).tolist()
-    return [
-        [Scored(tokens[row, place, : lengths[row][place]], scores[row, place]) for place in range(possible[row])]
-        for row in range(batch)
-    ]
+    scores = beam.scores
+    found = Outputs(beam.tokens, beam.lengths, scores)
+    return found.with_scores(scores.masked_fill(scores < IMPOSSIBLE / 2, -torch.inf))
 
 
-def constrained_beam_search(
+def language_outputs(
     log_probs: Tensor,
     language: Language,
     *,
@@ -98,8 +149,8 @@ def constrained_beam_search(
     beam_size: int,
     top_k: int | None = None,
     no_repeat_ngram: int = 0,
-) -> list[list[Scored]]:
-    """Find the outputs of highest probability that lie in a language, best first.
+) -> Outputs:
+    """Find the outputs of highest probability that lie in a language, at most `beam_size` and one of each sample.
 
     The beam follows all outputs of the language's labels, and what it ends with is sifted. The output of the most
     probable path into the language is always there, so that a narrow beam is never worse; with `no_repeat_ngram` only
@@ -108,29 +159,29 @@ def constrained_beam_search(
     log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
     """
     language = language.to(log_probs.device)
-    search = partial(
-        prefix_beam_search, beam_size=beam_size, nbest=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
-    )
+    search = partial(beam_outputs, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
     labels = language.alphabet()
     if labels is None:
-        outputs = search(log_probs, blank=blank)
+        found = search(log_probs, blank=blank)
     else:
         index = torch.cat([labels, labels.new_tensor([blank])])
-        beams = search(log_probs[:, :, index], blank=len(labels))
-        outputs = [[Scored(labels[tokens], score) for tokens, score in beam] for beam in beams]
-    flat = [tokens for beam in outputs for tokens, _ in beam]
-    lengths = torch.tensor([len(tokens) for tokens in flat], dtype=torch.int64, device=log_probs.device)
-    fits = iter(language.accepts(pad_sequence(flat, batch_first=True), lengths).tolist() if flat else [])
-    outputs = [[output for output in beam if next(fits)] for beam in outputs]
+        found = search(log_probs[:, :, index], blank=len(labels))
+        found = found._replace(tokens=index[found.tokens])
+    longest = int(found.lengths.max()) if len(log_probs) else 0
+    fits = language.accepts(found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten())
+    scores = found.scores.masked_fill(~fits.view_as(found.lengths), -torch.inf)
 
-    rows = [row for row, beam in enumerate(outputs) if not beam or not no_repeat_ngram]
-    if rows:
-        of_rows = log_probs if len(rows) == len(log_probs) else log_probs[rows]
-        for row, path in zip(rows, constrained_search(of_rows, language, blank=blank), strict=True):
-            if not any(torch.equal(path.tokens, tokens) for tokens, _ in outputs[row]):
-                outputs[row].append(Scored(path.tokens, path.score))
-                outputs[row].sort(key=lambda output: -float(output.score))
-    return outputs
+    paths = constrained_search(log_probs, language, blank=blank)
+    best = torch.full_like(found.tokens[:, :1], blank)
+    for row, path in enumerate(paths):
+        best[row, 0, : len(path.tokens)] = path.tokens
+    best_scores = torch.stack([path.score for path in paths])[:, None] if paths else scores[:, :0].sum(1, keepdim=True)
+    known = ((found.tokens == best).all(2) & (scores > -torch.inf)).any(1, keepdim=True)
+    if no_repeat_ngram:
+        known |= (scores > -torch.inf).any(1, keepdim=True)
+    lengths = (best != blank).sum(2)
+    outputs = Outputs(torch.cat([found.tokens, best], 1), torch.cat([found.lengths, lengths], 1), scores)
+    return outputs.with_scores(torch.cat([scores, best_scores.masked_fill(known, -torch.inf)], 1))
 
 
 def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:

@@ -14,12 +14,12 @@ from narvl_plugin.ctc import (
     Hypothesis,
     Language,
     Lengths,
-    Scored,
+    Outputs,
     Trie,
     build_trie,
-    constrained_beam_search,
     constrained_search,
     hypotheses_of,
+    language_outputs,
     score_targets,
     score_trie,
     token_posteriors,
@@ -88,7 +88,7 @@ class ParallelGenerator:
         self.nbest = nbest
         self.language = (language or Lengths(0, num_queries)).ending_in(self.eos)
         self.no_repeat_ngram = no_repeat_ngram
-        self.answers = None if answers is None else Answers.of(answers, self.eos)
+        self.answers = None if answers is None else Answers.of(answers, self.eos, self.blank)
         self.agreement = agreement
         self.good_gain = good_gain
         self.rescorer = rescorer
@@ -120,59 +120,65 @@ class ParallelGenerator:
         log_probs = self._log_probs(models, sample["net_input"])
         if self.beam_size == 1 and self.answers is None and not self.no_repeat_ngram:
             paths = constrained_search(log_probs, self.language, blank=self.blank)
-            found = [[(path, path.score.exp())] for path in paths]
+            found = [[self._finish(path, path.score.exp())] for path in paths]
         else:
-            chosen = [self._choose(*outputs) for outputs in self._search(log_probs, sample)]
-            explained = explain(log_probs, [[output for output, _ in beam] for beam in chosen], blank=self.blank)
+            outputs, confidences = self._choose(*self._search(log_probs, sample))
             found = [
-                [(path, confidence) for path, (_, confidence) in zip(paths, beam, strict=True)]
-                for paths, beam in zip(explained, chosen, strict=True)
+                [self._finish(*one) for one in zip(paths, sure, strict=False)]
+                for paths, sure in zip(explain(log_probs, outputs, blank=self.blank), confidences, strict=True)
             ]
-        finished = [[self._finish(*one) for one in beam] for beam in found]
         if self.print_alignment is not None:
-            self._write_alignments(log_probs, finished)
-        return finished
+            self._write_alignments(log_probs, found)
+        return found
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> list[tuple[list[Scored], Tensor]]:
+    def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> tuple[Outputs, Tensor]:
         """Search for the most probable outputs of each sample: (B, N, V).
 
-        Returns them, best first, and the log of the probability of all outputs that there are, found or not.
+        Returns them, with the sums over all of their paths, and (B, 1) the log of the probability of all outputs that
+        there are, found or not.
         """
         if self.answers is not None:
-            found, totals = self.answers.best(log_probs, self.beam_size, self.blank)
+            outputs, totals = self.answers.best(log_probs, self.beam_size, self.blank)
         else:
             sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
-            beams = constrained_beam_search(log_probs, self.language, blank=self.blank, **sizes)
-            found = sum_paths(log_probs, [[tokens for tokens, _ in beam] for beam in beams], blank=self.blank)
-            totals = log_probs.new_zeros(len(found))
+            outputs = language_outputs(log_probs, self.language, blank=self.blank, **sizes)
+            scores = score_targets(log_probs, outputs.tokens, outputs.lengths, blank=self.blank)
+            outputs = outputs.with_scores(scores.masked_fill(outputs.scores == -torch.inf, -torch.inf))
+            totals = scores.new_zeros(len(scores), 1)
         if self.rescorer is not None:
-            added = self.rescorer(sample, [[tokens for tokens, _ in beam] for beam in found])
-            found = [
-                best_first(beam, torch.stack([score for _, score in beam]) + more.to(log_probs))
-                for beam, more in zip(found, added, strict=True)
-            ]
+            added = self.rescorer(sample, [[tokens for tokens, _ in beam] for beam in outputs.lists()])
+            scores = outputs.scores.clone()
+            for row, more in enumerate(added):
+                scores[row, : len(more)] += more
+            outputs = outputs.with_scores(scores)
         if self.rescorer is not None or self.agreement is not None:  # as if there were no others
-            totals = torch.stack([torch.stack([score for _, score in beam]).logsumexp(0) for beam in found])
-        return list(zip(found, totals, strict=True))
+            totals = outputs.scores.logsumexp(1, keepdim=True)
+        return outputs, totals
 
-    def _choose(self, found: list[Scored], total: Tensor) -> list[tuple[Scored, Tensor]]:
-        """Choose the best outputs of a sample, and give each its confidence.
+    def _choose(self, outputs: Outputs, totals: Tensor) -> tuple[Outputs, Tensor]:
+        """Choose the best outputs of each sample, and give each its confidence: at most `nbest`.
 
         With an agreement they are ordered by the gain to expect from each (minimum-Bayes-risk decoding). Source: Kumar
         and Byrne, NAACL 2004.
         """
-        weights = (torch.stack([score for _, score in found]) - total).exp()
+        weights = (outputs.scores - totals).exp()
         if self.agreement is None:
-            return list(zip(found[: self.nbest], weights, strict=False))
-        gains = self.agreement([tokens for tokens, _ in found]).to(weights)
-        confidences = weights if self.good_gain is None else (gains >= self.good_gain).to(weights) @ weights
-        order = (gains @ weights).argsort(descending=True, stable=True)[: self.nbest]
-        return [(found[place], confidences[place]) for place in order.tolist()]
+            return outputs.with_scores(outputs.scores, self.nbest), weights[:, : self.nbest]
+        chosen, confidences = torch.zeros_like(weights, dtype=torch.int64), torch.zeros_like(weights)
+        for row, beam in enumerate(outputs.lists()):
+            of_row = weights[row, : len(beam)]
+            gains = self.agreement([tokens for tokens, _ in beam]).to(weights)
+            sure = of_row if self.good_gain is None else (gains >= self.good_gain).to(weights) @ of_row
+            order = (gains @ of_row).argsort(descending=True, stable=True)
+            chosen[row] = torch.arange(weights.size(1), device=weights.device)
+            chosen[row, : len(beam)], confidences[row, : len(beam)] = order, sure[order]
+        chosen = chosen[:, : self.nbest]
+        return outputs.take(chosen), confidences[:, : self.nbest]
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""
@@ -210,75 +216,44 @@ class ParallelGenerator:
 
 
 class Answers(NamedTuple):
-    """A closed list: the tokens of each answer, (T,), and the trie of all, without and then with `</s>` after them."""
+    """A closed list: each answer's tokens, (K, S), and length, (K,), and the trie of all, without and with `</s>`."""
 
-    tokens: Sequence[Tensor]
+    tokens: Tensor
+    lengths: Tensor
     trie: Trie
 
     @classmethod
-    def of(cls, tokens: Sequence[Tensor], eos: int) -> Answers:
+    def of(cls, answers: Sequence[Tensor], eos: int, blank: int) -> Answers:
         """Build the trie."""
-        spelled = [*tokens, *(torch.cat([answer, answer.new_tensor([eos])]) for answer in tokens)]
-        return cls(tokens, build_trie(pad_tokens(spelled, eos), torch.tensor([len(answer) for answer in spelled])))
+        spelled = [*answers, *(torch.cat([answer, answer.new_tensor([eos])]) for answer in answers)]
+        lengths = torch.tensor([len(answer) for answer in spelled])
+        tokens = pad_tokens(spelled, blank)
+        return cls(tokens[: len(answers)], lengths[: len(answers)], build_trie(tokens, lengths))
 
-    def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[list[list[Scored]], Tensor]:
-        """Return the most probable answers of each sample, best first, and the log-probability of all, (B,): (B, N, V).
+    def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[Outputs, Tensor]:
+        """Return the most probable answers of each sample and, (B, 1), the log-probability of all: (B, N, V).
 
         Raises ValueError if every answer needs more than N queries.
         """
-        trie = Trie(*(part.to(log_probs.device) for part in self.trie))
+        device = log_probs.device
+        trie = Trie(*(part.to(device) for part in self.trie))
         scores = score_trie(log_probs, trie, blank=blank).unflatten(1, (2, -1)).logsumexp(1)
-        totals = scores.logsumexp(1)
-        scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
-        if bool((scores[:, 0] == -torch.inf).any()):
+        totals = scores.logsumexp(1, keepdim=True)
+        if bool((totals == -torch.inf).any()):
             raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
-        found = [
-            [
-                Scored(self.tokens[answer].to(log_probs.device), score)
-                for answer, score in zip(answers, row, strict=True)
-                if score > -torch.inf
-            ]
-            for answers, row in zip(best.tolist(), scores, strict=True)
-        ]
-        return found, totals
+        scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
+        return Outputs(self.tokens.to(device)[best], self.lengths.to(device)[best], scores), totals
 
 
-def best_first(beam: list[Scored], scores: Tensor) -> list[Scored]:
-    """Return the outputs of a sample with other scores, (H,), in their order."""
-    order = scores.argsort(descending=True, stable=True).tolist()
-    return [Scored(beam[place].tokens, scores[place]) for place in order]
-
-
-def sum_paths(log_probs: Tensor, outputs: list[list[Tensor]], *, blank: int) -> list[list[Scored]]:
-    """Give the outputs of each sample their exact log-probability, and return them best first: (B, N, V)."""
-    number = max(map(len, outputs), default=0)
-    flat = [tokens for beam in outputs for tokens in beam]
-    if not flat:
-        return [[] for _ in outputs]
-    there = torch.tensor([[place < len(beam) for place in range(number)] for beam in outputs], device=log_probs.device)
-    padded = pad_tokens(flat, blank)
-    targets = padded.new_full((*there.shape, padded.size(1)), blank)
-    targets[there] = padded
-    lengths = torch.zeros_like(there, dtype=torch.int64)
-    lengths[there] = torch.tensor([len(tokens) for tokens in flat], device=log_probs.device)
-    scores = score_targets(log_probs, targets, lengths, blank=blank)
-    return [
-        best_first([Scored(tokens, score) for tokens, score in zip(beam, row, strict=False)], row[: len(beam)])
-        for beam, row in zip(outputs, scores, strict=True)
-    ]
-
-
-def explain(log_probs: Tensor, outputs: list[list[Scored]], *, blank: int) -> list[list[Hypothesis]]:
+def explain(log_probs: Tensor, outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
     """Find the most probable path to each output, which says from which query each token comes: (B, N, V)."""
-    explained: list[list[Hypothesis]] = [[] for _ in outputs]
-    for rank in range(max(map(len, outputs), default=0)):
-        rows = [row for row, found in enumerate(outputs) if len(found) > rank]
-        ranked = [outputs[row][rank] for row in rows]
-        of_rows = log_probs if len(rows) == len(outputs) else log_probs[rows]
-        lengths = torch.tensor([len(tokens) for tokens, _ in ranked], device=log_probs.device)
-        targets = pad_tokens([tokens for tokens, _ in ranked], blank)
-        labels = viterbi(of_rows, targets, lengths, blank=blank).labels
+    explained: list[list[Hypothesis]] = [[] for _ in log_probs]
+    there = outputs.scores > -torch.inf
+    for rank in range(there.size(1)):
+        rows = there[:, rank].nonzero()[:, 0]
+        of_rows = log_probs if len(rows) == len(log_probs) else log_probs[rows]
+        labels = viterbi(of_rows, outputs.tokens[rows, rank], outputs.lengths[rows, rank], blank=blank).labels
         paths = hypotheses_of(labels, of_rows.gather(2, labels[..., None])[..., 0], blank=blank)
-        for row, path, (_, score) in zip(rows, paths, ranked, strict=True):
-            explained[row].append(path._replace(score=score))
+        for row, path in zip(rows.tolist(), paths, strict=True):
+            explained[row].append(path._replace(score=outputs.scores[row, rank]))
     return explained
