@@ -63,26 +63,27 @@ def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | Non
     def way(beam: int, generation: Mapping[str, Any] | None = None, **task_options: Any) -> Way:
         return Way(beam, generation or {}, task_options)
 
-    ways = {FREE: way(1), "greedy": way(1)}
+    any_ngram = {"no_repeat_ngram_size": 0}
+    ways = {FREE: way(1), "greedy": way(1, any_ngram)}
     if isinstance(task, AnswerTask) and task.trie is not None:
-        ways["greedy"] = way(1, val_inference_type="beamsearch")
+        ways["greedy"] = way(1, any_ngram, val_inference_type="beamsearch")
         ways["beam 5"] = way(5, val_inference_type="beamsearch")
         ways["all answers"] = way(5, val_inference_type="allcand")
     elif isinstance(task, RefcocoTask):
         ways["expected IoU"] = way(5)
     else:
-        ways["beam 5"] = way(5)
-        ways["beam 16"] = way(16)
+        ways["beam 5"] = way(5, any_ngram)
+        ways["beam 16"] = way(16, any_ngram)
     if not isinstance(task, AnswerTask | RefcocoTask):
         ways["beam 5, no trigram twice"] = way(5, {"no_repeat_ngram_size": REPEATED})
-        ways["beam 16, expected BLEU"] = way(16, mbr="bleu")
+        ways["beam 16, expected BLEU"] = way(16, any_ngram, mbr="bleu")
         if frequencies is not None:
-            ways["beam 16, expected CIDEr"] = way(16, mbr="cider", mbr_frequencies=str(frequencies))
+            ways["beam 16, expected CIDEr"] = way(16, any_ngram, mbr="cider", mbr_frequencies=str(frequencies))
     if teacher is not None:
         rescored = {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
         for weight in (0.5, 1.0, 4.0):
             options = {**rescored, "rescore_with": str(teacher), "rescore_weight": weight}
-            ways[f"beam 5 and {weight:g} of the teacher"] = way(5, **options)
+            ways[f"beam 5 and {weight:g} of the teacher"] = way(5, any_ngram, **options)
     return ways
 
 

@@ -109,8 +109,8 @@ class ParallelGenerator:
         A hypothesis has `tokens` (T + 1,), closed by `</s>`; `score`, the log-probability in nats of the output, summed
         over all paths to it, and what the rescorer adds; `positional_scores` (T + 1,), the log-probability of each
         token at its query on the most probable path (0 for a `</s>` that it leaves implied); `alignment` (T,), the
-        query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the output is to be right:
-        its share of the probability of all outputs, with the shares of those where it counts as right, too.
+        query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the student alone holds the
+        output to be right: its share of the probability of all outputs, with those where it counts as right, too.
 
         Raises:
             ValueError: prefix tokens or constraints are given; one pass cannot obey them.
@@ -139,8 +139,8 @@ class ParallelGenerator:
     def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> tuple[Outputs, Tensor]:
         """Search for the most probable outputs of each sample: (B, N, V).
 
-        Returns them, with the sums over all of their paths, and (B, 1) the log of the probability of all outputs that
-        there are, found or not.
+        Returns them, with the sums over all of their paths and what the rescorer adds; and (B, W) the share of each of
+        the probability of all outputs that there are: of those found where `good_gain` has several count as right.
         """
         if self.answers is not None:
             outputs, totals = self.answers.best(log_probs, self.beam_size, self.blank)
@@ -150,35 +150,36 @@ class ParallelGenerator:
             scores = score_targets(log_probs, outputs.tokens, outputs.lengths, blank=self.blank)
             outputs = outputs.with_scores(scores.masked_fill(outputs.scores == -torch.inf, -torch.inf))
             totals = scores.new_zeros(len(scores), 1)
+        if self.good_gain is not None:
+            totals = outputs.scores.logsumexp(1, keepdim=True)
+        shares = (outputs.scores - totals).exp()
         if self.rescorer is not None:
-            added = self.rescorer(sample, [[tokens for tokens, _ in beam] for beam in outputs.lists()])
             scores = outputs.scores.clone()
+            added = self.rescorer(sample, [[tokens for tokens, _ in beam] for beam in outputs.lists()])
             for row, more in enumerate(added):
                 scores[row, : len(more)] += more
-            outputs = outputs.with_scores(scores)
-        if self.rescorer is not None or self.agreement is not None:  # as if there were no others
-            totals = outputs.scores.logsumexp(1, keepdim=True)
-        return outputs, totals
+            order = scores.argsort(dim=1, descending=True, stable=True)
+            outputs, shares = outputs._replace(scores=scores).take(order), shares.gather(1, order)
+        return outputs, shares
 
-    def _choose(self, outputs: Outputs, totals: Tensor) -> tuple[Outputs, Tensor]:
-        """Choose the best outputs of each sample, and give each its confidence: at most `nbest`.
+    def _choose(self, outputs: Outputs, shares: Tensor) -> tuple[Outputs, Tensor]:
+        """Choose the best outputs of each sample, at most `nbest`, and give each its confidence: (B, W), (B, W).
 
-        With an agreement they are ordered by the gain to expect from each (minimum-Bayes-risk decoding). Source: Kumar
-        and Byrne, NAACL 2004.
+        With an agreement they are ordered by the gain to expect from each, as if there were no others
+        (minimum-Bayes-risk decoding). Source: Kumar and Byrne, NAACL 2004.
         """
-        weights = (outputs.scores - totals).exp()
         if self.agreement is None:
-            return outputs.with_scores(outputs.scores, self.nbest), weights[:, : self.nbest]
-        chosen, confidences = torch.zeros_like(weights, dtype=torch.int64), torch.zeros_like(weights)
+            return outputs.with_scores(outputs.scores, self.nbest), shares[:, : self.nbest]
+        order = torch.arange(shares.size(1), device=shares.device).repeat(len(shares), 1)
+        sure = shares.clone()
+        weights = outputs.scores.softmax(1)
         for row, beam in enumerate(outputs.lists()):
-            of_row = weights[row, : len(beam)]
             gains = self.agreement([tokens for tokens, _ in beam]).to(weights)
-            sure = of_row if self.good_gain is None else (gains >= self.good_gain).to(weights) @ of_row
-            order = (gains @ of_row).argsort(descending=True, stable=True)
-            chosen[row] = torch.arange(weights.size(1), device=weights.device)
-            chosen[row, : len(beam)], confidences[row, : len(beam)] = order, sure[order]
-        chosen = chosen[:, : self.nbest]
-        return outputs.take(chosen), confidences[:, : self.nbest]
+            order[row, : len(beam)] = (gains @ weights[row, : len(beam)]).argsort(descending=True, stable=True)
+            if self.good_gain is not None:
+                sure[row, : len(beam)] = (gains >= self.good_gain).to(sure) @ shares[row, : len(beam)]
+        order = order[:, : self.nbest]
+        return outputs.take(order), sure.gather(1, order)
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""
