@@ -24,6 +24,7 @@ from narvl_plugin.bench import (
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
+from narvl_plugin.report import readings
 from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
@@ -289,6 +290,26 @@ def test_looks_are_what_the_layers_attend_to(make_predictor: Callable[..., Predi
     torch.testing.assert_close(added, expected)
     for weights in layers:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
+
+
+def test_a_token_looks_where_its_queries_do(
+    make_predictor: Callable[..., Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every token were said by query 2, three times as probably as by query 5."""
+    student = make_predictor("narvl_nano", num_queries=8)
+    shares = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0, 0.3, 0.0, 0.0])
+    heats: list[torch.Tensor] = []
+    monkeypatch.setattr(readings, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
+    monkeypatch.setattr(readings, "spotlight", lambda picture, heat: heats.append(heat) or "")
+    read_queries(student, [0], [Image.new("RGB", (8, 8))])
+    net_input = student.batch(0)["net_input"]
+    with torch.inference_mode(), cross_attention(student.model.decoder) as layers:
+        student.model(**net_input)
+    patches = layers[0].size(3) - net_input["src_tokens"].size(1)
+    mean = torch.stack(layers).mean((0, 2))[0, :, :patches]
+    for heat in heats:
+        torch.testing.assert_close(heat, 0.75 * mean[2] + 0.25 * mean[5])
+    assert heats
 
 
 def test_a_spotlight_is_bright_where_the_heat_is() -> None:

@@ -97,6 +97,15 @@ def test_a_length_of_a_large_vocabulary_is_searched_exactly() -> None:
             assert found.tokens.tolist() == expected.tokens.tolist()
 
 
+def test_a_label_may_have_to_differ_from_both_neighbours() -> None:
+    """Of the second query's labels the third best is on the best path, since the others are said beside it."""
+    probabilities = torch.tensor(
+        [[0.02, 0.9, 0.05, 0.02, 0.01], [0.01, 0.4, 0.38, 0.2, 0.01], [0.02, 0.05, 0.9, 0.02, 0.01]]
+    )
+    (found,) = constrained_search(probabilities.log()[None], Lengths(3, 3), blank=BLANK)
+    assert found.tokens.tolist() == [1, 3, 2]
+
+
 @pytest.mark.parametrize("language", [Lengths(7, 9), Ordered(BINS, ((0, 2),))])
 def test_too_few_queries_for_any_output(language: Language) -> None:
     log_probs = torch.zeros(1, 3, 5).log_softmax(2)
