@@ -154,8 +154,8 @@ if ((nano)); then
   for split in train valid; do
     pictures=${split}_tsv
     stage "features $split" "$OUT/features/$split.tsv" \
-      narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" --image-column "$image_column" \
-      --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
+      env OMP_NUM_THREADS="$PROCESSES" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
+      --image-column "$image_column" --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
   done
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
 fi
