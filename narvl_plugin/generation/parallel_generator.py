@@ -110,7 +110,7 @@ class ParallelGenerator:
         over all paths to it, and what the rescorer adds; `positional_scores` (T + 1,), the log-probability of each
         token at its query on the most probable path (0 for a `</s>` that it leaves implied); `alignment` (T,), the
         query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the student alone holds the
-        output to be right: its share of the probability of all outputs, with those where it counts as right, too.
+        output to be right: its share of the probability of all outputs, with those in the beam where it is right, too.
 
         Raises:
             ValueError: prefix tokens or constraints are given; one pass cannot obey them.
@@ -140,7 +140,7 @@ class ParallelGenerator:
         """Search for the most probable outputs of each sample: (B, N, V).
 
         Returns them, with the sums over all of their paths and what the rescorer adds; and (B, W) the share of each of
-        the probability of all outputs that there are: of those found where `good_gain` has several count as right.
+        the probability of all outputs that there are.
         """
         if self.answers is not None:
             outputs, totals = self.answers.best(log_probs, self.beam_size, self.blank)
@@ -150,8 +150,6 @@ class ParallelGenerator:
             scores = score_targets(log_probs, outputs.tokens, outputs.lengths, blank=self.blank)
             outputs = outputs.with_scores(scores.masked_fill(outputs.scores == -torch.inf, -torch.inf))
             totals = scores.new_zeros(len(scores), 1)
-        if self.good_gain is not None:
-            totals = outputs.scores.logsumexp(1, keepdim=True)
         shares = (outputs.scores - totals).exp()
         if self.rescorer is not None:
             scores = outputs.scores.clone()

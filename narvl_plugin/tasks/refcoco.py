@@ -89,13 +89,13 @@ class RefcocoTask(BaseTask):
         return iou(boxes[:, None], boxes)
 
     def confidence(self, beam: list[dict[str, Any]]) -> float:
-        """Return how probable the best box is to be good, as if there were no other boxes than those of the beam."""
+        """Return how probable the best box is to be good: as are the beam's boxes that overlap well with it."""
         if "confidence" in beam[0]:
             return float(beam[0]["confidence"])
         boxes = [hypothesis for hypothesis in beam if bins_in(self.codec.decode(hypothesis["tokens"])) is not None]
         if not boxes or boxes[0] is not beam[0]:
             return 0.0
-        weights = torch.stack([hypothesis["positional_scores"].sum() for hypothesis in boxes]).softmax(0)
+        weights = torch.stack([hypothesis["positional_scores"].sum() for hypothesis in boxes]).exp()
         good = self.agreement([hypothesis["tokens"] for hypothesis in boxes])[0] >= GOOD_IOU
         return float(weights[good].sum())
 
