@@ -190,6 +190,6 @@ class TestFrozenEmbedding:
         assert not teacher(freeze_embedding=True).encoder.embed_tokens.weight.requires_grad
 
 
-def test_configurations_of_both_families_differ_in_queries_only() -> None:
+def test_a_students_configuration_adds_queries_and_a_temperature() -> None:
     names = [{field for field in config.__dataclass_fields__} for config in (OfaConfig, NarvlConfig)]
-    assert names[1] - names[0] == {"num_queries", "member_queries"}
+    assert names[1] - names[0] == {"num_queries", "member_queries", "temperature"}
