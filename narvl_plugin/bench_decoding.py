@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -218,8 +217,8 @@ def beam_search_speeds(
         searches["fast-ctc-decode"] = lambda: [
             other.beam_search(one, alphabet, beam_size=beam, beam_cut_threshold=1e-5) for one in probabilities
         ]
-    with use_threads(1):  # the others use no more
-        return {name: milliseconds / batch for name, milliseconds in in_turns(searches, repeats).items()}
+    times = in_turns(searches, repeats, threads=1)  # the others use no more
+    return {name: milliseconds / batch for name, milliseconds in times.items()}
 
 
 def answer_list_speeds(
@@ -246,21 +245,21 @@ def answer_list_speeds(
         "student": lambda: score_trie(log_probs, trie, blank=labels - 1),
         "teacher": lambda: teacher.decoder(candidates[:part, :3], memory),
     }
-    times = in_turns(systems, repeats)
+    times = in_turns(systems, repeats, threads=torch.get_num_threads())
     return {"student": times["student"], "teacher": times["teacher"] * answers / part}
 
 
-def in_turns(systems: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turns(systems: Mapping[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, float]:
     """Return the median time of each of some systems that take turns, in ms; the first turn warms up."""
-    times: dict[str, list[float]] = {name: [] for name in systems}
+
+    def call(system: Callable[[], object], _: None) -> str:
+        system()
+        return ""
+
     with torch.inference_mode():
-        for turn in range(repeats + 1):
-            for name, system in systems.items():
-                start = time.perf_counter()
-                system()
-                if turn:
-                    times[name].append(1000 * (time.perf_counter() - start))
-    return {name: float(np.median(measured)) for name, measured in times.items()}
+        calls = {name: partial(call, system) for name, system in systems.items()}
+        stats = measure_latency(calls, [None], warmup=1, repeats=repeats, threads=threads)
+    return {name: measured.p50_ms for name, measured in stats.items()}
 
 
 def optional(name: str) -> Any:

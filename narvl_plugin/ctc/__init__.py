@@ -5,7 +5,6 @@ from narvl_plugin.ctc.beam import (
     Outputs,
     Scored,
     beam_outputs,
-    constrained_beam_search,
     language_outputs,
     prefix_beam_search,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "bigram_f1",
     "build_trie",
     "collapse",
-    "constrained_beam_search",
     "constrained_search",
     "greedy",
     "hypotheses_of",

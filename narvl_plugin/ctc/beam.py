@@ -32,10 +32,13 @@ class Outputs(NamedTuple):
     lengths: Tensor
     scores: Tensor
 
-    def with_scores(self, scores: Tensor, number: int | None = None) -> "Outputs":
-        """Return the outputs with other scores (B, W), the best of them first, at most `number` of each sample."""
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        return self._replace(scores=scores).take(order[:, :number])
+    def with_scores(self, scores: Tensor) -> "Outputs":
+        """Return the outputs with other scores (B, W), the best of them first."""
+        return self._replace(scores=scores).take(scores.argsort(dim=1, descending=True, stable=True))
+
+    def first(self, number: int) -> "Outputs":
+        """Return the best outputs, at most `number` of each sample."""
+        return Outputs(*(part[:, :number] for part in self))
 
     def take(self, places: Tensor) -> "Outputs":
         """Return the outputs at places (B, W') of each sample, in that order."""
@@ -88,22 +91,7 @@ def prefix_beam_search(
     if nbest < 1:
         raise ValueError(f"nbest {nbest} must be at least 1")
     found = beam_outputs(log_probs, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
-    return found.with_scores(found.scores, nbest).lists()
-
-
-def constrained_beam_search(
-    log_probs: Tensor,
-    language: Language,
-    *,
-    blank: int,
-    beam_size: int,
-    top_k: int | None = None,
-    no_repeat_ngram: int = 0,
-) -> list[list[Scored]]:
-    """Find the outputs of highest probability that lie in a language, best first; see `language_outputs`."""
-    return language_outputs(
-        log_probs, language, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
-    ).lists()
+    return found.first(nbest).lists()
 
 
 def beam_outputs(

@@ -167,7 +167,7 @@ class ParallelGenerator:
         (minimum-Bayes-risk decoding). Source: Kumar and Byrne, NAACL 2004.
         """
         if self.agreement is None:
-            return outputs.with_scores(outputs.scores, self.nbest), shares[:, : self.nbest]
+            return outputs.first(self.nbest), shares[:, : self.nbest]
         order = torch.arange(shares.size(1), device=shares.device).repeat(len(shares), 1)
         sure = shares.clone()
         weights = outputs.scores.softmax(1)
