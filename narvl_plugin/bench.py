@@ -25,6 +25,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.whole_files import write_whole
 
 SPLIT = "test"
 RGB = 3
@@ -304,8 +305,5 @@ def latency(
             **{"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats},
         },
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    part.replace(out)
+    write_whole(out, json.dumps(report, indent=2) + "\n")
     return report

@@ -26,6 +26,7 @@ from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
+from narvl_plugin.whole_files import write_whole
 
 SPLIT = "test"
 FREE = "greedy, nothing ruled out"
@@ -168,10 +169,7 @@ def decoding(
         "metric": task.validation_metrics[0],
         "machine": describe_machine(loaded.device, threads, next(loaded.model.parameters()).dtype),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    part.replace(out)
+    write_whole(out, json.dumps(result, indent=2) + "\n")
     return result
 
 

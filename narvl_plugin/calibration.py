@@ -23,6 +23,7 @@ from narvl_plugin import checkpoints
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
+from narvl_plugin.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -207,9 +208,7 @@ def calibrate(
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
     keep_temperature(student, temperature)
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(out)
+        write_whole(out, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -220,10 +219,8 @@ def keep_temperature(student: Path, temperature: float) -> None:
     if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
         file = student.with_suffix(".json")
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    else:
-        file = student
-        part = file.with_name(file.name + ".part")
-        torch.save(state, part)
-    part.replace(file)
+        write_whole(file, json.dumps(description, indent=2) + "\n")
+        return
+    part = student.with_name(student.name + ".part")
+    torch.save(state, part)
+    part.replace(student)

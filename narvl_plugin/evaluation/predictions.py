@@ -29,6 +29,7 @@ from narvl_plugin.data.images import ImageReader, image_size
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.whole_files import write_whole
 
 UNIQUE_ID, IMAGE_ID = 0, 1
 IMAGE = 4
@@ -155,10 +156,7 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
         images = TsvFile(data, (IMAGE,))
         values = {key: bins.box(text, _size(images, row_of[key])) for key, text in texts.items()}
     records = [{form.key: form.official(key, tsv.where(row)), form.value: values[key]} for key, row in row_of.items()]
-    part = out.with_name(out.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(records) + "\n", encoding="utf-8")
-    part.replace(out)
+    write_whole(out, json.dumps(records) + "\n")
     return len(records)
 
 

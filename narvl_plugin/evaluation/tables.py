@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from narvl_plugin.evaluation.benchmarks import Scores
+from narvl_plugin.whole_files import write_whole
 
 
 def print_scores(scores: Scores) -> None:
@@ -30,11 +31,8 @@ def print_scores(scores: Scores) -> None:
 
 def write_scores(scores: Scores, out: Path) -> None:
     """Write the tables, by title, row and column, and the notes as JSON."""
-    part = out.with_name(out.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     content = {"tables": scores.tables, "notes": scores.notes}
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(out)
+    write_whole(out, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _number(value: float | None) -> str:

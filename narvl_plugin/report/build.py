@@ -28,6 +28,7 @@ from narvl_plugin.report.results import (
     notes,
 )
 from narvl_plugin.report.subjects import SUBJECTS, Row
+from narvl_plugin.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ def build_report(
         "calibration": calibration,
         "settings": dict(settings or {}),
     }
-    _write(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _write(out_dir / "table.md", markdown(subject, results, sentences, tables))
+    write_whole(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(out_dir / "table.md", markdown(subject, results, sentences, tables))
 
     shown = _spread(scored, pictures)
     images = read_pictures(test_tsv, subject.image_column, [row.number for row in shown], PICTURE_SIDE)
@@ -107,7 +108,7 @@ def build_report(
         pictures=images,
         settings=content["settings"],
     )
-    _write(out_dir / "report.html", page)
+    write_whole(out_dir / "report.html", page)
     print_table(headings(subject, results), results, sentences)
     return content
 
@@ -169,10 +170,3 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
     """Choose rows at even distances, so that nobody picks the good ones."""
     count = min(count, len(rows))
     return [rows[place * len(rows) // count] for place in range(count)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step, so that it is whole wherever it exists."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
