@@ -27,8 +27,8 @@ from narvl_plugin.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURES = tuple(2 ** (step / 4) for step in range(-10, 13))
-"""Those that are tried: from 0.18 to 8, each 1.19 times the one before."""
+TEMPERATURES = tuple(2 ** (step / 8) for step in range(-20, 25))
+"""Those that are tried: from 0.18 to 8, each 1.09 times the one before."""
 BINS = 10
 """Of confidence, each as wide as the others, in reliability diagrams and the calibration error."""
 SPLIT = "test"
@@ -53,12 +53,14 @@ class Replay(nn.Module):
 class Reliability:
     """How often a model is right that is so sure: `confidence`, `right` and `share` of the answers by bin.
 
-    `error` is the expected calibration error; `coverage` and `risk` say how often the model is wrong in its most
+    `error` is the expected calibration error, and `error_by_chance` about what it would be for so few answers if the
+    model were right exactly as often as it is sure; `coverage` and `risk` say how often the model is wrong in its most
     confident answers, by their share of all, and `area` is the area below that curve (all 0 to 1). Sources: Guo et al.,
     ICML 2017; Geifman and El-Yaniv, NeurIPS 2017.
     """
 
     error: float
+    error_by_chance: float
     mean_confidence: float
     mean_right: float
     confidence: list[float]
@@ -76,11 +78,15 @@ class Reliability:
         share = np.array([(place == number).mean() for number in filled])
         mean_confidence = np.array([confidence[place == number].mean() for number in filled])
         mean_right = np.array([right[place == number].mean() for number in filled])
+        # A bin's share of right answers has this variance around its mean confidence, and a normal distribution strays
+        # from its mean by sqrt(2 / pi) standard deviations on average.
+        spread = [np.sqrt((confidence * (1 - confidence))[place == number].sum()) for number in filled]
         order = np.argsort(-confidence, kind="stable")
         risk = np.cumsum(1 - right[order]) / np.arange(1, len(right) + 1)
         shown = np.unique(np.ceil(np.linspace(0.05, 1, 20) * len(right)).astype(int)) - 1
         return cls(
             error=float(share @ abs(mean_confidence - mean_right)),
+            error_by_chance=float(np.sqrt(2 / np.pi) * np.sum(spread) / len(right)),
             mean_confidence=float(confidence.mean()),
             mean_right=float(right.mean()),
             confidence=mean_confidence.tolist(),

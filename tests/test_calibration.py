@@ -38,7 +38,10 @@ def test_who_is_as_sure_as_right_has_no_error_and_the_least_loss() -> None:
     generator = np.random.default_rng(1)
     sure = generator.random(20_000)
     right = (generator.random(20_000) < sure).astype(float)
-    assert Reliability.of(sure, right).error < 0.02
+    found = Reliability.of(sure, right)
+    assert found.error < 0.02
+    few = [Reliability.of(sure[start : start + 200], right[start : start + 200]) for start in range(0, 20_000, 200)]
+    assert np.mean([one.error for one in few]) == pytest.approx(np.mean([one.error_by_chance for one in few]), rel=0.1)
     candidates = np.stack([sure**2, sure, sure**0.5])
     assert log_loss(candidates, np.stack([right] * 3)).argmin() == 1
 

@@ -185,7 +185,7 @@ def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
     page = (run_folder / "report.html").read_text()
     assert page.count("<svg") == 6
     assert "temperature is 1.50" in page
-    row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.062 |"
+    row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
     assert row in (run_folder / "table.md").read_text()
 
 

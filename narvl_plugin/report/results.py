@@ -23,6 +23,14 @@ CONFIDENCE_LABELS = {
     "student": "Student, calibrated",
 }
 """What `narvl calibrate` measures the confidence of."""
+CONFIDENCE_COLUMNS = {
+    "right": "mean_right",
+    "mean confidence": "mean_confidence",
+    "calibration error": "error",
+    "error by chance": "error_by_chance",
+    "area below risk": "area",
+}
+"""What it measures, by heading."""
 _MISSING = "–"
 
 
@@ -184,9 +192,9 @@ def confidence_tables(calibration: Mapping[str, Any]) -> list[Table]:
                 f"Confidence: the student's temperature is {calibration['temperature']:.2f}, fitted on "
                 f"{calibration['fitted_on']:,} validation rows"
             ),
-            headings=("system", "right", "mean confidence", "calibration error", "area below risk"),
+            headings=("system", *CONFIDENCE_COLUMNS),
             rows=[
-                (label, *(f"{systems[name][key]:.3f}" for key in ("mean_right", "mean_confidence", "error", "area")))
+                (label, *(f"{systems[name][key]:.3f}" for key in CONFIDENCE_COLUMNS.values()))
                 for name, label in CONFIDENCE_LABELS.items()
                 if name in systems
             ],
