@@ -7,7 +7,10 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import bigram_f1, query_ctc_any_loss
+from narvl_plugin.ctc import bigram_f1, collapse, expected_score, query_ctc_any_loss, sample_paths
+
+PATHS_DRAWN = 16
+"""Of each sample, to estimate the score to be expected of its output."""
 
 
 @dataclass
@@ -19,6 +22,14 @@ class QueryCtcConfig(QueryCriterionConfig):
         metadata={
             "help": "weight of 1 - F1 of the bigrams that the queries are expected to say, for each bigram of the "
             "target, in nats; it sees to it that neighbouring words belong to one wording (10 serves)"
+        },
+    )
+    score_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of 1 - the score to be expected of the output (of a box: how often its IoU is at least "
+            "0.5), in nats, estimated from paths drawn from the student; queries that mix two answers then settle on "
+            "one of them (10 serves)"
         },
     )
     reference_loss: bool = field(
@@ -44,12 +55,15 @@ class QueryCtcCriterion(QueryCriterion):
         keep_eos: bool,
         label_smoothing: float,
         bigram_weight: float = 0.0,
+        score_weight: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
-        if bigram_weight < 0:
-            raise ValueError(f"--bigram-weight {bigram_weight} must not be negative")
+        for name, weight in (("bigram", bigram_weight), ("score", score_weight)):
+            if weight < 0:
+                raise ValueError(f"--{name}-weight {weight} must not be negative")
         self.bigram_weight = bigram_weight
+        self.score_weight = score_weight
         self.reference_loss = reference_loss
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -59,12 +73,23 @@ class QueryCtcCriterion(QueryCriterion):
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
     ) -> Tensor | float:
-        """Loss of the target whose bigrams are said best: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
-        if not self.bigram_weight:
-            return 0.0
-        f1, best = bigram_f1(logits, targets, target_lengths, blank=blank).max(1)
-        bigrams = (target_lengths.gather(1, best[:, None])[:, 0] - 1).clamp(min=0)
-        return self.bigram_weight * bigrams * (1 - f1)
+        """Return what is added to the loss, in nats: (B, N, V), (B, K, T), (B, K) -> (B,), or 0.
+
+        Bigrams are compared with the target whose bigrams are said best.
+        """
+        loss: Tensor | float = 0.0
+        if self.bigram_weight:
+            f1, best = bigram_f1(logits, targets, target_lengths, blank=blank).max(1)
+            bigrams = (target_lengths.gather(1, best[:, None])[:, 0] - 1).clamp(min=0)
+            loss += self.bigram_weight * bigrams * (1 - f1)
+        if self.score_weight:
+            paths = sample_paths(logits, PATHS_DRAWN)
+            said = collapse(paths.flatten(0, 1), blank=blank)
+            drawn = paths.shape[:2]
+            outputs, lengths = said.tokens.unflatten(0, drawn), said.lengths.view(drawn)
+            scores = self.task.output_scores(outputs, lengths, targets, target_lengths)
+            loss += self.score_weight * (1 - expected_score(logits, paths, scores))
+        return loss
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-20, 25))
 """Those that are tried: from 0.18 to 8, each 1.09 times the one before."""
+COARSE = 4
+"""Of how many temperatures one is tried first."""
 BINS = 10
 """Of confidence, each as wide as the others, in reliability diagrams and the calibration error."""
 SPLIT = "test"
@@ -199,8 +201,11 @@ def calibrate(
             f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
             "narvl convert CHECKPOINT OUT --member NAME"
         )
-    confidence, right = judge.answer(batch_size, TEMPERATURES)
-    temperature = TEMPERATURES[int(log_loss(confidence, right).argmin())]
+    # First every fourth temperature, then those around the best of them.
+    place = COARSE * int(log_loss(*judge.answer(batch_size, TEMPERATURES[::COARSE])).argmin())
+    near = TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]
+    confidence, right = judge.answer(batch_size, near)
+    temperature = near[int(log_loss(confidence, right).argmin())]
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
     result: dict[str, Any] = {"temperature": temperature, "fitted_on": right.shape[1], "systems": {}}

@@ -15,6 +15,7 @@
 #   DISTIL     1: the student learns the teacher's words, 0: those of the data
 #   BASELINES  1: also train a student on the other of these two, and one with cross entropy (0)
 #   EPOCHS     passes over the training file, in place of TEACHER_UPDATES and STUDENT_UPDATES
+#   AMP        1: train in mixed precision (of nano on processors that multiply in bfloat16, else 0)
 #   EMA_DECAY  of averaged weights, which are then what training leaves (none)
 #   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
 #   THREADS    torch's threads in each (1)
@@ -46,8 +47,8 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
- DISTIL EPOCHS TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT BATCH UPDATE_FREQ
- DROPOUT STUDENT_DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 MATMUL_PRECISION QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS
+ DISTIL EPOCHS TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT SCORE_WEIGHT
+ BATCH UPDATE_FREQ DROPOUT STUDENT_DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 AMP QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS
  TIMED ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
 read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
@@ -63,20 +64,23 @@ fi
 [[ $ARCH == narvl_?* ]] || die "ARCH=$ARCH: give a student's architecture, such as narvl_nano or narvl_base"
 [[ $ARCH == *_nano ]] && nano=1 || nano=0
 teacher_arch=ofa_${ARCH#narvl_}
+if ((nano)) && ! command -v nvidia-smi >/dev/null && grep -qswm1 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then
+  defaults AMP=1
+fi
 [[ " smoke quick full " == *" $PRESET "* ]] || die "PRESET=$PRESET: choose smoke, quick or full"
 ((nano)) || [[ -n ${BPE:-} ]] || die "ARCH=$ARCH: give BPE=FOLDER with the dict.txt of the published checkpoints"
 
 if ((!nano)); then # the recipe of the published models, for one GPU
-  defaults BATCH=16 UPDATE_FREQ=8 LABEL_SMOOTHING=0.1 ADAM_BETA2=0.999 NUM_BINS=1000 MATMUL_PRECISION=highest \
-    BIGRAM_WEIGHT=0 DROPOUT=0.1
+  defaults BATCH=16 UPDATE_FREQ=8 LABEL_SMOOTHING=0.1 ADAM_BETA2=0.999 NUM_BINS=1000 \
+    BIGRAM_WEIGHT=0 SCORE_WEIGHT=0 DROPOUT=0.1
 fi
 sizes
 if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything.
   defaults TRAIN=32 VALID=8 TEST=8 NOUNS=8 OBJECTS=1 PATCH_IMAGE_SIZE=64 VOCAB_SIZE=200 \
     BATCH=16 TEACHER_UPDATES=4 TEACHER_LR=1e-3 STUDENT_UPDATES=4 STUDENT_LR=1e-3 BEAM=5 TIMED=4
 fi
-defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 BEAM=5 NBEST=1 \
-  SKIP_BAD_ROWS=0 UPDATE_FREQ=1 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 MATMUL_PRECISION=medium \
+defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 SCORE_WEIGHT=0 \
+  BEAM=5 NBEST=1 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 AMP=0 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 \
   WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
 defaults STUDENT_DROPOUT="$DROPOUT"
 
@@ -169,7 +173,7 @@ train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
   shift 5
   mkdir -p "$folder"
-  local -a length average=()
+  local -a length average=() mixed=()
   if [[ -n ${EPOCHS:-} ]]; then
     length=(--max-epoch "$EPOCHS" --save-interval 1 --no-epoch-checkpoints --save-interval-updates 2000
       --validate-interval 1 --log-interval 50)
@@ -179,12 +183,12 @@ train() {
       --validate-interval 1000000 --validate-interval-updates "$every" --log-interval $((updates / 40 + 1)))
   fi
   [[ -z ${EMA_DECAY:-} ]] || average=(--store-ema --ema-decay "$EMA_DECAY")
+  ((!AMP)) || mixed=(--amp)
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
-    --matmul-precision "$MATMUL_PRECISION"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
-    --save-dir "$folder" --keep-interval-updates 1 --log-format json)
+    "${mixed[@]}" --save-dir "$folder" --keep-interval-updates 1 --log-format json)
   if ((PROCESSES > 1)); then
     rm -f "$folder/rendezvous"
     command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
@@ -216,7 +220,7 @@ else
     "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING" --dropout "$DROPOUT" "${init[@]}"
 fi
 
-# --- The teacher's words: on the test pictures, and on another core on the training pictures, to learn from -----------
+# --- The teacher's words: on the test pictures, in all ways at once, and on the training pictures, to learn from -------
 
 # generate NAME MODEL OPTION...: has the last checkpoint of a model say its words on the test pictures.
 generate() {
@@ -230,24 +234,19 @@ generate() {
   mv "$part/generate-test.txt" "$OUT/generate/$name/generate-test.txt"
 }
 
-# generate_teachers: in all the ways that the task names.
-generate_teachers() {
-  local teacher
-  for teacher in "${teachers[@]}"; do
-    # shellcheck disable=SC2086 # options are words
-    stage "generate ${teacher%%=*}" "$OUT/generate/${teacher%%=*}/generate-test.txt" \
-      generate "${teacher%%=*}" teacher ${teacher#*=}
-  done
-}
-
-generate_teachers &
-teacher_words=$!
+teacher_words=()
+for teacher in "${teachers[@]}"; do
+  # shellcheck disable=SC2086 # options are words
+  stage "generate ${teacher%%=*}" "$OUT/generate/${teacher%%=*}/generate-test.txt" \
+    generate "${teacher%%=*}" teacher ${teacher#*=} &
+  teacher_words+=($!)
+done
 if ((DISTIL || BASELINES)); then
   stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" \
     --data "$train_tsv" --out "$OUT/distilled/train.tsv" --batch-size "$BATCH" \
     --bpe-dir "$vocab" --skip-bad-rows "$SKIP_BAD_ROWS" "${distil_options[@]}"
 fi
-wait "$teacher_words"
+for job in "${teacher_words[@]}"; do wait "$job"; done
 
 # --- Students -------------------------------------------------------------------------------------------------------
 
@@ -259,7 +258,7 @@ train_student() {
     --finetune-from-model "$OUT/teacher/checkpoint_last.pt" "${student_options[@]}"
 }
 
-qctc=(qctc --bigram-weight "$BIGRAM_WEIGHT")
+qctc=(qctc --bigram-weight "$BIGRAM_WEIGHT" --score-weight "$SCORE_WEIGHT")
 students=(student)
 words=("$train_tsv" "$OUT/distilled/train.tsv") others=(student_distilled student_nodistill)
 stage student "$OUT/student/train.jsonl" train_student "$OUT/student" "${words[DISTIL]}" "${qctc[@]}"

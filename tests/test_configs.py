@@ -146,7 +146,7 @@ def test_the_published_recipes(
         ("caption", 2200, 1800, 2e-3, 0.1, 32, 128, 0),
         ("vqa", 1000, 1400, 2e-3, 0.1, 128, 64, 0),
         ("gqa", 600, 1200, 5e-4, 0.0, 128, 96, 0),
-        ("refcoco", 1000, 1500, 1e-3, 0.0, 64, 128, 64),
+        ("refcoco", 1200, 1500, 1e-3, 0.0, 64, 128, 64),
         ("snli_ve", 500, 1200, 5e-4, 0.0, 128, 64, 0),
     ],
 )
@@ -173,13 +173,15 @@ def test_embedded_recipes_are_those_of_the_scripts(
         assert (cfg.optimization.max_update, cfg.optimization.max_epoch) == (updates, 0)
         assert cfg.lr_scheduler.total_num_update == updates
         assert cfg.checkpoint.save_interval_updates == cfg.dataset.validate_interval_updates == 300
-        assert (list(cfg.optimization.lr), cfg.lr_scheduler.warmup_ratio) == ([lr], 0.06)
+        rate = 2e-3 if task == "refcoco" and cfg is student else lr
+        assert (list(cfg.optimization.lr), cfg.lr_scheduler.warmup_ratio) == ([rate], 0.06)
         assert (cfg.dataset.batch_size, list(cfg.optimization.update_freq)) == (batch, [1])
         assert cfg.model.dropout == (0.1 if task == "refcoco" and cfg is student else dropout)
         assert cfg.optimizer.adam_betas == "(0.9, 0.98)"
         assert cfg.task.matmul_precision == "medium"
         assert not cfg.ema.store_ema
     assert student.criterion.bigram_weight == (10 if task == "caption" else 0)
+    assert student.criterion.score_weight == (10 if task == "refcoco" else 0)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,6 +14,7 @@ from narvl_plugin.ctc.languages import Automaton, Language, Lengths, Ordered, on
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
+from narvl_plugin.ctc.sampling import expected_score, sample_paths
 from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "build_trie",
     "collapse",
     "constrained_search",
+    "expected_score",
     "greedy",
     "hypotheses_of",
     "language_outputs",
@@ -42,6 +44,7 @@ __all__ = [
     "queries_needed",
     "query_ctc_any_loss",
     "query_ctc_loss",
+    "sample_paths",
     "score_candidates",
     "score_targets",
     "score_trie",

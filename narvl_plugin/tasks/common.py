@@ -1,6 +1,7 @@
 """What single tasks and a mixture of several share: dictionary, whole batches, averaged weights, precision."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import MISSING
 
 from narvl_plugin.data.dataset import STAND_IN
 from narvl_plugin.data.text import TextCodec, load_codec
-from narvl_plugin.errors import SkipBudget
+from narvl_plugin.errors import InputError, SkipBudget
 
 Step = tuple[torch.Tensor, Any, dict[str, Any]]
 """Loss, sample size and what to log of a batch."""
@@ -108,6 +110,16 @@ class CommonTask(FairseqTask):
         """Log how many targets of the training files do not fit a student's queries."""
         raise NotImplementedError
 
+    def output_scores(
+        self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the score in training of M outputs of each sample, by its K targets, of which any will do.
+
+        Shapes: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M), from 0 to 1; lengths of -1 are no targets. Raises
+        InputError where a task has no such score.
+        """
+        raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs in training")
+
     def train_step(
         self,
         sample: dict[str, Any],
@@ -118,7 +130,12 @@ class CommonTask(FairseqTask):
         ignore_grad: bool = False,
         ema_model: torch.nn.Module | None = None,
     ) -> Step:
-        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0."""
+        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0.
+
+        With --amp a CPU computes in bfloat16 what a GPU would in half precision; fairseq has only the latter.
+        """
+        if isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu":
+            criterion = partial(_in_bfloat16, criterion)
         is_stand_in = bool(sample.get(STAND_IN))
         step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
         return counting_nothing(step) if is_stand_in else step
@@ -136,3 +153,9 @@ def counting_nothing(step: Step) -> Step:
     loss, _, logging_output = step
     zeros = {key: value * 0 if torch.is_tensor(value) else 0 for key, value in logging_output.items()}
     return loss * 0, 0, zeros
+
+
+def _in_bfloat16(criterion: FairseqCriterion, model: torch.nn.Module, sample: dict[str, Any]) -> Step:
+    """Return what the criterion does, with the products of matrices in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return criterion(model, sample)

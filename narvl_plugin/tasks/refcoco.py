@@ -88,6 +88,20 @@ class RefcocoTask(BaseTask):
         boxes = torch.stack([tokens[:4] for tokens in outputs]) - self.target_dictionary.index("<bin_0>")
         return iou(boxes[:, None], boxes)
 
+    def output_scores(
+        self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Say which outputs are good boxes, 1 or 0: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M).
+
+        Their IoU itself would favour a box around two regions that may be meant.
+        """
+        if outputs.size(2) < 4:
+            return torch.zeros(outputs.shape[:2], device=outputs.device)
+        first = self.target_dictionary.index("<bin_0>")
+        boxes, target = outputs[..., :4] - first, targets[:, :1, :4] - first
+        are_bins = ((boxes >= 0) & (boxes < self.codec.num_bins)).all(2) & (lengths == 4)
+        return (are_bins & (iou(boxes, target) >= GOOD_IOU)).float()
+
     def confidence(self, beam: list[dict[str, Any]]) -> float:
         """Return how probable the best box is to be good: as are the beam's boxes that overlap well with it."""
         if "confidence" in beam[0]:

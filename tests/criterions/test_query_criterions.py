@@ -53,7 +53,7 @@ def averaged_gradient(
 def test_options_on_the_command_line(name: str) -> None:
     parser = ArgumentParser()
     CRITERION_REGISTRY[name].add_args(parser)
-    own = {"reference_loss": False, "bigram_weight": 0.0} if name == "qctc" else {}
+    own = {"reference_loss": False, "bigram_weight": 0.0, "score_weight": 0.0} if name == "qctc" else {}
     assert vars(parser.parse_args([])) == {"keep_eos": False, "label_smoothing": 0.0, **own}
     given = parser.parse_args(["--keep-eos", "--label-smoothing", "0.1"])
     assert vars(given) == {"keep_eos": True, "label_smoothing": 0.1, **own}
@@ -111,6 +111,24 @@ def test_bigram_weight_adds_what_the_best_alternative_lacks(
     torch.testing.assert_close(added, 3.0 * (2, 1)[best] * (1 - f1[best]))
     with pytest.raises(ValueError, match="--bigram-weight -1"):
         build(QueryCtcCriterion, task, bigram_weight=-1.0)
+
+
+def test_score_weight_adds_what_the_expected_score_lacks(
+    task: SimpleNamespace, model: nn.Module, make_batch: MakeBatch
+) -> None:
+    """The score here is 1 for outputs of the target's length; so it can be summed over all paths."""
+    batch = make_batch(["a b", "c"])
+    task.output_scores = lambda outputs, lengths, targets, target_lengths: (lengths == target_lengths).float()
+    plain, weighted = build(QueryCtcCriterion, task), build(QueryCtcCriterion, task, score_weight=3.0)
+    (without, *_), logits = plain(model, batch, reduce=False), model(**batch["net_input"])[0]
+    torch.manual_seed(1)
+    drawn = torch.stack([weighted(model, batch, reduce=False)[0] for _ in range(200)]).mean(0)
+    paths = torch.distributions.Categorical(logits=logits).sample(torch.Size([20_000])).flatten(0, 1)
+    lengths = collapse(paths, blank=model.blank).lengths.view(-1, 2)
+    expected = (lengths == torch.tensor([2, 1])).float().mean(0)
+    torch.testing.assert_close(drawn - without, 3 * (1 - expected), rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="--score-weight -1"):
+        build(QueryCtcCriterion, task, score_weight=-1.0)
 
 
 def test_keep_eos_makes_it_a_token(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:

@@ -107,3 +107,15 @@ def test_from_tsv_to_boxes_with_fairseqs_programs(
     )
     no_box = "0" if arch == "narvl_nano" else "[0-3]"
     assert re.search(rf"accuracy 0\.\d+ at IoU 0\.5, mean IoU 0\.\d+ \(3 boxes, {no_box} hypotheses are no", last)
+
+
+def test_outputs_in_training_score_as_good_boxes_do(make_task: Callable[..., RefcocoTask], refcoco_rows: Rows) -> None:
+    task = make_task(refcoco_rows)
+    first = task.target_dictionary.index("<bin_0>")
+    said = torch.tensor([[0, 0, 5, 4], [0, 0, 5, 2], [0, 0, 5, 4], [5, 4, 0, 0], [-1, 0, 5, 4]]) + first
+    lengths = torch.tensor([[4, 4, 3, 4, 4]])
+    target = torch.tensor([[[0, 0, 5, 5]]]) + first
+    scores = task.output_scores(said[None], lengths, target, torch.tensor([[4]]))
+    assert scores.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+    short = task.output_scores(said[None, :, :3], lengths.clamp(max=3), target, torch.tensor([[4]]))
+    assert short.tolist() == [[0.0] * 5]
