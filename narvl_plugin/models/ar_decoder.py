@@ -40,7 +40,7 @@ class AutoregressiveDecoder(Decoder):
         length = prev_output_tokens.shape[1]
         embedded = self.embed_tokens(prev_output_tokens)
         x = self.layernorm_embedding(embedded)
-        self_biases, cross_bias = self._text_biases(length, encoder_out)
+        self_biases, cross_bias = self.text_biases(length, encoder_out.positions)
         if code_masks is not None and bool(code_masks.any()):
             is_code = code_masks[:, None, None, None]
             x = torch.where(is_code[..., 0], self.code_layernorm_embedding(embedded), x)
@@ -73,17 +73,15 @@ class AutoregressiveDecoder(Decoder):
         last = tokens.shape[1] - 1
         if not state["biases"][0] or last >= state["biases"][0][0].shape[-1]:
             block = (last // _BIAS_BLOCK + 1) * _BIAS_BLOCK
-            state["biases"] = self._text_biases(block, encoder_out)
+            state["biases"] = self.text_biases(block, encoder_out.positions)
         self_biases, cross_bias = state["biases"]
         self_biases = [bias[..., last : last + 1, : last + 1] for bias in self_biases]
         x = self.layernorm_embedding(self.embed_tokens(tokens[:, -1:]))
         return self.run_layers(x, encoder_out, self_biases, cross_bias[..., last : last + 1, :], caches)
 
-    def _text_biases(self, length: int, encoder_out: EncoderOutput) -> tuple[list[Tensor], Tensor]:
-        """Return the causal self-attention bias of each layer (1, H, T, T) and the cross bias (1, H, T, S)."""
-        positions = self.text_positions(length)
-        self_biases = [causal(bias) for bias in self.self_biases(positions)]
-        return self_biases, self.cross_bias(positions, encoder_out.positions)
+    def self_biases(self, positions: Tensor) -> list[Tensor]:
+        """Return each layer's causal self-attention bias for text at `positions` (T, D): (1, H, T, T)."""
+        return [causal(bias) for bias in super().self_biases(positions)]
 
     def _code_biases(self, length: int, encoder_out: EncoderOutput) -> tuple[list[Tensor], Tensor]:
         """Return the same for an output that is an image given as codes."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .attention import score_scaling
 from .config import OfaConfig
 from .encoder import EncoderOutput, mask_keys
+from .inference import Kept
 from .layers import DecoderLayer, LayerCache
 from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
 
@@ -51,6 +52,7 @@ class Decoder(FairseqIncrementalDecoder):
         self.layer_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, embed_tokens.num_embeddings, bias=False)
         self.output_projection.weight = embed_tokens.weight
+        self._kept: Kept[tuple[list[Tensor], Tensor]] = Kept()
 
     def max_positions(self) -> int:
         """Return the longest output, in tokens."""
@@ -59,6 +61,23 @@ class Decoder(FairseqIncrementalDecoder):
     def text_positions(self, length: int) -> Tensor:
         """Return the normalised position embeddings of the first `length` places, (T, D)."""
         return self.pos_ln(self.embed_positions.weight[:length])
+
+    def text_biases(self, length: int, source_positions: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the self-attention bias of each layer (1, H, T, T) and the cross bias (1, H, T, S); the last are kept.
+
+        source_positions: (S, D), of the encoder.
+        """
+
+        def compute() -> tuple[list[Tensor], Tensor]:
+            positions = self.text_positions(length)
+            return self.self_biases(positions), self.cross_bias(positions, source_positions)
+
+        modules = [
+            *(self.embed_positions, self.pos_ln, self.self_pos_q_linear, self.self_pos_k_linear),
+            *(self.cross_pos_q_linear, self.cross_pos_k_linear, self.token_rel_pos_table_list),
+        ]
+        weights = [weight for module in modules for weight in module.parameters()]
+        return self._kept.get(length, [*weights, source_positions], compute)
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
         """Return each layer's self-attention bias for text at `positions` (T, D): (1, H, T, T)."""

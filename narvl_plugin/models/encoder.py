@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .attention import score_scaling
 from .config import PADDING_INDEX, OfaConfig
+from .inference import Kept
 from .layers import EncoderLayer
 from .positions import (
     absolute_bias,
@@ -73,6 +74,7 @@ class OfaEncoder(FairseqEncoder):
         drop_path = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in drop_path)
         self.layer_norm = nn.LayerNorm(width)
+        self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept()
 
     def forward(
         self,
@@ -98,8 +100,7 @@ class OfaEncoder(FairseqEncoder):
             padding = torch.cat([ignored, padding], dim=1)
         padding_mask = padding if bool(padding.any()) else None
 
-        positions = self._positions(src_tokens.shape[1], grid)
-        biases = self._biases(positions, src_tokens.shape[1], grid)
+        positions, biases = self._positions_and_biases(src_tokens.shape[1], grid)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0)
         for layer, bias in zip(self.layers, biases, strict=True):
@@ -133,6 +134,24 @@ class OfaEncoder(FairseqEncoder):
         rows, columns = features.shape[2:]
         x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(x)), (rows, columns)
+
+    def _positions_and_biases(self, text_length: int, grid: tuple[int, int] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the positions (S, D) and the score bias of each layer (1, H, S, S); the last ones are kept."""
+
+        def compute() -> tuple[Tensor, list[Tensor]]:
+            positions = self._positions(text_length, grid)
+            return positions, self._biases(positions, text_length, grid)
+
+        weights = [weight for module in self._position_modules for weight in module.parameters()]
+        return self._kept.get((text_length, grid), weights, compute)
+
+    @property
+    def _position_modules(self) -> list[nn.Module]:
+        """The modules from whose weights positions and biases follow."""
+        return [
+            *(self.embed_positions, self.embed_image_positions, self.pos_ln, self.image_pos_ln),
+            *(self.pos_q_linear, self.pos_k_linear, self.token_rel_pos_table_list, self.image_rel_pos_table_list),
+        ]
 
     def _positions(self, text_length: int, grid: tuple[int, int] | None) -> Tensor:
         """Return the normalised position embeddings of the whole sequence, (S, D)."""

@@ -33,11 +33,9 @@ class QueryDecoder(Decoder):
         Other queries play no part; the first of `rows` is at position 0. `prev_output_tokens` is accepted and ignored.
         """
         queries = self.query_embed.weight[rows]
-        positions = self.text_positions(len(queries))
         x = self.dropout(self.layernorm_embedding(queries))
         x = x.expand(len(encoder_out.features), -1, -1)
-        cross_bias = self.cross_bias(positions, encoder_out.positions)
-        return self.run_layers(x, encoder_out, self.self_biases(positions), cross_bias)
+        return self.run_layers(x, encoder_out, *self.text_biases(len(queries), encoder_out.positions))
 
     def project(self, x: Tensor) -> Tensor:
         """Return logits (B, N, V) of normalised features (B, N, D)."""

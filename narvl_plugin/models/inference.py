@@ -1,0 +1,72 @@
+"""What makes a trained model fast: what only follows from its weights is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Value]):
+    """A value that follows from some tensors and a key, kept as long as these stay what they are.
+
+    It is kept only where no gradient is asked for, and forgotten where one is.
+    """
+
+    def __init__(self) -> None:
+        self._source: tuple[Any, ...] | None = None
+        self._value: Value | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept[Value]:
+        return Kept()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, ()
+
+    def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
+        """Return what `compute` does, or what it did for the same key and the same tensors with the same values."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._source = self._value = None
+            return compute()
+        source = (key, *map(_State, tensors))
+        if source != self._source or self._value is None:
+            self._source = self._value = None  # frees the old value before there is a new one
+            self._value = compute()
+            self._source = source
+        return self._value
+
+
+class _State:
+    """A tensor and all that changes with its values: its place in memory, its type, how often it was written."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor  # while it is held, no other tensor takes its place
+        version = 0 if tensor.is_inference() else tensor._version
+        self.state = (tensor.data_ptr(), tensor.dtype, tensor.device, version)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _State) and self.tensor is other.tensor and self.state == other.state
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold each batch norm into the convolution that stands right before it, in place.
+
+    The module must be in evaluation mode, and its outputs then change by rounding only.
+    """
+    for parent in list(module.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+                continue
+            if norm.num_features == conv.out_channels:
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+                setattr(parent, norm_name, rest)

@@ -1,0 +1,149 @@
+"""What is computed once: batch norm in convolutions, and biases as long as weights and shapes stay what they are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from narvl_plugin.models import build, encoder
+from narvl_plugin.models.inference import Kept, fold_batch_norm
+from narvl_plugin.models.ofa import OfaModel
+
+BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+
+
+def make(arch: str, trunk: str = "resnet18") -> OfaModel:
+    """A model with large weights and with batch norms that have seen something."""
+    torch.manual_seed(1)
+    sizes = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
+    model = build(arch, vocab_size=50, encoder_attention_heads=2, vision_trunk=trunk, vision_pretrained=False, **sizes)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 1, 100)
+    return model.eval()
+
+
+def batch(text_length: int = 6, width: int = 96) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {
+        "src_tokens": torch.randint(4, 49, (2, text_length)),
+        "prev_output_tokens": torch.randint(4, 49, (2, 5)),
+        "patch_images": torch.randn(2, 3, 64, width),
+    }
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Note how many positions an encoder has whenever it computes its biases."""
+    lengths: list[int] = []
+    original = encoder.OfaEncoder._biases
+
+    def noted(self: encoder.OfaEncoder, positions: Tensor, *rest: Any) -> list[Tensor]:
+        lengths.append(len(positions))
+        return original(self, positions, *rest)
+
+    monkeypatch.setattr(encoder.OfaEncoder, "_biases", noted)
+    yield lengths
+
+
+@BOTH
+@pytest.mark.parametrize("trunk", ["resnet18", "tf_efficientnet_lite0"])
+def test_optimised_models_say_the_same(arch: str, trunk: str) -> None:
+    model = make(arch, trunk)
+    with torch.no_grad():
+        before, _ = model(**batch())
+        model.optimize_for_inference()
+        after, _ = model(**batch())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert before.std() > 0.1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.encoder.embed_images.modules())
+
+
+def test_what_follows_a_batch_norm_stays() -> None:
+    torch.manual_seed(1)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
+    ).eval()
+    layers[1].running_mean.uniform_()
+    pixels = torch.randn(1, 3, 8, 8)
+    expected = layers(pixels)
+    fold_batch_norm(layers)
+    torch.testing.assert_close(layers(pixels), expected)
+    assert [isinstance(layer, nn.BatchNorm2d) for layer in layers] == [False, False, False, True, False]
+
+
+@BOTH
+def test_biases_are_computed_once_for_a_shape(arch: str, computed: list[int]) -> None:
+    model = make(arch)
+    with torch.inference_mode():
+        first, _ = model(**batch())
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch())[0], first, rtol=0, atol=0)
+        assert computed == [30]
+        model(**batch(text_length=9))
+        model(**batch(width=64))
+        torch.testing.assert_close(model(**batch())[0], first, rtol=0, atol=0)
+    assert computed == [30, 33, 22, 30]
+
+
+@BOTH
+@pytest.mark.parametrize("change", ["step", "load", "double", "assign"])
+def test_biases_follow_the_weights(arch: str, change: str) -> None:
+    model, other = make(arch), make(arch)
+    inputs = batch()
+    with torch.no_grad():
+        before, _ = model(**inputs)
+    if change == "step":
+        model(**inputs)[0].square().sum().backward()
+        torch.optim.SGD(model.parameters(), lr=1e-4).step()
+    elif change == "double":
+        model.double()
+        inputs["patch_images"] = inputs["patch_images"].double()
+    else:
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+        nn.Module.load_state_dict(model, other.state_dict(), assign=change == "assign")
+    with torch.no_grad():
+        after, expected = model(**inputs)[0], copy.deepcopy(model)(**inputs)[0]  # a copy keeps nothing
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+    assert change == "double" or (after - before).abs().max() > 1e-3
+    assert after.dtype == (torch.double if change == "double" else torch.float)
+
+
+@BOTH
+def test_training_computes_biases_anew_and_they_learn(arch: str, computed: list[int]) -> None:
+    model = make(arch)
+    with torch.no_grad():
+        model(**batch())
+    for _ in range(2):
+        model.zero_grad()
+        model(**batch())[0].square().sum().backward()
+        assert float(model.encoder.pos_q_linear.weight.grad.abs().sum()) > 0
+    assert computed == [30] * 3
+
+
+def test_copies_keep_nothing() -> None:
+    kept: Kept[int] = Kept()
+    with torch.no_grad():
+        assert kept.get("a", [], lambda: 1) == 1
+        assert kept.get("a", [], lambda: 2) == 1
+        assert copy.deepcopy(kept).get("a", [], lambda: 2) == 2
+        assert pickle.loads(pickle.dumps(kept)).get("a", [], lambda: 2) == 2
+        weight = torch.ones(2)
+        assert kept.get("a", [weight], lambda: 3) == 3
+        weight.add_(1)
+        assert kept.get("a", [weight], lambda: 4) == 4
+        assert kept.get("a", [weight.clone()], lambda: 5) == 5
