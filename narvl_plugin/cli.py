@@ -318,6 +318,26 @@ def search() -> None:
         print(f"3,129 answers, {name}: {milliseconds:.2f} ms a picture")
 
 
+@bench_app.command()
+def loss(
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure the loss (16 samples, 20 queries, 59,458 labels), forward and backward, beside torch's ctc_loss."""
+    import torch
+
+    from narvl_plugin import bench_loss
+
+    torch.set_num_threads(threads)
+    costs = bench_loss.loss_costs(device=device)
+    for name, cost in costs.items():
+        memory = f"{cost.extra_mb:.0f} MiB, " if cost.extra_mb is not None else ""
+        print(f"{name}: {cost.ms:.1f} ms, {memory}error of the gradient {cost.error:.1e}")
+    ours, theirs = costs["query_ctc"], costs["torch"]
+    print(f"ratio: {ours.ms / theirs.ms:.2f} of the time", end="")
+    print(f", {ours.extra_mb / theirs.extra_mb:.2f} of the memory" if ours.extra_mb is not None else "")
+
+
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Folder of a run, with generate/*/generate-test.txt.")],

@@ -1,0 +1,112 @@
+"""Time and memory of the Query-CTC loss, beside log_softmax and torch's ctc_loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from narvl_plugin.bench import measure_latency
+from narvl_plugin.ctc import query_ctc_loss
+
+MEGABYTE = 2**20
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LossCost:
+    """What forward and backward pass cost, and how far the gradient is from that of torch's loss in float64.
+
+    ms: median time; extra_mb: most memory at once beside logits and gradient, in MiB, None where it cannot be measured;
+    error: largest difference in any entry, where the gradient's entries are between -1 and 1.
+    """
+
+    ms: float
+    extra_mb: float | None
+    error: float
+
+
+def loss_costs(
+    *,
+    batch: int = 16,
+    queries: int = 20,
+    labels: int = 59_458,
+    length: int = 10,
+    repeats: int = 15,
+    device: str = "cpu",
+) -> dict[str, LossCost]:
+    """Measure both losses on made-up logits, in turns; targets have `length` tokens at most, half as many at least."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(batch, queries, labels, generator=generator).to(device).requires_grad_()
+    lengths = torch.randint(length // 2, length + 1, (batch,), generator=generator).to(device)
+    targets = torch.randint(1, labels, (batch, length), generator=generator).to(device)
+    steps = {
+        "query_ctc": partial(_step, _query_ctc(targets, lengths), logits),
+        "torch": partial(_step, _torch_ctc(targets, lengths), logits),
+    }
+    calls = {name: partial(_to_the_end, step, device) for name, step in steps.items()}
+    times = measure_latency(calls, [None], warmup=2, repeats=repeats, threads=torch.get_num_threads())
+    exact = _step(_torch_ctc(targets, lengths), logits.detach().double().requires_grad_())
+    return {
+        name: LossCost(times[name].p50_ms, _peak_memory(step, device), float((step() - exact).abs().max()))
+        for name, step in steps.items()
+    }
+
+
+def _query_ctc(targets: Tensor, lengths: Tensor) -> Loss:
+    return lambda logits: query_ctc_loss(logits, targets, lengths, blank=0, reduction="sum")
+
+
+def _torch_ctc(targets: Tensor, lengths: Tensor) -> Loss:
+    def loss(logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(2).transpose(0, 1)
+        every = torch.full_like(lengths, logits.size(1))
+        return F.ctc_loss(log_probs, targets, every, lengths, blank=0, reduction="sum")
+
+    return loss
+
+
+def _step(loss: Loss, logits: Tensor) -> Tensor:
+    """Return the gradient."""
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    return gradient
+
+
+def _to_the_end(step: Callable[[], Tensor], device: str, _: None) -> str:
+    """Take a step, and wait for it."""
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return ""
+
+
+def _peak_memory(step: Callable[[], Tensor], device: str) -> float | None:
+    """Return the most memory that a step takes at once beside what it returns, in MiB."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gradient = step()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+        if not reset.exists():  # no Linux
+            return None
+        reset.write_text("5")  # the peak starts anew
+        before = _kilobytes(status, "VmRSS")
+        gradient = step()
+        peak = 1024 * (_kilobytes(status, "VmHWM") - before)
+    return (peak - gradient.numel() * gradient.element_size()) / MEGABYTE
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    """Read a line of a process's status."""
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
