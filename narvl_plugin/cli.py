@@ -319,6 +319,29 @@ def search() -> None:
 
 
 @bench_app.command()
+def floor(
+    size: Annotated[str, typer.Option(help="nano, tiny, medium, base, large or huge.")] = "base",
+    side: Annotated[int, typer.Option(min=32, help="Side of the picture, in pixels.")] = 480,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of the student.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
+) -> None:
+    """Time a student, one picture at a time, beside its FLOPs at the rate of a matrix product measured in turns."""
+    from narvl_plugin.bench_floor import distance_to_floor
+
+    found = distance_to_floor(
+        size=size, side=side, queries=queries, repeats=repeats, threads=threads, compiled=compiled
+    )
+    print(f"{found.gflop:.1f} GFLOP at {found.gflops:.0f} GFLOP/s: floor {found.floor:.0f} ms")
+    for name in ("plain", "optimised", "encoder", "decoder", "compiled"):
+        milliseconds = getattr(found, name)
+        if milliseconds is not None:
+            print(f"{name}: {milliseconds:.1f} ms, {milliseconds / found.floor:.2f} of the floor")
+    print(f"decoder and collapse: {found.decoder / found.encoder:.3f} of the encoder")
+
+
+@bench_app.command()
 def loss(
     threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

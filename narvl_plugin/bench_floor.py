@@ -1,0 +1,109 @@
+"""How near a student comes to what the machine's arithmetic allows: its time beside that of its FLOPs alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from narvl_plugin.bench import measure_latency
+from narvl_plugin.ctc import greedy
+from narvl_plugin.models import build
+from narvl_plugin.models.inference import Kept
+from narvl_plugin.models.narvl import NarvlModel
+
+MATRIX = 2048
+"""Side of the square matrices whose product says what a FLOP costs."""
+LABELS = 59_458
+PROMPT = 10
+"""Tokens that are read beside the picture."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Median times of one picture, in ms.
+
+    floor: total FLOPs at the rate of the matrix product; plain: all that a forward pass computes; optimised: after
+    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; compiled: the same by
+    torch.compile, None where it was not asked for. gflop: of encoder and decoder; gflops: the rate, in a second.
+    """
+
+    gflop: float
+    gflops: float
+    floor: float
+    plain: float
+    optimised: float
+    encoder: float
+    decoder: float
+    compiled: float | None
+
+
+@torch.inference_mode()
+def distance_to_floor(
+    *,
+    size: str = "base",
+    side: int = 480,
+    queries: int = 20,
+    repeats: int = 5,
+    threads: int = 1,
+    compiled: bool = False,
+) -> Distance:
+    """Time a student with random weights on a random picture of `side` pixels, in turns with a matrix product."""
+    torch.manual_seed(1)
+    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval()
+    inputs = {
+        "src_tokens": torch.randint(4, LABELS - 1, (1, PROMPT)),
+        "patch_images": torch.randn(1, 3, side, side),
+    }
+    optimised = copy.deepcopy(student)
+    optimised.optimize_for_inference()
+    with FlopCounterMode(display=False) as counter:
+        read = optimised.encoder(**inputs)
+        optimised.decoder(None, read)
+    left, right = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+
+    def plain() -> None:
+        student.encoder._kept, student.decoder._kept = Kept(), Kept()
+        _answer(student, inputs)
+
+    calls: dict[str, Callable[[], object]] = {
+        "matrix": lambda: left @ right,
+        "plain": plain,
+        "optimised": lambda: _answer(optimised, inputs),
+        "encoder": lambda: optimised.encoder(**inputs),
+        "decoder": lambda: greedy(optimised.decoder(None, read)[0], blank=optimised.blank),
+    }
+    if compiled:
+        fast = copy.deepcopy(optimised)
+        fast.compile_for_inference()
+        calls["compiled"] = lambda: _answer(fast, inputs)
+    systems = {name: _silent(call) for name, call in calls.items()}
+    times = measure_latency(systems, [None], warmup=2, repeats=repeats, threads=threads)
+    gflop = counter.get_total_flops() / 1e9
+    rate = 2 * MATRIX**3 / 1e9 / (times["matrix"].p50_ms / 1000)
+    return Distance(
+        gflop=gflop,
+        gflops=rate,
+        floor=1000 * gflop / rate,
+        **{name: times[name].p50_ms if name in times else None for name in ("compiled",)},
+        **{name: times[name].p50_ms for name in ("plain", "optimised", "encoder", "decoder")},
+    )
+
+
+def _answer(student: NarvlModel, inputs: dict[str, Tensor]) -> object:
+    """Run the student to its tokens."""
+    return greedy(student(**inputs)[0], blank=student.blank)
+
+
+def _silent(call: Callable[[], object]) -> Callable[[None], str]:
+    """Make a system of `measure_latency` of a call."""
+
+    def system(_: None) -> str:
+        call()
+        return ""
+
+    return system
