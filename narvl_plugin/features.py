@@ -13,6 +13,7 @@ from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.models.config import SIZES, OfaConfig
+from narvl_plugin.models.inference import optimise_trunk
 from narvl_plugin.models.vision import build_trunk, trunk_features
 
 BATCH_SIZE = 16
@@ -80,6 +81,7 @@ def write_features(
     budget = SkipBudget(skip_bad_rows)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
+    optimise_trunk(trunk)
     with writer:
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[list[str]] = []

@@ -57,6 +57,12 @@ class _State:
     __hash__ = None  # type: ignore[assignment]
 
 
+def optimise_trunk(trunk: nn.Module) -> None:
+    """Fold batch norm into convolutions and lay pixels' channels out last, in place; see `fold_batch_norm`."""
+    fold_batch_norm(trunk)
+    trunk.to(memory_format=torch.channels_last)
+
+
 def fold_batch_norm(module: nn.Module) -> None:
     """Fold each batch norm into the convolution that stands right before it, in place.
 

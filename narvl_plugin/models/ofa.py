@@ -5,7 +5,6 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.tasks import FairseqTask
@@ -17,7 +16,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
-from .inference import fold_batch_norm
+from .inference import optimise_trunk
 from .interop import fit_state
 
 logger = logging.getLogger(__name__)
@@ -88,8 +87,7 @@ class OfaModel(FairseqEncoderDecoderModel):
         Outputs change by rounding only (1e-4 in float32). The model can then neither be trained nor saved.
         """
         self.eval()
-        fold_batch_norm(self.encoder.embed_images)
-        self.encoder.embed_images.to(memory_format=torch.channels_last)
+        optimise_trunk(self.encoder.embed_images)
 
     def compile_for_inference(self) -> None:
         """Compile the trunk's stages and the layers, in place, after `optimize_for_inference`; it takes a minute.
