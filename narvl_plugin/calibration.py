@@ -106,6 +106,18 @@ def log_loss(confidence: Floats, right: Floats) -> Floats:
     return -(right * np.log(sure) + (1 - right) * np.log(1 - sure)).mean(1)
 
 
+def best_temperature(temperatures: Sequence[float], confidence: Floats, right: Floats) -> float:
+    """Return the temperature of least cross entropy, of those that do not make M answers worse than 1 does.
+
+    confidence, right: (K, M), of K temperatures. A temperature also changes what is said, and who is always wrong and
+    knows it has no cross entropy; so where answers are right less often than at 1, by more than the standard error of
+    the difference, a temperature does not count.
+    """
+    lost = right[list(temperatures).index(1.0)] - right
+    counts = lost.mean(1) <= lost.std(1) / np.sqrt(lost.shape[1])
+    return temperatures[int(np.where(counts, log_loss(confidence, right), np.inf).argmin())]
+
+
 class Judge:
     """A model, the data that it answers, and how it answers.
 
@@ -170,8 +182,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit a student's temperature on validation data and keep it in its checkpoint; measure it on test data.
 
-    The temperature is that of least cross entropy between confidence and being right, of `TEMPERATURES`. A caption is
-    right if it is one of the references word by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
+    The temperature is the `best_temperature` of `TEMPERATURES`. A caption is right if it is one of the references word
+    by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
 
     Args:
         student: its checkpoint, which is written anew with the temperature.
@@ -202,10 +214,12 @@ def calibrate(
             "narvl convert CHECKPOINT OUT --member NAME"
         )
     # First every fourth temperature, then those around the best of them.
-    place = COARSE * int(log_loss(*judge.answer(batch_size, TEMPERATURES[::COARSE])).argmin())
-    near = TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]
+    place = TEMPERATURES.index(
+        best_temperature(TEMPERATURES[::COARSE], *judge.answer(batch_size, TEMPERATURES[::COARSE]))
+    )
+    near = sorted({1.0, *TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]})
     confidence, right = judge.answer(batch_size, near)
-    temperature = near[int(log_loss(confidence, right).argmin())]
+    temperature = best_temperature(near, confidence, right)
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
     result: dict[str, Any] = {"temperature": temperature, "fitted_on": right.shape[1], "systems": {}}

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from narvl_plugin import checkpoints
-from narvl_plugin.calibration import TEMPERATURES, Judge, Reliability, calibrate, keep_temperature, log_loss
+from narvl_plugin.calibration import (
+    TEMPERATURES,
+    Judge,
+    Reliability,
+    best_temperature,
+    calibrate,
+    keep_temperature,
+    log_loss,
+)
 from narvl_plugin.convert import convert
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import TeacherRescorer
@@ -46,6 +54,15 @@ def test_who_is_as_sure_as_right_has_no_error_and_the_least_loss() -> None:
     assert log_loss(candidates, np.stack([right] * 3)).argmin() == 1
 
 
+def test_a_temperature_that_makes_answers_wrong_does_not_count() -> None:
+    """At 8 all is wrong and known to be; at 0.5 two answers of 100 are lost and one is won, which may be chance."""
+    right = np.zeros((3, 100))
+    right[0, 2:31], right[1, :30] = 1, 1
+    confidence = np.stack([np.full(100, 0.3), np.full(100, 0.9), np.zeros(100)])
+    assert log_loss(confidence, right).argmin() == 2
+    assert best_temperature([0.5, 1.0, 8.0], confidence, right) == 0.5
+
+
 def test_a_student_keeps_the_temperature_that_fits_best(make_model: MakeModel, tmp_path: Path) -> None:
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
@@ -59,7 +76,7 @@ def test_a_student_keeps_the_temperature_that_fits_best(make_model: MakeModel, t
     assert result["temperature"] in TEMPERATURES
 
     confidence, right = Judge(student, data, {}, {}, "cpu").answer(6, TEMPERATURES)
-    assert result["temperature"] == TEMPERATURES[int(log_loss(confidence, right).argmin())]
+    assert result["temperature"] == best_temperature(TEMPERATURES, confidence, right)
 
     after = read_checkpoint(student)
     assert after["cfg"]["model"]["temperature"] == result["temperature"]
