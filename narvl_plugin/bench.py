@@ -165,6 +165,18 @@ def measure_latency(
     return {name: _stats(measured) for name, measured in times.items()}
 
 
+def in_turns(systems: Mapping[str, Callable[[], object]], *, repeats: int, threads: int) -> dict[str, float]:
+    """Return the median time of each of some systems that take turns, in ms; the first turn warms up."""
+
+    def call(system: Callable[[], object], _: None) -> str:
+        system()
+        return ""
+
+    calls = {name: partial(call, system) for name, system in systems.items()}
+    stats = measure_latency(calls, [None], warmup=1, repeats=repeats, threads=threads)
+    return {name: measured.p50_ms for name, measured in stats.items()}
+
+
 def _stats(milliseconds: list[float]) -> LatencyStats:
     """Sum up measurements."""
     p50, p95 = np.percentile(milliseconds, [50, 95])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narvl_plugin.bench import Predictor, describe_machine, measure_latency, use_threads
+from narvl_plugin.bench import Predictor, describe_machine, in_turns, measure_latency, use_threads
 from narvl_plugin.calibration import Reliability
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in
@@ -184,6 +184,7 @@ def table(result: Mapping[str, Any]) -> str:
     return markdown_table(headings, rows)
 
 
+@torch.inference_mode()
 def beam_search_speeds(
     *, batch: int = 16, queries: int = 20, labels: int = 59_458, beam: int = 8, top_k: int = 16, repeats: int = 5
 ) -> dict[str, float]:
@@ -215,10 +216,11 @@ def beam_search_speeds(
         searches["fast-ctc-decode"] = lambda: [
             other.beam_search(one, alphabet, beam_size=beam, beam_cut_threshold=1e-5) for one in probabilities
         ]
-    times = in_turns(searches, repeats, threads=1)  # the others use no more
+    times = in_turns(searches, repeats=repeats, threads=1)  # the others use no more
     return {name: milliseconds / batch for name, milliseconds in times.items()}
 
 
+@torch.inference_mode()
 def answer_list_speeds(
     *, answers: int = 3129, queries: int = 6, labels: int = 59_458, size: str = "base", part: int = 32, repeats: int = 5
 ) -> dict[str, float]:
@@ -243,21 +245,8 @@ def answer_list_speeds(
         "student": lambda: score_trie(log_probs, trie, blank=labels - 1),
         "teacher": lambda: teacher.decoder(candidates[:part, :3], memory),
     }
-    times = in_turns(systems, repeats, threads=torch.get_num_threads())
+    times = in_turns(systems, repeats=repeats, threads=torch.get_num_threads())
     return {"student": times["student"], "teacher": times["teacher"] * answers / part}
-
-
-def in_turns(systems: Mapping[str, Callable[[], object]], repeats: int, threads: int) -> dict[str, float]:
-    """Return the median time of each of some systems that take turns, in ms; the first turn warms up."""
-
-    def call(system: Callable[[], object], _: None) -> str:
-        system()
-        return ""
-
-    with torch.inference_mode():
-        calls = {name: partial(call, system) for name, system in systems.items()}
-        stats = measure_latency(calls, [None], warmup=1, repeats=repeats, threads=threads)
-    return {name: measured.p50_ms for name, measured in stats.items()}
 
 
 def optional(name: str) -> Any:

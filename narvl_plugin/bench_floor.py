@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from narvl_plugin.bench import measure_latency
+from narvl_plugin.bench import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
 from narvl_plugin.models.inference import Kept
@@ -39,7 +39,7 @@ class Distance:
     optimised: float
     encoder: float
     decoder: float
-    compiled: float | None
+    compiled: float | None = None
 
 
 @torch.inference_mode()
@@ -81,29 +81,12 @@ def distance_to_floor(
         fast = copy.deepcopy(optimised)
         fast.compile_for_inference()
         calls["compiled"] = lambda: _answer(fast, inputs)
-    systems = {name: _silent(call) for name, call in calls.items()}
-    times = measure_latency(systems, [None], warmup=2, repeats=repeats, threads=threads)
+    times = in_turns(calls, repeats=repeats, threads=threads)
     gflop = counter.get_total_flops() / 1e9
-    rate = 2 * MATRIX**3 / 1e9 / (times["matrix"].p50_ms / 1000)
-    return Distance(
-        gflop=gflop,
-        gflops=rate,
-        floor=1000 * gflop / rate,
-        **{name: times[name].p50_ms if name in times else None for name in ("compiled",)},
-        **{name: times[name].p50_ms for name in ("plain", "optimised", "encoder", "decoder")},
-    )
+    rate = 2 * MATRIX**3 / 1e9 / (times.pop("matrix") / 1000)
+    return Distance(gflop=gflop, gflops=rate, floor=1000 * gflop / rate, **times)
 
 
 def _answer(student: NarvlModel, inputs: dict[str, Tensor]) -> object:
     """Run the student to its tokens."""
     return greedy(student(**inputs)[0], blank=student.blank)
-
-
-def _silent(call: Callable[[], object]) -> Callable[[None], str]:
-    """Make a system of `measure_latency` of a call."""
-
-    def system(_: None) -> str:
-        call()
-        return ""
-
-    return system

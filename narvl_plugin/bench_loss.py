@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narvl_plugin.bench import measure_latency
+from narvl_plugin.bench import in_turns
 from narvl_plugin.ctc import query_ctc_loss
 
 MEGABYTE = 2**20
@@ -51,10 +51,10 @@ def loss_costs(
         "torch": partial(_step, _torch_ctc(targets, lengths), logits),
     }
     calls = {name: partial(_to_the_end, step, device) for name, step in steps.items()}
-    times = measure_latency(calls, [None], warmup=2, repeats=repeats, threads=torch.get_num_threads())
+    times = in_turns(calls, repeats=repeats, threads=torch.get_num_threads())
     exact = _step(_torch_ctc(targets, lengths), logits.detach().double().requires_grad_())
     return {
-        name: LossCost(times[name].p50_ms, _peak_memory(step, device), float((step() - exact).abs().max()))
+        name: LossCost(times[name], _peak_memory(step, device), float((step() - exact).abs().max()))
         for name, step in steps.items()
     }
 
@@ -78,12 +78,11 @@ def _step(loss: Loss, logits: Tensor) -> Tensor:
     return gradient
 
 
-def _to_the_end(step: Callable[[], Tensor], device: str, _: None) -> str:
+def _to_the_end(step: Callable[[], Tensor], device: str) -> None:
     """Take a step, and wait for it."""
     step()
     if device != "cpu":
         torch.cuda.synchronize()
-    return ""
 
 
 def _peak_memory(step: Callable[[], Tensor], device: str) -> float | None:

@@ -214,9 +214,8 @@ def calibrate(
             "narvl convert CHECKPOINT OUT --member NAME"
         )
     # First every fourth temperature, then those around the best of them.
-    place = TEMPERATURES.index(
-        best_temperature(TEMPERATURES[::COARSE], *judge.answer(batch_size, TEMPERATURES[::COARSE]))
-    )
+    coarse = TEMPERATURES[::COARSE]
+    place = TEMPERATURES.index(best_temperature(coarse, *judge.answer(batch_size, coarse)))
     near = sorted({1.0, *TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]})
     confidence, right = judge.answer(batch_size, near)
     temperature = best_temperature(near, confidence, right)

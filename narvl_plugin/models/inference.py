@@ -24,9 +24,6 @@ class Kept(Generic[Value]):
         self._source: tuple[Any, ...] | None = None
         self._value: Value | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept[Value]:
-        return Kept()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
 

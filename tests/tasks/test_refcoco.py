@@ -4,10 +4,12 @@ import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.evaluation.predictions import BinSizes
@@ -119,3 +121,23 @@ def test_outputs_in_training_score_as_good_boxes_do(make_task: Callable[..., Ref
     assert scores.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
     short = task.output_scores(said[None, :, :3], lengths.clamp(max=3), target, torch.tensor([[4]]))
     assert short.tolist() == [[0.0] * 5]
+
+
+def test_mixed_precision_multiplies_in_bfloat16_on_a_cpu(
+    make_task: Callable[..., RefcocoTask], refcoco_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, model = make_task(refcoco_rows), torch.nn.Linear(3, 2)
+    monkeypatch.setattr(model, "set_num_updates", lambda updates: None, raising=False)
+    types = []
+
+    def criterion(model: torch.nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        product = model(torch.ones(1, 3))
+        types.append(product.dtype)
+        return product.sum().float(), 1, {}
+
+    mixed = AMPOptimizer.__new__(AMPOptimizer)
+    monkeypatch.setattr(AMPOptimizer, "backward", lambda self, loss: loss.backward())
+    for optimizer in (mixed, SimpleNamespace(backward=torch.Tensor.backward)):
+        task.train_step({"id": 0}, model, criterion, optimizer, 0)
+    assert types == [torch.bfloat16, torch.float32]
+    assert model.weight.grad is not None
