@@ -134,6 +134,8 @@ class ParallelGenerator:
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
+        if len(log_probs) == 1:
+            return log_probs[0]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
     def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> tuple[Outputs, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .config import PADDING_INDEX
 from .decoder import Decoder
-from .encoder import EncoderOutput
+from .encoder import EncoderOutput, samples_of
 from .layers import LayerCache
 from .positions import code_position_ids, image_buckets, relative_bias
 from .vision import STRIDE
@@ -58,12 +58,17 @@ class AutoregressiveDecoder(Decoder):
         """Make the kept keys and values follow the beams, new_order (B',); called by fairseq's beam search."""
         if _STATE not in incremental_state:
             return
-        for cache in incremental_state[_STATE]["caches"]:
-            for name, tensor in cache.items():
-                # Beams move within a sentence and share its source, so unless sentences finish and leave the
-                # batch, the large cross-attention tensors are already in place.
-                if name.startswith("self") or len(tensor) != len(new_order):
-                    cache[name] = tensor.index_select(0, new_order)
+        caches: list[LayerCache] = incremental_state[_STATE]["caches"]
+        rows, samples = len(caches[0]["self_keys"]), len(caches[0]["cross_keys"])
+        chosen, _ = samples_of(new_order, rows // samples)
+        for cache in caches:
+            cache["self_keys"] = cache["self_keys"].index_select(0, new_order)
+            cache["self_values"] = cache["self_values"].index_select(0, new_order)
+            # Beams move within a sentence and share its source, so unless sentences finish and leave the batch, the
+            # large cross-attention tensors are already in place.
+            if len(chosen) != samples:
+                cache["cross_keys"] = cache["cross_keys"].index_select(0, chosen)
+                cache["cross_values"] = cache["cross_values"].index_select(0, chosen)
 
     def _step(
         self, tokens: Tensor, encoder_out: EncoderOutput, incremental_state: dict[str, Any]

@@ -102,12 +102,12 @@ class Decoder(FairseqIncrementalDecoder):
         cross_bias: Tensor,
         caches: list[LayerCache] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the layers over embedded input x (B, T, D).
+        """Run the layers over embedded input x (B, T, D), rows of the B / copies samples in `encoder_out`.
 
         Returns logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or
         None, `inner_states` (the output of each layer before the last norm, (T, B, D)) and `attn` (None).
         """
-        cross_bias = mask_keys(cross_bias, encoder_out.padding_mask)
+        cross_bias = mask_keys(cross_bias, encoder_out.padding_mask).repeat(1, 1, encoder_out.copies, 1)
         inner_states = []
         for i, layer in enumerate(self.layers):
             x = layer(x, encoder_out.features, self_biases[i], cross_bias, caches[i] if caches else None)

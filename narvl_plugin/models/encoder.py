@@ -31,6 +31,8 @@ class EncoderOutput(NamedTuple):
     """(B, S), True at padding; None where nothing is padded."""
     positions: Tensor
     """(S, D), normalised position embeddings, the same for each sample."""
+    copies: int = 1
+    """How many rows of a decoder read each sample, one after another, such as the beams of a search."""
 
 
 class OfaEncoder(FairseqEncoder):
@@ -108,11 +110,23 @@ class OfaEncoder(FairseqEncoder):
         return EncoderOutput(self.layer_norm(x), padding_mask, positions)
 
     def reorder_encoder_out(self, encoder_out: EncoderOutput, new_order: Tensor) -> EncoderOutput:
-        """Select samples of the batch, as fairseq's beam search asks; new_order (B',)."""
-        features, padding_mask, positions = encoder_out
+        """Select rows of the batch, as fairseq's beam search asks; new_order (B',).
+
+        Equal numbers of copies of all samples stay one sample each, which the decoder then projects to keys and values
+        once.
+        """
+        samples, copies = samples_of(new_order, encoder_out.copies)
+        everyone = torch.arange(len(encoder_out.features), device=new_order.device)
+        if copies == 1 and torch.equal(new_order, everyone.repeat_interleave(len(new_order) // len(everyone))):
+            samples, copies = everyone, len(new_order) // len(everyone)
+        if torch.equal(samples, everyone):
+            return encoder_out._replace(copies=copies)
+        padding_mask = encoder_out.padding_mask
         if padding_mask is not None:
-            padding_mask = padding_mask.index_select(0, new_order)
-        return EncoderOutput(features.index_select(0, new_order), padding_mask, positions)
+            padding_mask = padding_mask.index_select(0, samples)
+        return EncoderOutput(
+            encoder_out.features.index_select(0, samples), padding_mask, encoder_out.positions, copies
+        )
 
     def max_positions(self) -> int:
         """Return the longest text, in tokens."""
@@ -204,6 +218,18 @@ class OfaEncoder(FairseqEncoder):
             pad_text = F.pad(text, (num_patches, 0, num_patches, 0))
             biases.append(absolute + pad_image + pad_text)
         return biases
+
+
+def samples_of(rows: Tensor, copies: int) -> tuple[Tensor, int]:
+    """Return the samples that chosen rows read, and how many rows read each; before, `copies` read each.
+
+    Where no longer equally many rows read each sample, there is one sample for each row: (rows,), 1.
+    """
+    samples = rows // copies
+    chosen = samples[::copies]
+    if torch.equal(samples, chosen.repeat_interleave(copies)):
+        return chosen, copies
+    return samples, 1
 
 
 def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:

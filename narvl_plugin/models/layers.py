@@ -12,7 +12,10 @@ from .config import OfaConfig
 
 
 class LayerCache(TypedDict, total=False):
-    """Projected keys and values of one decoder layer, kept between decoding steps; each (B, H, L, D / H)."""
+    """Projected keys and values of one decoder layer, kept between decoding steps; each (B, H, L, D / H).
+
+    Those of the source have a row for each sample, however many beams read it.
+    """
 
     self_keys: Tensor
     self_values: Tensor
@@ -73,10 +76,10 @@ class DecoderLayer(_Layer):
     def forward(
         self, x: Tensor, memory: Tensor, self_bias: Tensor, cross_bias: Tensor, cache: LayerCache | None = None
     ) -> Tensor:
-        """Map x (B, T, D) to (B, T, D), attending to `memory` (B, S, D).
+        """Map x (B, T, D) to (B, T, D), attending to `memory` (M, S, D), each sample of which B / M rows of x read.
 
         `self_bias` broadcasts to (B, H, T, T), or to (B, H, 1, T so far) with a `cache`, which x then extends by
-        its keys and values; `cross_bias` broadcasts to (B, H, T, S).
+        its keys and values; `cross_bias` broadcasts to (M, H, B / M * T, S).
         """
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.project_keys(normed)
@@ -94,7 +97,9 @@ class DecoderLayer(_Layer):
             if "cross_keys" not in cache:
                 cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
             keys, values = cache["cross_keys"], cache["cross_values"]
-        x = self._residual(x, self.cross_attn_ln(self.encoder_attn(normed, keys, values, cross_bias)))
+        queries = normed.reshape(len(keys), -1, normed.shape[2])
+        attended = self.encoder_attn(queries, keys, values, cross_bias).view_as(x)
+        x = self._residual(x, self.cross_attn_ln(attended))
         return self._feed_forward(x)
 
 

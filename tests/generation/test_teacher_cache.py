@@ -79,3 +79,29 @@ def test_beam_search_with_a_cache_finds_what_it_finds_without(
         for one, other in zip(with_cache, without, strict=True):
             assert one["tokens"].tolist() == other["tokens"].tolist()
             torch.testing.assert_close(one["positional_scores"], other["positional_scores"])
+
+
+def test_rows_that_read_one_sample_share_its_keys_and_values(teacher: OfaModel, net_input: dict[str, Tensor]) -> None:
+    tokens = torch.randint(4, 30, (12, 5), generator=torch.Generator().manual_seed(2))
+    everyone = torch.arange(4).repeat_interleave(3)
+    with torch.no_grad():
+        read = teacher.encoder(**net_input)
+        shared = teacher.encoder.reorder_encoder_out(read, everyone)
+        assert len(shared.features) == 4 and shared.copies == 3
+        padding_mask = read.padding_mask
+        assert padding_mask is not None
+        apart = read._replace(features=read.features[everyone], padding_mask=padding_mask[everyone])
+        whole = teacher.decoder(tokens, apart)[0]
+        torch.testing.assert_close(teacher.decoder(tokens, shared)[0], whole)
+
+        two = torch.tensor([3, 5, 4, 9, 11, 9])  # rows of samples 1 and 3
+        fewer = teacher.encoder.reorder_encoder_out(shared, two)
+        assert len(fewer.features) == 2 and fewer.copies == 3
+        torch.testing.assert_close(
+            teacher.decoder(tokens[:6], fewer)[0][0],
+            teacher.decoder(
+                tokens[:6], apart._replace(features=apart.features[two], padding_mask=apart.padding_mask[two])
+            )[0][0],
+        )
+        uneven = teacher.encoder.reorder_encoder_out(shared, torch.tensor([0, 4, 5]))
+        assert torch.equal(uneven.features, read.features[[0, 1, 1]]) and uneven.copies == 1
