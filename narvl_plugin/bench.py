@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -31,6 +31,7 @@ SPLIT = "test"
 RGB = 3
 
 Image = TypeVar("Image")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Predictor:
@@ -128,13 +129,13 @@ class LatencyStats:
 
 
 def measure_latency(
-    systems: Mapping[str, Callable[[Image], str]],
+    systems: Mapping[Name, Callable[[Image], str]],
     images: Sequence[Image],
     *,
     warmup: int,
     repeats: int,
     threads: int,
-) -> dict[str, LatencyStats]:
+) -> dict[Name, LatencyStats]:
     """Time several systems on the same pictures, in turns picture by picture (A B A B …).
 
     In turns, so that another program that slows the machine for a while slows all systems alike.
@@ -151,7 +152,7 @@ def measure_latency(
     """
     if not systems or not images or repeats < 1:
         raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats")
-    times: dict[str, list[float]] = {name: [] for name in systems}
+    times: dict[Name, list[float]] = {name: [] for name in systems}
     with use_threads(threads):
         for system in systems.values():
             for turn in range(warmup):
@@ -165,11 +166,15 @@ def measure_latency(
     return {name: _stats(measured) for name, measured in times.items()}
 
 
-def in_turns(systems: Mapping[str, Callable[[], object]], *, repeats: int, threads: int) -> dict[str, float]:
-    """Return the median time of each of some systems that take turns, in ms; the first turn warms up."""
+def in_turns(
+    systems: Mapping[Name, Callable[[], object]], *, repeats: int, threads: int, device: torch.device | str = "cpu"
+) -> dict[Name, float]:
+    """Return the median time of each of some systems that take turns on a device, in ms; the first turn warms up."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
     def call(system: Callable[[], object], _: None) -> str:
         system()
+        wait()
         return ""
 
     calls = {name: partial(call, system) for name, system in systems.items()}

@@ -51,20 +51,21 @@ def distance_to_floor(
     repeats: int = 5,
     threads: int = 1,
     compiled: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Distance:
     """Time a student with random weights on a random picture of `side` pixels, in turns with a matrix product."""
     torch.manual_seed(1)
-    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval()
+    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval().to(device)
     inputs = {
-        "src_tokens": torch.randint(4, LABELS - 1, (1, PROMPT)),
-        "patch_images": torch.randn(1, 3, side, side),
+        "src_tokens": torch.randint(4, LABELS - 1, (1, PROMPT), device=device),
+        "patch_images": torch.randn(1, 3, side, side, device=device),
     }
     optimised = copy.deepcopy(student)
     optimised.optimize_for_inference()
     with FlopCounterMode(display=False) as counter:
         read = optimised.encoder(**inputs)
         optimised.decoder(None, read)
-    left, right = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    left, right = torch.randn(2, MATRIX, MATRIX, device=device)
 
     def plain() -> None:
         student.encoder._kept, student.decoder._kept = Kept(), Kept()
@@ -81,7 +82,7 @@ def distance_to_floor(
         fast = copy.deepcopy(optimised)
         fast.compile_for_inference()
         calls["compiled"] = lambda: _answer(fast, inputs)
-    times = in_turns(calls, repeats=repeats, threads=threads)
+    times = in_turns(calls, repeats=repeats, threads=threads, device=device)
     gflop = counter.get_total_flops() / 1e9
     rate = 2 * MATRIX**3 / 1e9 / (times.pop("matrix") / 1000)
     return Distance(gflop=gflop, gflops=rate, floor=1000 * gflop / rate, **times)

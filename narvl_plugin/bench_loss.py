@@ -50,8 +50,7 @@ def loss_costs(
         "query_ctc": partial(_step, _query_ctc(targets, lengths), logits),
         "torch": partial(_step, _torch_ctc(targets, lengths), logits),
     }
-    calls = {name: partial(_to_the_end, step, device) for name, step in steps.items()}
-    times = in_turns(calls, repeats=repeats, threads=torch.get_num_threads())
+    times = in_turns(steps, repeats=repeats, threads=torch.get_num_threads(), device=device)
     exact = _step(_torch_ctc(targets, lengths), logits.detach().double().requires_grad_())
     return {
         name: LossCost(times[name], _peak_memory(step, device), float((step() - exact).abs().max()))
@@ -76,13 +75,6 @@ def _step(loss: Loss, logits: Tensor) -> Tensor:
     """Return the gradient."""
     (gradient,) = torch.autograd.grad(loss(logits), logits)
     return gradient
-
-
-def _to_the_end(step: Callable[[], Tensor], device: str) -> None:
-    """Take a step, and wait for it."""
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def _peak_memory(step: Callable[[], Tensor], device: str) -> float | None:

@@ -326,12 +326,13 @@ def floor(
     repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time a student, one picture at a time, beside its FLOPs at the rate of a matrix product measured in turns."""
     from narvl_plugin.bench_floor import distance_to_floor
 
     found = distance_to_floor(
-        size=size, side=side, queries=queries, repeats=repeats, threads=threads, compiled=compiled
+        size=size, side=side, queries=queries, repeats=repeats, threads=threads, compiled=compiled, device=device
     )
     print(f"{found.gflop:.1f} GFLOP at {found.gflops:.0f} GFLOP/s: floor {found.floor:.0f} ms")
     for name in ("plain", "optimised", "encoder", "decoder", "compiled"):
@@ -339,6 +340,46 @@ def floor(
         if milliseconds is not None:
             print(f"{name}: {milliseconds:.1f} ms, {milliseconds / found.floor:.2f} of the floor")
     print(f"decoder and collapse: {found.decoder / found.encoder:.3f} of the encoder")
+
+
+@bench_app.command()
+def limit(
+    sizes: Annotated[str, typer.Option(help="Sizes of teacher and student.")] = "nano,base",
+    side: Annotated[int | None, typer.Option(min=32, help="Side of the pictures; else 128 of nano, 480.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Weights and pictures in bfloat16.")] = False,
+    tflops: Annotated[float, typer.Option(help="Of a GPU to derive times for: 10^12 FLOPs a second.")] = 312,
+    bandwidth: Annotated[float, typer.Option(help="Of its memory, in GB a second.")] = 1555,
+    launch: Annotated[float, typer.Option(help="Microseconds to start a kernel.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Folder for limit.json and limit.svg.")] = None,
+) -> None:
+    """Measure what bounds the speed-up, check what that predicts on runs it has not seen, and derive it for a GPU."""
+    import json
+
+    import torch
+
+    from narvl_plugin import bench, bench_limit
+
+    gpu = bench_limit.Processor(tflops * 1e12, bandwidth * 1e9, launch * 1e-6)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    found, drawn = {}, {}
+    for size in sizes.split(","):
+        pixels = side or (128 if size == "nano" else 480)
+        pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
+        measured = bench_limit.limit(pair, size, repeats=repeats, threads=threads)
+        derived = bench_limit.derive(pair, gpu)
+        found[size] = {**measured.as_json(), "side": pixels, "derived": vars(derived)}
+        drawn |= {f"{size}": measured.parts, f"{size}, derived for a GPU, not measured": derived}
+        print(f"{size}, {pixels} pixels, {device}, {dtype}")
+        print(bench_limit.table(measured, derived))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        machine = bench.describe_machine(torch.device(device), threads, dtype)
+        result = {"machine": machine, "gpu": vars(gpu), "sizes": found}
+        (out / "limit.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        bench_limit.draw(out / "limit.svg", drawn, beam=5)
 
 
 @bench_app.command()

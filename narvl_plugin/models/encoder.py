@@ -124,9 +124,7 @@ class OfaEncoder(FairseqEncoder):
         padding_mask = encoder_out.padding_mask
         if padding_mask is not None:
             padding_mask = padding_mask.index_select(0, samples)
-        return EncoderOutput(
-            encoder_out.features.index_select(0, samples), padding_mask, encoder_out.positions, copies
-        )
+        return EncoderOutput(encoder_out.features.index_select(0, samples), padding_mask, encoder_out.positions, copies)
 
     def max_positions(self) -> int:
         """Return the longest text, in tokens."""

@@ -1,0 +1,381 @@
+r"""What bounds a parallel decoder's speed-up, and by how much: times as sums of the times of parts.
+
+A teacher reads a batch of B pictures and says n tokens, with `b` beams each, in n + 1 steps (the last says `</s>`). A
+student reads it and runs N queries once:
+
+    T_AR  = E(B) + S(B, n, b)      S = s0 + s1 B + (n + 1) (s2 + s3 B b)
+    T_NAR = E(B) + P(B, N)         P = p0 + p1 B + p2 B N, with the collapse of the most probable path
+                                   E = e0 + e1 B
+
+s1 and p1 project the picture's positions to keys and values, once in either model; s2 is what a step costs, however
+little it does (reading the weights, starting kernels), s3 what a beam adds. However fast its decoder, a student cannot
+be faster than its encoder: T_AR / T_NAR < T_AR / E, and that bound grows with the length of what the teacher says.
+
+The coefficients are fitted to the times of the parts alone, measured apart. What they predict is then held against
+whole runs of teacher and student with lengths, beams, batches and queries that the fit has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
+from fairseq.sequence_generator import SequenceGenerator
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from narvl_plugin.bench import in_turns
+from narvl_plugin.ctc import greedy
+from narvl_plugin.models import build
+from narvl_plugin.models.encoder import EncoderOutput
+from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.models.ofa import OfaModel
+
+WORDS = 59_457
+PROMPT = 10
+"""Tokens that are read beside the picture."""
+MOST_QUERIES = 32
+Features = Callable[..., tuple[float, ...]]
+
+
+class Case(NamedTuple):
+    """What teacher and student are asked: B pictures, n tokens by a search with `beam` beams, N queries."""
+
+    batch: int
+    beam: int
+    length: int
+    queries: int
+
+
+UNSEEN = (Case(1, 1, 8, 16), Case(1, 5, 12, 20), Case(2, 3, 6, 12), Case(2, 5, 16, 24), Case(3, 2, 10, 20))
+"""Cases that nothing is fitted to."""
+_BATCHES, _BEAMS, _LENGTHS, _QUERIES = (1, 4), (1, 5), (4, 20), (8, 32)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Coefficients of E, S and P above, in ms."""
+
+    encoder: tuple[float, ...]
+    search: tuple[float, ...]
+    student: tuple[float, ...]
+
+    def teacher_ms(self, case: Case) -> float:
+        """Return T_AR."""
+        return self.encoder_ms(case.batch) + _dot(self.search, _of_search(case.batch, case.beam, case.length))
+
+    def student_ms(self, case: Case) -> float:
+        """Return T_NAR."""
+        return self.encoder_ms(case.batch) + _dot(self.student, _of_student(case.batch, case.queries))
+
+    def encoder_ms(self, batch: int) -> float:
+        """Return E."""
+        return _dot(self.encoder, _of_encoder(batch))
+
+    def speed_up(self, case: Case) -> float:
+        """Return T_AR / T_NAR."""
+        return self.teacher_ms(case) / self.student_ms(case)
+
+    def bound(self, case: Case) -> float:
+        """Return T_AR / E, which no parallel decoder exceeds."""
+        return self.teacher_ms(case) / self.encoder_ms(case.batch)
+
+
+def _of_encoder(batch: int) -> tuple[float, ...]:
+    return 1, batch
+
+
+def _of_search(batch: int, beam: int, length: int) -> tuple[float, ...]:
+    return 1, batch, length + 1, (length + 1) * batch * beam
+
+
+def _of_student(batch: int, queries: int) -> tuple[float, ...]:
+    return 1, batch, batch * queries
+
+
+def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:
+    return float(np.dot(coefficients, features))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A whole run of teacher and student beside what their parts predict, in ms."""
+
+    case: Case
+    teacher_ms: float
+    student_ms: float
+    predicted_teacher_ms: float
+    predicted_student_ms: float
+
+    @property
+    def speed_up(self) -> float:
+        """The measured ratio."""
+        return self.teacher_ms / self.student_ms
+
+    @property
+    def error(self) -> float:
+        """How far the predicted ratio is from the measured one, as a share of it."""
+        return abs(self.predicted_teacher_ms / self.predicted_student_ms / self.speed_up - 1)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The parts of one size on one machine, and the checks."""
+
+    size: str
+    parts: Parts
+    checks: list[Check]
+
+    @property
+    def error(self) -> float:
+        """The median error of the checks."""
+        return median(check.error for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it by name."""
+        return {**asdict(self), "median_error": self.error}
+
+
+class Pair:
+    """A teacher and a student of a size with random weights, and what they are asked to do.
+
+    Args:
+        size: of both, such as ``base``.
+        side: of the pictures, in pixels.
+        device: where to run.
+        dtype: of weights and pictures.
+    """
+
+    def __init__(self, size: str, *, side: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+        torch.manual_seed(1)
+        self.device, self.dtype, self.side = torch.device(device), dtype, side
+        teacher = build(f"ofa_{size}", vocab_size=WORDS)
+        student = build(f"narvl_{size}", vocab_size=WORDS + 1, num_queries=MOST_QUERIES)
+        assert isinstance(student, NarvlModel)
+        self.teacher, self.student = self._ready(teacher), self._ready(student)
+        self.dictionary = Dictionary()
+        for number in range(WORDS - len(self.dictionary)):
+            self.dictionary.add_symbol(str(number))
+
+    def _ready(self, model: nn.Module) -> Any:
+        model.optimize_for_inference()  # type: ignore[operator]
+        return model.to(self.device, self.dtype)
+
+    def inputs(self, batch: int) -> dict[str, Tensor]:
+        """Draw pictures and prompts."""
+        pictures = torch.randn(batch, 3, self.side, self.side)
+        prompts = torch.randint(4, WORDS, (batch, PROMPT))
+        return {"src_tokens": prompts.to(self.device), "patch_images": pictures.to(self.device, self.dtype)}
+
+    def encode(self, inputs: dict[str, Tensor]) -> EncoderOutput:
+        """Run the encoder, which has one shape in both models."""
+        return self.student.encoder(**inputs)
+
+    def search(self, model: nn.Module, inputs: dict[str, Tensor], beam: int, length: int) -> object:
+        """Search for an output of exactly `length` tokens."""
+        generator = SequenceGenerator(
+            [model], self.dictionary, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length
+        )
+        return generator.generate([model], {"net_input": inputs})
+
+    def answer(self, read: EncoderOutput, queries: int) -> object:
+        """Run the student's decoder and collapse its most probable path."""
+        logits, _ = self.student.decoder(None, read, slice(0, queries))
+        return greedy(logits, blank=self.student.blank)
+
+    def answer_from_pictures(self, inputs: dict[str, Tensor], queries: int) -> object:
+        """Do the same from the start."""
+        return self.answer(self.student.encoder(**inputs), queries)
+
+    def teacher_that_has_read(self, inputs: dict[str, Tensor]) -> nn.Module:
+        """Return the teacher with an encoder that gives what it has computed before."""
+        return FairseqEncoderDecoderModel(_HasRead(self.teacher, self.teacher.encoder(**inputs)), self.teacher.decoder)
+
+
+class _HasRead(FairseqEncoder):
+    """Stands for a teacher's encoder."""
+
+    def __init__(self, teacher: OfaModel, read: EncoderOutput):
+        super().__init__(None)
+        self.read = read
+        self.reorder_encoder_out = teacher.encoder.reorder_encoder_out
+        self.max_positions = teacher.encoder.max_positions
+
+    def forward_torchscript(self, net_input: dict[str, Tensor]) -> EncoderOutput:
+        """Give what was read."""
+        return self.read
+
+
+@torch.no_grad()
+def limit(pair: Pair, size: str, *, repeats: int = 3, threads: int = 1) -> Limit:
+    """Measure the parts in turns, fit the coefficients, and hold them against whole runs."""
+    inputs = {batch: pair.inputs(batch) for batch in {*_BATCHES, *(case.batch for case in UNSEEN)}}
+    calls: dict[Any, Callable[[], object]] = {}
+    for batch in _BATCHES:
+        calls["encoder", batch] = partial(pair.encode, inputs[batch])
+        reader = pair.teacher_that_has_read(inputs[batch])
+        for beam, length in product(_BEAMS, _LENGTHS):
+            calls["search", batch, beam, length] = partial(pair.search, reader, inputs[batch], beam, length)
+        for queries in _QUERIES:
+            calls["student", batch, queries] = partial(pair.answer, pair.encode(inputs[batch]), queries)
+    for case in UNSEEN:
+        batch = inputs[case.batch]
+        calls["whole teacher", *case] = partial(pair.search, pair.teacher, batch, case.beam, case.length)
+        calls["whole student", *case] = partial(pair.answer_from_pictures, batch, case.queries)
+    times = in_turns(calls, repeats=repeats, threads=threads, device=pair.device)
+
+    def fit(part: str, features: Features) -> tuple[float, ...]:
+        points = [(features(*name[1:]), ms) for name, ms in times.items() if name[0] == part]
+        return _fit([found for found, _ in points], [ms for _, ms in points])
+
+    parts = Parts(fit("encoder", _of_encoder), fit("search", _of_search), fit("student", _of_student))
+    checks = [
+        Check(
+            case,
+            times["whole teacher", *case],
+            times["whole student", *case],
+            parts.teacher_ms(case),
+            parts.student_ms(case),
+        )
+        for case in UNSEEN
+    ]
+    return Limit(size, parts, checks)
+
+
+def _fit(features: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
+    """Return the coefficients of least squared relative error."""
+    rows = np.asarray(features) / np.asarray(times)[:, None]
+    return tuple(map(float, np.linalg.lstsq(rows, np.ones(len(rows)))[0]))
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a machine can do: FLOPs a second, bytes a second from its memory, seconds to start a kernel."""
+
+    flops: float
+    bandwidth: float
+    launch: float
+    bytes_per_number: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.flops, self.bandwidth) <= 0 or self.launch < 0:
+            raise ValueError(f"{self}: rates must be above 0")
+
+
+class Work(TorchDispatchMode):
+    """Adds up the kernels that run within it, and the time a processor needs for them.
+
+    A kernel takes what its arithmetic takes or what its numbers take on their way, whichever is longer; all together
+    take at least as long as it takes to start them one by one.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        super().__init__()
+        self.processor = processor
+        self.kernels = 0
+        self.busy = 0.0
+
+    @property
+    def ms(self) -> float:
+        """The derived time."""
+        return 1000 * max(self.busy, self.kernels * self.processor.launch)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it, unless it only looks at numbers in another way."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.is_view:
+            return result
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        moved = self.processor.bytes_per_number * sum(tensor.numel() for tensor in tensors)
+        count = flop_registry.get(func.overloadpacket)
+        flops = count(*args, **kwargs, out_val=result) if count else 0
+        self.kernels += 1
+        self.busy += max(flops / self.processor.flops, moved / self.processor.bandwidth)
+        return result
+
+
+@torch.no_grad()
+def derive(pair: Pair, processor: Processor) -> Parts:
+    """Derive the parts for one picture at a time and another machine, from the kernels that run here."""
+    inputs = pair.inputs(1)
+    reader = pair.teacher_that_has_read(inputs)
+    read = pair.encode(inputs)
+
+    def ms(call: Callable[[], object]) -> float:
+        call()  # what is kept between calls is no work of the second
+        with Work(processor) as work:
+            call()
+        return work.ms
+
+    search = [
+        (_of_search(1, beam, length), ms(partial(pair.search, reader, inputs, beam, length)))
+        for beam, length in product(_BEAMS, _LENGTHS)
+    ]
+    student = [(_of_student(1, queries), ms(partial(pair.answer, read, queries))) for queries in _QUERIES]
+    return Parts(
+        (0.0, ms(partial(pair.encode, inputs))),
+        _fit([features for features, _ in search], [time for _, time in search]),
+        _fit([features for features, _ in student], [time for _, time in student]),
+    )
+
+
+def table(measured: Limit, derived: Parts) -> str:
+    """Write the parts, the bound by length and beam beside what is derived for another machine, and the checks."""
+    parts = measured.parts
+    lines = [f"E {parts.encoder_ms(1):.1f} ms"]
+    for beam in (1, 5):
+        lines.append(f"s({beam}) {parts.search[2] + parts.search[3] * beam:.2f} ms a step")
+    lines.append(f"P(20) + C {_dot(parts.student, _of_student(1, 20)):.1f} ms")
+    lines.append("case: teacher and student measured (predicted) in ms, speed-up measured (predicted), bound")
+    for check in measured.checks:
+        batch, beam, length, queries = check.case
+        lines.append(
+            f"B {batch}, beam {beam}, n {length}, N {queries}: "
+            f"{check.teacher_ms:.1f} ({check.predicted_teacher_ms:.1f}), {check.student_ms:.1f} ({check.predicted_student_ms:.1f}), {check.speed_up:.2f} "
+            f"({parts.speed_up(check.case):.2f}), {parts.bound(check.case):.2f}"
+        )
+    lines.append(f"median error of the predicted speed-up {measured.error:.3f}")
+    lines.append("B 1, beam 5, N 2 n: speed-up and bound here; derived for the GPU, not measured")
+    for length in (1, 3, 5, 10, 20):
+        case = Case(1, 5, length, 2 * length)
+        lines.append(
+            f"n {length}: {parts.speed_up(case):.2f}, {parts.bound(case):.2f}; "
+            f"{derived.speed_up(case):.2f}, {derived.bound(case):.2f}"
+        )
+    return "\n".join(lines)
+
+
+def draw(file: Path, limits: Mapping[str, Parts], *, beam: int, longest: int = 32) -> None:
+    """Draw bound and predicted speed-up over the output's length, with twice as many queries as tokens, as SVG.
+
+    limits: what is drawn, by its label.
+    """
+    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 10}):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        lengths = range(1, longest + 1)
+        for number, (label, parts) in enumerate(limits.items()):
+            cases = [Case(1, beam, length, 2 * length) for length in lengths]
+            axes.plot(lengths, [parts.bound(case) for case in cases], "--", color=f"C{number}", label=f"{label}: bound")
+            axes.plot(lengths, [parts.speed_up(case) for case in cases], color=f"C{number}", label=label)
+        axes.axhline(1, color="grey", linewidth=0.6)
+        axes.set_xlabel(f"tokens that the teacher says, with a beam of {beam}")
+        axes.set_ylabel("times as fast as the teacher")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+        figure.savefig(file, format="svg", metadata={"Date": None})

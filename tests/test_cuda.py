@@ -1,0 +1,133 @@
+"""A GPU gives what the CPU gives: models, loss, searches, the programs; skipped where there is none."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from narvl_plugin.bench_floor import distance_to_floor
+from narvl_plugin.bench_limit import UNSEEN, Pair, limit
+from narvl_plugin.bench_loss import loss_costs
+from narvl_plugin.ctc import (
+    Lengths,
+    build_trie,
+    constrained_search,
+    greedy,
+    language_outputs,
+    prefix_beam_search,
+    query_ctc_loss,
+    score_targets,
+    score_trie,
+    viterbi,
+)
+from narvl_plugin.models import build
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+BLANK = 49
+
+
+@pytest.fixture(autouse=True)
+def float32() -> None:
+    """Multiply in float32, not in TF32, so that differences are rounding."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture
+def log_probs() -> Tensor:
+    """Three samples of 8 queries and 50 labels, (B, N, V)."""
+    return (3 * torch.randn(3, 8, 50, generator=torch.Generator().manual_seed(1))).log_softmax(2)
+
+
+@pytest.mark.parametrize("arch", ["ofa_nano", "narvl_nano", "ofa_tiny", "narvl_tiny"])
+@pytest.mark.parametrize("optimised", [False, True])
+def test_models_agree_with_the_cpu(arch: str, optimised: bool) -> None:
+    torch.manual_seed(1)
+    model = build(arch, vocab_size=50, num_queries=6 if arch.startswith("narvl") else None, vision_pretrained=False)
+    inputs = {
+        "src_tokens": torch.randint(4, 49, (2, 7)),
+        "prev_output_tokens": torch.randint(4, 49, (2, 5)),
+        "patch_images": torch.randn(2, 3, 64, 96),
+        "patch_masks": torch.tensor([True, False]),
+    }
+    model.eval()
+    there = copy.deepcopy(model).cuda()
+    if optimised:
+        model.optimize_for_inference()
+        there.optimize_for_inference()
+    with torch.no_grad():
+        here = model(**inputs)[0]
+        for _ in range(2):  # the second time with biases that were kept
+            found = there(**{name: tensor.cuda() for name, tensor in inputs.items()})[0]
+            torch.testing.assert_close(found.cpu(), here, rtol=1e-3, atol=1e-3 * float(here.abs().max()))
+
+
+def test_kept_biases_move_with_the_model() -> None:
+    torch.manual_seed(1)
+    model = build("narvl_nano", vocab_size=50, num_queries=6, vision_pretrained=False).eval()
+    inputs = {"src_tokens": torch.randint(4, 49, (2, 7)), "patch_images": torch.randn(2, 3, 64, 64)}
+    with torch.no_grad():
+        here = model(**inputs)[0]
+        there = model.cuda()(**{name: tensor.cuda() for name, tensor in inputs.items()})[0].cpu()
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3 * float(here.abs().max()))
+        torch.testing.assert_close(model.cpu()(**inputs)[0], here)
+
+
+def test_loss_and_its_gradient_agree(log_probs: Tensor) -> None:
+    targets, lengths = torch.randint(0, 49, (3, 4)), torch.tensor([4, 2, 0])
+    results = []
+    for device in ("cpu", "cuda"):
+        logits = log_probs.detach().clone().to(device).requires_grad_()
+        loss = query_ctc_loss(logits, targets.to(device), lengths.to(device), blank=BLANK, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, logits)
+        results.append((loss.detach().cpu(), gradient.cpu()))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_searches_agree(log_probs: Tensor) -> None:
+    there = log_probs.cuda()
+    for one, other in zip(greedy(there, blank=BLANK), greedy(log_probs, blank=BLANK), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+    sizes = {"blank": BLANK, "beam_size": 4, "nbest": 4, "top_k": 8}
+    for one, other in zip(prefix_beam_search(there, **sizes), prefix_beam_search(log_probs, **sizes), strict=True):
+        assert [hypothesis.tokens.tolist() for hypothesis in one] == [found.tokens.tolist() for found in other]
+    language = Lengths(2, 3)
+    for one, other in zip(
+        constrained_search(there, language, blank=BLANK),
+        constrained_search(log_probs, language, blank=BLANK),
+        strict=True,
+    ):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert float(one.score) == pytest.approx(float(other.score), rel=1e-4)
+    found = language_outputs(there, language, blank=BLANK, beam_size=4, top_k=8, no_repeat_ngram=0)
+    scores = score_targets(there, found.tokens, found.lengths, blank=BLANK)
+    torch.testing.assert_close(
+        scores.cpu(),
+        score_targets(log_probs, found.tokens.cpu(), found.lengths.cpu(), blank=BLANK),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    answers, lengths = torch.tensor([[5, 6], [5, 7], [8, 8]]), torch.tensor([2, 2, 1])
+    trie = build_trie(answers, lengths)
+    on_gpu = type(trie)(*(part.cuda() for part in trie))
+    torch.testing.assert_close(
+        score_trie(there, on_gpu, blank=BLANK).cpu(), score_trie(log_probs, trie, blank=BLANK), rtol=1e-4, atol=1e-4
+    )
+    targets, sizes_of_targets = found.tokens[:, 0], found.lengths[:, 0]
+    assert torch.equal(
+        viterbi(there, targets, sizes_of_targets, blank=BLANK).labels.cpu(),
+        viterbi(log_probs, targets.cpu(), sizes_of_targets.cpu(), blank=BLANK).labels,
+    )
+
+
+def test_benchmarks_run() -> None:
+    assert loss_costs(batch=4, queries=8, labels=5000, length=3, repeats=1, device="cuda")["query_ctc"].error < 1e-5
+    assert distance_to_floor(size="nano", side=64, queries=4, repeats=1, device="cuda").floor > 0
+    found = limit(Pair("nano", side=64, device="cuda", dtype=torch.bfloat16), "nano", repeats=1)
+    assert len(found.checks) == len(UNSEEN)
+    assert math.isfinite(found.error)
