@@ -141,9 +141,9 @@ def test_loss_and_gradients_in_training(arch, case, goldens, close):
     (loss / size).backward()
     gradients = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     norms = {name: norm or 0.0 for name, norm in recorded["grad_norm_train_mode"].items()}
-    # Through batch norm over two or three small images rounding shows: norms agree to 3e-5 as these tests run, to
-    # 4e-4 with one thread, and what another processor gives is not known.
-    tolerance = 1e-4 if case == "text_only" else 1e-3
+    # Through batch norm over two or three small images rounding shows: norms agree to 3e-5 with two threads and
+    # AVX-512, to 4e-4 with one, and to 1.4e-3 on a processor that has AVX2 alone.
+    tolerance = 1e-4 if case == "text_only" else 3e-3
     negligible = 1e-5 * max(norms.values())  # zero but for rounding, such as those of key biases
     for name, norm in norms.items():
         if max(norm, gradients.get(name, 0.0)) > negligible:
@@ -153,13 +153,14 @@ def test_loss_and_gradients_in_training(arch, case, goldens, close):
 def test_six_adam_steps(goldens, close):
     # Adam divides each gradient by its size, so that rounding decides the direction wherever a gradient is nearly
     # zero, and the paths part: our own losses at steps 2 and 3 are 31.47 and 14.14 with one thread, 31.49 and 14.91
-    # with two, 31.51 and 16.02 without oneDNN, 31.52 and 16.68 in double precision; recorded are 31.49 and 14.81.
+    # with two, 31.51 and 16.02 without oneDNN, 31.52 and 16.68 in double precision; recorded are 31.49 and 14.81. A
+    # processor that has AVX2 alone is 2.4e-3 off at step 2.
     golden = goldens["narvl_tiny"]
     model = golden.model().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     for step, recorded in enumerate(golden.meta["adam_losses_square64"], start=1):
         loss, size, _ = loss_of(golden, "square64", model)
-        tolerance = {1: 1e-4, 2: 2e-3}.get(step, 0.2)
+        tolerance = {1: 1e-4, 2: 5e-3}.get(step, 0.2)
         close(loss.detach() / size, recorded, f"loss at Adam's step {step}", tolerance)
         optimizer.zero_grad()
         (loss / size).backward()
