@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 HAS_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
 NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_python_implementation != 'CPython'"
 
+# What `narvl export` writes and runs.
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
+
 setup(
     name="narvl",
     version="0.1.0",
@@ -41,7 +44,9 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "export": EXPORT,
         "dev": [
+            *EXPORT,
             "pytest>=8",
             "hypothesis>=6",
             "ruff>=0.8",
@@ -50,6 +55,6 @@ setup(
             # Other decoders of CTC, to compare with.
             f"fast-ctc-decode>=0.3.6; {HAS_WHEEL}",
             f"ctc-beam-decoder>=0.2; {HAS_WHEEL}",
-        ]
+        ],
     },
 )

@@ -168,6 +168,32 @@ def convert(
 
 
 @app.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="Checkpoint of a student.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: the model, run.py, what it needs.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="8 bits for the weights of matrix products; of onnx.")] = False,
+    prompt_length: Annotated[
+        int, typer.Option(min=3, help="Most tokens of a prompt, where the task reads a text.")
+    ] = 32,
+    bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
+) -> None:
+    """Write a student as one graph that runs without narvl: python OUT/run.py PICTURE [question=TEXT]."""
+    from narvl_plugin.export import export
+
+    difference = export(
+        student,
+        out,
+        to=to,
+        int8=int8,
+        prompt_length=prompt_length,
+        task_overrides=_overrides(bpe_dir, ans2label_file),
+    )
+    print(f"{out}: probabilities within {difference:.1e} of the checkpoint's")
+
+
+@app.command()
 def calibrate(
     student: Annotated[Path, typer.Argument(help="Checkpoint of a student, which keeps the temperature.")],
     data: Annotated[Path, typer.Argument(help="TSV file to fit on, such as that of validation.")],

@@ -98,6 +98,15 @@ class TextCodec:
         parts = [self._join(run) if is_text else "".join(run) for is_text, run in groupby(symbols, key=self._is_text)]
         return "".join(parts).strip()
 
+    def piece(self, symbol: str) -> bytes:
+        """Return what a symbol adds to a text, in UTF-8; a text is the pieces of its symbols in a row, stripped."""
+        if symbol in self._silent:
+            return b""
+        return self._spelling(symbol) if self._is_text(symbol) else symbol.encode()
+
+    def _spelling(self, symbol: str) -> bytes:
+        raise NotImplementedError
+
     def _split(self, text: str) -> list[str]:
         raise NotImplementedError
 
@@ -129,6 +138,9 @@ class Gpt2Codec(TextCodec):
     def _is_text(self, symbol: str) -> bool:
         return symbol.isdigit()
 
+    def _spelling(self, symbol: str) -> bytes:
+        return bytes(self._bpe.byte_decoder[character] for character in self._bpe.decoder[int(symbol)])
+
     def _join(self, symbols: Iterable[str]) -> str:
         return self._bpe.decode([int(symbol) for symbol in symbols])
 
@@ -154,8 +166,11 @@ class SentencePieceCodec(TextCodec):
     def _is_text(self, symbol: str) -> bool:
         return self.dictionary.nspecial <= self.dictionary.index(symbol) < self._first_bin
 
+    def _spelling(self, symbol: str) -> bytes:
+        return symbol.replace("▁", " ").encode()
+
     def _join(self, symbols: Iterable[str]) -> str:
-        return "".join(symbols).replace("▁", " ")
+        return b"".join(map(self._spelling, symbols)).decode()
 
 
 def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:

@@ -77,6 +77,8 @@ class OfaEncoder(FairseqEncoder):
         self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in drop_path)
         self.layer_norm = nn.LayerNorm(width)
         self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept()
+        self.is_padded: bool | None = None
+        """Whether batches may hold padding; None has each looked at, which a static graph cannot do."""
 
     def forward(
         self,
@@ -100,7 +102,7 @@ class OfaEncoder(FairseqEncoder):
             if patch_masks is not None:
                 ignored = ignored | ~patch_masks[:, None]
             padding = torch.cat([ignored, padding], dim=1)
-        padding_mask = padding if bool(padding.any()) else None
+        padding_mask = padding if self.is_padded or self.is_padded is None and bool(padding.any()) else None
 
         positions, biases = self._positions_and_biases(src_tokens.shape[1], grid)
         if padding_mask is not None:

@@ -40,6 +40,18 @@ class Kept(Generic[Value]):
         return self._value
 
 
+class Fixed(Kept[Value]):
+    """A value that never changes, for a static graph."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self._fixed = value
+
+    def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
+        """Return it."""
+        return self._fixed
+
+
 class _State:
     """A tensor and all that changes with its values: its place in memory, its type, how often it was written."""
 

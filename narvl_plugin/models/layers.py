@@ -97,7 +97,7 @@ class DecoderLayer(_Layer):
             if "cross_keys" not in cache:
                 cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
             keys, values = cache["cross_keys"], cache["cross_values"]
-        queries = normed.reshape(len(keys), -1, normed.shape[2])
+        queries = normed.reshape(keys.shape[0], -1, normed.shape[2])
         attended = self.encoder_attn(queries, keys, values, cross_bias).view_as(x)
         x = self._residual(x, self.cross_attn_ln(attended))
         return self._feed_forward(x)

@@ -34,7 +34,7 @@ class QueryDecoder(Decoder):
         """
         queries = self.query_embed.weight[rows]
         x = self.dropout(self.layernorm_embedding(queries))
-        x = x.expand(len(encoder_out.features), -1, -1)
+        x = x.expand(encoder_out.features.shape[0], -1, -1)
         return self.run_layers(x, encoder_out, *self.text_biases(len(queries), encoder_out.positions))
 
     def project(self, x: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""Students as files that run without this code, in ONNX Runtime, OpenVINO or plain torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from narvl_plugin import checkpoints
+from narvl_plugin.data.images import HALF, IMAGENET
+from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
+from narvl_plugin.errors import InputError
+from narvl_plugin.export import runner
+from narvl_plugin.export.graph import StudentGraph
+from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.tasks.base import BaseTask
+
+FORMATS = {
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "openvino": ["onnx", "onnxscript", "openvino"],
+    "torch-export": [],
+}
+"""What a student is written as, and the packages that writing and checking it takes."""
+TOLERANCE = 1e-4
+"""By how much probabilities may differ from the model's own, in float32."""
+PROMPT_LENGTH = 32
+"""Tokens of the prompts of tasks that read a text."""
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    to: str = "onnx",
+    int8: bool = False,
+    prompt_length: int = PROMPT_LENGTH,
+    task_overrides: Mapping[str, Any] | None = None,
+) -> float:
+    """Write a student, all that its pictures and texts need, and a program that runs it into a folder.
+
+    Args:
+        checkpoint: of a student.
+        out: the folder.
+        to: one of `FORMATS`.
+        int8: weights of matrix products in 8 bits, of ONNX only.
+        prompt_length: tokens that the graph reads beside the picture; of captions it is that of the one prompt.
+        task_overrides: options of the task that differ from the checkpoint's.
+
+    Returns:
+        the largest difference between the probabilities of what was written and the model's own.
+
+    Raises:
+        InputError: for a checkpoint that is no student's, formats that packages are missing for, and tasks whose
+            prompts hold more than texts; where tokens differ, or probabilities by more than `TOLERANCE`.
+    """
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: choose {', '.join(FORMATS)}")
+    if int8 and to != "onnx":
+        raise InputError(f"--int8: is for --to onnx, not {to}")
+    if missing := [name for name in FORMATS[to] if importlib.util.find_spec(name) is None]:
+        raise InputError(f"--to {to}: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    (model,), task, _ = checkpoints.load(checkpoint, task_overrides=task_overrides)
+    if not isinstance(model, NarvlModel):
+        raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
+    settings = _settings(task, prompt_length) | {"format": to}
+    dictionary = task.target_dictionary
+    graph = StudentGraph(
+        model,
+        side=settings["side"],
+        length=settings["prompt_length"],
+        padded="prompt" not in settings,
+        pad=dictionary.pad(),
+    ).eval()
+    example = _example(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(graph, example, out, to, int8)
+    (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(runner.__file__, out / "run.py")
+    if settings["tokenizer"] == "sentencepiece":
+        shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
+    return _difference(graph, example, out, checked=not int8)
+
+
+def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
+    """Return what the runner has to know."""
+    cfg, codec, dictionary = task.cfg, task.codec, task.target_dictionary
+    if getattr(cfg, "add_object", False):
+        raise InputError("a student of questions with objects (--add-object) cannot be exported")
+    name = f"{cfg._name}_caption" if getattr(cfg, "add_caption", False) else str(cfg._name)
+    mean, std = IMAGENET if cfg.imagenet_default_mean_and_std else HALF
+    settings = {
+        "task": str(cfg._name),
+        "side": cfg.patch_image_size,
+        "mean": mean,
+        "std": std,
+        "template": PROMPTS[name],
+        "prompt_length": prompt_length,
+        "max_words": cfg.max_src_length,
+        **{special: getattr(dictionary, special)() for special in ("bos", "pad", "eos", "unk")},
+        "tokenizer": "gpt2" if isinstance(codec, Gpt2Codec) else "sentencepiece",
+        "labels": {symbol: label for label, symbol in enumerate(dictionary.symbols)},
+        "pieces": [codec.piece(symbol).decode("latin-1") for symbol in dictionary.symbols],
+    }
+    if "{" not in PROMPTS[name]:
+        prompt = [dictionary.bos(), *codec.encode(PROMPTS[name]).tolist(), dictionary.eos()]
+        settings |= {"prompt": prompt, "prompt_length": len(prompt)}
+    return settings
+
+
+def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Draw two pictures, and prompts of which one is shorter where they may be."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, settings["side"], settings["side"], generator=generator)
+    if "prompt" in settings:
+        return images, torch.tensor([settings["prompt"]] * 2)
+    prompts = torch.randint(4, len(settings["pieces"]), (2, settings["prompt_length"]), generator=generator)
+    prompts[0, settings["prompt_length"] // 2 :] = settings["pad"]
+    return images, prompts
+
+
+@torch.no_grad()
+def _write(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, to: str, int8: bool) -> None:
+    """Write the graph, whose batch may have any size."""
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(graph, example, dynamic_shapes=({0: batch}, {0: batch}))
+    if to == "torch-export":
+        torch.export.save(program, out / "student.pt2")
+        return
+    with TemporaryDirectory(dir=out) as folder:
+        file = Path(folder) / "student.onnx"
+        _quietly(
+            torch.onnx.export,
+            program,
+            (),
+            file,
+            input_names=["patch_images", "src_tokens"],
+            output_names=["tokens", "probabilities"],
+            external_data=False,
+            verbose=False,
+        )
+        if to == "openvino":
+            import openvino
+
+            openvino.save_model(openvino.convert_model(file), out / "student.xml", compress_to_fp16=False)
+        elif int8:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(file, out / "student.onnx", op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        else:
+            file.replace(out / "student.onnx")
+
+
+def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
+    """Call a function of libraries that log each step of theirs."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        function(*arguments, **options)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.no_grad()
+def _difference(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, *, checked: bool) -> float:
+    """Return the largest difference of probabilities to what was written, for two pictures and for one."""
+    run = runner.Student(out).run
+    largest = 0.0
+    for size in (2, 1):
+        images, prompts = (tensor[:size] for tensor in example)
+        tokens, probabilities = (found.numpy() for found in graph(images, prompts))
+        written_tokens, written = run(images.numpy(), prompts.numpy())
+        largest = max(largest, float(np.abs(written - probabilities).max()))
+        if checked and (largest > TOLERANCE or not np.array_equal(written_tokens, tokens)):
+            raise InputError(f"{out}: what was written differs from the model, by {largest:.1e} in probabilities")
+    return largest
