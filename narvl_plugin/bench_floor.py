@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from narvl_plugin.bench import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
+from narvl_plugin.models.config import PADDING_INDEX
 from narvl_plugin.models.inference import Kept
 from narvl_plugin.models.narvl import NarvlModel
 
@@ -28,8 +32,9 @@ class Distance:
     """Median times of one picture, in ms.
 
     floor: total FLOPs at the rate of the matrix product; plain: all that a forward pass computes; optimised: after
-    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; compiled: the same by
-    torch.compile, None where it was not asked for. gflop: of encoder and decoder; gflops: the rate, in a second.
+    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; others: the same by
+    torch.compile and by exported graphs, as far as they were asked for. gflop: of encoder and decoder; gflops: the
+    rate, in a second.
     """
 
     gflop: float
@@ -39,10 +44,10 @@ class Distance:
     optimised: float
     encoder: float
     decoder: float
-    compiled: float | None = None
+    others: dict[str, float]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def distance_to_floor(
     *,
     size: str = "base",
@@ -51,11 +56,15 @@ def distance_to_floor(
     repeats: int = 5,
     threads: int = 1,
     compiled: bool = False,
+    exported: Sequence[str] = (),
     device: torch.device | str = "cpu",
 ) -> Distance:
-    """Time a student with random weights on a random picture of `side` pixels, in turns with a matrix product."""
+    """Time a student with random weights on a random picture of `side` pixels, in turns with a matrix product.
+
+    exported: formats of `narvl export`, on CPU only.
+    """
     torch.manual_seed(1)
-    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval().to(device)
+    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval().requires_grad_(False).to(device)
     inputs = {
         "src_tokens": torch.randint(4, LABELS - 1, (1, PROMPT), device=device),
         "patch_images": torch.randn(1, 3, side, side, device=device),
@@ -82,10 +91,27 @@ def distance_to_floor(
         fast = copy.deepcopy(optimised)
         fast.compile_for_inference()
         calls["compiled"] = lambda: _answer(fast, inputs)
-    times = in_turns(calls, repeats=repeats, threads=threads, device=device)
+    with TemporaryDirectory() as folder:
+        for to in exported:
+            calls[to] = partial(_export(copy.deepcopy(student), side, Path(folder), to, threads), inputs)
+        times = in_turns(calls, repeats=repeats, threads=threads, device=device)
     gflop = counter.get_total_flops() / 1e9
     rate = 2 * MATRIX**3 / 1e9 / (times.pop("matrix") / 1000)
-    return Distance(gflop=gflop, gflops=rate, floor=1000 * gflop / rate, **times)
+    own = {name: times.pop(name) for name in ("plain", "optimised", "encoder", "decoder")}
+    return Distance(gflop=gflop, gflops=rate, floor=1000 * gflop / rate, **own, others=times)
+
+
+def _export(
+    student: NarvlModel, side: int, folder: Path, to: str, threads: int
+) -> Callable[[dict[str, Tensor]], object]:
+    """Write a student as a graph, and return what runs it."""
+    from narvl_plugin.export import StudentGraph, runner, write_graph
+
+    graph = StudentGraph(student, side=side, length=PROMPT, padded=False, pad=PADDING_INDEX)
+    example = torch.randn(2, 3, side, side), torch.randint(4, LABELS - 1, (2, PROMPT))
+    write_graph(graph.eval(), example, folder, to)
+    run = runner.RUNTIMES[to](folder, threads)
+    return lambda inputs: run(inputs["patch_images"].numpy(), inputs["src_tokens"].numpy())
 
 
 def _answer(student: NarvlModel, inputs: dict[str, Tensor]) -> object:

@@ -352,19 +352,26 @@ def floor(
     repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
+    exported: Annotated[str, typer.Option(help="Also by graphs of narvl export, such as onnx,openvino.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time a student, one picture at a time, beside its FLOPs at the rate of a matrix product measured in turns."""
     from narvl_plugin.bench_floor import distance_to_floor
 
     found = distance_to_floor(
-        size=size, side=side, queries=queries, repeats=repeats, threads=threads, compiled=compiled, device=device
+        size=size,
+        side=side,
+        queries=queries,
+        repeats=repeats,
+        threads=threads,
+        compiled=compiled,
+        exported=[to for to in exported.split(",") if to],
+        device=device,
     )
     print(f"{found.gflop:.1f} GFLOP at {found.gflops:.0f} GFLOP/s: floor {found.floor:.0f} ms")
-    for name in ("plain", "optimised", "encoder", "decoder", "compiled"):
-        milliseconds = getattr(found, name)
-        if milliseconds is not None:
-            print(f"{name}: {milliseconds:.1f} ms, {milliseconds / found.floor:.2f} of the floor")
+    own = {name: getattr(found, name) for name in ("plain", "optimised", "encoder", "decoder")}
+    for name, milliseconds in (own | found.others).items():
+        print(f"{name}: {milliseconds:.1f} ms, {milliseconds / found.floor:.2f} of the floor")
     print(f"decoder and collapse: {found.decoder / found.encoder:.3f} of the encoder")
 
 

@@ -7,8 +7,13 @@ from narvl_plugin.bench_floor import distance_to_floor
 
 def test_all_parts_are_timed_and_counted() -> None:
     found = distance_to_floor(size="nano", side=64, queries=4, repeats=1)
-    assert found.compiled is None
+    assert found.others == {}
     assert min(found.plain, found.optimised, found.encoder, found.decoder) > 0
     assert found.floor == pytest.approx(1000 * found.gflop / found.gflops)
     more = distance_to_floor(size="nano", side=96, queries=4, repeats=1)
     assert more.gflop > found.gflop > 0.01
+
+
+def test_exported_graph_is_timed() -> None:
+    found = distance_to_floor(size="nano", side=64, queries=4, repeats=1, exported=["torch-export"])
+    assert found.others["torch-export"] > 0

@@ -82,7 +82,7 @@ def export(
     ).eval()
     example = _example(settings)
     out.mkdir(parents=True, exist_ok=True)
-    _write(graph, example, out, to, int8)
+    write_graph(graph, example, out, to, int8)
     (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
     shutil.copyfile(runner.__file__, out / "run.py")
     if settings["tokenizer"] == "sentencepiece":
@@ -128,8 +128,8 @@ def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _write(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, to: str, int8: bool) -> None:
-    """Write the graph, whose batch may have any size."""
+def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, to: str, int8: bool = False) -> None:
+    """Write a graph, whose batch may have any size, into a folder; example: two pictures and their prompts."""
     batch = torch.export.Dim("batch")
     program = torch.export.export(graph, example, dynamic_shapes=({0: batch}, {0: batch}))
     if to == "torch-export":
