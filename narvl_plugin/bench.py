@@ -1,4 +1,4 @@
-"""Latency of models, one picture at a time, from a row's bytes to text."""
+"""Latency and throughput of models, from a row's bytes to text."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
+from narvl_plugin.bench_stages import median_stages
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
@@ -29,6 +30,10 @@ from narvl_plugin.whole_files import write_whole
 
 SPLIT = "test"
 RGB = 3
+BATCHES = (8, 32)
+"""Pictures at a time of which throughput is measured, beside one at a time."""
+STAGED = 20
+"""Pictures of which each is timed stage by stage."""
 
 Image = TypeVar("Image")
 Name = TypeVar("Name", bound=Hashable)
@@ -90,23 +95,29 @@ class Predictor:
         """Make the generator; here, since not every way to generate goes with every checkpoint."""
         return self.task.build_generator([self.model], generation_config(self.generation))
 
-    def batch(self, row: int) -> dict[str, Any]:
-        """Read one row (from 0) and make a batch of it alone.
+    def batch(self, *rows: int) -> dict[str, Any]:
+        """Read one row (from 0) or some, and make a batch of them alone.
 
         Raises:
             BadRow: when the row cannot be used.
             InputError: when the task skips it.
         """
         dataset = self.task.dataset(SPLIT)
-        batch = dataset.collater([dataset[row]])
+        batch = dataset.collater([dataset[row] for row in rows])
         if not batch:
-            raise InputError(f"row {row + 1} of the test file is bad; leave it out")
+            raise InputError(f"row {rows[0] + 1} of the test file is bad; leave it out")
         return utils.move_to_cuda(batch, self.device) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
     def __call__(self, row: int) -> str:
         """Answer one row: read, decode and resize its picture, run the model, search, write the words."""
-        return self.task.codec.decode(self.hypotheses(self.batch(row))[0]["tokens"])
+        return self.say([row])[0]
+
+    @torch.inference_mode()
+    def say(self, rows: Sequence[int]) -> list[str]:
+        """Answer some rows in one batch."""
+        found = self.task.inference_step(self.generator, [self.model], self.batch(*rows))
+        return [self.task.codec.decode(beam[0]["tokens"]) for beam in found]
 
     def hypotheses(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer the one row of a batch: its hypotheses, best first, in fairseq's form."""
@@ -164,6 +175,31 @@ def measure_latency(
                     system(image)
                     times[name].append(1000 * (time.perf_counter() - start))
     return {name: _stats(measured) for name, measured in times.items()}
+
+
+def images_per_second(
+    systems: Mapping[Name, Callable[[Sequence[int]], list[str]]],
+    rows: Sequence[int],
+    *,
+    batch_size: int,
+    repeats: int,
+    threads: int,
+) -> dict[Name, float]:
+    """Measure several systems in turns, batch by batch, and return the pictures a second of each in its median batch.
+
+    All batches are whole: where rows run out, the first ones come again. The other arguments are those of
+    `measure_latency`.
+    """
+    again = cycle(rows)
+    batches = [list(islice(again, batch_size)) for _ in range(0, len(rows), batch_size)]
+    calls = {name: partial(_call_batch, system) for name, system in systems.items()}
+    stats = measure_latency(calls, batches, warmup=1, repeats=repeats, threads=threads)
+    return {name: 1000 * batch_size / measured.p50_ms for name, measured in stats.items()}
+
+
+def _call_batch(system: Callable[[Sequence[int]], list[str]], rows: Sequence[int]) -> str:
+    """Have a system answer some rows."""
+    return "\n".join(system(rows))
 
 
 def in_turns(
@@ -276,6 +312,7 @@ def latency(
     repeats: int = 3,
     threads: int = 1,
     device: str = "cpu",
+    throughput: bool = False,
 ) -> dict[str, Any]:
     """Measure teacher, in the ways of `teacher_searches`, and student on the first rows of a TSV file.
 
@@ -288,9 +325,12 @@ def latency(
         images: how many rows; bad rows that the task skips are passed over.
         warmup, repeats, threads: see ``measure_latency``.
         device: ``cpu`` or ``cuda``.
+        throughput: measure several pictures at a time, too, read, decoded and answered in this one process.
 
     Returns:
-        what was written: ``systems`` (``LatencyStats`` by name), ``machine``, ``settings``.
+        what was written: ``systems`` (``LatencyStats`` by name), ``stages`` (by name, the median of each of
+        ``bench_stages.STAGES`` in ms), ``machine``, ``settings``; and ``throughput`` (by name, then by pictures at a
+        time, pictures a second).
 
     Raises:
         InputError: for files or options that cannot be used.
@@ -313,14 +353,26 @@ def latency(
     if rows and asked.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
         raise InputError(f"{data}: holds precomputed features; measure on pictures, so that the vision trunk counts")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
+    with use_threads(threads):
+        staged = {name: median_stages(system, rows[:STAGED], warmup=1) for name, system in systems.items()}
     dtype = next(asked.model.parameters()).dtype
     report = {
         "systems": {name: asdict(values) for name, values in stats.items()},
+        "stages": staged,
         "machine": describe_machine(asked.device, threads, dtype),
         "settings": {
             **{name: value for name, value in {**asked.generation, **(generation or {})}.items() if name != "beam"},
             **{"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats},
         },
     }
+    if throughput:
+        say = {name: system.say for name, system in systems.items()}
+        speeds = {
+            size: images_per_second(say, rows, batch_size=size, repeats=repeats, threads=threads) for size in BATCHES
+        }
+        report["throughput"] = {
+            name: {"1": 1000 / stats[name].p50_ms} | {str(size): speed[name] for size, speed in speeds.items()}
+            for name in systems
+        }
     write_whole(out, json.dumps(report, indent=2) + "\n")
     return report

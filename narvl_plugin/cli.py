@@ -137,6 +137,38 @@ def distill(
 
 
 @app.command()
+def caption(
+    pictures: Annotated[list[Path], typer.Argument(help="Folders, searched to the bottom, and picture files.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a teacher or a student of captions.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, of lines or, as NAME.json, of COCO's results format.")
+    ] = None,
+    batch_size: BatchSize = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures while the model runs.")] = 1,
+    beam: Annotated[int | None, typer.Option(min=1, help="Width of the beam, if not that of --eval-args.")] = None,
+    skip_bad_rows: Annotated[int, typer.Option(min=0, help="How many unreadable pictures are left out.")] = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Say what is in picture files: lines of a path and a caption, in the order of the paths."""
+    from narvl_plugin.captioning import caption_pictures
+
+    count = caption_pictures(
+        pictures,
+        checkpoint=checkpoint,
+        out=out,
+        batch_size=batch_size,
+        workers=workers,
+        beam=beam,
+        skip_bad_rows=skip_bad_rows,
+        bpe_dir=bpe_dir,
+        device=device,
+    )
+    speed = (count.captions + count.skipped) / count.seconds
+    print(f"{count.captions} captions, {count.skipped} left out, {speed:.1f} images/s", file=sys.stderr)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Checkpoint, ours or OFA's, or NAME.safetensors.")],
     out: Annotated[Path, typer.Argument(help="File to write; NAME.safetensors to export.")],
@@ -280,6 +312,7 @@ def latency(
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    throughput: Annotated[bool, typer.Option("--throughput", help="Also 8 and 32 pictures at a time.")] = False,
 ) -> None:
     """Time teacher (beam 5 and greedy; all answers scored and beam 5) and student, one picture at a time, in turns."""
     from narvl_plugin import bench
@@ -296,9 +329,14 @@ def latency(
         repeats=repeats,
         threads=threads,
         device=device,
+        throughput=throughput,
     )
     for name, times in result["systems"].items():
         print(f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}")
+    for name, times in result["stages"].items():
+        print(f"{name}, ms: " + ", ".join(f"{stage} {milliseconds:.1f}" for stage, milliseconds in times.items()))
+    for name, speeds in result.get("throughput", {}).items():
+        print(f"{name}, images/s: " + ", ".join(f"{speed:.1f} at batch {size}" for size, speed in speeds.items()))
 
 
 @bench_app.command()

@@ -17,7 +17,8 @@ from torchvision.transforms import functional
 
 from narvl_plugin.errors import BadRow
 
-PATH_SUFFIXES = (".jpg", ".jpeg", ".png", ".npy")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PATH_SUFFIXES = (*PICTURE_SUFFIXES, ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 MAX_PIXELS = 89_478_485  # Pillow's own border to decompression bombs: a quarter gigabyte of RGB
 MAX_SIDE = 65_535  # of a JPEG; resizing a longer one would unpack it sideways
@@ -56,7 +57,8 @@ class ImageReader:
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """Return an RGB picture as a normalised square, float32 (3, size, size)."""
         mean, std = self.normalisation
-        return functional.normalize(functional.to_tensor(resize(image, self.size, self.size)), mean, std)
+        pixels = functional.to_tensor(resize(image, self.size, self.size))
+        return functional.normalize(pixels, mean, std, inplace=True)
 
     def read_bytes(self, column: str, where: str) -> bytes:
         """Return the file that a column holds as base64, of either alphabet, or names by its path."""
@@ -117,7 +119,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     except BadRow:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.UnidentifiedImageError) as error:
-        raise BadRow(f"{where}: the image column holds no readable image ({error})") from error
+        raise BadRow(f"{where}: the image is not readable ({error})") from error
 
 
 def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:

@@ -112,7 +112,7 @@ class TestBadRows:
         [
             (2, "", r"train\.tsv:3: the caption '' has no words"),
             (2, "?!", r"train\.tsv:3: the caption '\?!' has no words"),
-            (4, "bm8gaW1hZ2U=", r"train\.tsv:3: the image column holds no readable image"),
+            (4, "bm8gaW1hZ2U=", r"train\.tsv:3: the image is not readable"),
             (None, None, r"train\.tsv:3: has 4 columns, column 4 of --selected-cols 0,4,2 is missing"),
         ],
     )

@@ -166,5 +166,5 @@ def test_the_size_is_known_from_the_header() -> None:
     data = encode(noise(31, 17))
     assert image_size(data, WHERE) == (31, 17)
     assert image_size(data[: len(data) // 2], WHERE) == (31, 17)
-    with pytest.raises(BadRow, match=r"train\.tsv:3: the image column holds no readable image"):
+    with pytest.raises(BadRow, match=r"train\.tsv:3: the image is not readable"):
         image_size(b"no image", WHERE)

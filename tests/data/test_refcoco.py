@@ -92,7 +92,7 @@ def test_an_edge_is_moved_in_by_a_pixel_at_most(
         (3, "1,1,9.5,4", "the box 1,1,9.5,4 lies outside the image of 8 x 6 pixels"),
         (3, "8,1,8.5,4", "the box 8,1,8.5,4 lies outside the image of 8 x 6 pixels"),
         (3, "-2,1,5,4", "the box -2,1,5,4 lies outside"),
-        (4, "bm8gaW1hZ2U=", "the image column holds no readable image"),
+        (4, "bm8gaW1hZ2U=", "the image is not readable"),
     ],
 )
 def test_bad_rows_are_named_and_can_be_skipped(

@@ -75,7 +75,7 @@ def test_a_caption_is_read_only_if_asked_for(make: Callable[..., SnliVeDataset],
         (5, "true", "the label 'true' is unknown; expected entailment, contradiction, neutral"),
         (5, "", "the label '' is unknown"),
         (3, "..", r"the hypothesis '\.\.' has no words"),
-        (2, "bm8gaW1hZ2U=", "the image column holds no readable image"),
+        (2, "bm8gaW1hZ2U=", "the image is not readable"),
     ],
 )
 def test_bad_rows_are_named_and_can_be_skipped(

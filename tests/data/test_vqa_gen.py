@@ -121,7 +121,7 @@ class TestClosedAnswers:
         (3, "1.0|!+red&&", "the answers .* cannot be read"),
         (3, "3|!+red", "the answers .* cannot be read; .*above 0 and at most 1"),
         (3, "nan|!+red", "the answers .* cannot be read"),
-        (5, "bm8gaW1hZ2U=", "the image column holds no readable image"),
+        (5, "bm8gaW1hZ2U=", "the image is not readable"),
     ],
 )
 def test_bad_rows_are_named_and_can_be_skipped(
