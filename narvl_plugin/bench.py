@@ -30,8 +30,6 @@ from narvl_plugin.whole_files import write_whole
 
 SPLIT = "test"
 RGB = 3
-BATCHES = (8, 32)
-"""Pictures at a time of which throughput is measured, beside one at a time."""
 STAGED = 20
 """Pictures of which each is timed stage by stage."""
 
@@ -116,8 +114,13 @@ class Predictor:
     @torch.inference_mode()
     def say(self, rows: Sequence[int]) -> list[str]:
         """Answer some rows in one batch."""
-        found = self.task.inference_step(self.generator, [self.model], self.batch(*rows))
-        return [self.task.codec.decode(beam[0]["tokens"]) for beam in found]
+        return [self.task.codec.decode(beam[0]["tokens"]) for beam in self.hypotheses_of(rows)]
+
+    @torch.inference_mode()
+    def hypotheses_of(self, rows: Sequence[int]) -> list[list[dict[str, Any]]]:
+        """Answer some rows in one batch: the hypotheses of each, best first, in fairseq's form."""
+        found: list[list[dict[str, Any]]] = self.task.inference_step(self.generator, [self.model], self.batch(*rows))
+        return found
 
     def hypotheses(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer the one row of a batch: its hypotheses, best first, in fairseq's form."""
@@ -131,12 +134,16 @@ class Predictor:
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """Wall-clock times of one system in milliseconds: percentiles and mean over ``n`` measurements."""
+    """Wall-clock times of one system in milliseconds: percentiles and mean over ``n`` measurements.
+
+    spread_ms: how far the medians of the repeats lie apart, the largest from the smallest.
+    """
 
     p50_ms: float
     p95_ms: float
     mean_ms: float
     n: int
+    spread_ms: float = 0.0
 
 
 def measure_latency(
@@ -174,7 +181,7 @@ def measure_latency(
                     start = time.perf_counter()
                     system(image)
                     times[name].append(1000 * (time.perf_counter() - start))
-    return {name: _stats(measured) for name, measured in times.items()}
+    return {name: _stats(measured, repeats) for name, measured in times.items()}
 
 
 def images_per_second(
@@ -218,10 +225,11 @@ def in_turns(
     return {name: measured.p50_ms for name, measured in stats.items()}
 
 
-def _stats(milliseconds: list[float]) -> LatencyStats:
-    """Sum up measurements."""
+def _stats(milliseconds: list[float], repeats: int) -> LatencyStats:
+    """Sum up measurements, those of each repeat in a row."""
     p50, p95 = np.percentile(milliseconds, [50, 95])
-    return LatencyStats(float(p50), float(p95), float(np.mean(milliseconds)), len(milliseconds))
+    spread = np.ptp(np.median(np.reshape(milliseconds, (repeats, -1)), axis=1))
+    return LatencyStats(float(p50), float(p95), float(np.mean(milliseconds)), len(milliseconds), float(spread))
 
 
 @contextmanager
@@ -312,7 +320,6 @@ def latency(
     repeats: int = 3,
     threads: int = 1,
     device: str = "cpu",
-    throughput: bool = False,
 ) -> dict[str, Any]:
     """Measure teacher, in the ways of `teacher_searches`, and student on the first rows of a TSV file.
 
@@ -325,12 +332,10 @@ def latency(
         images: how many rows; bad rows that the task skips are passed over.
         warmup, repeats, threads: see ``measure_latency``.
         device: ``cpu`` or ``cuda``.
-        throughput: measure several pictures at a time, too, read, decoded and answered in this one process.
 
     Returns:
         what was written: ``systems`` (``LatencyStats`` by name), ``stages`` (by name, the median of each of
-        ``bench_stages.STAGES`` in ms), ``machine``, ``settings``; and ``throughput`` (by name, then by pictures at a
-        time, pictures a second).
+        ``bench_stages.STAGES`` in ms), ``machine``, ``settings``.
 
     Raises:
         InputError: for files or options that cannot be used.
@@ -365,14 +370,5 @@ def latency(
             **{"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats},
         },
     }
-    if throughput:
-        say = {name: system.say for name, system in systems.items()}
-        speeds = {
-            size: images_per_second(say, rows, batch_size=size, repeats=repeats, threads=threads) for size in BATCHES
-        }
-        report["throughput"] = {
-            name: {"1": 1000 / stats[name].p50_ms} | {str(size): speed[name] for size, speed in speeds.items()}
-            for name in systems
-        }
     write_whole(out, json.dumps(report, indent=2) + "\n")
     return report

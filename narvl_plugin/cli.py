@@ -312,7 +312,6 @@ def latency(
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    throughput: Annotated[bool, typer.Option("--throughput", help="Also 8 and 32 pictures at a time.")] = False,
 ) -> None:
     """Time teacher (beam 5 and greedy; all answers scored and beam 5) and student, one picture at a time, in turns."""
     from narvl_plugin import bench
@@ -329,14 +328,47 @@ def latency(
         repeats=repeats,
         threads=threads,
         device=device,
-        throughput=throughput,
     )
     for name, times in result["systems"].items():
         print(f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}")
     for name, times in result["stages"].items():
         print(f"{name}, ms: " + ", ".join(f"{stage} {milliseconds:.1f}" for stage, milliseconds in times.items()))
-    for name, speeds in result.get("throughput", {}).items():
-        print(f"{name}, images/s: " + ", ".join(f"{speed:.1f} at batch {size}" for size, speed in speeds.items()))
+
+
+@bench_app.command()
+def models(
+    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
+    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
+    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write; a plot goes beside it.")],
+    exported: Annotated[
+        list[Path] | None, typer.Option(help="Folder of narvl export; more than one may be given.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
+    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each system.")] = 1,
+    bpe_dir: BpeDir = None,
+    ans2label_file: Ans2LabelFile = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Compare teacher, student and exported students, asked in all ways: quality, latency, images/s, stages."""
+    from narvl_plugin import bench_models
+
+    result = bench_models.compare(
+        out,
+        teacher=teacher,
+        student=student,
+        data=data,
+        exported=exported or [],
+        compiled=compiled,
+        task_overrides=_overrides(bpe_dir, ans2label_file),
+        images=images,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    print(bench_models.table(result))
 
 
 @bench_app.command()

@@ -144,6 +144,7 @@ class FakePredictor:
 def fake_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     FakePredictor.made, FakePredictor.asked = [], set()
     monkeypatch.setattr(bench, "Predictor", FakePredictor)
+    monkeypatch.setattr(bench, "median_stages", lambda system, rows, *, warmup: {"picture": float(len(rows))})
 
 
 @pytest.mark.usefixtures("fake_predictor")
@@ -154,6 +155,7 @@ def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == report
     assert set(report["systems"]) == {"teacher_beam5", "teacher_greedy", "student"}
     assert all(stats["n"] == 14 for stats in report["systems"].values())
+    assert report["stages"] == dict.fromkeys(report["systems"], {"picture": 7.0})
     assert FakePredictor.made == [
         {"checkpoint": "teacher.pt"},
         {"checkpoint": "student.pt"},

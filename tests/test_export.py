@@ -61,7 +61,7 @@ def test_captions_are_those_of_the_checkpoint(
         answers = Student(tmp_path / to, threads=1)(pictures)
         assert [answer.text for answer in answers] == expected
         assert all(0 < answer.probability <= 1 for answer in answers)
-        assert answers[0].probability == pytest.approx(np.prod(answers[0].tokens))
+        assert answers[0].probability == pytest.approx(np.prod(answers[0].probabilities))
         refused = ("narvl_plugin", "fairseq", "torchvision", "timm") + (() if to == "torch-export" else ("torch",))
         said = run_alone(tmp_path / to, str(tmp_path / "picture.png"), refused=refused)
         assert said == f"{expected[0]}\t{answers[0].probability:.4f}\n"

@@ -20,10 +20,11 @@ _DASHES = str.maketrans("-/", "  ")
 
 
 class Answer(NamedTuple):
-    """What a student says of a picture: text, the probability of each of its tokens, and their product."""
+    """What a student says of a picture: text, its tokens, the probability of each, and their product."""
 
     text: str
-    tokens: list[float]
+    tokens: list[int]
+    probabilities: list[float]
     probability: float
 
 
@@ -90,9 +91,10 @@ class Student:
     def _answer(self, tokens: np.ndarray, probabilities: np.ndarray) -> Answer:
         ends = np.isin(tokens, (self.settings["eos"], self.settings["pad"]))
         length = int(ends.argmax()) if ends.any() else len(tokens)
-        text = b"".join(self.pieces[token] for token in tokens[:length]).decode("utf-8", errors="replace")
+        said = tokens[:length].tolist()
+        text = b"".join(self.pieces[token] for token in said).decode("utf-8", errors="replace")
         sure = probabilities[:length]
-        return Answer(text.strip(), [float(one) for one in sure], float(np.prod(sure)))
+        return Answer(text.strip(), said, sure.tolist(), float(np.prod(sure)))
 
 
 def clean(text: str, max_words: int) -> str:

@@ -1,0 +1,218 @@
+"""Teacher, student and exported students side by side: quality, latency, throughput, and where the time goes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from narvl_plugin.bench import (
+    SPLIT,
+    Predictor,
+    describe_machine,
+    images_per_second,
+    measure_latency,
+    teacher_searches,
+    use_threads,
+)
+from narvl_plugin.bench_stages import median_stages
+from narvl_plugin.errors import InputError
+from narvl_plugin.export.runner import Student
+from narvl_plugin.report.results import markdown_table
+from narvl_plugin.tasks.answers import AnswerTask
+from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.whole_files import write_whole
+
+BATCHES = (8, 32)
+"""Pictures at a time of which throughput is measured, beside one at a time."""
+STAGED = 20
+"""Pictures of which each is timed stage by stage."""
+
+
+class ExportedPredictor:
+    """An exported student on the rows that a predictor reads.
+
+    Args:
+        folder: what `narvl export` wrote.
+        predictor: whose task, data and device are meant.
+        threads: of the runtime.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor, threads: int) -> None:
+        self.student = Student(folder, threads)
+        self.task = predictor.task
+        if self.student.settings["task"] != self.task.cfg._name:
+            raise InputError(f"{folder}: was exported for {self.student.settings['task']}, not {self.task.cfg._name}")
+
+    def __call__(self, row: int) -> str:
+        """Answer one row, from its bytes to text."""
+        return self.say([row])[0]
+
+    def say(self, rows: Sequence[int]) -> list[str]:
+        """Answer some rows in one batch."""
+        return [answer.text for answer in self.answers(rows)]
+
+    def hypotheses_of(self, rows: Sequence[int]) -> list[list[dict[str, Any]]]:
+        """Answer some rows in fairseq's form."""
+        return [[{"tokens": torch.tensor(answer.tokens)}] for answer in self.answers(rows)]
+
+    def answers(self, rows: Sequence[int]) -> list[Any]:
+        """Read the rows' pictures and texts, and run the student."""
+        dataset = self.task.dataset(SPLIT)
+        columns = [dict(zip(dataset.column_names, dataset.tsv[row], strict=True)) for row in rows]
+        pictures = [
+            dataset.read_image.read_bytes(found["image"], dataset.tsv.where(row))
+            for found, row in zip(columns, rows, strict=True)
+        ]
+        return self.student(pictures, columns)
+
+
+def student_searches(task: BaseTask) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return how a student is asked, by name of the system: options of generation and of its task."""
+    if isinstance(task, AnswerTask) and task.trie is not None:
+        return {
+            "student_greedy": ({"beam": 1}, {"val_inference_type": "beamsearch"}),
+            "student_allcand": ({"beam": 1}, {"val_inference_type": "allcand"}),
+        }
+    return {"student_greedy": ({"beam": 1}, {}), "student_beam5": ({"beam": 5}, {})}
+
+
+def compare(
+    out: Path,
+    *,
+    teacher: Path,
+    student: Path,
+    data: Path,
+    exported: Sequence[Path] = (),
+    compiled: bool = False,
+    task_overrides: Mapping[str, Any] | None = None,
+    images: int = 100,
+    warmup: int = 5,
+    repeats: int = 3,
+    threads: int = 1,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure all systems on the first rows of a TSV file, in turns.
+
+    Args:
+        out: the JSON file to write; a plot goes beside it, with the ending svg.
+        teacher, student: checkpoints of one task.
+        data: TSV file with pictures.
+        exported: folders of `narvl export`.
+        compiled: also teacher and student by torch.compile, which takes minutes.
+        task_overrides, images, warmup, repeats, threads, device: see `bench.latency`.
+
+    Returns:
+        what was written: ``systems``, by name, with ``quality``, the numbers of `LatencyStats`, ``images_per_second``
+        by batch size, ``stages`` (none of exported ones) and ``encoder_share``; ``metric``, ``machine``, ``settings``.
+
+    Raises:
+        InputError: for files or options that cannot be used.
+    """
+    load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
+    asked, parallel = load(teacher), load(student)
+    systems: dict[str, Any] = {}
+    for way, search in teacher_searches(asked.task).items():
+        systems[way] = asked.with_options(search.task_options, **search.generation)
+    for way, (generation, task_options) in student_searches(parallel.task).items():
+        systems[way] = parallel.with_options(task_options, **generation)
+    if compiled:
+        systems |= _compiled(systems)
+    for folder in exported:
+        system = ExportedPredictor(folder, parallel, threads)
+        systems[f"student_{system.student.settings['format']}"] = system
+    dataset = parallel.task.dataset(SPLIT)
+    rows = list(islice((row for row in range(len(dataset)) if dataset[row] is not None), images))
+    stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
+    say = {name: system.say for name, system in systems.items()}
+    speeds = {size: images_per_second(say, rows, batch_size=size, repeats=repeats, threads=threads) for size in BATCHES}
+    found: dict[str, dict[str, Any]] = {}
+    for name, system in systems.items():
+        found[name] = {"quality": _quality(system, parallel, rows), **asdict(stats[name])}
+        found[name]["images_per_second"] = {str(size): speed[name] for size, speed in speeds.items()}
+        if isinstance(system, Predictor):
+            with use_threads(threads):
+                found[name]["stages"] = median_stages(system, rows[:STAGED], warmup=1)
+    first = found["student_greedy"]["stages"]
+    for numbers in found.values():  # whose encoder is the same
+        numbers["encoder_share"] = (first["trunk"] + first["encoder"]) / numbers["p50_ms"]
+    result = {
+        "systems": found,
+        "metric": parallel.task.validation_metrics[0],
+        "machine": describe_machine(parallel.device, threads, next(parallel.model.parameters()).dtype),
+        "settings": {"data": str(data), "images": len(rows), "warmup": warmup, "repeats": repeats},
+    }
+    write_whole(out, json.dumps(result, indent=2) + "\n")
+    _draw(out.with_suffix(".svg"), result)
+    return result
+
+
+def _compiled(systems: Mapping[str, Predictor]) -> dict[str, Predictor]:
+    """Return copies of systems whose models are compiled, those that share a model as one."""
+    models = {}
+    made = {}
+    for name, system in systems.items():
+        if id(system.model) not in models:
+            models[id(system.model)] = copy.deepcopy(system.model)
+            models[id(system.model)].compile_for_inference()
+        fast = Predictor(models[id(system.model)], system.task, {}, system.device)
+        fast.generation = system.generation
+        made[f"{name}_compiled"] = fast
+    return made
+
+
+@torch.inference_mode()
+def _quality(system: Any, reader: Predictor, rows: Sequence[int]) -> float:
+    """Return the mean of the task's first score in validation."""
+    metric = reader.task.validation_metrics[0]
+    scores: list[float] = []
+    for start in range(0, len(rows), max(BATCHES)):
+        some = rows[start : start + max(BATCHES)]
+        scores += reader.task.validation_scores(reader.batch(*some), system.hypotheses_of(some))[metric]
+    return sum(scores) / len(scores)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write what `compare` returns as a Markdown table."""
+    systems = result["systems"]
+    teachers = [name for name in systems if name.startswith("teacher") and not name.endswith("compiled")]
+    headings = ["system", result["metric"], "p50 ms", "p95 ms", "spread ms"]
+    headings += [f"images/s, batch {size}" for size in BATCHES]
+    headings += ["encoder", *(f"of {name}" for name in teachers)]
+    rows = []
+    for name, found in systems.items():
+        cells = [f"{found['quality']:.3f}"] + [f"{found[key]:.1f}" for key in ("p50_ms", "p95_ms", "spread_ms")]
+        cells += [f"{found['images_per_second'][str(size)]:.1f}" for size in BATCHES]
+        cells += [f"{found['encoder_share']:.2f}"]
+        cells += [f"{found['p50_ms'] / systems[teacher]['p50_ms']:.3f}" for teacher in teachers]
+        rows.append([name, *cells])
+    stages = next(iter(systems.values()))["stages"]
+    split = [
+        [name, *(f"{found['stages'][stage]:.1f}" for stage in stages)]
+        for name, found in systems.items()
+        if "stages" in found
+    ]
+    return f"{markdown_table(headings, rows)}\n{markdown_table(['ms', *stages], split)}"
+
+
+def _draw(file: Path, result: Mapping[str, Any]) -> None:
+    """Draw quality over latency, as SVG."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, found in result["systems"].items():
+        colour = "C0" if name.startswith("teacher") else "C1"
+        axes.plot(found["p50_ms"], found["quality"], "o", color=colour)
+        axes.annotate(name, (found["p50_ms"], found["quality"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms for a picture, p50")
+    axes.set_ylabel(result["metric"])
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, format="svg", metadata={"Date": None})
