@@ -48,6 +48,14 @@ class OfaConfig(FairseqDataclass):
         default=0.0, metadata={"help": "drop-path of the last block of each trunk stage"}
     )
 
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "keep only the inputs of each layer for the backward pass, and compute the rest again there: less "
+            "memory, more time; also in a trunk that is trained, where timm's model can"
+        },
+    )
+
     max_positions: int = field(default=1024, metadata={"help": "longest text, in tokens"})
     token_bucket_size: int = field(default=256, metadata={"help": "relative-position buckets of text"})
     image_bucket_size: int = field(default=42, metadata={"help": "largest image grid, in patches a side"})

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from .attention import score_scaling
 from .config import OfaConfig
-from .encoder import EncoderOutput, mask_keys
+from .encoder import EncoderOutput
 from .inference import Kept
-from .layers import DecoderLayer, LayerCache
+from .layers import DecoderLayer, LayerCache, mask_keys
 from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
 
 
@@ -110,7 +110,8 @@ class Decoder(FairseqIncrementalDecoder):
         cross_bias = mask_keys(cross_bias, encoder_out.padding_mask).repeat(1, 1, encoder_out.copies, 1)
         inner_states = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, encoder_out.features, self_biases[i], cross_bias, caches[i] if caches else None)
+            cache = {"cache": caches[i]} if caches else {}
+            x = layer(x, encoder_out.features, self_biases[i], cross_bias, **cache)
             inner_states.append(x.transpose(0, 1))
         extra = {
             "encoder_out": encoder_out.features.transpose(0, 1),

@@ -19,7 +19,7 @@ from .positions import (
     relative_bias,
     token_buckets,
 )
-from .vision import STRIDE, build_trunk, trunk_features
+from .vision import STRIDE, build_trunk, checkpoint_trunk, trunk_features
 
 
 class EncoderOutput(NamedTuple):
@@ -54,6 +54,8 @@ class OfaEncoder(FairseqEncoder):
         self.embed_images = build_trunk(
             cfg.vision_trunk, pretrained=cfg.vision_pretrained, drop_path_rate=cfg.resnet_drop_path_rate
         )
+        if cfg.checkpoint_activations and not cfg.freeze_resnet:
+            checkpoint_trunk(self.embed_images)
         channels: int = self.embed_images.out_channels
         self.feature_norm = nn.BatchNorm2d(channels, affine=False) if cfg.normalise_features else nn.Identity()
         self.image_proj = nn.Linear(channels, width)
@@ -108,7 +110,7 @@ class OfaEncoder(FairseqEncoder):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0)
         for layer, bias in zip(self.layers, biases, strict=True):
-            x = layer(x, mask_keys(bias, padding_mask))
+            x = layer(x, bias, padding_mask)
         return EncoderOutput(self.layer_norm(x), padding_mask, positions)
 
     def reorder_encoder_out(self, encoder_out: EncoderOutput, new_order: Tensor) -> EncoderOutput:
@@ -144,6 +146,8 @@ class OfaEncoder(FairseqEncoder):
         return self.dropout(self.layernorm_embedding(x))
 
     def _embed_images(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if self.cfg.freeze_resnet:  # whose trunk only runs forwards, which is faster so
+            images = images.contiguous(memory_format=torch.channels_last)
         features = self.feature_norm(trunk_features(self.embed_images, images))
         rows, columns = features.shape[2:]
         x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
@@ -230,10 +234,3 @@ def samples_of(rows: Tensor, copies: int) -> tuple[Tensor, int]:
     if torch.equal(samples, chosen.repeat_interleave(copies)):
         return chosen, copies
     return samples, 1
-
-
-def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Add -inf to the scores of padded keys: bias (1, H, Lq, Lk), mask (B, Lk) or None -> (B or 1, H, Lq, Lk)."""
-    if padding_mask is None:
-        return bias
-    return bias.masked_fill(padding_mask[:, None, None, :], float("-inf"))

@@ -1,11 +1,12 @@
 """Transformer layers of encoder and decoder: pre-norm, with norms after each attention and inside the FFN."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
 from .config import OfaConfig
@@ -38,6 +39,14 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
         self.activation_dropout = nn.Dropout(cfg.activation_dropout)
         self.drop_path = DropPath(drop_path)
+        self.checkpoint_activations = cfg.checkpoint_activations
+
+    def __call__(self, *inputs: Any, **cache: Any) -> Any:
+        """Run the layer; with --checkpoint-activations only its inputs are kept for a backward pass."""
+        run = super().__call__
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled() and not cache:
+            return checkpoint(run, *inputs, use_reentrant=False)
+        return run(*inputs, **cache)
 
     def _residual(self, x: Tensor, update: Tensor) -> Tensor:
         return x + self.drop_path(self.dropout(update))
@@ -54,8 +63,9 @@ class EncoderLayer(_Layer):
         super().__init__(cfg, drop_path)
         self.attn_ln = nn.LayerNorm(cfg.encoder_embed_dim)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Map x (B, S, D) to (B, S, D); `bias` broadcasts to (B, H, S, S)."""
+    def forward(self, x: Tensor, bias: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Map x (B, S, D) to (B, S, D); `bias` broadcasts to (B, H, S, S), `padding_mask` (B, S) is True at padding."""
+        bias = mask_keys(bias, padding_mask)  # here, so that checkpoints do not keep what has the shape (B, H, S, S)
         normed = self.self_attn_layer_norm(x)
         attended = self.self_attn(normed, *self.self_attn.project_keys(normed), bias)
         x = self._residual(x, self.attn_ln(attended))
@@ -101,6 +111,13 @@ class DecoderLayer(_Layer):
         attended = self.encoder_attn(queries, keys, values, cross_bias).view_as(x)
         x = self._residual(x, self.cross_attn_ln(attended))
         return self._feed_forward(x)
+
+
+def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Add -inf to the scores of padded keys: bias (1, H, Lq, Lk), mask (B, Lk) or None -> (B or 1, H, Lq, Lk)."""
+    if padding_mask is None:
+        return bias
+    return bias.masked_fill(padding_mask[:, None, None, :], float("-inf"))
 
 
 def _attention(cfg: OfaConfig) -> Attention:

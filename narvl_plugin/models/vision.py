@@ -1,6 +1,7 @@
 """The vision trunk: any timm model, cut after its features at stride 16."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import timm
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 STRIDE = 16
 
@@ -52,6 +54,25 @@ def trunk_features(trunk: Any, images: Tensor) -> Tensor:
         return images
     features: list[Tensor] = trunk.forward_intermediates(images, indices=[trunk.out_index], intermediates_only=True)
     return features[0]
+
+
+def checkpoint_trunk(trunk: Any) -> None:
+    """Have a trunk compute its blocks' activations again in the backward pass, where timm's model can.
+
+    Each batch still moves the statistics of batch norms once.
+    """
+    if not hasattr(trunk, "set_grad_checkpointing"):
+        return
+    trunk.set_grad_checkpointing()
+    for module in trunk.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(partial(_count_once, module.momentum))
+
+
+def _count_once(momentum: float | None, norm: _BatchNorm, _: tuple[Tensor, ...]) -> None:
+    """Leave the statistics as they are where a backward pass computes a batch again."""
+    recomputing = torch._C._current_graph_task_id() != -1
+    norm.momentum = 0.0 if recomputing else momentum
 
 
 def _package_weights(name: str, trunk: nn.Module) -> dict[str, Tensor]:
