@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -503,6 +503,50 @@ def loss(
     ours, theirs = costs["query_ctc"], costs["torch"]
     print(f"ratio: {ours.ms / theirs.ms:.2f} of the time", end="")
     print(f", {ours.extra_mb / theirs.extra_mb:.2f} of the memory" if ours.extra_mb is not None else "")
+
+
+@bench_app.command()
+def training(
+    size: Annotated[str, typer.Option(help="nano, tiny, medium, base, large or huge.")] = "nano",
+    side: Annotated[int | None, typer.Option(min=32, help="Side of the pictures; else 128 of nano, 480.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
+    features: Annotated[
+        bool, typer.Option("--features", help="Not pictures, but the trunk's features of them.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Forward pass and loss in autocast.")] = False,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Also with the model's option of this name.")
+    ] = False,
+    data: Annotated[Path | None, typer.Option(help="TSV file, to measure how long steps wait for batches.")] = None,
+    task: Annotated[str, typer.Option(help="The file's: caption, refcoco, snli_ve or vqa_gen.")] = "caption",
+    bpe_dir: Annotated[Path | None, typer.Option(help="Vocabulary's folder for --data.")] = None,
+) -> None:
+    """Time a student's training by parts of a step, with fairseq's Adam and the fused one, and its waiting for data."""
+    from narvl_plugin import bench_training
+
+    if data is not None and bpe_dir is None:
+        raise InputError("--data: give the vocabulary's folder, too, by --bpe-dir")
+    pixels = side or (128 if size == "nano" else 480)
+    common: dict[str, Any] = {"side": pixels, "batch": batch, "device": device}
+    if data is not None and bpe_dir is not None:
+        found = bench_training.wait_for_batches(
+            data, task=task, bpe_dir=bpe_dir, size=size, batches=repeats, threads=threads, **common
+        )
+        print(
+            f"{data}, {bench_training.WORKERS} worker: {found.wait:.2f} ms wait for a batch, {found.step:.1f} "
+            f"ms step, share of waiting {found.share:.2%} ({found.batches} batches)"
+        )
+    variants: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in bench_training.OPTIMIZERS}
+    if checkpoint_activations:
+        variants["checkpoint_activations"] = {"optimizer": "fused_adam", "checkpoint_activations": True}
+    steps = {
+        name: bench_training.TrainingStep(size, features=features, bfloat16=bfloat16, **common, **options)
+        for name, options in variants.items()
+    }
+    print(bench_training.table(bench_training.step_costs(steps, repeats=repeats, threads=threads)))
 
 
 @app.command()

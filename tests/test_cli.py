@@ -105,6 +105,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
             ],
             "t.pt: no such checkpoint",
         ),
+        (["bench", "training", "--data", "gone.tsv"], "--data: give the vocabulary's folder, too, by --bpe-dir"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from narvl_plugin.bench_training import kept_bytes
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 
@@ -42,21 +43,13 @@ def batch() -> dict[str, Tensor]:
 
 def step(model: OfaModel) -> tuple[Tensor, dict[str, Tensor], int]:
     """Run a step: logits, gradients by name, and the bytes that the forward pass keeps beside the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     torch.manual_seed(2)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits, _ = model(**batch())
+    results = []
+    kept = kept_bytes(model, lambda: results.append(model(**batch())[0]))
+    (logits,) = results
     logits.square().sum().backward()
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    return logits.detach(), found, sum(kept.values())
+    return logits.detach(), found, kept
 
 
 @ARCHS
