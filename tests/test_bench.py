@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin import bench
+from narvl_plugin import bench, bench_stages
 from narvl_plugin.bench import (
     LatencyStats,
     Predictor,
     describe_machine,
+    images_per_second,
     latency,
     measure_latency,
     teacher_searches,
@@ -69,6 +70,20 @@ def test_systems_take_turns_and_only_their_own_time_counts(clock: FakeClock) -> 
     # 1, 2, 3, 1, 2, 3 ms: the median is 2 and the 95th percentile lies on the last step.
     assert stats["a"] == LatencyStats(pytest.approx(2.0), pytest.approx(3.0), pytest.approx(2.0), 6)
     assert stats["b"].p50_ms == pytest.approx(20.0)
+
+
+def test_images_per_second_are_those_of_the_median_batch(clock: FakeClock) -> None:
+    asked: list[list[int]] = []
+
+    def system(rows: Sequence[int]) -> list[str]:
+        asked.append(list(rows))
+        clock.seconds += 0.5 if 0 in rows[:1] else 0.1
+        return ["a dog"] * len(rows)
+
+    speeds = images_per_second({"a": system}, range(5), batch_size=2, repeats=2, threads=1)
+    one_round = [[0, 1], [2, 3], [4, 0]]
+    assert asked == [[0, 1], *one_round, *one_round]
+    assert speeds == {"a": pytest.approx(2 / 0.1)}
 
 
 def test_threads_are_set_for_the_measurement_only() -> None:
@@ -138,6 +153,9 @@ class FakePredictor:
     def __call__(self, row: int) -> str:
         FakePredictor.asked.add(row)
         return "a dog"
+
+    def say(self, rows: Sequence[int]) -> list[str]:
+        return [self(row) for row in rows]
 
 
 @pytest.fixture
@@ -232,7 +250,37 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
         task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [predictor.model], batch)
     ]
     assert [predictor(row) for row in range(len(dataset))] == together
+    assert predictor.say(range(len(dataset))) == together
     assert any(together)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "generation"),
+    [("narvl_nano", {"num_queries": 8}, {}), ("ofa_nano", {}, {"beam": 3, "max_len_b": 6})],
+)
+def test_stages_sum_up_to_the_whole(
+    make_predictor: Callable[..., Predictor],
+    monkeypatch: pytest.MonkeyPatch,
+    arch: str,
+    options: dict[str, Any],
+    generation: dict[str, Any],
+) -> None:
+    """By a clock that counts how often it is read: each stage then lasts one tick, and one for each of those in it."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(bench_stages, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 1000))
+    predictor = make_predictor(arch, generation, **options)
+    encoder, decoder = predictor.model.encoder, predictor.model.decoder
+    calls: list[object] = []
+    decoder.layers[0].register_forward_hook(lambda *_: calls.append(decoder))
+    found = bench_stages.stages(predictor, 0)
+    steps = len(calls)
+    assert steps == 1 if arch == "narvl_nano" else steps > 1
+    # The encoder's time holds the trunk's two readings of the clock, the search's those of encoder and decoder.
+    assert found == pytest.approx(
+        {"picture": 1, "trunk": 1, "encoder": 2, "decoder": steps, "search": 2 + steps, "text": 1}
+    )
+    assert set(found) == set(bench_stages.STAGES)
+    assert not {"forward", "forward_intermediates"} & {*vars(encoder), *vars(decoder), *vars(encoder.embed_images)}
 
 
 def read_four(student: Predictor) -> list[Reading]:

@@ -140,10 +140,10 @@ def claims_too_much() -> str:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("", "neither base64 nor a path|no readable image"),
+        ("", "neither base64 nor a path|image is not readable"),
         ("not an image", "neither base64 nor a path"),
-        (base64.b64encode(b"plain text").decode(), "no readable image"),
-        (base64.b64encode(encode(noise(32, 32))[:200]).decode(), "no readable image"),
+        (base64.b64encode(b"plain text").decode(), "image is not readable"),
+        (base64.b64encode(encode(noise(32, 32))[:200]).decode(), "image is not readable"),
         ("nowhere.jpg", "nowhere.jpg cannot be read"),
         (npy(np.zeros((2, 3))), r"features of shape \(C, h, w\)"),
         (npy(np.zeros((2, 3, 4), dtype=np.int64)), r"floating-point features"),
