@@ -189,7 +189,7 @@ train() {
   ((!AMP)) || mixed=(--amp)
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
-    --optimizer adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
+    --optimizer fused_adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
     "${mixed[@]}" --save-dir "$folder" --keep-interval-updates 1 --log-format json)
   if ((PROCESSES > 1)); then
