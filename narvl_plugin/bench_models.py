@@ -128,7 +128,8 @@ def compare(
         systems |= _compiled(systems)
     for folder in exported:
         system = ExportedPredictor(folder, parallel, threads)
-        systems[f"student_{system.student.settings['format']}"] = system
+        settings = system.student.settings
+        systems[f"student_{settings['format']}{'_int8' if settings['int8'] else ''}"] = system
     dataset = parallel.task.dataset(SPLIT)
     rows = list(islice((row for row in range(len(dataset)) if dataset[row] is not None), images))
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)

@@ -71,7 +71,7 @@ def export(
     (model,), task, _ = checkpoints.load(checkpoint, task_overrides=task_overrides)
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
-    settings = _settings(task, prompt_length) | {"format": to}
+    settings = _settings(task, prompt_length) | {"format": to, "int8": int8}
     dictionary = task.target_dictionary
     graph = StudentGraph(
         model,
