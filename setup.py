@@ -48,6 +48,7 @@ setup(
         "dev": [
             *EXPORT,
             "pytest>=8",
+            "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6",
             "ruff>=0.8",
             "mypy>=1.13",
