@@ -47,6 +47,27 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scaling,
         )
+        return self._join(attended)
+
+    def attend_to(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Attend from `x` (B, Lq, D) to `memory` (B, Lk, D); bias and result as in `forward`.
+
+        Where few queries read a long memory, it takes less arithmetic to project them to the memory's width, head by
+        head, than the memory to keys and values. (A key's own bias adds the same to all scores of a query, which the
+        softmax forgets.)
+        """
+        width = memory.shape[2]
+        if 2 * x.shape[1] * self.heads > width or (self.training and self.dropout > 0):
+            return self(x, *self.project_keys(memory), bias)
+        asked = self._split(self.q_proj(x)) * self.scaling @ self.k_proj.weight.view(self.heads, -1, width)
+        scores = asked.flatten(1, 2) @ memory.transpose(1, 2)  # (B, H Lq, Lk)
+        weights = (scores.unflatten(1, (self.heads, -1)) + bias).softmax(-1)
+        read = (weights.flatten(1, 2) @ memory).unflatten(1, (self.heads, -1))  # (B, H, Lq, D)
+        attended = read @ self.v_proj.weight.view(self.heads, -1, width).transpose(1, 2)
+        return self._join(attended + self.v_proj.bias.view(self.heads, 1, -1))
+
+    def _join(self, attended: Tensor) -> Tensor:
+        """Scale heads and join them: (B, H, Lq, D / H) -> (B, Lq, D)."""
         attended = attended * self.c_attn[:, None, None]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 

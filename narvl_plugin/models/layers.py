@@ -102,13 +102,15 @@ class DecoderLayer(_Layer):
 
         normed = self.encoder_attn_layer_norm(x)
         if cache is None:
-            keys, values = self.encoder_attn.project_keys(memory)
+            queries = normed.reshape(memory.shape[0], -1, normed.shape[2])
+            attended = self.encoder_attn.attend_to(queries, memory, cross_bias)
         else:
             if "cross_keys" not in cache:
                 cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
             keys, values = cache["cross_keys"], cache["cross_values"]
-        queries = normed.reshape(keys.shape[0], -1, normed.shape[2])
-        attended = self.encoder_attn(queries, keys, values, cross_bias).view_as(x)
+            queries = normed.reshape(keys.shape[0], -1, normed.shape[2])
+            attended = self.encoder_attn(queries, keys, values, cross_bias)
+        attended = attended.view_as(x)
         x = self._residual(x, self.cross_attn_ln(attended))
         return self._feed_forward(x)
 

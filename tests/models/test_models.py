@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from narvl_plugin.models import build
+from narvl_plugin.models.attention import Attention
 
 SMALL = {
     "encoder_embed_dim": 32,
@@ -185,3 +186,22 @@ def test_published_sizes(arch, parameters):
     with torch.device("meta"):
         model = build(arch, vocab_size=59457)
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("queries", [2, 8, 9])
+def test_few_queries_attend_without_keys_and_values(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    attention = Attention(64, 4, scale_factor=2.0, dropout=0.0).double()
+    for bias in (attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias):
+        torch.nn.init.normal_(bias)
+    torch.nn.init.uniform_(attention.c_attn)
+    x, memory = torch.randn(3, queries, 64).double(), torch.randn(3, 20, 64).double()
+    bias = torch.randn(3, 4, queries, 20).double()
+    bias[1, :, :, 15:] = -torch.inf
+    expected = attention(x, *attention.project_keys(memory), bias)
+    projected = []
+    monkeypatch.setattr(
+        attention, "project_keys", lambda read: projected.append(1) or Attention.project_keys(attention, read)
+    )
+    torch.testing.assert_close(attention.attend_to(x, memory, bias), expected)
+    assert bool(projected) == (queries > 8)

@@ -142,8 +142,8 @@ def test_loss_and_gradients_in_training(arch, case, goldens, close):
     gradients = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     norms = {name: norm or 0.0 for name, norm in recorded["grad_norm_train_mode"].items()}
     # Through batch norm over two or three small images rounding shows: norms agree to 3e-5 with two threads and
-    # AVX-512, to 4e-4 with one, and to 3.1e-3 on a processor that has AVX2 alone.
-    tolerance = 1e-4 if case == "text_only" else 5e-3
+    # AVX-512, to 4e-4 with one, and to 4.7e-3 on a processor that has AVX2 alone.
+    tolerance = 1e-4 if case == "text_only" else 1e-2
     negligible = 1e-5 * max(norms.values())  # zero but for rounding, such as those of key biases
     for name, norm in norms.items():
         if max(norm, gradients.get(name, 0.0)) > negligible:
