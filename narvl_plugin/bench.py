@@ -21,7 +21,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
-from narvl_plugin.bench_stages import median_stages
+from narvl_plugin.bench_stages import median_stages, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
@@ -213,11 +213,10 @@ def in_turns(
     systems: Mapping[Name, Callable[[], object]], *, repeats: int, threads: int, device: torch.device | str = "cpu"
 ) -> dict[Name, float]:
     """Return the median time of each of some systems that take turns on a device, in ms; the first turn warms up."""
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
     def call(system: Callable[[], object], _: None) -> str:
         system()
-        wait()
+        wait_for(torch.device(device))
         return ""
 
     calls = {name: partial(call, system) for name, system in systems.items()}

@@ -184,7 +184,7 @@ def limit(
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     found, drawn = {}, {}
     for size in sizes.split(","):
-        pixels = side or (128 if size == "nano" else 480)
+        pixels = side or _usual_side(size)
         pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
         measured = bench_limit.limit(pair, size, repeats=repeats, threads=threads)
         derived = bench_limit.derive(pair, gpu)
@@ -244,7 +244,7 @@ def training(
 
     if data is not None and bpe_dir is None:
         raise InputError("--data: give the vocabulary's folder, too, by --bpe-dir")
-    pixels = side or (128 if size == "nano" else 480)
+    pixels = side or _usual_side(size)
     common: dict[str, Any] = {"side": pixels, "batch": batch, "device": device}
     if data is not None and bpe_dir is not None:
         found = bench_training.wait_for_batches(
@@ -262,3 +262,8 @@ def training(
         for name, options in variants.items()
     }
     print(bench_training.table(bench_training.step_costs(steps, repeats=repeats, threads=threads)))
+
+
+def _usual_side(size: str) -> int:
+    """Return the side of the pictures that models of a size read, in pixels."""
+    return 128 if size == "nano" else 480

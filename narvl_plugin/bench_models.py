@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 
 from narvl_plugin.bench import (
     SPLIT,
+    STAGED,
     Predictor,
+    Search,
     describe_machine,
     images_per_second,
     measure_latency,
@@ -33,8 +35,6 @@ from narvl_plugin.whole_files import write_whole
 
 BATCHES = (8, 32)
 """Pictures at a time of which throughput is measured, beside one at a time."""
-STAGED = 20
-"""Pictures of which each is timed stage by stage."""
 
 
 class ExportedPredictor:
@@ -75,14 +75,14 @@ class ExportedPredictor:
         return self.student(pictures, columns)
 
 
-def student_searches(task: BaseTask) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return how a student is asked, by name of the system: options of generation and of its task."""
+def student_searches(task: BaseTask) -> dict[str, Search]:
+    """Return how a student is asked, by name of the system."""
     if isinstance(task, AnswerTask) and task.trie is not None:
         return {
-            "student_greedy": ({"beam": 1}, {"val_inference_type": "beamsearch"}),
-            "student_allcand": ({"beam": 1}, {"val_inference_type": "allcand"}),
+            "student_greedy": Search({"beam": 1}, {"val_inference_type": "beamsearch"}),
+            "student_allcand": Search({"beam": 1}, {"val_inference_type": "allcand"}),
         }
-    return {"student_greedy": ({"beam": 1}, {}), "student_beam5": ({"beam": 5}, {})}
+    return {"student_greedy": Search({"beam": 1}, {}), "student_beam5": Search({"beam": 5}, {})}
 
 
 def compare(
@@ -120,10 +120,9 @@ def compare(
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher), load(student)
     systems: dict[str, Any] = {}
-    for way, search in teacher_searches(asked.task).items():
-        systems[way] = asked.with_options(search.task_options, **search.generation)
-    for way, (generation, task_options) in student_searches(parallel.task).items():
-        systems[way] = parallel.with_options(task_options, **generation)
+    for predictor, searches in ((asked, teacher_searches), (parallel, student_searches)):
+        for way, search in searches(predictor.task).items():
+            systems[way] = predictor.with_options(search.task_options, **search.generation)
     if compiled:
         systems |= _compiled(systems)
     for folder in exported:

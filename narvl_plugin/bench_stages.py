@@ -24,6 +24,12 @@ STAGES = {
 }
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until all that was started on a device is computed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def median_stages(predictor: Predictor, rows: Sequence[int], *, warmup: int) -> dict[str, float]:
     """Return the median time of each of `STAGES`, one row at a time, in ms; the first rows first warm up untimed.
 
@@ -39,14 +45,13 @@ def median_stages(predictor: Predictor, rows: Sequence[int], *, warmup: int) -> 
 def stages(predictor: Predictor, row: int) -> dict[str, float]:
     """Answer one row and return the time of each of `STAGES`, in ms."""
     spent: Counter[str] = Counter()
-    wait = torch.cuda.synchronize if predictor.device.type == "cuda" else lambda: None
 
     def timed(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(*args: Any, **kwargs: Any) -> Any:
-            wait()
+            wait_for(predictor.device)
             start = time.perf_counter()
             result = call(*args, **kwargs)
-            wait()
+            wait_for(predictor.device)
             spent[stage] += 1000 * (time.perf_counter() - start)
             return result
 

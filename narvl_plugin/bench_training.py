@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from criterions.qctc import QueryCtcCriterion
 from narvl_plugin.bench import use_threads
 from narvl_plugin.bench_floor import LABELS, PROMPT
+from narvl_plugin.bench_loss import MEGABYTE
+from narvl_plugin.bench_stages import wait_for
 from narvl_plugin.ctc import query_ctc_loss
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
@@ -35,7 +37,6 @@ CLIP_NORM = 1.0
 OPTIMIZERS = ("adam", "fused_adam")
 TASKS = ("caption", "refcoco", "snli_ve", "vqa_gen")
 WORKERS = 1
-MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ class TrainingStep:
         return logits
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.device)
         return time.perf_counter()
 
 
@@ -235,8 +235,7 @@ def wait_for_batches(
                 sample = utils.move_to_cuda(sample, device)
             running.train_step(sample, student, criterion, updating, turn)
             _update(updating)
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(torch.device(device))
             waits.append(1000 * (given - asked))
             steps.append(1000 * (time.perf_counter() - given))
     if len(waits) < 2:

@@ -101,17 +101,14 @@ class DecoderLayer(_Layer):
         x = self._residual(x, self.self_attn_ln(self.self_attn(normed, keys, values, self_bias)))
 
         normed = self.encoder_attn_layer_norm(x)
+        queries = normed.reshape(memory.shape[0], -1, normed.shape[2])
         if cache is None:
-            queries = normed.reshape(memory.shape[0], -1, normed.shape[2])
             attended = self.encoder_attn.attend_to(queries, memory, cross_bias)
         else:
             if "cross_keys" not in cache:
                 cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
-            keys, values = cache["cross_keys"], cache["cross_values"]
-            queries = normed.reshape(keys.shape[0], -1, normed.shape[2])
-            attended = self.encoder_attn(queries, keys, values, cross_bias)
-        attended = attended.view_as(x)
-        x = self._residual(x, self.cross_attn_ln(attended))
+            attended = self.encoder_attn(queries, cache["cross_keys"], cache["cross_values"], cross_bias)
+        x = self._residual(x, self.cross_attn_ln(attended.view_as(x)))
         return self._feed_forward(x)
 
 
