@@ -320,15 +320,16 @@ def test_teacher_has_no_queries(make_predictor: Callable[..., Predictor]) -> Non
         read_four(make_predictor("ofa_nano"))
 
 
-def test_looks_are_what_the_layers_attend_to(make_predictor: Callable[..., Predictor]) -> None:
+@pytest.mark.parametrize("queries", [2, 8])
+def test_looks_are_what_the_layers_attend_to(make_predictor: Callable[..., Predictor], queries: int) -> None:
     """The weights times the values are what the layers add, so that they are those of the attention itself."""
-    student = make_predictor("narvl_nano", num_queries=8)
+    student = make_predictor("narvl_nano", num_queries=queries)
     added: list[torch.Tensor] = []
     expected: list[torch.Tensor] = []
 
     def compare(attention: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        x, keys, values, bias = arguments
-        heads = attention.weights(x, keys, bias) @ values * attention.c_attn[:, None, None]
+        _, values = attention.project_keys(arguments[1])
+        heads = attention.weights(*arguments) @ values * attention.c_attn[:, None, None]
         added.append(output)
         expected.append(attention.out_proj(heads.transpose(1, 2).flatten(2)))
 

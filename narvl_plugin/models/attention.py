@@ -29,16 +29,32 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.c_attn = nn.Parameter(torch.ones(heads))
 
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Attend from `x` (B, Lq, D) to `memory` (B, Lk, D); returns (B, Lq, D).
+
+        `bias` is added to the scores; it holds positions and masks (-inf) and has a shape that broadcasts to
+        (B, H, Lq, Lk).
+
+        Where few queries read a long memory, it takes less arithmetic to project them to the memory's width, head by
+        head, than the memory to keys and values. (A key's own bias adds the same to all scores of a query, which the
+        softmax forgets.)
+        """
+        width = memory.shape[2]
+        if 2 * x.shape[1] * self.heads > width or (self.training and self.dropout > 0):
+            return self.attend(x, *self.project_keys(memory), bias)
+        asked = self._split(self.q_proj(x)) * self.scaling @ self.k_proj.weight.view(self.heads, -1, width)
+        scores = asked.flatten(1, 2) @ memory.transpose(1, 2)  # (B, H Lq, Lk)
+        weights = (scores.unflatten(1, (self.heads, -1)) + bias).softmax(-1)
+        read = (weights.flatten(1, 2) @ memory).unflatten(1, (self.heads, -1))  # (B, H, Lq, D)
+        attended = read @ self.v_proj.weight.view(self.heads, -1, width).transpose(1, 2)
+        return self._join(attended + self.v_proj.bias.view(self.heads, 1, -1))
+
     def project_keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of `memory` (B, Lk, D), each (B, H, Lk, D / H)."""
         return self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attend from `x` (B, Lq, D) to projected keys and values.
-
-        `bias` is added to the scores; it holds positions and masks (-inf) and has a shape that broadcasts to
-        (B, H, Lq, Lk). Returns (B, Lq, D).
-        """
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """Attend from `x` (B, Lq, D) to projected keys and values; bias and result as in `forward`."""
         attended = F.scaled_dot_product_attention(
             self._split(self.q_proj(x)),
             keys,
@@ -49,30 +65,14 @@ class Attention(nn.Module):
         )
         return self._join(attended)
 
-    def attend_to(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Attend from `x` (B, Lq, D) to `memory` (B, Lk, D); bias and result as in `forward`.
-
-        Where few queries read a long memory, it takes less arithmetic to project them to the memory's width, head by
-        head, than the memory to keys and values. (A key's own bias adds the same to all scores of a query, which the
-        softmax forgets.)
-        """
-        width = memory.shape[2]
-        if 2 * x.shape[1] * self.heads > width or (self.training and self.dropout > 0):
-            return self(x, *self.project_keys(memory), bias)
-        asked = self._split(self.q_proj(x)) * self.scaling @ self.k_proj.weight.view(self.heads, -1, width)
-        scores = asked.flatten(1, 2) @ memory.transpose(1, 2)  # (B, H Lq, Lk)
-        weights = (scores.unflatten(1, (self.heads, -1)) + bias).softmax(-1)
-        read = (weights.flatten(1, 2) @ memory).unflatten(1, (self.heads, -1))  # (B, H, Lq, D)
-        attended = read @ self.v_proj.weight.view(self.heads, -1, width).transpose(1, 2)
-        return self._join(attended + self.v_proj.bias.view(self.heads, 1, -1))
-
     def _join(self, attended: Tensor) -> Tensor:
         """Scale heads and join them: (B, H, Lq, D / H) -> (B, Lq, D)."""
         attended = attended * self.c_attn[:, None, None]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    def weights(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         """Return where `x` attends, (B, H, Lq, Lk), which sums to 1 over the keys; arguments as for `forward`."""
+        keys, _ = self.project_keys(memory)
         scores = self._split(self.q_proj(x)) @ keys.transpose(-2, -1) * self.scaling + bias
         return scores.softmax(-1)
 

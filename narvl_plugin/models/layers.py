@@ -67,7 +67,7 @@ class EncoderLayer(_Layer):
         """Map x (B, S, D) to (B, S, D); `bias` broadcasts to (B, H, S, S), `padding_mask` (B, S) is True at padding."""
         bias = mask_keys(bias, padding_mask)  # here, so that checkpoints do not keep what has the shape (B, H, S, S)
         normed = self.self_attn_layer_norm(x)
-        attended = self.self_attn(normed, *self.self_attn.project_keys(normed), bias)
+        attended = self.self_attn(normed, normed, bias)
         x = self._residual(x, self.attn_ln(attended))
         return self._feed_forward(x)
 
@@ -98,16 +98,16 @@ class DecoderLayer(_Layer):
                 keys = torch.cat([cache["self_keys"], keys], dim=2)
                 values = torch.cat([cache["self_values"], values], dim=2)
             cache["self_keys"], cache["self_values"] = keys, values
-        x = self._residual(x, self.self_attn_ln(self.self_attn(normed, keys, values, self_bias)))
+        x = self._residual(x, self.self_attn_ln(self.self_attn.attend(normed, keys, values, self_bias)))
 
         normed = self.encoder_attn_layer_norm(x)
         queries = normed.reshape(memory.shape[0], -1, normed.shape[2])
         if cache is None:
-            attended = self.encoder_attn.attend_to(queries, memory, cross_bias)
+            attended = self.encoder_attn(queries, memory, cross_bias)
         else:
             if "cross_keys" not in cache:
                 cache["cross_keys"], cache["cross_values"] = self.encoder_attn.project_keys(memory)
-            attended = self.encoder_attn(queries, cache["cross_keys"], cache["cross_values"], cross_bias)
+            attended = self.encoder_attn.attend(queries, cache["cross_keys"], cache["cross_values"], cross_bias)
         x = self._residual(x, self.cross_attn_ln(attended.view_as(x)))
         return self._feed_forward(x)
 

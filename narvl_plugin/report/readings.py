@@ -106,12 +106,11 @@ def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
 
 @contextmanager
 def cross_attention(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect where a decoder attends in the source while it runs, layer by layer: (B, H, N, S) each."""
+    """Collect where a parallel decoder attends in the source while it runs, layer by layer: (B, H, N, S) each."""
     collected: list[Tensor] = []
 
     def keep(attention: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        x, keys, _, bias = arguments
-        collected.append(attention.weights(x, keys, bias))
+        collected.append(attention.weights(*arguments))
 
     handles = [layer.encoder_attn.register_forward_hook(keep) for layer in decoder.layers]
     try:

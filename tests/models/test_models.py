@@ -198,10 +198,10 @@ def test_few_queries_attend_without_keys_and_values(queries: int, monkeypatch: p
     x, memory = torch.randn(3, queries, 64).double(), torch.randn(3, 20, 64).double()
     bias = torch.randn(3, 4, queries, 20).double()
     bias[1, :, :, 15:] = -torch.inf
-    expected = attention(x, *attention.project_keys(memory), bias)
+    expected = attention.attend(x, *attention.project_keys(memory), bias)
     projected = []
     monkeypatch.setattr(
         attention, "project_keys", lambda read: projected.append(1) or Attention.project_keys(attention, read)
     )
-    torch.testing.assert_close(attention.attend_to(x, memory, bias), expected)
+    torch.testing.assert_close(attention(x, memory, bias), expected)
     assert bool(projected) == (queries > 8)
