@@ -22,7 +22,7 @@ demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailmen
 	for task in caption refcoco snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 check: $(INSTALLED) ## Lint, check the formatting, check the types
 	$(VENV)/bin/ruff check .

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,35 +33,40 @@ STAGES = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment whose programs are those of this Python, with or without narvl installed in it."""
-    programs = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    if shutil.which("narvl", path=environment["PATH"]) is None:
-        folder = tmp_path_factory.mktemp("bin")
-        (folder / "narvl").write_text(f'#!/bin/sh\nexec {sys.executable} -m narvl_command "$@"\n')
-        (folder / "narvl").chmod(0o755)
-        environment |= {"PATH": f"{folder}:{environment['PATH']}", "PYTHONPATH": str(ROOT)}
-    return environment
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the scripts and, in its .venv, programs that are forks of one process, see preloaded.py."""
+    folder = tmp_path_factory.mktemp("root")
+    shutil.copytree(ROOT / "run_scripts", folder / "run_scripts")
+    programs, address = folder / ".venv" / "bin", str(folder / "socket")
+    programs.mkdir(parents=True)
+    here = str(Path(__file__).with_name("preloaded.py"))
+    for program in ("narvl", "fairseq-train", "fairseq-generate"):
+        words = shlex.join([sys.executable, "-SE", here, "run", address, program])
+        (programs / program).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (programs / program).chmod(0o755)
+    server = subprocess.Popen(
+        [sys.executable, here, "serve", address], cwd=ROOT, stdout=subprocess.PIPE, process_group=0
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    yield folder
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
-def road(environment: dict[str, str], name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+def road(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     """Run a task's script."""
-    command = ["bash", str(ROOT / "run_scripts" / f"{name}.sh"), *settings]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
-@pytest.fixture(scope="module")
-def run(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run."""
-    out = tmp_path_factory.mktemp("road") / "run"
-    done = road(environment, "caption", "PRESET=smoke", f"OUT={out}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    command = ["bash", str(root / "run_scripts" / f"{name}.sh"), *settings]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.integration
-def test_every_stage_leaves_its_output(run: Path) -> None:
+def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
+    """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
+    run = tmp_path / "run"
+    done = road(root, "caption", "PRESET=smoke", f"OUT={run}")
+    assert done.returncode == 0, done.stdout + done.stderr
     timed = [line.split("\t") for line in (run / "stages.tsv").read_text().splitlines()]
     assert sorted(name for name, _ in timed) == sorted(STAGES)
     assert all(float(seconds) > 0 for _, seconds in timed)
@@ -70,38 +78,25 @@ def test_every_stage_leaves_its_output(run: Path) -> None:
     assert len(human) == len(distilled) == 32
     assert [row.split("\t")[4] for row in human] == [row.split("\t")[4] for row in distilled]
 
+    for model in ("teacher", "student"):
+        records = [json.loads(line) for line in (run / model / "train.jsonl").read_text().splitlines()]
+        assert {record["num_updates"] for record in records if "num_updates" in record} >= {"1", "4"}
+        assert any("valid_loss" in record for record in records)
+    assert "new: decoder.query_embed.weight[0:24], queries" in (run / "student" / "train.log").read_text()
+
     results = json.loads((run / "results.json").read_text())
     assert {"teacher_beam5", "teacher_greedy", "student"} <= results["systems"].keys()
     assert results["settings"]["PRESET"] == "smoke"
     generated = (run / "generate" / "student" / "generate-test.txt").read_text()
     assert sum(line.startswith("D-") for line in generated.splitlines()) == 8
 
-
-@pytest.mark.integration
-@pytest.mark.parametrize("model", ["teacher", "student"])
-def test_training_logs_are_json_lines(run: Path, model: str) -> None:
-    records = [json.loads(line) for line in (run / model / "train.jsonl").read_text().splitlines()]
-    assert {record["num_updates"] for record in records if "num_updates" in record} >= {"1", "4"}
-    assert any("valid_loss" in record for record in records)
-
-
-@pytest.mark.integration
-def test_the_student_starts_from_the_teacher(run: Path) -> None:
-    assert "new: decoder.query_embed.weight[0:24], queries" in (run / "student" / "train.log").read_text()
-
-
-@pytest.mark.integration
-def test_a_finished_run_does_nothing_again(run: Path, environment: dict[str, str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = road(environment, "caption", "PRESET=smoke", f"OUT={run}")
+    done = road(root, "caption", "PRESET=smoke", f"OUT={run}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is done: ") == len(STAGES)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
-
-@pytest.mark.integration
-def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: dict[str, str]) -> None:
-    done = road(environment, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
+    done = road(root, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
     assert done.returncode == 1
     assert "QUERIES (was '24', now '7')" in done.stderr
 
@@ -117,10 +112,10 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Path, environment: 
     ],
 )
 def test_other_tasks_take_the_same_road(
-    environment: dict[str, str], tmp_path: Path, name: str, teachers: list[str], settings: list[str]
+    root: Path, tmp_path: Path, name: str, teachers: list[str], settings: list[str]
 ) -> None:
     out = tmp_path / "run"
-    done = road(environment, name, "PRESET=smoke", f"OUT={out}", *settings)
+    done = road(root, name, "PRESET=smoke", f"OUT={out}", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((out / "results.json").read_text())
     assert {*teachers, "student"} <= results["systems"].keys()
@@ -140,13 +135,14 @@ def test_other_tasks_take_the_same_road(
         ("BATCH=33", "BATCH=33: is not divisible by PROCESSES=2"),
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
-        ("TEACHER=Makefile", "Makefile: give the vocabulary it was trained with, too: BPE=FOLDER"),
+        (
+            "TEACHER=run_scripts/road.sh",
+            "run_scripts/road.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
+        ),
     ],
 )
-def test_settings_that_cannot_work_are_refused(
-    environment: dict[str, str], tmp_path: Path, setting: str, complaint: str
-) -> None:
-    done = road(environment, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
+def test_settings_that_cannot_work_are_refused(root: Path, tmp_path: Path, setting: str, complaint: str) -> None:
+    done = road(root, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()

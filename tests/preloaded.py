@@ -1,0 +1,81 @@
+"""Programs that start at once, as forks of a process that has imported what takes long to import.
+
+A run script starts a dozen programs, each of which imports torch, fairseq and timm for up to ten seconds:
+
+    python preloaded.py serve SOCKET                    imports, and prints a line when it is ready
+    python preloaded.py run SOCKET PROGRAM ARGUMENT...  runs a program as if it were started here
+"""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+PROGRAMS = {
+    "narvl": ("narvl_command", "main"),
+    "fairseq-train": ("fairseq_cli.train", "cli_main"),
+    "fairseq-generate": ("fairseq_cli.generate", "cli_main"),
+}
+
+
+def serve(address: str) -> NoReturn:
+    """Answer each request in a process of its own, for ever."""
+    for slow in ("torch", "torch._dynamo", "fairseq", "timm", "torchvision"):
+        importlib.import_module(slow)
+    logging.root.handlers.clear()  # fairseq logs while it is imported; programs set logging up before
+    logging.root.setLevel(logging.WARNING)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            answer(connection)
+        connection.close()
+
+
+def answer(connection: socket.socket) -> NoReturn:
+    """Run a program in a fork, and say its exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    program = os.fork()
+    if program:
+        _, status = os.waitpid(program, 0)
+        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        os._exit(0)
+    connection.close()
+    request = json.loads(message)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.path[:0] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.argv = request["words"]
+    module, function = PROGRAMS[sys.argv[0]]
+    sys.exit(getattr(importlib.import_module(module), function)())
+
+
+def run(address: str, words: list[str]) -> int:
+    """Have a program run with this process's streams, folder and environment, and return its exit status."""
+    request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+        return int(connection.recv(16))
+
+
+if __name__ == "__main__":
+    command, address, *words = sys.argv[1:]
+    if command == "serve":
+        serve(address)
+    else:
+        sys.exit(run(address, words))
