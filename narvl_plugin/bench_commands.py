@@ -201,6 +201,45 @@ def limit(
 
 
 @app.command()
+def sweep(
+    size: Annotated[str, typer.Option(help="Size of teacher and student.")] = "base",
+    side: Annotated[int | None, typer.Option(min=32, help="Side of the picture; else 128 of nano, 480.")] = None,
+    lengths: Annotated[str, typer.Option(help="Tokens that the teacher says.")] = "1,2,5,10,20",
+    queries: Annotated[str, typer.Option(help="Queries of the student.")] = "3,6,10,20,30",
+    beam: Annotated[int, typer.Option(min=1, help="Of the teacher.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Weights and pictures in bfloat16.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for sweep.json and sweep.svg.")] = None,
+) -> None:
+    """Measure the speed-up over the number of queries and the length of the output, one picture at a time."""
+    import json
+
+    import torch
+
+    from narvl_plugin import bench, bench_limit, bench_sweep
+
+    asked: dict[str, Any] = {
+        "lengths": _numbers("--lengths", lengths),
+        "queries": _numbers("--queries", queries),
+        "beam": beam,
+    }
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    pixels = side or _usual_side(size)
+    pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
+    found = bench_sweep.sweep(pair, size, **asked, repeats=repeats, threads=threads)
+    print(f"{size}, {pixels} pixels, beam {beam}, {device}, {dtype}")
+    print(bench_sweep.table(found))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        machine = bench.describe_machine(torch.device(device), threads, dtype)
+        result = {"machine": machine, "side": pixels, **found.as_json()}
+        (out / "sweep.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        bench_sweep.draw(out / "sweep.svg", found)
+
+
+@app.command()
 def loss(
     threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -267,3 +306,14 @@ def training(
 def _usual_side(size: str) -> int:
     """Return the side of the pictures that models of a size read, in pixels."""
     return 128 if size == "nano" else 480
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    """Read positive numbers joined by commas; raises InputError."""
+    try:
+        numbers = [int(number) for number in given.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise InputError(f"{option} {given}: give numbers from 1 on, joined by commas")
+    return numbers

@@ -17,7 +17,8 @@ whole runs of teacher and student with lengths, beams, batches and queries that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -31,6 +32,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
 from fairseq.sequence_generator import SequenceGenerator
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -365,15 +367,22 @@ def draw(file: Path, limits: Mapping[str, Parts], *, beam: int, longest: int = 3
 
     limits: what is drawn, by its label.
     """
-    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 10}):
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+    with speed_up_axes(file, beam) as axes:
         lengths = range(1, longest + 1)
         for number, (label, parts) in enumerate(limits.items()):
             cases = [Case(1, beam, length, 2 * length) for length in lengths]
             axes.plot(lengths, [parts.bound(case) for case in cases], "--", color=f"C{number}", label=f"{label}: bound")
             axes.plot(lengths, [parts.speed_up(case) for case in cases], color=f"C{number}", label=label)
         axes.axhline(1, color="grey", linewidth=0.6)
+
+
+@contextmanager
+def speed_up_axes(file: Path, beam: int) -> Iterator[Axes]:
+    """Give axes for speed-ups over the output's length, and write what is drawn there as SVG."""
+    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 10}):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        yield axes
         axes.set_xlabel(f"tokens that the teacher says, with a beam of {beam}")
         axes.set_ylabel("times as fast as the teacher")
         axes.set_ylim(bottom=0)
