@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
-from narvl_plugin.bench_stages import median_stages, wait_for
+from narvl_plugin.bench_stages import median_stages
+from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
@@ -104,7 +104,7 @@ class Predictor:
         batch = dataset.collater([dataset[row] for row in rows])
         if not batch:
             raise InputError(f"row {rows[0] + 1} of the test file is bad; leave it out")
-        return utils.move_to_cuda(batch, self.device) if self.device.type == "cuda" else batch
+        return move_batch(batch, self.device)
 
     @torch.inference_mode()
     def __call__(self, row: int) -> str:
@@ -216,7 +216,7 @@ def in_turns(
 
     def call(system: Callable[[], object], _: None) -> str:
         system()
-        wait_for(torch.device(device))
+        wait_for(device)
         return ""
 
     calls = {name: partial(call, system) for name, system in systems.items()}

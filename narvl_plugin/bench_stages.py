@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from narvl_plugin.devices import wait_for
+
 if TYPE_CHECKING:
     from narvl_plugin.bench import Predictor
 
@@ -22,12 +24,6 @@ STAGES = {
     "search": "beam search, or the student's collapse and search",
     "text": "tokens to text",
 }
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until all that was started on a device is computed."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def median_stages(predictor: Predictor, rows: Sequence[int], *, warmup: int) -> dict[str, float]:

@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from fairseq import utils
 from fairseq.optim import FairseqOptimizer, build_optimizer
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import OmegaConf
@@ -22,8 +21,8 @@ from criterions.qctc import QueryCtcCriterion
 from narvl_plugin.bench import use_threads
 from narvl_plugin.bench_floor import LABELS, PROMPT
 from narvl_plugin.bench_loss import MEGABYTE
-from narvl_plugin.bench_stages import wait_for
 from narvl_plugin.ctc import query_ctc_loss
+from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
 from narvl_plugin.models.vision import STRIDE
@@ -231,11 +230,10 @@ def wait_for_batches(
             asked = time.perf_counter()
             sample = next(epoch)
             given = time.perf_counter()
-            if torch.device(device).type == "cuda":
-                sample = utils.move_to_cuda(sample, device)
+            sample = move_batch(sample, device)
             running.train_step(sample, student, criterion, updating, turn)
             _update(updating)
-            wait_for(torch.device(device))
+            wait_for(device)
             waits.append(1000 * (given - asked))
             steps.append(1000 * (time.perf_counter() - given))
     if len(waits) < 2:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq import utils
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from narvl_plugin import checkpoints
+from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
@@ -148,7 +148,7 @@ class Judge:
             samples = [dataset[row] for row in range(start, min(start + size, len(dataset)))]
             batch = dataset.collater([sample for sample in samples if sample is not None])
             if batch:
-                yield utils.move_to_cuda(batch, self.device) if self.device.type == "cuda" else batch
+                yield move_batch(batch, self.device)
 
     @torch.inference_mode()
     def answer(self, size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
@@ -203,8 +203,7 @@ def calibrate(
     Raises:
         MissingInput, InputError: when a checkpoint or the data cannot be used.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    common = (task_overrides or {}, generation or {}, device)
+    common = (task_overrides or {}, generation or {}, str(choose_device(device)))
     judge = Judge(student, data, *common)
     if not judge.is_student:
         raise InputError(f"{student}: is a teacher; only students have a temperature")

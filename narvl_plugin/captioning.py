@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig
 from torch.utils.data import DataLoader, Dataset
 
 from narvl_plugin import checkpoints
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.images import PICTURE_SUFFIXES
+from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
@@ -116,7 +116,7 @@ class Captioner:
     """A model that captions picture files; see `caption_pictures` for the arguments."""
 
     def __init__(self, checkpoint: Path, beam: int | None, bpe_dir: Path | None, device: str | None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         overrides = {"data": "none", "bpe_dir": bpe_dir and str(bpe_dir)}
         self.models, task, _ = checkpoints.load(checkpoint, task_overrides=overrides, device=self.device)
         if not isinstance(task, CaptionTask):
@@ -137,9 +137,8 @@ class Captioner:
                 budget.skip(error)
             if not batch:
                 continue
-            if self.device.type == "cuda":
-                batch = utils.move_to_cuda(batch, self.device)
-            hypotheses = self.task.inference_step(self.generator, self.models, batch)
+            moved = move_batch(batch, self.device)
+            hypotheses = self.task.inference_step(self.generator, self.models, moved)
             for name, (best, *_) in zip(batch["id"].tolist(), hypotheses, strict=True):
                 yield name, " ".join(self.task.codec.decode(best["tokens"]).split())
 

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from fairseq import utils
-
 from narvl_plugin import checkpoints
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.tsv import parse_columns
+from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.safe_reading import existing
@@ -119,7 +117,7 @@ class Speaker:
     def __init__(
         self, teacher: Path, overrides: Mapping[str, Any], generation: Mapping[str, int | None], device: str | None
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self.models, self.task, _ = checkpoints.load(teacher, task_overrides=overrides, device=self.device)
         self.nbest = generation["nbest"]
         if self.nbest > 1 and not self.task.holds_several_targets:
@@ -143,9 +141,7 @@ class Speaker:
         samples = {row: sample for row in rows if (sample := dataset[row]) is not None}
         if not samples:
             return {}
-        batch = dataset.collater(list(samples.values()))
-        if self.device.type == "cuda":
-            batch = utils.move_to_cuda(batch, self.device)
+        batch = move_batch(dataset.collater(list(samples.values())), self.device)
         hypotheses = [beam[: self.nbest] for beam in self.task.inference_step(self.generator, self.models, batch)]
         said = {}
         targets = self.task.written_targets(batch, hypotheses)

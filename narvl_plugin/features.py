@@ -11,6 +11,7 @@ from torch import Tensor
 from narvl_plugin.data import images
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
+from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.inference import optimise_trunk
@@ -79,7 +80,7 @@ def write_features(
         raise InputError(f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0")
     read_image = images.ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
     budget = SkipBudget(skip_bad_rows)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = choose_device(device)
     trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
     optimise_trunk(trunk)
     with writer:
