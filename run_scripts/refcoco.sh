@@ -17,7 +17,7 @@ sizes() {
     defaults PATCH_IMAGE_SIZE=512 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5
   fi
   case $PRESET in
-    quick) defaults TRAIN=16000 VALID=500 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=1500 STUDENT_UPDATES=1200 ;;
+    quick) defaults TRAIN=16000 VALID=500 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=1300 STUDENT_UPDATES=1000 ;;
     full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=4000 ;;
   esac
   # Four bins, and a blank between equal neighbours: 7 queries fit every box. A bin is two pixels here.
