@@ -9,6 +9,7 @@ import typer
 
 from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
 from narvl_plugin.errors import InputError
+from narvl_plugin.whole_files import write_whole
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -193,10 +194,9 @@ def limit(
         print(f"{size}, {pixels} pixels, {device}, {dtype}")
         print(bench_limit.table(measured, derived))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         machine = bench.describe_machine(torch.device(device), threads, dtype)
         result = {"machine": machine, "gpu": vars(gpu), "sizes": found}
-        (out / "limit.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_whole(out / "limit.json", json.dumps(result, indent=2) + "\n")
         bench_limit.draw(out / "limit.svg", drawn, beam=5)
 
 
@@ -220,22 +220,19 @@ def sweep(
 
     from narvl_plugin import bench, bench_limit, bench_sweep
 
-    asked: dict[str, Any] = {
-        "lengths": _numbers("--lengths", lengths),
-        "queries": _numbers("--queries", queries),
-        "beam": beam,
-    }
+    asked_lengths, asked_queries = _numbers("--lengths", lengths), _numbers("--queries", queries)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     pixels = side or _usual_side(size)
     pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
-    found = bench_sweep.sweep(pair, size, **asked, repeats=repeats, threads=threads)
+    found = bench_sweep.sweep(
+        pair, size, lengths=asked_lengths, queries=asked_queries, beam=beam, repeats=repeats, threads=threads
+    )
     print(f"{size}, {pixels} pixels, beam {beam}, {device}, {dtype}")
-    print(bench_sweep.table(found))
+    print(bench_sweep.table(found), end="")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         machine = bench.describe_machine(torch.device(device), threads, dtype)
-        result = {"machine": machine, "side": pixels, **found.as_json()}
-        (out / "sweep.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        result = {"machine": machine, "side": pixels, **vars(found)}
+        write_whole(out / "sweep.json", json.dumps(result, indent=2) + "\n")
         bench_sweep.draw(out / "sweep.svg", found)
 
 

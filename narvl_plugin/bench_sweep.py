@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from narvl_plugin.bench import in_turns
 from narvl_plugin.bench_limit import MOST_QUERIES, Pair, speed_up_axes
 from narvl_plugin.errors import InputError
+from narvl_plugin.report.results import markdown_table
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,9 @@ class Sweep:
     teacher_ms: dict[int, float]
     student_ms: dict[int, float]
 
-    def speed_up(self, length: int, queries: int) -> float:
-        """Return how many times as fast as its teacher the student is."""
-        return self.teacher_ms[length] / self.student_ms[queries]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it by name."""
-        return asdict(self)
+    def speed_ups(self, ms: float) -> list[float]:
+        """Return how many times as fast as the teacher it is to take so long, by the teacher's length."""
+        return [teacher_ms / ms for teacher_ms in self.teacher_ms.values()]
 
 
 @torch.no_grad()
@@ -51,32 +47,32 @@ def sweep(
     for number in queries:
         calls["student", number] = partial(pair.answer_from_pictures, inputs, number)
     times = in_turns(calls, repeats=repeats, threads=threads, device=pair.device)
-    by_name: dict[str, dict[int, float]] = {"encoder": {}, "teacher": {}, "student": {}}
-    for (name, number), ms in times.items():
-        by_name[name][number] = ms
-    return Sweep(size, beam, by_name["encoder"][0], by_name["teacher"], by_name["student"])
+    encoder_ms, teacher_ms, student_ms = (
+        {number: ms for (name, number), ms in times.items() if name == part}
+        for part in ("encoder", "teacher", "student")
+    )
+    return Sweep(size, beam, encoder_ms[0], teacher_ms, student_ms)
 
 
 def table(found: Sweep) -> str:
-    """Write times and speed-ups, a row for each number of queries, a column for each length."""
-    lengths = list(found.teacher_ms)
-    rows = [["N", "ms", *(f"n = {length}" for length in lengths)]]
-    rows.append(["teacher, ms", "–", *(f"{found.teacher_ms[length]:.1f}" for length in lengths)])
-    rows.append(["encoder", f"{found.encoder_ms:.1f}"])
-    rows[-1] += [f"{found.teacher_ms[length] / found.encoder_ms:.2f}" for length in lengths]
-    for queries, ms in found.student_ms.items():
-        speed_ups = [f"{found.speed_up(length, queries):.2f}" for length in lengths]
-        rows.append([str(queries), f"{ms:.1f}", *speed_ups])
-    rows.insert(1, ["---", *["---:"] * (len(lengths) + 1)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """Write times and speed-ups as Markdown, a row for each number of queries, a column for each length."""
+    headings = ["N", "ms", *(f"n = {length}" for length in found.teacher_ms)]
+    rows = [
+        ["teacher, ms", "–", *(f"{ms:.1f}" for ms in found.teacher_ms.values())],
+        ["encoder", *_cells(found, found.encoder_ms)],
+        *([str(queries), *_cells(found, ms)] for queries, ms in found.student_ms.items()),
+    ]
+    return markdown_table(headings, rows)
+
+
+def _cells(found: Sweep, ms: float) -> list[str]:
+    return [f"{ms:.1f}", *(f"{ratio:.2f}" for ratio in found.speed_ups(ms))]
 
 
 def draw(file: Path, found: Sweep) -> None:
     """Draw the speed-up over the length, a line for each number of queries and one for the encoder alone, as SVG."""
     with speed_up_axes(file, found.beam) as axes:
         lengths = list(found.teacher_ms)
-        bound = [found.teacher_ms[length] / found.encoder_ms for length in lengths]
-        axes.plot(lengths, bound, "--", color="grey", marker=".", label="encoder alone")
-        for queries in found.student_ms:
-            speed_ups = [found.speed_up(length, queries) for length in lengths]
-            axes.plot(lengths, speed_ups, marker=".", label=f"{queries} queries")
+        axes.plot(lengths, found.speed_ups(found.encoder_ms), "--", color="grey", marker=".", label="encoder alone")
+        for queries, ms in found.student_ms.items():
+            axes.plot(lengths, found.speed_ups(ms), marker=".", label=f"{queries} queries")

@@ -126,7 +126,12 @@ class Judge:
     """
 
     def __init__(
-        self, checkpoint: Path, data: Path, overrides: Mapping[str, Any], generation: Mapping[str, Any], device: str
+        self,
+        checkpoint: Path,
+        data: Path,
+        overrides: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        device: torch.device | str,
     ) -> None:
         (self.model,), self.task, _ = checkpoints.load(
             checkpoint, task_overrides={**overrides, "data": str(data)}, device=device
@@ -203,7 +208,7 @@ def calibrate(
     Raises:
         MissingInput, InputError: when a checkpoint or the data cannot be used.
     """
-    common = (task_overrides or {}, generation or {}, str(choose_device(device)))
+    common = (task_overrides or {}, generation or {}, choose_device(device))
     judge = Judge(student, data, *common)
     if not judge.is_student:
         raise InputError(f"{student}: is a teacher; only students have a temperature")
