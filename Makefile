@@ -15,10 +15,10 @@ help: ## Print this list
 
 setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
-demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (15 to 40 minutes)
+demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (20 to 40 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
-demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (75 to 180 minutes)
+demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (an hour and a half or more)
 	for task in caption refcoco snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
