@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -64,6 +65,43 @@ class _State:
         return isinstance(other, _State) and self.tensor is other.tensor and self.state == other.state
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that keeps its weight as oneDNN lays it out, too, for float32 on a CPU.
+
+    A plain layer lays its weight out anew in each product, which for few rows takes longer than the product. Where a
+    gradient is asked for, and for other types and devices, this is a plain layer.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take a layer's place, with its own parameters."""
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self._kept: Kept[Tensor] = Kept()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what a linear layer does, (..., out_features)."""
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+            or not input.device.type == self.weight.device.type == "cpu"
+            or not input.dtype == self.weight.dtype == torch.float32
+            or not torch.backends.mkldnn.is_available()
+        ):
+            return F.linear(input, self.weight, self.bias)
+        packed = self._kept.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
+        return product
+
+
+def pack_linear_layers(module: nn.Module) -> None:
+    """Let each linear layer in a module keep its packed weight, in place; this takes as much memory again."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child))
 
 
 def optimise_trunk(trunk: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
-from .inference import optimise_trunk
+from .inference import optimise_trunk, pack_linear_layers
 from .interop import fit_state
 
 logger = logging.getLogger(__name__)
@@ -82,12 +82,14 @@ class OfaModel(FairseqEncoderDecoderModel):
         super().prepare_for_inference_(cfg)
 
     def optimize_for_inference(self) -> None:
-        """Make the model faster, in place: batch norm is folded into the trunk's convolutions, pixels' channels last.
+        """Make the model faster, in place; outputs change by rounding only (1e-4 in float32).
 
-        Outputs change by rounding only (1e-4 in float32). The model can then neither be trained nor saved.
+        Batch norm is folded into the trunk's convolutions, pixels' channels are laid out last, and on a CPU the weights
+        of linear layers are kept a second time, as products read them. The model can then neither be trained nor saved.
         """
         self.eval()
         optimise_trunk(self.encoder.embed_images)
+        pack_linear_layers(self)
 
     def compile_for_inference(self) -> None:
         """Compile the trunk's stages and the layers, in place, after `optimize_for_inference`; it takes a minute.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from narvl_plugin.models import build, encoder
-from narvl_plugin.models.inference import Kept, fold_batch_norm
+from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers
 from narvl_plugin.models.ofa import OfaModel
 
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
@@ -147,3 +147,67 @@ def test_copies_keep_nothing() -> None:
         weight.add_(1)
         assert kept.get("a", [weight], lambda: 4) == 4
         assert kept.get("a", [weight.clone()], lambda: 5) == 5
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Note what is kept whenever a value is computed to be kept."""
+    values: list[Tensor] = []
+    original = Kept.get
+
+    def noted(self: Kept[Any], key: Any, tensors: Any, compute: Any) -> Any:
+        return original(self, key, tensors, lambda: values.append(compute()) or values[-1])
+
+    monkeypatch.setattr(Kept, "get", noted)
+    yield values
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+class TestPackedLinear:
+    """Weights laid out once."""
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_says_what_a_linear_layer_does(self, bias: bool, packings: list[Tensor]) -> None:
+        torch.manual_seed(1)
+        plain = nn.Linear(48, 31, bias=bias)
+        packed = PackedLinear(plain)
+        with torch.no_grad():
+            for shape in [(48,), (1, 48), (3, 5, 48), (0, 48)]:
+                x = torch.randn(shape)
+                torch.testing.assert_close(packed(x), plain(x))
+            transposed = torch.randn(48, 7).t()
+            torch.testing.assert_close(packed(transposed), plain(transposed))
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(x), plain(x))
+        assert [value.layout for value in packings] == [torch._mkldnn]
+
+    def test_follows_its_weight(self) -> None:
+        layer = PackedLinear(nn.Linear(8, 8, bias=False))
+        x = torch.randn(2, 8)
+        with torch.no_grad():
+            before = layer(x)
+            layer.weight.mul_(2)
+            torch.testing.assert_close(layer(x), 2 * before)
+            torch.testing.assert_close(copy.deepcopy(layer)(x), 2 * before)
+            torch.testing.assert_close(layer.double()(x.double()), 2 * before.double())
+
+    def test_is_a_plain_layer_elsewhere(self, packings: list[Tensor]) -> None:
+        layer = PackedLinear(nn.Linear(8, 8))
+        x = torch.randn(2, 8)
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == torch.bfloat16
+            exported = torch.export.export(layer, (x,))
+        assert not packings
+        assert "mkldnn" not in str(exported.graph)
+
+    def test_all_linear_layers_of_a_model_are_packed(self) -> None:
+        model = make("narvl_tiny")
+        weights = dict(model.named_parameters())
+        pack_linear_layers(model)
+        assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {PackedLinear}
+        assert dict(model.named_parameters()).keys() == weights.keys()
+        assert all(weight is weights[name] for name, weight in model.named_parameters())
+        assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
