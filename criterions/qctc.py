@@ -7,7 +7,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import bigram_f1, collapse, expected_score, query_ctc_any_loss, sample_paths
+from narvl_plugin.ctc import bigram_f1, expected_score, outputs_of, query_ctc_any_loss, sample_paths
 
 PATHS_DRAWN = 16
 """Of each sample, to estimate the score to be expected of its output."""
@@ -84,10 +84,7 @@ class QueryCtcCriterion(QueryCriterion):
             loss += self.bigram_weight * bigrams * (1 - f1)
         if self.score_weight:
             paths = sample_paths(logits, PATHS_DRAWN)
-            said = collapse(paths.flatten(0, 1), blank=blank)
-            drawn = paths.shape[:2]
-            outputs, lengths = said.tokens.unflatten(0, drawn), said.lengths.view(drawn)
-            scores = self.task.output_scores(outputs, lengths, targets, target_lengths)
+            scores = self.task.output_scores(*outputs_of(paths, blank=blank), targets, target_lengths)
             loss += self.score_weight * (1 - expected_score(logits, paths, scores))
         return loss
 

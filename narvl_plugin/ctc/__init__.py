@@ -14,7 +14,7 @@ from narvl_plugin.ctc.languages import Automaton, Language, Lengths, Ordered, on
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import bigram_f1
-from narvl_plugin.ctc.sampling import expected_score, sample_paths
+from narvl_plugin.ctc.sampling import expected_score, outputs_of, sample_paths, spread_paths
 from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "language_outputs",
     "log_sum_exp",
     "one_of",
+    "outputs_of",
     "prefix_beam_search",
     "queries_needed",
     "query_ctc_any_loss",
@@ -49,6 +50,7 @@ __all__ = [
     "score_targets",
     "score_trie",
     "sequence_of",
+    "spread_paths",
     "token_posteriors",
     "viterbi",
 ]

@@ -1,12 +1,14 @@
 """Sampled paths: what the queries say if each label is drawn from its query's distribution.
 
-Legend: B batch, N queries, V labels, M paths drawn of each sample.
+Legend: B batch, N queries, V labels, M paths drawn of each sample, T tokens of the longest output.
 """
 
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from narvl_plugin.ctc.lattice import accumulation_dtype
+from narvl_plugin.ctc.search import collapse
 
 
 def sample_paths(logits: Tensor, number: int) -> Tensor:
@@ -14,6 +16,25 @@ def sample_paths(logits: Tensor, number: int) -> Tensor:
     probabilities = logits.detach().flatten(0, 1).softmax(1, dtype=accumulation_dtype(logits.dtype))
     drawn = torch.multinomial(probabilities, number, replacement=True)
     return drawn.unflatten(0, logits.shape[:2]).transpose(1, 2)
+
+
+def spread_paths(log_probs: Tensor, number: int) -> Tensor:
+    """Draw paths evenly, without random numbers: (B, N, V), normalised -> (B, M, N) labels, the same each time.
+
+    Means over them are nearer to the expectation than over as many random paths; best where M is a power of two.
+    Source: Sobol's sequence (Sobol, 1967), in the middle of its cells.
+    """
+    points = SobolEngine(log_probs.size(1)).draw(number).to(log_probs) + 0.5 / number  # (M, N)
+    reached = log_probs.exp().cumsum(2)
+    labels = torch.searchsorted(reached, points.T.repeat(len(log_probs), 1, 1))
+    return labels.clamp(max=log_probs.size(2) - 1).transpose(1, 2)
+
+
+def outputs_of(paths: Tensor, *, blank: int) -> tuple[Tensor, Tensor]:
+    """Return what paths (B, M, N) say, (B, M, T), padded with the blank, and its lengths, (B, M)."""
+    said = collapse(paths.flatten(0, 1), blank=blank)
+    drawn = paths.shape[:2]
+    return said.tokens.unflatten(0, drawn), said.lengths.view(drawn)
 
 
 def expected_score(logits: Tensor, paths: Tensor, scores: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ from narvl_plugin.ctc import (
     constrained_search,
     hypotheses_of,
     language_outputs,
+    outputs_of,
     score_targets,
     score_trie,
+    spread_paths,
     token_posteriors,
     viterbi,
 )
@@ -29,11 +31,16 @@ from narvl_plugin.data.collate import pad_tokens
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
+OutputScores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Gives the scores (B, M), from 0 to 1, of M outputs of each sample, where others are right: tokens (B, M, T) and lengths
+(B, M) of the outputs, (B, K, S) and (B, K) of the others."""
 Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
 """Gives, of a batch and outputs of each of its samples, what is added to each output's log-probability, in nats."""
 
 LABELS_TRIED = 32
 """Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
+PATHS_DRAWN = 256
+"""Of each sample, to estimate the score to be expected of its output."""
 
 
 class ParallelGenerator:
@@ -53,7 +60,8 @@ class ParallelGenerator:
         answers: the outputs that there are, each (T,), where they are a closed list: all are scored.
         agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
             are ordered by their expected gain, and not by their probability.
-        good_gain: the gain from which an output counts as right, too; without it only the right one does.
+        output_scores: the scores of outputs where another one is right. Then the confidence in an output is the score
+            to be expected of what the student says if it is right.
         rescorer: what is added to the scores of the outputs of a beam before they are ordered.
         abstain_below: confidence below which nothing is said.
 
@@ -73,7 +81,7 @@ class ParallelGenerator:
         no_repeat_ngram: int = 0,
         answers: Sequence[Tensor] | None = None,
         agreement: Agreement | None = None,
-        good_gain: float | None = None,
+        output_scores: OutputScores | None = None,
         rescorer: Rescorer | None = None,
         abstain_below: float = 0.0,
     ) -> None:
@@ -90,7 +98,7 @@ class ParallelGenerator:
         self.no_repeat_ngram = no_repeat_ngram
         self.answers = None if answers is None else Answers.of(answers, self.eos, self.blank)
         self.agreement = agreement
-        self.good_gain = good_gain
+        self.output_scores = output_scores
         self.rescorer = rescorer
         self.abstain_below = abstain_below
         for model in models:
@@ -110,7 +118,7 @@ class ParallelGenerator:
         over all paths to it, and what the rescorer adds; `positional_scores` (T + 1,), the log-probability of each
         token at its query on the most probable path (0 for a `</s>` that it leaves implied); `alignment` (T,), the
         query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the student alone holds the
-        output to be right: its share of the probability of all outputs, with those in the beam where it is right, too.
+        output to be right: its share of the probability of all outputs, or what `output_scores` say.
 
         Raises:
             ValueError: prefix tokens or constraints are given; one pass cannot obey them.
@@ -119,14 +127,17 @@ class ParallelGenerator:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
         log_probs = self._log_probs(models, sample["net_input"])
         if self.beam_size == 1 and self.answers is None and not self.no_repeat_ngram:
-            paths = constrained_search(log_probs, self.language, blank=self.blank)
-            found = [[self._finish(path, path.score.exp())] for path in paths]
+            paths = [[path] for path in constrained_search(log_probs, self.language, blank=self.blank)]
+            confidences = [path.score.exp()[None] for (path,) in paths]
         else:
             outputs, confidences = self._choose(*self._search(log_probs, sample))
-            found = [
-                [self._finish(*one) for one in zip(paths, sure, strict=False)]
-                for paths, sure in zip(explain(log_probs, outputs, blank=self.blank), confidences, strict=True)
-            ]
+            paths = explain(log_probs, outputs, blank=self.blank)
+        if self.output_scores is not None:
+            confidences = self._expected_scores(log_probs, paths)
+        found = [
+            [self._finish(*one) for one in zip(beam, sure, strict=False)]
+            for beam, sure in zip(paths, confidences, strict=True)
+        ]
         if self.print_alignment is not None:
             self._write_alignments(log_probs, found)
         return found
@@ -171,15 +182,29 @@ class ParallelGenerator:
         if self.agreement is None:
             return outputs.first(self.nbest), shares[:, : self.nbest]
         order = torch.arange(shares.size(1), device=shares.device).repeat(len(shares), 1)
-        sure = shares.clone()
         weights = outputs.scores.softmax(1)
         for row, beam in enumerate(outputs.lists()):
             gains = self.agreement([tokens for tokens, _ in beam]).to(weights)
             order[row, : len(beam)] = (gains @ weights[row, : len(beam)]).argsort(descending=True, stable=True)
-            if self.good_gain is not None:
-                sure[row, : len(beam)] = (gains >= self.good_gain).to(sure) @ shares[row, : len(beam)]
         order = order[:, : self.nbest]
-        return outputs.take(order), sure.gather(1, order)
+        return outputs.take(order), shares.gather(1, order)
+
+    def _expected_scores(self, log_probs: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
+        """Return the score to be expected of what the student says if each output of a beam is right: (B, N, V)."""
+        assert self.output_scores is not None
+        tokens, _ = outputs_of(spread_paths(log_probs, PATHS_DRAWN), blank=self.blank)
+        lengths = ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)  # up to a `</s>` of their own
+        expected = []
+        for row, beam in enumerate(beams):
+            if not beam:
+                expected.append(log_probs.new_empty(0))
+                continue
+            outputs = [path.tokens[: int((path.tokens != self.eos).sum())] for path in beam]
+            right = pad_tokens(outputs, self.blank)[:, None]
+            right_lengths = torch.tensor([[len(output)] for output in outputs], device=right.device)
+            drawn = tokens[row].expand(len(beam), -1, -1), lengths[row].expand(len(beam), -1)
+            expected.append(self.output_scores(*drawn, right, right_lengths).mean(1))
+        return expected
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""

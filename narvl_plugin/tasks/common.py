@@ -113,12 +113,12 @@ class CommonTask(FairseqTask):
     def output_scores(
         self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Return the score in training of M outputs of each sample, by its K targets, of which any will do.
+        """Return the score, in training and in confidence, of M outputs of each sample, by K targets, of which any do.
 
         Shapes: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M), from 0 to 1; lengths of -1 are no targets. Raises
         InputError where a task has no such score.
         """
-        raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs in training")
+        raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs")
 
     def train_step(
         self,

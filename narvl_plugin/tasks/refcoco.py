@@ -80,7 +80,7 @@ class RefcocoTask(BaseTask):
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
             "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
             "agreement": self.agreement,
-            "good_gain": GOOD_IOU,
+            "output_scores": self.output_scores,
         }
 
     def agreement(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:

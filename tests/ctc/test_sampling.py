@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from narvl_plugin.ctc import expected_score, sample_paths
+from narvl_plugin.ctc import collapse, expected_score, outputs_of, sample_paths, spread_paths
 
 
 def test_estimate_and_gradient_are_right_on_average() -> None:
@@ -43,3 +43,42 @@ def test_half_precision_logits() -> None:
     expected_score(logits, paths, torch.rand(2, 4)).sum().backward()
     assert logits.grad.dtype == torch.bfloat16
     assert bool(logits.grad.isfinite().all())
+
+
+def test_even_paths_are_nearer_to_the_expectation_than_random_ones() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(40, 4, 6, dtype=torch.double)
+    probabilities = logits.softmax(2)
+
+    def error(paths: torch.Tensor) -> float:
+        """The mean error of the probability that the first two queries say the same label."""
+        exact = (probabilities[:, 0] * probabilities[:, 1]).sum(1)
+        return float(((paths[..., 0] == paths[..., 1]).double().mean(1) - exact).abs().mean())
+
+    paths = spread_paths(logits.log_softmax(2), 256)
+    assert paths.shape == (40, 256, 4)
+    shares = torch.nn.functional.one_hot(paths, 6).double().mean(1)
+    torch.testing.assert_close(shares, probabilities, rtol=0, atol=2 / 256)
+    assert error(paths) < 0.6 * error(sample_paths(logits, 256))
+    torch.testing.assert_close(spread_paths(logits[5:6].log_softmax(2), 256), paths[5:6])
+
+
+def test_even_paths_of_a_large_vocabulary_stay_in_it() -> None:
+    torch.manual_seed(1)
+    paths = spread_paths(torch.randn(1, 2, 60_000).log_softmax(2), 1024)
+    assert int(paths.min()) >= 0 and int(paths.max()) < 60_000
+    sure = torch.full((1, 2, 60_000), -30.0)
+    sure[..., -1] = 0
+    assert spread_paths(sure, 64).unique().tolist() == [59_999]
+
+
+def test_outputs_of_paths_are_their_collapses() -> None:
+    torch.manual_seed(1)
+    paths = torch.randint(0, 3, (4, 5, 6))
+    outputs, lengths = outputs_of(paths, blank=2)
+    for sample in range(4):
+        alone = collapse(paths[sample], blank=2)
+        torch.testing.assert_close(lengths[sample], alone.lengths)
+        longest = alone.tokens.size(1)
+        torch.testing.assert_close(outputs[sample, :, :longest], alone.tokens)
+        assert bool((outputs[sample, :, longest:] == 2).all())

@@ -147,7 +147,7 @@ def one_of_three() -> Tensor:
 
 
 def test_two_outputs_that_agree_outweigh_a_more_probable_one(dictionary: Dictionary) -> None:
-    """Gains are asked for before the beam is cut; scores stay, and confidence counts what is good enough."""
+    """Gains are asked for before the beam is cut; scores and confidence stay."""
     gains = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])  # expected: 0.4, 0.565, 0.575
 
     def agreement(outputs: list[Tensor]) -> Tensor:
@@ -159,13 +159,28 @@ def test_two_outputs_that_agree_outweigh_a_more_probable_one(dictionary: Diction
     assert best["tokens"].tolist() == [C, dictionary.eos()]
     assert math.exp(best["score"]) == pytest.approx(0.35)
     assert float(best["confidence"]) == pytest.approx(0.35)
-    (beam,) = generate(dictionary, one_of_three(), nbest=3, good_gain=0.9, **options)
+    (beam,) = generate(dictionary, one_of_three(), nbest=3, **options)
     assert [hypothesis["tokens"].tolist()[0] for hypothesis in beam] == [C, B, A]
-    assert [float(hypothesis["confidence"]) for hypothesis in beam] == pytest.approx([0.6, 0.6, 0.4])
-    # What was not found counts as not right.
-    options["language"] = one_of([(A,), (B,)])
-    ((best,),) = generate(dictionary, one_of_three(), good_gain=0.9, **options)
-    assert float(best["confidence"]) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("end", [False, True], ids=["", "with its own </s>"])
+def test_confidence_is_the_score_to_be_expected(dictionary: Dictionary, beam: int, end: bool) -> None:
+    """B and C are as good as each other; who was trained to say </s> is no less sure."""
+
+    def output_scores(outputs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        assert lengths.unique().tolist() == target_lengths.unique().tolist() == [1]
+        return ((outputs[..., 0] == A) == (targets[..., 0] == A)).float()
+
+    student = one_of_three()
+    if end:
+        student = torch.cat([student, path((dictionary.eos(), 1.0))])
+    options = {"beam_size": beam, "nbest": beam, "language": one_of([(A,), (B,), (C,)]), "output_scores": output_scores}
+    (found,) = generate(dictionary, student, **options)
+    expected = {A: 0.4, B: 0.6, C: 0.6}
+    assert len(found) == beam
+    for hypothesis in found:
+        assert float(hypothesis["confidence"]) == pytest.approx(expected[int(hypothesis["tokens"][0])], abs=0.01)
 
 
 def test_what_is_added_to_scores_decides(dictionary: Dictionary) -> None:
