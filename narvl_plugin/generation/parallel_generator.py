@@ -32,8 +32,8 @@ from narvl_plugin.data.collate import pad_tokens
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
 OutputScores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Gives the scores (B, M), from 0 to 1, of M outputs of each sample, where others are right: tokens (B, M, T) and lengths
-(B, M) of the outputs, (B, K, S) and (B, K) of the others."""
+"""Gives the scores (B, M), from 0 to 1, of M outputs of each sample where others are right: tokens (B, M, T) and
+lengths (B, M) of the outputs, (B, K, S) and (B, K) of the others."""
 Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
 """Gives, of a batch and outputs of each of its samples, what is added to each output's log-probability, in nats."""
 
