@@ -32,9 +32,9 @@ class Distance:
     """Median times of one picture, in ms.
 
     floor: total FLOPs at the rate of the matrix product; plain: all that a forward pass computes; optimised: after
-    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; others: the same by
-    torch.compile and by exported graphs, as far as they were asked for. gflop: of encoder and decoder; gflops: the
-    rate, in a second.
+    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; others: the same in
+    bfloat16, by torch.compile and by exported graphs, as far as they were asked for. gflop: of encoder and decoder;
+    gflops: the rate, in a second.
     """
 
     gflop: float
@@ -55,6 +55,7 @@ def distance_to_floor(
     queries: int = 20,
     repeats: int = 5,
     threads: int = 1,
+    bfloat16: bool = False,
     compiled: bool = False,
     exported: Sequence[str] = (),
     device: torch.device | str = "cpu",
@@ -88,6 +89,10 @@ def distance_to_floor(
         "encoder": lambda: optimised.encoder(**inputs),
         "decoder": lambda: greedy(optimised.decoder(None, read)[0], blank=optimised.blank),
     }
+    if bfloat16:
+        rounded = copy.deepcopy(optimised)
+        rounded.multiply_in_bfloat16()
+        calls["bfloat16"] = lambda: _answer(rounded, inputs)
     if compiled:
         fast = copy.deepcopy(optimised)
         fast.compile_for_inference()

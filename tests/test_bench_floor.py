@@ -14,6 +14,7 @@ def test_all_parts_are_timed_and_counted() -> None:
     assert more.gflop > found.gflop > 0.01
 
 
-def test_exported_graph_is_timed() -> None:
-    found = distance_to_floor(size="nano", side=64, queries=4, repeats=1, exported=["torch-export"])
-    assert found.others["torch-export"] > 0
+def test_other_ways_are_timed() -> None:
+    found = distance_to_floor(size="nano", side=64, queries=4, repeats=1, bfloat16=True, exported=["torch-export"])
+    assert list(found.others) == ["bfloat16", "torch-export"]
+    assert min(found.others.values()) > 0

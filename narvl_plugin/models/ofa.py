@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.tasks import FairseqTask
@@ -77,8 +78,10 @@ class OfaModel(FairseqEncoderDecoderModel):
         return result
 
     def prepare_for_inference_(self, cfg: DictConfig) -> None:
-        """Do what `optimize_for_inference` does; fairseq-generate calls this."""
+        """Do what `optimize_for_inference` does, and multiply in bfloat16 with --amp; fairseq-generate calls this."""
         self.optimize_for_inference()
+        if cfg.common.amp:
+            self.multiply_in_bfloat16()
         super().prepare_for_inference_(cfg)
 
     def optimize_for_inference(self) -> None:
@@ -90,6 +93,12 @@ class OfaModel(FairseqEncoderDecoderModel):
         self.eval()
         optimise_trunk(self.encoder.embed_images)
         pack_linear_layers(self)
+
+    def multiply_in_bfloat16(self) -> None:
+        """Let encoder and decoder multiply in bfloat16, in place; it is faster only on processors that have it."""
+        device = self.encoder.embed_tokens.weight.device.type
+        for part in (self.encoder, self.decoder):
+            part.forward = torch.autocast(device, torch.bfloat16)(part.forward)
 
     def compile_for_inference(self) -> None:
         """Compile the trunk's stages and the layers, in place, after `optimize_for_inference`; it takes a minute.

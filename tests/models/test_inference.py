@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.dataclass.configs import FairseqConfig
 from torch import Tensor, nn
 
 from narvl_plugin.models import build, encoder
@@ -69,6 +70,23 @@ def test_optimised_models_say_the_same(arch: str, trunk: str) -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     assert before.std() > 0.1
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.encoder.embed_images.modules())
+
+
+@BOTH
+@pytest.mark.parametrize("amp", [False, True])
+def test_amp_multiplies_in_bfloat16(arch: str, amp: bool) -> None:
+    model = make(arch)
+    with torch.no_grad():
+        exact, _ = model(**batch())
+        options = FairseqConfig()
+        options.common.amp = amp
+        model.prepare_for_inference_(options)
+        logits, _ = model(**batch())
+        again, _ = model(**batch())
+    assert logits.dtype == (torch.bfloat16 if amp else torch.float32)
+    torch.testing.assert_close(again, logits, rtol=0, atol=0)
+    difference = float((logits.float() - exact).std() / exact.std())
+    assert (1e-3 < difference < 0.1) if amp else difference < 1e-5
 
 
 def test_what_follows_a_batch_norm_stays() -> None:
