@@ -12,7 +12,7 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from torch import Tensor, nn
 
-from narvl_plugin.models import build, encoder
+from narvl_plugin.models import build, encoder, inference
 from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers
 from narvl_plugin.models.ofa import OfaModel
 
@@ -221,11 +221,25 @@ class TestPackedLinear:
         assert not packings
         assert "mkldnn" not in str(exported.graph)
 
-    def test_all_linear_layers_of_a_model_are_packed(self) -> None:
+    def test_all_large_layers_of_a_model_are_packed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make("narvl_tiny")
         weights = dict(model.named_parameters())
+        monkeypatch.setattr(inference, "LARGE", 64 * 32)
         pack_linear_layers(model)
-        assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {PackedLinear}
+        layer = model.decoder.layers[0]
+        assert [type(linear) for linear in (layer.fc1, layer.fc2, layer.self_attn.q_proj)] == [
+            *(PackedLinear, PackedLinear, nn.Linear)
+        ]
         assert dict(model.named_parameters()).keys() == weights.keys()
         assert all(weight is weights[name] for name, weight in model.named_parameters())
+
+    def test_optimised_models_say_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = make("narvl_tiny")
+        monkeypatch.setattr(inference, "LARGE", 0)
+        with torch.no_grad():
+            before, _ = model(**batch())
+            model.optimize_for_inference()
+            after, _ = model(**batch())
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+        assert isinstance(model.decoder.output_projection, PackedLinear)
         assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
