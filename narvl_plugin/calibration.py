@@ -1,4 +1,4 @@
-"""Confidence that one can trust: a student's temperature, and how often models are right that are so sure.
+"""Confidence that one can trust: a student's temperature and odds, and how often models are right that are so sure.
 
 Legend: M answers, K temperatures.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from narvl_plugin import checkpoints
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
 from narvl_plugin.whole_files import write_whole
 
@@ -40,6 +42,8 @@ Floats = NDArray[np.float64]
 
 class Replay(nn.Module):
     """A student that has answered a batch already, and gives the same logits (B, N, V) at any temperature."""
+
+    odds = UNCHANGED
 
     def __init__(self, student: nn.Module, logits: Tensor, temperature: float) -> None:
         super().__init__()
@@ -118,6 +122,21 @@ def best_temperature(temperatures: Sequence[float], confidence: Floats, right: F
     return temperatures[int(np.where(counts, log_loss(confidence, right), np.inf).argmin())]
 
 
+def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
+    """Return slope and offset of log-odds at which M confidences have the least cross entropy: (M,), (M,).
+
+    A prior of standard deviation 1 around those that change nothing holds where answers are few.
+    """
+
+    def loss(odds: Floats) -> float:
+        slope, offset = odds
+        sure = change_odds(torch.from_numpy(confidence), slope, offset).numpy()
+        return len(right) * float(log_loss(sure[None], right[None])[0]) + ((slope - 1) ** 2 + offset**2) / 2
+
+    slope, offset = minimize(loss, UNCHANGED, method="Nelder-Mead").x
+    return float(slope), float(offset)
+
+
 class Judge:
     """A model, the data that it answers, and how it answers.
 
@@ -157,7 +176,10 @@ class Judge:
 
     @torch.inference_mode()
     def answer(self, size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
-        """Answer all rows: confidence and how right it is, (K, M) each; at the model's own temperature, K is 1."""
+        """Answer all rows: confidence and how right it is, (K, M) each; with the model's own calibration, K is 1.
+
+        At given temperatures the odds are those of the queries.
+        """
         confidence: list[list[float]] = []
         right: list[list[float]] = []
         for batch in self.batches(size):
@@ -185,13 +207,13 @@ def calibrate(
     batch_size: int = 32,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Fit a student's temperature on validation data and keep it in its checkpoint; measure it on test data.
+    """Fit a student's temperature and odds on validation data and keep them in its checkpoint; measure on test data.
 
-    The temperature is the `best_temperature` of `TEMPERATURES`. A caption is right if it is one of the references word
-    by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
+    The temperature is the `best_temperature` of `TEMPERATURES`, and the odds are then the `best_odds`. A caption is
+    right if it is one of the references word by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
 
     Args:
-        student: its checkpoint, which is written anew with the temperature.
+        student: its checkpoint, which is written anew with what was fitted.
         data: TSV file to fit on; not one that it was trained on.
         test: TSV file to measure on, before and after.
         teacher: a teacher's checkpoint to measure beside the student.
@@ -202,8 +224,8 @@ def calibrate(
         device: torch's name of it; by default a GPU if there is one.
 
     Returns:
-        `temperature`, `fitted_on` (rows), and `systems`: `student_uncalibrated`, `student` and `teacher`, as far as
-        there is something to measure, each a `Reliability`.
+        `temperature`, `slope` and `offset` of the log-odds, `fitted_on` (rows), and `systems`: `student_uncalibrated`,
+        `student` and `teacher`, as far as there is something to measure, each a `Reliability`.
 
     Raises:
         MissingInput, InputError: when a checkpoint or the data cannot be used.
@@ -225,25 +247,28 @@ def calibrate(
     temperature = best_temperature(near, confidence, right)
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
-    result: dict[str, Any] = {"temperature": temperature, "fitted_on": right.shape[1], "systems": {}}
+    fitted = near.index(temperature)
+    slope, offset = best_odds(confidence[fitted], right[fitted])
+    result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
+    result |= {"fitted_on": right.shape[1], "systems": {}}
+    keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if test is not None:
         judge = Judge(student, test, *common)
-        confidence, right = judge.answer(batch_size, [1.0, temperature])
-        for place, name in enumerate(("student_uncalibrated", "student")):
-            result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
+        measured = {"student_uncalibrated": judge.answer(batch_size, [1.0]), "student": judge.answer(batch_size)}
+        for name, ((confidence,), (right,)) in measured.items():
+            result["systems"][name] = asdict(Reliability.of(confidence, right))
         if teacher is not None:
             (confidence,), (right,) = Judge(teacher, test, *common).answer(batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
-    keep_temperature(student, temperature)
     if out is not None:
         write_whole(out, json.dumps(result, indent=2) + "\n")
     return result
 
 
-def keep_temperature(student: Path, temperature: float) -> None:
-    """Write a student's checkpoint anew, in one step, with its temperature; nothing else in it changes."""
+def keep_calibration(student: Path, **fitted: float) -> None:
+    """Write a student's checkpoint anew, in one step, with options of its model; nothing else in it changes."""
     state = read_checkpoint(existing(student))
-    state["cfg"]["model"]["temperature"] = temperature
+    state["cfg"]["model"].update(fitted)
     if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
         file = student.with_suffix(".json")
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}

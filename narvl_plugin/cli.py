@@ -220,7 +220,7 @@ def export(
 
 @app.command()
 def calibrate(
-    student: Annotated[Path, typer.Argument(help="Checkpoint of a student, which keeps the temperature.")],
+    student: Annotated[Path, typer.Argument(help="Checkpoint of a student, which keeps what is fitted.")],
     data: Annotated[Path, typer.Argument(help="TSV file to fit on, such as that of validation.")],
     test: Annotated[Path | None, typer.Option(help="TSV file to measure on, before and after.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher to measure, too.")] = None,
@@ -235,7 +235,7 @@ def calibrate(
     ans2label_file: Ans2LabelFile = None,
     device: Device = None,
 ) -> None:
-    """Fit a student's temperature, so that it is right as often as it is sure; its checkpoint keeps it."""
+    """Fit a student's temperature and odds, so that it is right as often as it is sure; its checkpoint keeps it."""
     from narvl_plugin.calibration import calibrate
 
     given = {"beam": beam, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
@@ -250,7 +250,10 @@ def calibrate(
         batch_size=batch_size,
         device=device,
     )
-    print(f"temperature {result['temperature']:.2f}, fitted on {result['fitted_on']:,} rows, kept in {student}")
+    print(
+        f"temperature {result['temperature']:.2f}, log-odds times {result['slope']:.2f} and {result['offset']:+.2f}, "
+        f"fitted on {result['fitted_on']:,} rows, kept in {student}"
+    )
     for name, measured in result["systems"].items():
         print(
             f"{name}: right {measured['mean_right']:.3f}, confidence {measured['mean_confidence']:.3f}, expected "

@@ -15,14 +15,16 @@ from narvl_plugin.calibration import (
     TEMPERATURES,
     Judge,
     Reliability,
+    best_odds,
     best_temperature,
     calibrate,
-    keep_temperature,
+    keep_calibration,
     log_loss,
 )
 from narvl_plugin.convert import convert
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import TeacherRescorer
+from narvl_plugin.generation.parallel_generator import change_odds
 from narvl_plugin.safe_reading import read_checkpoint
 
 MakeModel = Callable[..., Path]
@@ -63,7 +65,17 @@ def test_a_temperature_that_makes_answers_wrong_does_not_count() -> None:
     assert best_temperature([0.5, 1.0, 8.0], confidence, right) == 0.5
 
 
-def test_a_student_keeps_the_temperature_that_fits_best(make_model: MakeModel, tmp_path: Path) -> None:
+def test_odds_are_those_that_answers_had() -> None:
+    generator = np.random.default_rng(1)
+    sure = generator.random(20_000)
+    right = (generator.random(20_000) < change_odds(torch.from_numpy(sure), 1.5, -0.4).numpy()).astype(float)
+    assert best_odds(sure, right) == pytest.approx((1.5, -0.4), abs=0.05)
+    slope, offset = best_odds(np.array([0.2, 0.9, 0.95]), np.ones(3))
+    assert 0 < slope < 2
+    assert 0 < offset < 2
+
+
+def test_a_student_keeps_the_calibration_that_fits_best(make_model: MakeModel, tmp_path: Path) -> None:
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
     before = read_checkpoint(student)
@@ -80,22 +92,27 @@ def test_a_student_keeps_the_temperature_that_fits_best(make_model: MakeModel, t
 
     after = read_checkpoint(student)
     assert after["cfg"]["model"]["temperature"] == result["temperature"]
-    after["cfg"]["model"]["temperature"] = before["cfg"]["model"]["temperature"]
+    assert after["cfg"]["model"]["confidence_slope"] == result["slope"]
+    assert after["cfg"]["model"]["confidence_offset"] == result["offset"]
+    for name in ("temperature", "confidence_slope", "confidence_offset"):
+        after["cfg"]["model"][name] = before["cfg"]["model"][name]
     assert after["cfg"] == before["cfg"]
     assert after["extra_state"]["train_iterator"] == before["extra_state"]["train_iterator"]
     assert weights.keys() == after["model"].keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in after["model"].items())
     (model,), *_ = checkpoints.load(student, task_overrides={"data": str(data)})
     assert model.temperature == result["temperature"]
-    # The model's own temperature is what it answers at.
+    # The model's own calibration is what it answers with.
     place = TEMPERATURES.index(result["temperature"])
-    np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], confidence[place], rtol=1e-4)
+    assert (result["slope"], result["offset"]) == pytest.approx(best_odds(confidence[place], right[place]), abs=1e-3)
+    sure = change_odds(torch.from_numpy(confidence[place]), result["slope"], result["offset"])
+    np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], sure, rtol=1e-4)
 
 
 def test_a_student_as_safetensors_keeps_it_beside_its_weights(make_model: MakeModel, tmp_path: Path) -> None:
     exported = tmp_path / "student.safetensors"
     convert(make_model("narvl_tiny", "qctc", "--num-queries", 8), exported)
-    keep_temperature(exported, 2.0)
+    keep_calibration(exported, temperature=2.0)
     (model,), *_ = checkpoints.load(exported, task_overrides={"data": str(tmp_path / "valid.tsv")})
     assert model.temperature == 2.0
 

@@ -178,13 +178,13 @@ def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
     sure = Reliability.of(np.array([0.95, 0.9, 0.4, 0.35]), np.array([1.0, 1.0, 1.0, 0.0]))
     systems = dict.fromkeys(("student_uncalibrated", "student", "teacher"), asdict(sure))
-    measured = {"temperature": 1.5, "fitted_on": 4, "systems": systems}
+    measured = {"temperature": 1.5, "slope": 1.2, "offset": -0.1, "fitted_on": 4, "systems": systems}
     (run_folder / "calibration.json").write_text(json.dumps(measured))
     content = build_report(run_folder)
     assert content["calibration"] == measured
     page = (run_folder / "report.html").read_text()
     assert page.count("<svg") == 6
-    assert "temperature is 1.50" in page
+    assert "temperature is 1.50, its log-odds are taken 1.20 times and -0.10, fitted on 4" in page
     row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
     assert row in (run_folder / "table.md").read_text()
 

@@ -39,6 +39,8 @@ Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
 
 LABELS_TRIED = 32
 """Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
+UNCHANGED = (1.0, 0.0)
+"""Slope and offset that leave log-odds as they are."""
 PATHS_DRAWN = 256
 """Of each sample, to estimate the score to be expected of its output."""
 
@@ -48,7 +50,8 @@ class ParallelGenerator:
 
     Args:
         models: students that share a vocabulary and a number of queries; several are an ensemble, whose label
-            probabilities are averaged query by query. Each one's logits are divided by its own temperature.
+            probabilities are averaged query by query. Each one's logits are divided by its own temperature; the odds
+            of a confidence are calibrated where there is one student.
         dictionary: the task's target dictionary, which does not hold the blank.
         print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
             prints (query, place in the output), with "soft" the probability that each query says each token, as text.
@@ -134,6 +137,8 @@ class ParallelGenerator:
             paths = explain(log_probs, outputs, blank=self.blank)
         if self.output_scores is not None:
             confidences = self._expected_scores(log_probs, paths)
+        if len(models) == 1 and models[0].odds != UNCHANGED:
+            confidences = [change_odds(sure, *models[0].odds) for sure in confidences]
         found = [
             [self._finish(*one) for one in zip(beam, sure, strict=False)]
             for beam, sure in zip(paths, confidences, strict=True)
@@ -239,6 +244,14 @@ class ParallelGenerator:
                 length = torch.tensor([tokens.size(1)], device=tokens.device)
                 shares = token_posteriors(log_probs[row, None], tokens, length, blank=self.blank)[0]
                 hypothesis["alignment"] = [[f"{share:.6f}" for share in token] for token in shares.tolist()]
+
+
+def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
+    """Return confidences whose log-odds are multiplied by a slope and moved by an offset, of the same shape.
+
+    Source: Platt, Probabilistic outputs for support vector machines, 1999.
+    """
+    return torch.sigmoid(slope * torch.logit(confidence) + offset)
 
 
 class Answers(NamedTuple):

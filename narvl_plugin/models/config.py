@@ -107,6 +107,13 @@ class NarvlConfig(OfaConfig):
             "right; narvl calibrate fits it"
         },
     )
+    confidence_slope: float = field(
+        default=1.0,
+        metadata={"help": "what the log-odds of a confidence are multiplied by; narvl calibrate fits it, too"},
+    )
+    confidence_offset: float = field(
+        default=0.0, metadata={"help": "what is then added to them; narvl calibrate fits it, too"}
+    )
     member_queries: str = field(
         default="",
         metadata={

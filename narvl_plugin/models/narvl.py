@@ -56,6 +56,11 @@ class NarvlModel(OfaModel):
         return float(self.cfg.temperature)
 
     @property
+    def odds(self) -> tuple[float, float]:
+        """What the log-odds of a confidence are multiplied by, and what is added to them; see `temperature`."""
+        return float(self.cfg.confidence_slope), float(self.cfg.confidence_offset)
+
+    @property
     def blank(self) -> int:
         """The label of the blank, V - 1."""
         return self.encoder.embed_tokens.num_embeddings - 1

@@ -33,6 +33,7 @@ class Fixed(nn.Module):
 
     blank = BLANK
     temperature = 1.0
+    odds = (1.0, 0.0)
 
     def __init__(self, probabilities: Tensor) -> None:
         super().__init__()
@@ -219,6 +220,22 @@ def test_a_temperature_makes_a_student_less_sure(dictionary: Dictionary) -> None
     ((found,),) = ParallelGenerator([model], dictionary).generate([model], sample)
     roots = torch.tensor([0.4, 0.25, 0.35]).sqrt()
     assert float(found["confidence"]) == pytest.approx(float(roots[0] / roots.sum()))
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_odds_change_confidence_alone(dictionary: Dictionary, beam: int) -> None:
+    model = Fixed(one_of_three()[None])
+    model.odds = (2.0, -0.5)
+    sample = {"net_input": {"src_tokens": torch.zeros(1, 1)}}
+    found, plain = (
+        ParallelGenerator([student], dictionary, beam_size=beam, nbest=beam).generate([student], sample)[0]
+        for student in (model, Fixed(one_of_three()[None]))
+    )
+    for one, other in zip(found, plain, strict=True):
+        assert one["tokens"].tolist() == other["tokens"].tolist()
+        assert float(one["score"]) == pytest.approx(float(other["score"]))
+        sure = math.exp(other["score"])
+        assert float(one["confidence"]) == pytest.approx(1 / (1 + math.exp(0.5) * ((1 - sure) / sure) ** 2), rel=1e-4)
 
 
 def test_an_output_has_the_length_asked_for_and_then_its_end(dictionary: Dictionary) -> None:

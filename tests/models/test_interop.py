@@ -190,6 +190,7 @@ class TestFrozenEmbedding:
         assert not teacher(freeze_embedding=True).encoder.embed_tokens.weight.requires_grad
 
 
-def test_a_students_configuration_adds_queries_and_a_temperature() -> None:
+def test_a_students_configuration_adds_queries_and_calibration() -> None:
     names = [{field for field in config.__dataclass_fields__} for config in (OfaConfig, NarvlConfig)]
-    assert names[1] - names[0] == {"num_queries", "member_queries", "temperature"}
+    calibration = {"temperature", "confidence_slope", "confidence_offset"}
+    assert names[1] - names[0] == {"num_queries", "member_queries"} | calibration
