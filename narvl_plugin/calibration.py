@@ -209,8 +209,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit a student's temperature and odds on validation data and keep them in its checkpoint; measure on test data.
 
-    The temperature is the `best_temperature` of `TEMPERATURES`, and the odds are then the `best_odds`. A caption is
-    right if it is one of the references word by word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
+    The temperature is the `best_temperature` of `TEMPERATURES`, and the odds are then the `best_odds` where confidence
+    is the score to be expected of an output, as of boxes. A caption is right if it is one of the references word by
+    word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
 
     Args:
         student: its checkpoint, which is written anew with what was fitted.
@@ -248,7 +249,9 @@ def calibrate(
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
     fitted = near.index(temperature)
-    slope, offset = best_odds(confidence[fitted], right[fitted])
+    slope, offset = UNCHANGED
+    if judge.generator.output_scores is not None:  # then confidence is no probability that a temperature sets right
+        slope, offset = best_odds(confidence[fitted], right[fitted])
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
     keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)

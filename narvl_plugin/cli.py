@@ -251,7 +251,7 @@ def calibrate(
         device=device,
     )
     print(
-        f"temperature {result['temperature']:.2f}, log-odds times {result['slope']:.2f} and {result['offset']:+.2f}, "
+        f"temperature {result['temperature']:.2f}, log-odds times {result['slope']:.2f} {result['offset']:+.2f}, "
         f"fitted on {result['fitted_on']:,} rows, kept in {student}"
     )
     for name, measured in result["systems"].items():

@@ -26,6 +26,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation import TeacherRescorer
 from narvl_plugin.generation.parallel_generator import change_odds
 from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.tasks.caption import CaptionTask
 
 MakeModel = Callable[..., Path]
 
@@ -75,7 +76,14 @@ def test_odds_are_those_that_answers_had() -> None:
     assert 0 < offset < 2
 
 
-def test_a_student_keeps_the_calibration_that_fits_best(make_model: MakeModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_student_keeps_the_calibration_that_fits_best(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    """Odds are fitted where outputs have scores; here half of what a student says is right."""
+    if scored:
+        scores = {"output_scores": lambda tokens, lengths, right, right_lengths: (lengths % 2 == 0).float()}
+        monkeypatch.setattr(CaptionTask, "search_options", lambda task, args: scores)
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
     before = read_checkpoint(student)
@@ -104,7 +112,9 @@ def test_a_student_keeps_the_calibration_that_fits_best(make_model: MakeModel, t
     assert model.temperature == result["temperature"]
     # The model's own calibration is what it answers with.
     place = TEMPERATURES.index(result["temperature"])
-    assert (result["slope"], result["offset"]) == pytest.approx(best_odds(confidence[place], right[place]), abs=1e-3)
+    odds = best_odds(confidence[place], right[place]) if scored else (1, 0)
+    assert (result["slope"], result["offset"]) == pytest.approx(odds, abs=1e-3)
+    assert (result["offset"] != 0) == scored
     sure = change_odds(torch.from_numpy(confidence[place]), result["slope"], result["offset"])
     np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], sure, rtol=1e-4)
 

@@ -184,7 +184,7 @@ def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
     assert content["calibration"] == measured
     page = (run_folder / "report.html").read_text()
     assert page.count("<svg") == 6
-    assert "temperature is 1.50, its log-odds are taken 1.20 times and -0.10, fitted on 4" in page
+    assert "temperature is 1.50, log-odds are taken 1.20 times -0.10, fitted on 4" in page
     row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
     assert row in (run_folder / "table.md").read_text()
 

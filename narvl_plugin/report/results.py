@@ -189,8 +189,8 @@ def confidence_tables(calibration: Mapping[str, Any]) -> list[Table]:
     return [
         Table(
             title=(
-                f"Confidence: the student's temperature is {calibration['temperature']:.2f}, its log-odds are taken "
-                f"{calibration['slope']:.2f} times and {calibration['offset']:+.2f}, fitted on "
+                f"Confidence: the student's temperature is {calibration['temperature']:.2f}, log-odds are taken "
+                f"{calibration['slope']:.2f} times {calibration['offset']:+.2f}, fitted on "
                 f"{calibration['fitted_on']:,} validation rows"
             ),
             headings=("system", *CONFIDENCE_COLUMNS),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.configs import CommonConfig, FairseqConfig
 from torch import Tensor, nn
 
 from narvl_plugin.models import build, encoder, inference
@@ -78,9 +78,7 @@ def test_amp_multiplies_in_bfloat16(arch: str, amp: bool) -> None:
     model = make(arch)
     with torch.no_grad():
         exact, _ = model(**batch())
-        options = FairseqConfig()
-        options.common.amp = amp
-        model.prepare_for_inference_(options)
+        model.prepare_for_inference_(FairseqConfig(common=CommonConfig(amp=amp)))
         logits, _ = model(**batch())
         again, _ = model(**batch())
     assert logits.dtype == (torch.bfloat16 if amp else torch.float32)
