@@ -122,6 +122,12 @@ def best_temperature(temperatures: Sequence[float], confidence: Floats, right: F
     return temperatures[int(np.where(counts, log_loss(confidence, right), np.inf).argmin())]
 
 
+def with_odds(confidence: Floats, slope: float, offset: float) -> Floats:
+    """Return M confidences as `change_odds` does, (M,) -> (M,)."""
+    changed: Floats = change_odds(torch.from_numpy(confidence), slope, offset).numpy()
+    return changed
+
+
 def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
     """Return slope and offset of log-odds at which M confidences have the least cross entropy: (M,), (M,).
 
@@ -130,7 +136,7 @@ def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
 
     def loss(odds: Floats) -> float:
         slope, offset = odds
-        sure = change_odds(torch.from_numpy(confidence), slope, offset).numpy()
+        sure = with_odds(confidence, slope, offset)
         return len(right) * float(log_loss(sure[None], right[None])[0]) + ((slope - 1) ** 2 + offset**2) / 2
 
     slope, offset = minimize(loss, UNCHANGED, method="Nelder-Mead").x
@@ -254,15 +260,16 @@ def calibrate(
         slope, offset = best_odds(confidence[fitted], right[fitted])
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
-    keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if test is not None:
         judge = Judge(student, test, *common)
-        measured = {"student_uncalibrated": judge.answer(batch_size, [1.0]), "student": judge.answer(batch_size)}
-        for name, ((confidence,), (right,)) in measured.items():
-            result["systems"][name] = asdict(Reliability.of(confidence, right))
+        confidence, right = judge.answer(batch_size, [1.0, temperature])
+        confidence[1] = with_odds(confidence[1], slope, offset)
+        for place, name in enumerate(("student_uncalibrated", "student")):
+            result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
         if teacher is not None:
             (confidence,), (right,) = Judge(teacher, test, *common).answer(batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
+    keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if out is not None:
         write_whole(out, json.dumps(result, indent=2) + "\n")
     return result

@@ -251,7 +251,7 @@ def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
 
     Source: Platt, Probabilistic outputs for support vector machines, 1999.
     """
-    return torch.sigmoid(slope * torch.logit(confidence) + offset)
+    return torch.sigmoid(slope * torch.logit(confidence.clamp(0, 1)) + offset)  # sums over paths may round to above 1
 
 
 class Answers(NamedTuple):

@@ -109,10 +109,10 @@ class NarvlConfig(OfaConfig):
     )
     confidence_slope: float = field(
         default=1.0,
-        metadata={"help": "what the log-odds of a confidence are multiplied by; narvl calibrate fits it, too"},
+        metadata={"help": "what the log-odds of a confidence are multiplied by; narvl calibrate fits it of boxes"},
     )
     confidence_offset: float = field(
-        default=0.0, metadata={"help": "what is then added to them; narvl calibrate fits it, too"}
+        default=0.0, metadata={"help": "what is then added to them; narvl calibrate fits it of boxes"}
     )
     member_queries: str = field(
         default="",

@@ -88,7 +88,8 @@ class OfaModel(FairseqEncoderDecoderModel):
         """Make the model faster, in place; outputs change by rounding only (1e-4 in float32).
 
         Batch norm is folded into the trunk's convolutions, pixels' channels are laid out last, and on a CPU the weights
-        of linear layers are kept a second time, as products read them. The model can then neither be trained nor saved.
+        of large linear layers are kept a second time, as products read them. The model can then neither be trained nor
+        saved.
         """
         self.eval()
         optimise_trunk(self.encoder.embed_images)
