@@ -117,6 +117,8 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     assert (result["offset"] != 0) == scored
     sure = change_odds(torch.from_numpy(confidence[place]), result["slope"], result["offset"])
     np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], sure, rtol=1e-4)
+    on_test, _ = Judge(student, tmp_path / "train.tsv", {}, {}, "cpu").answer(4)
+    assert result["systems"]["student"]["mean_confidence"] == pytest.approx(float(on_test.mean()), rel=1e-4)
 
 
 def test_a_student_as_safetensors_keeps_it_beside_its_weights(make_model: MakeModel, tmp_path: Path) -> None:
