@@ -13,7 +13,7 @@ from narvl_plugin.models.vision import STRIDE
 class StudentGraph(nn.Module):
     """A student with the collapse of its most probable path, in which nothing depends on the numbers but numbers.
 
-    The student is changed: it is optimised for inference, and its position biases are fixed to one shape.
+    The student is changed: it is optimised for inference, and what only follows from its weights is fixed to one shape.
 
     Args:
         student: in evaluation mode.
@@ -33,7 +33,9 @@ class StudentGraph(nn.Module):
         with torch.no_grad():
             positions, biases = encoder._positions_and_biases(length, (side // STRIDE, side // STRIDE))
             encoder._kept = Fixed((positions, biases))
-            decoder._kept = Fixed(decoder.text_biases(student.num_queries, positions))
+            self_biases, cross_bias = decoder.text_biases(student.num_queries, positions)
+            decoder._kept = Fixed((self_biases, cross_bias))
+            decoder._kept_start = Fixed(decoder._before_reading(student._rows(student.member), self_biases[0]))
 
     def forward(self, patch_images: Tensor, src_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Map pictures (B, 3, side, side) and prompts (B, L) to tokens and probabilities (B, N), padded."""

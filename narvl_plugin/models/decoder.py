@@ -1,5 +1,6 @@
 """What the autoregressive and the parallel decoder share: weights, position biases, layers, projection."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -98,11 +99,13 @@ class Decoder(FairseqIncrementalDecoder):
         self,
         x: Tensor,
         encoder_out: EncoderOutput,
-        self_biases: list[Tensor],
+        self_biases: Sequence[Tensor | None],
         cross_bias: Tensor,
         caches: list[LayerCache] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Run the layers over embedded input x (B, T, D), rows of the B / copies samples in `encoder_out`.
+
+        Biases are those of `DecoderLayer`.
 
         Returns logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or
         None, `inner_states` (the output of each layer before the last norm, (T, B, D)) and `attn` (None).

@@ -84,22 +84,15 @@ class DecoderLayer(_Layer):
         self.cross_attn_ln = nn.LayerNorm(width)
 
     def forward(
-        self, x: Tensor, memory: Tensor, self_bias: Tensor, cross_bias: Tensor, cache: LayerCache | None = None
+        self, x: Tensor, memory: Tensor, self_bias: Tensor | None, cross_bias: Tensor, cache: LayerCache | None = None
     ) -> Tensor:
         """Map x (B, T, D) to (B, T, D), attending to `memory` (M, S, D), each sample of which B / M rows of x read.
 
-        `self_bias` broadcasts to (B, H, T, T), or to (B, H, 1, T so far) with a `cache`, which x then extends by
-        its keys and values; `cross_bias` broadcasts to (M, H, B / M * T, S).
+        `self_bias` is that of `attend_to_outputs`, or None if x comes from there; `cross_bias` broadcasts to
+        (M, H, B / M * T, S).
         """
-        normed = self.self_attn_layer_norm(x)
-        keys, values = self.self_attn.project_keys(normed)
-        if cache is not None:
-            if "self_keys" in cache:
-                keys = torch.cat([cache["self_keys"], keys], dim=2)
-                values = torch.cat([cache["self_values"], values], dim=2)
-            cache["self_keys"], cache["self_values"] = keys, values
-        x = self._residual(x, self.self_attn_ln(self.self_attn.attend(normed, keys, values, self_bias)))
-
+        if self_bias is not None:
+            x = self.attend_to_outputs(x, self_bias, cache)
         normed = self.encoder_attn_layer_norm(x)
         queries = normed.reshape(memory.shape[0], -1, normed.shape[2])
         if cache is None:
@@ -110,6 +103,21 @@ class DecoderLayer(_Layer):
             attended = self.encoder_attn.attend(queries, cache["cross_keys"], cache["cross_values"], cross_bias)
         x = self._residual(x, self.cross_attn_ln(attended.view_as(x)))
         return self._feed_forward(x)
+
+    def attend_to_outputs(self, x: Tensor, bias: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Do the first third of the layer, self-attention with its residual connection: (B, T, D) -> (B, T, D).
+
+        `bias` broadcasts to (B, H, T, T), or to (B, H, 1, T so far) with a `cache`, which x then extends by its keys
+        and values.
+        """
+        normed = self.self_attn_layer_norm(x)
+        keys, values = self.self_attn.project_keys(normed)
+        if cache is not None:
+            if "self_keys" in cache:
+                keys = torch.cat([cache["self_keys"], keys], dim=2)
+                values = torch.cat([cache["self_values"], values], dim=2)
+            cache["self_keys"], cache["self_values"] = keys, values
+        return self._residual(x, self.self_attn_ln(self.self_attn.attend(normed, keys, values, bias)))
 
 
 def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The parallel decoder: N learnable query tokens become N label distributions in one pass."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from .config import NarvlConfig
 from .decoder import Decoder
 from .encoder import EncoderOutput
+from .inference import Kept
+from .layers import DecoderLayer
 
 ALL = slice(None)
 
@@ -21,6 +23,7 @@ class QueryDecoder(Decoder):
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
         super().__init__(cfg, embed_tokens)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
+        self._kept_start: Kept[Tensor] = Kept()
         self.blank_row: nn.Parameter | None = None
         if cfg.freeze_embedding:
             self._train_blank_row()
@@ -32,10 +35,29 @@ class QueryDecoder(Decoder):
 
         Other queries play no part; the first of `rows` is at position 0. `prev_output_tokens` is accepted and ignored.
         """
-        queries = self.query_embed.weight[rows]
-        x = self.dropout(self.layernorm_embedding(queries))
-        x = x.expand(encoder_out.features.shape[0], -1, -1)
-        return self.run_layers(x, encoder_out, *self.text_biases(len(queries), encoder_out.positions))
+        samples = encoder_out.features.shape[0]
+        self_biases, cross_bias = self.text_biases(len(self.query_embed.weight[rows]), encoder_out.positions)
+        if self.training:  # dropout differs from sample to sample
+            x = self.embed_queries(rows).expand(samples, -1, -1)
+            return self.run_layers(x, encoder_out, self_biases, cross_bias)
+        x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
+        return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
+
+    def embed_queries(self, rows: slice) -> Tensor:
+        """Return what the first layer is given, (1, N, D)."""
+        return self.dropout(self.layernorm_embedding(self.query_embed.weight[rows]))[None]
+
+    def _before_reading(self, rows: slice, bias: Tensor) -> Tensor:
+        """Return what the first layer has when it turns to the source, (1, N, D): the same for all, so it is kept."""
+        layer = cast(DecoderLayer, self.layers[0])
+        modules = [
+            *(self.query_embed, self.layernorm_embedding),
+            *(layer.self_attn_layer_norm, layer.self_attn, layer.self_attn_ln),
+        ]
+        weights = [weight for module in modules for weight in module.parameters()]
+        return self._kept_start.get(
+            (rows.start, rows.stop), [bias, *weights], lambda: layer.attend_to_outputs(self.embed_queries(rows), bias)
+        )
 
     def project(self, x: Tensor) -> Tensor:
         """Return logits (B, N, V) of normalised features (B, N, D)."""

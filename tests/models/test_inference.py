@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from fairseq.dataclass.configs import CommonConfig, FairseqConfig
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from narvl_plugin.models import build, encoder, inference
 from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers
+from narvl_plugin.models.layers import DecoderLayer
 from narvl_plugin.models.ofa import OfaModel
 
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
@@ -137,6 +139,35 @@ def test_biases_follow_the_weights(arch: str, change: str) -> None:
     torch.testing.assert_close(after, expected, rtol=0, atol=0)
     assert change == "double" or (after - before).abs().max() > 1e-3
     assert after.dtype == (torch.double if change == "double" else torch.float)
+
+
+def test_what_comes_before_the_source_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two layers, the first attends among the queries once; in training it does so for each sample."""
+    model = make("narvl_tiny")
+    shapes: list[tuple[int, ...]] = []
+    original = DecoderLayer.attend_to_outputs
+
+    def noted(self: DecoderLayer, x: Tensor, *rest: Any) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return original(self, x, *rest)
+
+    monkeypatch.setattr(DecoderLayer, "attend_to_outputs", noted)
+    queries = model.num_queries
+    with torch.no_grad():
+        first, _ = model(**batch())
+        torch.testing.assert_close(model(**batch())[0], first, rtol=0, atol=0)
+        assert shapes == [(1, queries, 32), (2, queries, 32), (2, queries, 32)]
+        read = model.encoder(batch()["src_tokens"], patch_images=batch()["patch_images"])
+        model.decoder(None, read, slice(2, 5))
+        assert shapes[3:] == [(1, 3, 32), (2, 3, 32)]
+        torch.testing.assert_close(model.decoder(None, read)[0], first, rtol=0, atol=0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | DropPath):
+            module.p = module.drop_prob = 0.0
+    model.decoder.train()
+    in_training, _ = model.decoder(None, read)
+    assert shapes[-2:] == [(2, queries, 32)] * 2
+    torch.testing.assert_close(in_training, first)
 
 
 @BOTH
