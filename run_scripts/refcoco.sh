@@ -17,10 +17,13 @@ sizes() {
     defaults PATCH_IMAGE_SIZE=512 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5
   fi
   case $PRESET in
-    quick) defaults TRAIN=16000 VALID=500 TEST=1000 NOUNS=40 OBJECTS=2 TEACHER_UPDATES=1300 STUDENT_UPDATES=1000 ;;
+    quick)
+      defaults PATCH_IMAGE_SIZE=96 TRAIN=14000 VALID=500 TEST=1000 NOUNS=40 OBJECTS=2 BATCH=32 \
+        TEACHER_UPDATES=1300 STUDENT_UPDATES=1000
+      ;;
     full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=4000 ;;
   esac
-  # Four bins, and a blank between equal neighbours: 7 queries fit every box. A bin is two pixels here.
+  # Four bins, and a blank between equal neighbours: 7 queries fit every box. A bin is 1.5 to 2 pixels here.
   defaults QUERIES=7 NUM_BINS=64 BATCH=64 TEACHER_LR=1e-3 STUDENT_LR=2e-3 SCORE_WEIGHT=10 DROPOUT=0
   defaults STUDENT_DROPOUT=0.1 # the teacher's weights, from which it starts, have seen the rows before
 }

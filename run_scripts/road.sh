@@ -81,7 +81,7 @@ if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything
 fi
 defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_LR=2e-3 BIGRAM_WEIGHT=0 SCORE_WEIGHT=0 \
   BEAM=5 NBEST=1 SKIP_BAD_ROWS=0 UPDATE_FREQ=1 AMP=0 DROPOUT=0.1 LABEL_SMOOTHING=0 ADAM_BETA2=0.98 \
-  WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=100 OUT="runs/${name}_${PRESET}_seed$SEED"
+  WARMUP_RATIO=0.06 WORDS=20 NUM_BINS=0 DISTIL=0 TIMED=50 OUT="runs/${name}_${PRESET}_seed$SEED"
 defaults STUDENT_DROPOUT="$DROPOUT"
 
 ((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
@@ -122,6 +122,7 @@ keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=$((1 << 33))
 # Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
+cores=$((PROCESSES * THREADS))
 user_dir=$(narvl path)
 
 # --- Data -----------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ if ((nano)); then
   for split in train valid; do
     pictures=${split}_tsv
     stage "features $split" "$OUT/features/$split.tsv" \
-      env OMP_NUM_THREADS="$PROCESSES" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
+      env OMP_NUM_THREADS="$cores" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
       --image-column "$image_column" --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
   done
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv
@@ -275,6 +276,7 @@ fi
 
 # --- Results --------------------------------------------------------------------------------------------------------
 
+export OMP_NUM_THREADS=$cores # of a single program
 stage calibrate "$OUT/calibration.json" narvl calibrate "$OUT/student/checkpoint_last.pt" "$valid_tsv" \
   --test "$test_tsv" --teacher "$OUT/teacher/checkpoint_last.pt" --out "$OUT/calibration.json" --batch-size "$BATCH" \
   --bpe-dir "$vocab" "${latency_options[@]}"
@@ -284,6 +286,7 @@ for student in "${students[@]}"; do
     "${student_words[@]}"
 done
 
+export OMP_NUM_THREADS=$THREADS
 stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/checkpoint_last.pt" \
   --student "$OUT/student/checkpoint_last.pt" --data "$test_tsv" --out "$OUT/latency.json" --images "$TIMED" \
   --bpe-dir "$vocab" "${latency_options[@]}"

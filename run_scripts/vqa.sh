@@ -14,7 +14,7 @@ scoring=vqa
 sizes() {
   ((nano)) || published_sizes
   case $PRESET in
-    quick) defaults PATCH_IMAGE_SIZE=64 BATCH=128 TEACHER_UPDATES=1400 STUDENT_UPDATES=1000 ;;
+    quick) defaults PATCH_IMAGE_SIZE=64 VALID=1000 BATCH=128 TEACHER_UPDATES=900 STUDENT_UPDATES=450 ;;
     full) defaults PATCH_IMAGE_SIZE=128 BATCH=128 TEACHER_UPDATES=2500 STUDENT_UPDATES=2500 ;;
   esac
   defaults QUERIES=6
