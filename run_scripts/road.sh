@@ -56,7 +56,8 @@ read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
 # --- Settings -------------------------------------------------------------------------------------------------------
 
 defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
-if (($(nproc) == 1)) || command -v nvidia-smi >/dev/null; then
+# nproc counts no more cores than OMP_NUM_THREADS, which says how many threads one program takes.
+if (($(env -u OMP_NUM_THREADS nproc) == 1)) || command -v nvidia-smi >/dev/null; then
   defaults PROCESSES=1
 else
   defaults PROCESSES=2
