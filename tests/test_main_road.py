@@ -115,7 +115,7 @@ def test_other_tasks_take_the_same_road(
     root: Path, tmp_path: Path, name: str, teachers: list[str], settings: list[str]
 ) -> None:
     out = tmp_path / "run"
-    done = road(root, name, "PRESET=smoke", f"OUT={out}", *settings)
+    done = road(root, name, "PRESET=smoke", f"OUT={out}", "PROCESSES=1", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((out / "results.json").read_text())
     assert {*teachers, "student"} <= results["systems"].keys()
@@ -146,6 +146,17 @@ def test_settings_that_cannot_work_are_refused(root: Path, tmp_path: Path, setti
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 or shutil.which("nvidia-smi") is not None, reason="needs two cores and no GPU"
+)
+def test_two_processes_share_a_batch_however_many_threads_each_has(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    done = road(root, "caption", f"OUT={tmp_path / 'run'}", "BATCH=33")
+    assert "BATCH=33: is not divisible by PROCESSES=2" in done.stderr
 
 
 @pytest.mark.parametrize(
