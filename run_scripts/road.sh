@@ -124,6 +124,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=$((1 << 33))
 # Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
 cores=$((PROCESSES * THREADS))
+((nano)) && answered=128 || answered=$BATCH # rows at once where nothing is learned
 user_dir=$(narvl path)
 
 # --- Data -----------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ generate() {
   shift 2
   mkdir -p "$part" "$OUT/generate/$name"
   fairseq-generate "$test_tsv" "${options[@]}" --path "$OUT/$model/checkpoint_last.pt" --gen-subset test \
-    --batch-size "$BATCH" --scoring "$scoring" --results-path "$part" --no-progress-bar "$@" >"$part/log" 2>&1 ||
+    --batch-size "$answered" --scoring "$scoring" --results-path "$part" --no-progress-bar "$@" >"$part/log" 2>&1 ||
     die_of "$part/log"
   tail -n 1 "$part/generate-test.txt"
   mv "$part/generate-test.txt" "$OUT/generate/$name/generate-test.txt"
@@ -248,7 +249,7 @@ for teacher in "${teachers[@]}"; do
 done
 if ((DISTIL || BASELINES)); then
   stage distil "$OUT/distilled/train.tsv" narvl distill --teacher "$OUT/teacher/checkpoint_last.pt" \
-    --data "$train_tsv" --out "$OUT/distilled/train.tsv" --batch-size "$BATCH" \
+    --data "$train_tsv" --out "$OUT/distilled/train.tsv" --batch-size "$answered" \
     --bpe-dir "$vocab" --skip-bad-rows "$SKIP_BAD_ROWS" "${distil_options[@]}"
 fi
 for job in "${teacher_words[@]}"; do wait "$job"; done
@@ -279,7 +280,7 @@ fi
 
 export OMP_NUM_THREADS=$cores # of a single program
 stage calibrate "$OUT/calibration.json" narvl calibrate "$OUT/student/checkpoint_last.pt" "$valid_tsv" \
-  --test "$test_tsv" --teacher "$OUT/teacher/checkpoint_last.pt" --out "$OUT/calibration.json" --batch-size "$BATCH" \
+  --test "$test_tsv" --teacher "$OUT/teacher/checkpoint_last.pt" --out "$OUT/calibration.json" --batch-size "$answered" \
   --bpe-dir "$vocab" "${latency_options[@]}"
 
 for student in "${students[@]}"; do

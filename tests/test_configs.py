@@ -143,7 +143,7 @@ def test_the_published_recipes(
 @pytest.mark.parametrize(
     ("task", "student_updates", "teacher_updates", "lr", "dropout", "batch", "image", "bins"),
     [
-        ("caption", 900, 900, 2e-3, 0.0, 32, 96, 0),
+        ("caption", 500, 600, 2e-3, 0.0, 32, 96, 0),
         ("vqa", 450, 900, 2e-3, 0.1, 128, 64, 0),
         ("gqa", 200, 900, 5e-4, 0.0, 128, 64, 0),
         ("refcoco", 1000, 1300, 1e-3, 0.0, 32, 96, 64),
