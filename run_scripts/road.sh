@@ -19,6 +19,7 @@
 #   EMA_DECAY  of averaged weights, which are then what training leaves (none)
 #   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
 #   THREADS    torch's threads in each (1)
+#   WORKERS    processes that read and decode pictures beside each (1); nano's features need none
 #
 # and, each with a default by preset, what the tables of the task's script list: sizes of the data, updates, learning
 # rates.
@@ -173,28 +174,29 @@ fi
 # --- Training -------------------------------------------------------------------------------------------------------
 
 # train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
-# fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a tenth of the updates back at
+# fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a fifth of the updates back at
 # most. On CPU fairseq is started once for each process that shares the batch.
 train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
   shift 5
   mkdir -p "$folder"
-  local -a length average=() mixed=()
+  local -a length average=() mixed=() workers=()
   if [[ -n ${EPOCHS:-} ]]; then
     length=(--max-epoch "$EPOCHS" --save-interval 1 --no-epoch-checkpoints --save-interval-updates 2000
       --validate-interval 1 --log-interval 50)
   else
-    local every=$((updates / 10 + 1))
+    local every=$((updates / 5 + 1))
     length=(--max-update "$updates" --save-interval 1000000 --save-interval-updates "$every"
       --validate-interval 1000000 --validate-interval-updates "$every" --log-interval $((updates / 40 + 1)))
   fi
   [[ -z ${EMA_DECAY:-} ]] || average=(--store-ema --ema-decay "$EMA_DECAY")
   ((!AMP)) || mixed=(--amp)
+  ((!nano)) || workers=(--num-workers 0)
   local -a command=(fairseq-train "$tsv,$valid_tsv" "${options[@]}" --arch "$arch" --criterion "$@"
     --batch-size $((BATCH / PROCESSES)) --update-freq "$UPDATE_FREQ"
     --optimizer fused_adam --adam-betas "(0.9, $ADAM_BETA2)" --adam-eps 1e-8 --weight-decay 0.01 --clip-norm 1.0
     --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio "$WARMUP_RATIO" "${length[@]}" "${average[@]}"
-    "${mixed[@]}" --save-dir "$folder" --keep-interval-updates 1 --log-format json)
+    "${mixed[@]}" "${workers[@]}" --save-dir "$folder" --keep-interval-updates 1 --log-format json)
   if ((PROCESSES > 1)); then
     rm -f "$folder/rendezvous"
     command+=(--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-no-spawn
