@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, plural, write_scenes
+from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, plural, write_scenes, writer
 from narvl_plugin.data.scenes.art import embedded_art
 from narvl_plugin.data.scenes.compose import HeldOutPairs
 from narvl_plugin.data.scenes.nouns import art_file_name, with_article
@@ -34,8 +34,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
+        if name == "second":  # the same from several processes
+            monkeypatch.setattr(writer, "_PICTURES_PER_PROCESS", 3)
         write_scenes(tmp_path / name, train=12, valid=3, test=3, seed=seed, nouns=20, tasks=TASKS)
     for path in sorted((tmp_path / "first").rglob("*.tsv")):
         inside = path.relative_to(tmp_path / "first")

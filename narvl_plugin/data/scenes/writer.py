@@ -2,14 +2,17 @@
 
 import base64
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
 
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from narvl_plugin.data.scenes.art import load_art
@@ -22,6 +25,7 @@ from narvl_plugin.data.vqa_gen import parse_answers
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
 _MIN_SIDE = 32
+_PICTURES_PER_PROCESS = 500  # for fewer, another process is not worth its start
 ANSWERS = 3  # their column among those of vqa_gen
 
 
@@ -65,7 +69,7 @@ def write_scenes(
     chosen = NOUNS[:nouns]
     composer = Composer(load_art(chosen, art), HeldOutPairs(chosen, seed), size, max_objects)
     for split, count in counts.items():
-        _write_split(Path(out), split, count, composer, seed, tasks)
+        _write_split(Path(out), _Rows(split, count, composer, seed, tasks))
     if "vqa_gen" in tasks:
         folder = Path(out) / "vqa_gen"
         (folder / ANSWER_LIST).unlink(missing_ok=True)
@@ -101,24 +105,43 @@ def _check_settings(counts: dict[str, int], size: int, nouns: int, max_objects: 
         raise SceneSettingError(f"tasks={', '.join(tasks) or '(none)'}: choose from {', '.join(TASKS)}")
 
 
-def _write_split(out: Path, split: str, count: int, composer: Composer, seed: int, tasks: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class _Rows(Dataset[list[str]]):
+    """The scenes of a split by their number: a row for each task."""
+
+    split: str
+    count: int
+    composer: Composer
+    seed: int
+    tasks: Sequence[str]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> list[str]:
+        name = f"{self.seed}/{self.split}/{index}"
+        scene, picture = self.composer.compose(Random(f"{name}/scene"), unseen_pairs=self.split == "test")
+        image_id, nouns = f"{self.split}-{index:06d}", tuple(self.composer.glyphs)
+        example = Example(image_id, scene, _encode(picture), self.composer.side, nouns)
+        return ["\t".join(ROWS[task](example, Random(f"{name}/{task}"))) for task in self.tasks]
+
+
+def _write_split(out: Path, rows: _Rows) -> None:
     """Write one split of every task, first under temporary names so that a finished file is a whole one."""
-    paths = {task: out / task / f"{split}.tsv" for task in tasks}
-    parts = {task: path.with_name(f"{path.name}.part") for task, path in paths.items()}
+    paths = [out / task / f"{rows.split}.tsv" for task in rows.tasks]
+    parts = [path.with_name(f"{path.name}.part") for path in paths]
+    workers = min(os.cpu_count() or 1, len(rows) // _PICTURES_PER_PROCESS)
+    drawn = DataLoader(rows, batch_size=None, num_workers=workers)  # in order
     with ExitStack() as stack:
-        files = {}
-        for task, part in parts.items():
+        files = []
+        for part in parts:
             part.parent.mkdir(parents=True, exist_ok=True)
-            files[task] = stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
-        for index in tqdm(range(count), desc=f"scenes {split}", unit="picture"):
-            name = f"{seed}/{split}/{index}"
-            scene, picture = composer.compose(Random(f"{name}/scene"), unseen_pairs=split == "test")
-            image_id, nouns = f"{split}-{index:06d}", tuple(composer.glyphs)
-            example = Example(image_id, scene, _encode(picture), composer.side, nouns)
-            for task, file in files.items():
-                file.write("\t".join(ROWS[task](example, Random(f"{name}/{task}"))) + "\n")
-    for task, part in parts.items():
-        part.replace(paths[task])
+            files.append(stack.enter_context(part.open("w", encoding="utf-8", newline="\n")))
+        for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="picture"):
+            for file, line in zip(files, lines, strict=True):
+                file.write(line + "\n")
+    for part, path in zip(parts, paths, strict=True):
+        part.replace(path)
 
 
 def _encode(picture: Image.Image) -> str:
