@@ -17,7 +17,6 @@ from narvl_plugin.bench import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
 from narvl_plugin.models.config import PADDING_INDEX
-from narvl_plugin.models.inference import Kept
 from narvl_plugin.models.narvl import NarvlModel
 
 MATRIX = 2048
@@ -79,7 +78,8 @@ def distance_to_floor(
     left, right = torch.randn(2, MATRIX, MATRIX, device=device)
 
     def plain() -> None:
-        student.encoder._kept, student.decoder._kept = Kept(), Kept()
+        for kept in (student.encoder._kept, student.decoder._kept, student.decoder._kept_start):
+            kept.forget()
         _answer(student, inputs)
 
     calls: dict[str, Callable[[], object]] = {

@@ -33,14 +33,18 @@ class Kept(Generic[Value]):
     def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
         """Return what `compute` does, or what it did for the same key and the same tensors with the same values."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._source = self._value = None
+            self.forget()
             return compute()
         source = (key, *map(_State, tensors))
         if source != self._source or self._value is None:
-            self._source = self._value = None  # frees the old value before there is a new one
+            self.forget()  # frees the old value before there is a new one
             self._value = compute()
             self._source = source
         return self._value
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        self._source = self._value = None
 
 
 class Fixed(Kept[Value]):
