@@ -155,7 +155,7 @@ def test_two_processes_share_a_batch_however_many_threads_each_has(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    done = road(root, "caption", f"OUT={tmp_path / 'run'}", "BATCH=33")
+    done = road(root, "caption", "PRESET=smoke", f"OUT={tmp_path / 'run'}", "BATCH=33")
     assert "BATCH=33: is not divisible by PROCESSES=2" in done.stderr
 
 

@@ -160,6 +160,11 @@ def test_what_comes_before_the_source_is_computed_once(monkeypatch: pytest.Monke
         read = model.encoder(batch()["src_tokens"], patch_images=batch()["patch_images"])
         model.decoder(None, read, slice(2, 5))
         assert shapes[3:] == [(1, 3, 32), (2, 3, 32)]
+        other, _ = model.decoder(None, read, slice(5, 8))
+        torch.testing.assert_close(copy.deepcopy(model).decoder(None, read, slice(5, 8))[0], other, rtol=0, atol=0)
+        torch.testing.assert_close(model.decoder(None, read)[0], first, rtol=0, atol=0)
+        model.decoder.query_embed.weight.neg_()  # on which no bias depends
+        first, _ = copy.deepcopy(model).decoder(None, read)
         torch.testing.assert_close(model.decoder(None, read)[0], first, rtol=0, atol=0)
     for module in model.modules():
         if isinstance(module, nn.Dropout | DropPath):
