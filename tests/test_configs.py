@@ -145,9 +145,9 @@ def test_the_published_recipes(
     [
         ("caption", 500, 600, 2e-3, 0.0, 32, 96, 0),
         ("vqa", 450, 900, 2e-3, 0.1, 128, 64, 0),
-        ("gqa", 600, 1200, 5e-4, 0.0, 128, 96, 0),
+        ("gqa", 300, 800, 5e-4, 0.0, 128, 64, 0),
         ("refcoco", 500, 700, 1e-3, 0.0, 64, 96, 64),
-        ("snli_ve", 500, 1200, 5e-4, 0.0, 128, 64, 0),
+        ("snli_ve", 200, 800, 5e-4, 0.0, 128, 64, 0),
     ],
 )
 def test_embedded_recipes_are_those_of_the_scripts(
