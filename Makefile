@@ -18,7 +18,7 @@ setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1
 demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (10 to 20 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
-demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (an hour and a half or more)
+demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (an hour or more)
 	for task in caption refcoco snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
