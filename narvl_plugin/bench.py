@@ -302,7 +302,9 @@ def teacher_searches(task: BaseTask) -> dict[str, Search]:
     if task.trie is not None:
         searches["teacher_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
     if str(task.cfg.prompt_type) != "src":  # from which no beam search can start
-        searches["teacher_beam5"] = Search({"beam": 5}, {"val_inference_type": "beamsearch"})
+        along_list = {"val_inference_type": "beamsearch"}
+        searches["teacher_beam5"] = Search({"beam": 5}, along_list)
+        searches["teacher_greedy"] = Search({"beam": 1}, along_list)
     return searches
 
 

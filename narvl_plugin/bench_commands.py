@@ -29,7 +29,7 @@ def latency(
     ans2label_file: Ans2LabelFile = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Time teacher (beam 5 and greedy; all answers scored and beam 5) and student, one picture at a time, in turns."""
+    """Time teacher (beam 5, greedy, all answers of a list) and student, one picture at a time, in turns."""
     from narvl_plugin import bench
 
     given = {"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}

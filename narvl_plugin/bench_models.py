@@ -77,12 +77,11 @@ class ExportedPredictor:
 
 def student_searches(task: BaseTask) -> dict[str, Search]:
     """Return how a student is asked, by name of the system."""
+    search: dict[str, Any] = {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
+    searches = {"student_greedy": Search({"beam": 1}, search), "student_beam5": Search({"beam": 5}, search)}
     if isinstance(task, AnswerTask) and task.trie is not None:
-        return {
-            "student_greedy": Search({"beam": 1}, {"val_inference_type": "beamsearch"}),
-            "student_allcand": Search({"beam": 1}, {"val_inference_type": "allcand"}),
-        }
-    return {"student_greedy": Search({"beam": 1}, {}), "student_beam5": Search({"beam": 5}, {})}
+        searches["student_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
+    return searches
 
 
 def compare(

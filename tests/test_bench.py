@@ -22,6 +22,7 @@ from narvl_plugin.bench import (
     measure_latency,
     teacher_searches,
 )
+from narvl_plugin.bench_models import student_searches
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
@@ -381,30 +382,34 @@ def entailment_teacher(data: Path, vocabulary: Path, **options: Any) -> Predicto
     return Predictor(model, task, {}, torch.device("cpu"))
 
 
-def test_teachers_of_answers_are_timed_both_ways(
+def test_teachers_of_answers_are_timed_in_all_ways(
     write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
 ) -> None:
     teacher = entailment_teacher(write_tsv("test.tsv", snli_ve_rows), answer_vocabulary)
     searches = teacher_searches(teacher.task)
-    assert list(searches) == ["teacher_allcand", "teacher_beam5"]
+    assert list(searches) == ["teacher_allcand", "teacher_beam5", "teacher_greedy"]
     asked = {name: teacher.with_options(way.task_options, **way.generation) for name, way in searches.items()}
     assert isinstance(asked["teacher_allcand"].generator, CandidateGenerator)
     assert isinstance(asked["teacher_beam5"].generator, TrieSequenceGenerator)
+    assert asked["teacher_greedy"].generator.beam_size == 1
     # With a beam as wide as the list both find the best of the three answers, which are said without a prompt.
     answers = [[predictor(row) for row in range(4)] for predictor in asked.values()]
     assert answers[0] == answers[1]
-    assert set(answers[0]) <= {"yes", "no", "maybe"}
+    assert set(answers[0] + answers[2]) <= {"yes", "no", "maybe"}
     assert str(teacher.task.cfg.val_inference_type) == "allcand"  # as it was
 
 
-def test_ways_to_ask_that_a_teacher_does_not_have_are_not_timed(vocabulary: Path, answer_vocabulary: Path) -> None:
+def test_ways_to_ask_that_a_task_does_not_have_are_not_timed(vocabulary: Path, answer_vocabulary: Path) -> None:
     files = {"data": "gone.tsv", "bpe_dir": str(vocabulary), "num_bins": 10}
     without_list = VqaGenTask.setup_task(VqaGenConfig(**files))
-    assert list(teacher_searches(without_list)) == ["teacher_beam5"]
+    assert list(teacher_searches(without_list)) == ["teacher_beam5", "teacher_greedy"]
+    assert list(student_searches(without_list)) == ["student_greedy", "student_beam5"]
     from_source = SnliVeTask.setup_task(SnliVeConfig(**files | {"bpe_dir": str(answer_vocabulary)}, prompt_type="src"))
     assert list(teacher_searches(from_source)) == ["teacher_allcand"]
+    assert list(student_searches(from_source)) == ["student_greedy", "student_beam5", "student_allcand"]
     boxes = RefcocoTask.setup_task(RefcocoConfig(**files))
     assert list(teacher_searches(boxes)) == ["teacher_beam5", "teacher_greedy"]
+    assert list(student_searches(boxes)) == ["student_greedy", "student_beam5"]
 
 
 def test_a_checkpoint_generates_as_it_was_validated(
