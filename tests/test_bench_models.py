@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from narvl_plugin.bench_models import BATCHES, compare, table
 from narvl_plugin.bench_stages import STAGES
@@ -14,7 +17,11 @@ from narvl_plugin.export import export
 
 
 @pytest.mark.integration
-def test_every_system_is_measured(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_system_is_measured(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_cache_limit_hit", True)  # or layers would run uncompiled
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))  # in seconds
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
     export(student, tmp_path / "graph", to="torch-export")

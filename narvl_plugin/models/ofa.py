@@ -22,6 +22,9 @@ from .interop import fit_state
 
 logger = logging.getLogger(__name__)
 
+COMPILED_FORMS = 64
+"""Shapes and other arguments of a layer, fixed in advance, for which torch.compile compiles it anew."""
+
 
 @register_model("ofa", dataclass=OfaConfig)
 class OfaModel(FairseqEncoderDecoderModel):
@@ -106,6 +109,9 @@ class OfaModel(FairseqEncoderDecoderModel):
 
         The first batch of each shape then waits for its compilation. Outputs change by rounding only.
         """
+        # All layers of a class share what was compiled, and a teacher's are called in more forms than the eight that
+        # torch allows: in a first step or a later one, for one row or more. It would not compile what comes after them.
+        torch._dynamo.config.cache_size_limit = COMPILED_FORMS
         stages = [stage for stage in self.encoder.embed_images.children() if any(True for _ in stage.parameters())]
         for module in (*stages, *self.encoder.layers, *self.decoder.layers):
             module.compile()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from fairseq.dataclass.configs import CommonConfig, FairseqConfig
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from narvl_plugin.models import build, encoder, inference
 from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers
@@ -72,6 +74,20 @@ def test_optimised_models_say_the_same(arch: str, trunk: str) -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     assert before.std() > 0.1
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.encoder.embed_images.modules())
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_models_say_the_same() -> None:
+    model = make("narvl_tiny")
+    with torch.no_grad():
+        before, _ = model(**batch())
+        model.optimize_for_inference()
+        model.compile_for_inference()
+        counters.clear()
+        after, _ = model(**batch())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] > 2  # of the trunk's stages, layers of the encoder and of the decoder
 
 
 @BOTH
