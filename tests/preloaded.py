@@ -6,6 +6,7 @@ A run script starts a dozen programs, each of which imports torch, fairseq and t
     python preloaded.py run SOCKET PROGRAM ARGUMENT...  runs a program as if it were started here
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -28,6 +29,7 @@ def serve(address: str) -> NoReturn:
         importlib.import_module(slow)
     logging.root.handlers.clear()  # fairseq logs while it is imported; programs set logging up before
     logging.root.setLevel(logging.WARNING)
+    gc.freeze()  # or each fork would spend a second on freeing it all when it ends
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
