@@ -24,7 +24,7 @@ from narvl_plugin.ctc.lattice import (
     state_emissions,
 )
 
-__all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_loss"]
+__all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_any_loss", "query_ctc_loss"]
 
 # Numbers handled at a time where a (B, N, V) tensor is read: on CPU what one core's cache holds, so that the passes
 # of one piece do not go to memory; on other devices enough to keep them busy, yet little beside the logits.

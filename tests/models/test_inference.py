@@ -15,8 +15,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from narvl_plugin.models import build, encoder, inference
-from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers
+from narvl_plugin.models import build, encoder, inference, ofa
+from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers, product_time
 from narvl_plugin.models.layers import DecoderLayer
 from narvl_plugin.models.ofa import OfaModel
 
@@ -92,7 +92,8 @@ def test_compiled_models_say_the_same() -> None:
 
 @BOTH
 @pytest.mark.parametrize("amp", [False, True])
-def test_amp_multiplies_in_bfloat16(arch: str, amp: bool) -> None:
+def test_amp_multiplies_in_bfloat16(arch: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ofa, "product_time", lambda device, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
     model = make(arch)
     with torch.no_grad():
         exact, _ = model(**batch())
@@ -103,6 +104,22 @@ def test_amp_multiplies_in_bfloat16(arch: str, amp: bool) -> None:
     torch.testing.assert_close(again, logits, rtol=0, atol=0)
     difference = float((logits.float() - exact).std() / exact.std())
     assert (1e-3 < difference < 0.1) if amp else difference < 1e-5
+
+
+def test_amp_keeps_to_float32_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ofa, "product_time", lambda device, dtype: 3.0 if dtype == torch.bfloat16 else 2.0)
+    model = make("narvl_tiny")
+    model.prepare_for_inference_(FairseqConfig(common=CommonConfig(amp=True)))
+    with torch.no_grad():
+        assert model(**batch())[0].dtype == torch.float32
+    assert "--amp: cpu is 1.5 times as fast in float32, which is used" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_takes_time(dtype: torch.dtype) -> None:
+    assert 0 < product_time(torch.device("cpu"), dtype) < 10
 
 
 def test_what_follows_a_batch_norm_stays() -> None:
