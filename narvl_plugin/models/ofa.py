@@ -23,7 +23,7 @@ from .interop import fit_state
 logger = logging.getLogger(__name__)
 
 COMPILED_FORMS = 64
-"""Shapes and other arguments of a layer, fixed in advance, for which torch.compile compiles it anew."""
+"""How often torch.compile may compile a layer anew, for other shapes and arguments."""
 
 
 @register_model("ofa", dataclass=OfaConfig)

@@ -84,6 +84,7 @@ def test_compiled_models_say_the_same() -> None:
         before, _ = model(**batch())
         model.optimize_for_inference()
         model.compile_for_inference()
+        torch.compiler.reset()
         counters.clear()
         after, _ = model(**batch())
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
