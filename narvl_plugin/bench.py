@@ -291,20 +291,22 @@ class Search(NamedTuple):
     task_options: dict[str, Any]
 
 
+def searching(task: BaseTask) -> dict[str, Any]:
+    """Return the task's options with which outputs are searched for, where all answers could be scored instead."""
+    return {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
+
+
 def teacher_searches(task: BaseTask) -> dict[str, Search]:
     """Return how teachers of a task are asked, by name of the system, the usual way first.
 
     Answers of a closed list are scored one and all, or searched for; captions and boxes are searched for.
     """
-    if not isinstance(task, AnswerTask):
-        return {"teacher_beam5": Search({"beam": 5}, {}), "teacher_greedy": Search({"beam": 1}, {})}
     searches = {}
-    if task.trie is not None:
+    if isinstance(task, AnswerTask) and task.trie is not None:
         searches["teacher_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
-    if str(task.cfg.prompt_type) != "src":  # from which no beam search can start
-        along_list = {"val_inference_type": "beamsearch"}
-        searches["teacher_beam5"] = Search({"beam": 5}, along_list)
-        searches["teacher_greedy"] = Search({"beam": 1}, along_list)
+    if not (isinstance(task, AnswerTask) and str(task.cfg.prompt_type) == "src"):  # no beam search can start from src
+        searches["teacher_beam5"] = Search({"beam": 5}, searching(task))
+        searches["teacher_greedy"] = Search({"beam": 1}, searching(task))
     return searches
 
 

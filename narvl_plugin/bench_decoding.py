@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narvl_plugin.bench import Predictor, describe_machine, in_turns, measure_latency, use_threads
+from narvl_plugin.bench import Predictor, describe_machine, in_turns, measure_latency, searching, use_threads
 from narvl_plugin.calibration import Reliability
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in
@@ -66,8 +66,8 @@ def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | Non
     any_ngram = {"no_repeat_ngram_size": 0}
     ways = {FREE: way(1), "greedy": way(1, any_ngram)}
     if isinstance(task, AnswerTask) and task.trie is not None:
-        ways["greedy"] = way(1, any_ngram, val_inference_type="beamsearch")
-        ways["beam 5"] = way(5, val_inference_type="beamsearch")
+        ways["greedy"] = way(1, any_ngram, **searching(task))
+        ways["beam 5"] = way(5, **searching(task))
         ways["all answers"] = way(5, val_inference_type="allcand")
     elif isinstance(task, RefcocoTask):
         ways["expected IoU"] = way(5)
@@ -80,9 +80,8 @@ def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | Non
         if frequencies is not None:
             ways["beam 16, expected CIDEr"] = way(16, any_ngram, mbr="cider", mbr_frequencies=str(frequencies))
     if teacher is not None:
-        rescored = {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
         for weight in (0.5, 1.0, 4.0):
-            options = {**rescored, "rescore_with": str(teacher), "rescore_weight": weight}
+            options = {**searching(task), "rescore_with": str(teacher), "rescore_weight": weight}
             ways[f"beam 5 and {weight:g} of the teacher"] = way(5, any_ngram, **options)
     return ways
 

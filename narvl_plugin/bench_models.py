@@ -22,6 +22,7 @@ from narvl_plugin.bench import (
     describe_machine,
     images_per_second,
     measure_latency,
+    searching,
     teacher_searches,
     use_threads,
 )
@@ -77,8 +78,10 @@ class ExportedPredictor:
 
 def student_searches(task: BaseTask) -> dict[str, Search]:
     """Return how a student is asked, by name of the system."""
-    search: dict[str, Any] = {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
-    searches = {"student_greedy": Search({"beam": 1}, search), "student_beam5": Search({"beam": 5}, search)}
+    searches = {
+        "student_greedy": Search({"beam": 1}, searching(task)),
+        "student_beam5": Search({"beam": 5}, searching(task)),
+    }
     if isinstance(task, AnswerTask) and task.trie is not None:
         searches["student_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
     return searches

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.benchmark import Timer
 
 LARGE = 2**19
 """Numbers in a weight from which on packing it saves more time than a packed layer's call adds, a tenth of a ms."""
@@ -115,6 +114,8 @@ def pack_linear_layers(module: nn.Module) -> None:
 
 def product_time(device: torch.device, dtype: torch.dtype) -> float:
     """Measure what a device takes for a product of two matrices of a type, in seconds: the best of three times."""
+    from torch.utils.benchmark import Timer  # which takes a tenth of a second, and most programs do without
+
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=dtype)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
     timer.timeit(1)
