@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Predictor:
         data: Path,
         *,
         task_overrides: Mapping[str, Any] | None = None,
+        role: Literal["teacher", "student"] | None = None,
         device: torch.device | str = "cpu",
     ) -> "Predictor":
         """Load a checkpoint and open a TSV file as its test split.
@@ -69,13 +70,14 @@ class Predictor:
             checkpoint: a file of fairseq-train, teacher or student.
             data: the TSV file.
             task_overrides: task options that differ from the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
+            role: which kind of model it must be; None takes either.
             device: where to run.
 
         Raises:
             MissingInput, InputError: when the checkpoint, its vocabulary or the file cannot be used.
         """
         overrides = {**(task_overrides or {}), "data": str(data)}
-        (model,), task, _ = checkpoints.load(checkpoint, task_overrides=overrides, device=device)
+        (model,), task, _ = checkpoints.load(checkpoint, task_overrides=overrides, role=role, device=device)
         task.load_dataset(SPLIT)
         model.prepare_for_inference_(FairseqConfig())
         return cls(model, task, {}, torch.device(device))
@@ -344,7 +346,7 @@ def latency(
         InputError: for files or options that cannot be used.
     """
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
-    asked, parallel = load(teacher), load(student)
+    asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     if type(asked.task) is not type(parallel.task):
         raise InputError(
             f"{teacher} was trained for {asked.task.cfg._name}, {student} for {parallel.task.cfg._name}; give "

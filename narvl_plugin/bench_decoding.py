@@ -18,7 +18,6 @@ from narvl_plugin.bench import Predictor, describe_machine, in_turns, measure_la
 from narvl_plugin.calibration import Reliability
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in
-from narvl_plugin.errors import InputError
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models import build
 from narvl_plugin.models.encoder import EncoderOutput
@@ -129,9 +128,7 @@ def decoding(
     Raises:
         InputError: for files that cannot be used.
     """
-    loaded = Predictor.load(student, data, task_overrides=task_overrides, device=device)
-    if not hasattr(loaded.model, "blank"):
-        raise InputError(f"{student}: is a teacher; these are ways of decoding a student")
+    loaded = Predictor.load(student, data, task_overrides=task_overrides, role="student", device=device)
     predictors = {
         name: loaded.with_options(way.task_options, **{**way.generation, "beam": way.beam})
         for name, way in ways_to_decode(loaded.task, teacher, frequencies).items()

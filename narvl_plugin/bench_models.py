@@ -120,7 +120,7 @@ def compare(
         InputError: for files or options that cannot be used.
     """
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
-    asked, parallel = load(teacher), load(student)
+    asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     systems: dict[str, Any] = {}
     for predictor, searches in ((asked, teacher_searches), (parallel, student_searches)):
         for way, search in searches(predictor.task).items():

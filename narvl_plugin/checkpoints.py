@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
+from fairseq.utils import split_paths
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig
+from narvl_plugin.models.interop import QUERIES
+from narvl_plugin.tasks.base import PER_RUN, BaseTask, BaseTaskConfig
+
+logger = logging.getLogger(__name__)
+
+OF_ANY_TASK = frozenset(
+    {"bpe_dir", "num_bins", "patch_image_size", "max_image_size", "imagenet_default_mean_and_std", "max_src_length"}
+)
+"""Options that a checkpoint's other task, such as OFA's pretraining, shares with ours."""
+COMPARED_BY_CONTENT = frozenset({"bpe_dir", "num_bins"})
+"""Options about whose difference nothing is said, since the vocabulary's checksum or size is compared."""
 
 
 class Loaded(NamedTuple):
@@ -30,29 +45,37 @@ def load(
     *,
     task_name: str = "caption",
     task_overrides: Mapping[str, Any] | None = None,
+    role: Literal["teacher", "student"] | None = None,
     device: str | torch.device = "cpu",
 ) -> Loaded:
     """Load one checkpoint, or several as an ensemble that shares the task of the first.
 
-    The task's options are those that the checkpoint was trained with, as far as our tasks have them, so that
-    a published checkpoint needs `bpe_dir` and `data` only.
+    The task's options are those of the training, see `task_options`, so that a published checkpoint needs `bpe_dir` and
+    `data` only.
 
     Args:
         paths: files of fairseq-train or published ones.
         task_name: the task of a checkpoint that was trained on none of ours.
         task_overrides: task options that differ from the checkpoint's, such as `{"data": "test.tsv"}`; those
             that are None count as not given.
+        role: which kind of model the caller needs; None takes either.
         device: where the models go.
 
     Raises:
         MissingInput: a checkpoint or the folder of its vocabulary does not exist.
-        InputError: a file is no checkpoint, or it does not say which vocabulary it was trained with.
+        InputError: a file is no checkpoint, it does not say which vocabulary it was trained with, its vocabulary is
+            another one than the task's, or its model has another role.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     given = {name: value for name, value in (task_overrides or {}).items() if value is not None}
     states = [_read(file, bool(given.get("ema_eval"))) for file in files]
-    trained = _trained_task(states[0], given.get("member") or task_name)
-    task = setup_task(_task_config(files[0], trained, task_name, given))
+    for file, state in zip(files, states, strict=True):
+        found = "student" if QUERIES in state["model"] else "teacher"
+        if role not in (None, found):
+            raise InputError(f"{file}: is a {found}; give the checkpoint of a {role}")
+    trained = trained_options(states[0], str(given.get("member") or task_name))
+    name = trained["_name"] if is_ours(str(trained.get("_name"))) else task_name
+    task = setup_task(task_options(files[0], trained, name, given))
     models = []
     for file, state in zip(files, states, strict=True):
         try:
@@ -63,34 +86,110 @@ def load(
     return Loaded(models, task, cfg)
 
 
+def is_ours(task_name: str) -> bool:
+    """Say whether a task is one of our single tasks."""
+    known = TASK_DATACLASS_REGISTRY.get(task_name)
+    return known is not None and issubclass(known, BaseTaskConfig)
+
+
+def option_names(task_name: str) -> set[str]:
+    """Return the names of the options of one of our tasks."""
+    return {field.name for field in fields(TASK_DATACLASS_REGISTRY[task_name])} - {"_name"}
+
+
+def task_for(file: str, task_name: str, given: Mapping[str, Any]) -> BaseTask | None:
+    """Return the task that a command names, with the options of a checkpoint's training; None if it is none of ours.
+
+    `given` are the options that the command line gives. Raises as `task_options` does.
+    """
+    if not is_ours(task_name):
+        return None
+    trained = trained_options(_read(Path(file), averaged=False), str(given.get("member") or task_name))
+    own = {name: given[name] for name in option_names(task_name) & given.keys()}
+    return setup_task(task_options(Path(file), trained, task_name, own))
+
+
+def take_up_options(args: Namespace, given: Collection[str]) -> None:
+    """Give the arguments of fairseq-generate, in place, the task's options of the training of the model in --path.
+
+    Args:
+        args: what was parsed, of one of our tasks.
+        given: names of the arguments that the command line itself gave; these stay, and a difference is warned of.
+
+    Raises:
+        MissingInput, InputError: a checkpoint cannot be read, or its options cannot be used.
+    """
+    own = {name: getattr(args, name) for name in option_names(args.task) & set(given)}
+    for file in reversed(split_paths(args.path)):  # of an ensemble the first rules
+        state = _read(Path(file), averaged=False)
+        trained = trained_options(state, str(args.member or args.task))
+        options = task_options(Path(file), trained, args.task, own)
+    for name in option_names(args.task):
+        value = options[name]
+        if name not in PER_RUN:
+            setattr(args, name, str(value) if isinstance(value, Enum) else value)
+
+
+def trained_options(state: Mapping[str, Any], member: str) -> Mapping[str, Any]:
+    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member."""
+    members = (state.get("task_state") or {}).get("members", {})
+    options = members.get(member) if isinstance(members, dict) else None
+    if isinstance(options, dict):
+        return options
+    options = state["cfg"].get("task")
+    return dict(vars(options)) if isinstance(options, Namespace) else options or {}
+
+
+def task_options(file: Path, trained: Mapping[str, Any], task_name: str, given: Mapping[str, Any]) -> DictConfig:
+    """Return the options of a task with which a checkpoint's model is to be used.
+
+    They are those of its training, where the caller gives no other; a difference is warned of. What one command is to
+    do (`PER_RUN`) is never taken from a checkpoint. Of a checkpoint of another task only `OF_ANY_TASK` are taken.
+
+    Args:
+        file: the checkpoint, for messages.
+        trained: the options of its task.
+        task_name: one of our tasks.
+        given: the caller's options.
+
+    Raises:
+        InputError: the task has no such option, an option has another type, or the vocabulary is not known.
+    """
+    names, known = option_names(task_name), TASK_DATACLASS_REGISTRY[task_name]
+    unknown = given.keys() - names
+    if unknown:
+        raise InputError(f"the task {task_name} has no option {', '.join(sorted(unknown))}")
+    kept = {
+        name: trained[name]
+        for name in sorted(names - PER_RUN)
+        if trained.get(name) is not None and (trained.get("_name") == task_name or name in OF_ANY_TASK)
+    }
+    values = {"data": "none", **kept, **given}
+    if values.get("bpe_dir") in (None, "", "???"):
+        raise InputError(
+            f"{file}: does not say which vocabulary it was trained with; give --bpe-dir, the folder with it"
+        )
+    try:
+        defaults = OmegaConf.structured(known(_name=task_name))
+        options, before = OmegaConf.merge(defaults, values), OmegaConf.merge(defaults, kept)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: the options of its task cannot be used ({reason})") from error
+    for name in sorted(kept.keys() & given.keys() - COMPARED_BY_CONTENT):
+        if _differ(options[name], before[name]):
+            option = name.replace("_", "-")
+            logger.warning("%s: was trained with --%s %s, now --%s %s", file, option, before[name], option, given[name])
+    return options
+
+
+def _differ(value: Any, other: Any) -> bool:
+    """Say whether two values of an option differ. Two paths of one file do not."""
+    return value != other and not (isinstance(value, str) and Path(value).resolve() == Path(other).resolve())
+
+
 def _read(file: Path, averaged: bool) -> dict[str, Any]:
     """Read a checkpoint's tensors, its averaged ones or those last trained, and its configuration to the CPU."""
     state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(file), {"ema_eval": averaged})
     if state.get("cfg") is None:
         raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
     return state
-
-
-def _trained_task(state: dict[str, Any], member: str) -> DictConfig:
-    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member."""
-    members = (state.get("task_state") or {}).get("members", {})
-    return OmegaConf.create(members[member]) if member in members else state["cfg"].task
-
-
-def _task_config(file: Path, trained: DictConfig, task_name: str, given: Mapping[str, Any]) -> DictConfig:
-    """Return the options of our task that the checkpoint has or the caller gives."""
-    name = trained.get("_name")
-    known = TASK_DATACLASS_REGISTRY.get(name)
-    if known is None or not issubclass(known, BaseTaskConfig):
-        name, known = task_name, TASK_DATACLASS_REGISTRY[task_name]
-    names = {field.name for field in fields(known)} - {"_name"}
-    unknown = given.keys() - names
-    if unknown:
-        raise InputError(f"the task {name} has no option {', '.join(sorted(unknown))}")
-    kept = {key: trained[key] for key in names & trained.keys() if trained[key] is not None}
-    values = {**kept, **given}
-    if not values.get("bpe_dir"):
-        raise InputError(
-            f"{file}: does not say which vocabulary it was trained with; give --bpe-dir, the folder with it"
-        )
-    return OmegaConf.structured(known(_name=name, **values))

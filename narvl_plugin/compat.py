@@ -6,26 +6,29 @@ GPT-2 codec decodes `<bin_7>`.
 
 import contextlib
 import functools
+import json
 import os
 import queue
 import sys
 import threading
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, trainer
+from fairseq import checkpoint_utils, options, trainer
 from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq_cli import generate
 from omegaconf import OmegaConf
 
 from narvl_plugin.data.dataset import STAND_IN, EqualRows
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import adopt, averaged_weights, mark_queries
+from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options, refuse_references
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 
@@ -34,6 +37,8 @@ from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 def apply() -> None:
     """Make all repairs, once."""
     read_checkpoints_safely()
+    take_options_from_checkpoints()
+    write_sizes_of_bins()
     copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
@@ -64,16 +69,24 @@ def read_checkpoints_safely() -> None:
         if local_path != path and PathManager.path_requires_pathmanager(path):
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
         state = read_checkpoint(local_path)
-        if "model" not in state:
+        if not isinstance(state.get("model"), dict):
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        if not isinstance(state.get("cfg"), dict | None):
+            raise InputError(f"{path}: is no checkpoint of fairseq: its configuration (cfg) is no dict")
+        refuse_references(state, path)
         if (arg_overrides or {}).get("ema_eval"):
             state["model"] = averaged_weights(state, path)
         adopt(state, path)
-        mark_queries(state)
-        if state.get("cfg") is not None:
-            state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-            checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
-        upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
+        if (model_options := own_options(state)) is not None:
+            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
+            mark_origin(state)
+        try:
+            if state.get("cfg") is not None:
+                state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+                checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
+            upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
+        except Exception as error:  # what is missing or of another form in a stranger's file raises nearly anything
+            raise InputError(f"{path}: is no checkpoint of fairseq ({type(error).__name__}: {error})") from error
         return upgraded
 
     def load_ema_from_checkpoint(path: str) -> dict[str, Any]:
@@ -86,6 +99,8 @@ def read_checkpoints_safely() -> None:
     def load_model_ensemble_and_task(
         filenames: list[str], arg_overrides: dict[str, Any] | None = None, task: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        if task is None:
+            task = task_of_command(filenames[0], arg_overrides or {})
         if getattr(getattr(task, "cfg", None), "ema_eval", False):
             arg_overrides = {**(arg_overrides or {}), "ema_eval": True}
         return load_models(filenames, arg_overrides, task, *args, **kwargs)
@@ -93,6 +108,66 @@ def read_checkpoints_safely() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     checkpoint_utils.load_ema_from_checkpoint = load_ema_from_checkpoint
     checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
+
+
+def task_of_command(file: str, given: dict[str, Any]) -> Any:
+    """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
+    from narvl_plugin import checkpoints  # which knows all tasks
+
+    return checkpoints.task_for(file, str(given.get("task")), given)
+
+
+def take_options_from_checkpoints() -> None:
+    """Let fairseq-generate use a model of ours with the options that it was trained with.
+
+    Mends `fairseq-generate test.tsv --task refcoco --path student.pt`, which takes --patch-image-size, --num-bins and
+    all other options of the task from their defaults. Without an error the model then reads images and predicts bins
+    of other sizes than in its training. Options that the command line gives stay.
+    """
+    parse = options.parse_args_and_arch
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(
+        parser: ArgumentParser,
+        input_args: list[str] | None = None,
+        parse_known: bool = False,
+        suppress_defaults: bool = False,
+        modify_parser: Any = None,
+    ) -> Any:
+        parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
+        arguments = parsed[0] if parse_known else parsed
+        if not suppress_defaults and getattr(arguments, "gen_subset", None) and getattr(arguments, "path", None):
+            from narvl_plugin import checkpoints  # which knows all tasks
+
+            if checkpoints.is_ours(arguments.task):
+                checkpoints.take_up_options(arguments, given_arguments(parser, input_args, arguments))
+        return parsed
+
+    options.parse_args_and_arch = parse_args_and_arch
+
+
+def given_arguments(parser: ArgumentParser, words: list[str] | None, parsed: Namespace) -> set[str]:
+    """Return the names of the arguments that a command line itself gives, beside those with their defaults."""
+    bare = ArgumentParser(add_help=False, allow_abbrev=False, parents=[parser], conflict_handler="resolve")
+    bare.set_defaults(**dict.fromkeys(vars(parsed)))
+    return {name for name, value in vars(bare.parse_known_args(words)[0]).items() if value is not None}
+
+
+def write_sizes_of_bins() -> None:
+    """Let the file that fairseq-generate writes say which sizes the <bin_k> in it stand for.
+
+    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
+    """
+    run = generate._main
+
+    @functools.wraps(run)
+    def run_and_write(cfg: Any, output_file: Any) -> Any:
+        if cfg.task._name == "refcoco" and not cfg.common_eval.quiet:
+            sizes = {name: cfg.task[name] for name in ("num_bins", "max_image_size", "patch_image_size")}
+            print(f"O-\t{json.dumps(sizes)}", file=output_file)
+        return run(cfg, output_file)
+
+    generate._main = run_and_write
 
 
 def copy_checkpoints_whole() -> None:

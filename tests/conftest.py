@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from fairseq_cli import generate, train
+from omegaconf import OmegaConf
 from PIL import Image
 
+import narvl_plugin  # noqa: F401 - registers the tasks
 from narvl_plugin.data.text import TextCodec, load_codec, train_sentencepiece
+from narvl_plugin.models.factory import FAMILIES
+from narvl_plugin.safe_reading import whole_checkpoint
 
 # Goldens of the published models and their dict.txt are no part of the repository; tests that need them are
 # skipped without.
@@ -245,6 +251,25 @@ def make_model(
         return tmp_path / arch / "checkpoint_last.pt"
 
     return make
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Give a function that writes the checkpoint of a small random model, `narvl` or `ofa`, for a task's options."""
+
+    def write(name: str, family: str, task: str, **task_options: Any) -> Path:
+        task_cfg = OmegaConf.structured(TASK_DATACLASS_REGISTRY[task](_name=task, data="none", **task_options))
+        small = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
+        layers = {"encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True}
+        model_cfg = OmegaConf.structured(FAMILIES[family][0](_name=family, **small, **layers))
+        torch.manual_seed(5)
+        model = setup_task(task_cfg).build_model(model_cfg)
+        cfg = {"model": model_cfg, "task": task_cfg, "criterion": {"_name": "label_smoothed_cross_entropy"}}
+        plain = OmegaConf.to_container(OmegaConf.create(cfg), enum_to_str=True)
+        torch.save(whole_checkpoint(model.state_dict(), plain), tmp_path / name)
+        return tmp_path / name
+
+    return write
 
 
 MEASURED: dict[tuple[str, str], float] = {}

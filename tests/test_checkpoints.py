@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import narvl_plugin  # noqa: F401 - registers the tasks
-from narvl_plugin.checkpoints import _task_config
+from narvl_plugin.checkpoints import task_options
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.safe_reading import existing
 
@@ -25,7 +25,7 @@ PUBLISHED = {
 
 def test_a_published_checkpoint_is_read_with_our_task_and_its_own_sizes() -> None:
     given = {"data": "test.tsv", "bpe_dir": "bpe"}
-    cfg = _task_config(Path("ofa.pt"), OmegaConf.create(PUBLISHED), "caption", given)
+    cfg = task_options(Path("ofa.pt"), OmegaConf.create(PUBLISHED), "caption", given)
     assert (cfg._name, cfg.data, cfg.bpe_dir) == ("caption", "test.tsv", "bpe")
     assert cfg.patch_image_size == 480
     assert cfg.selected_cols == "0,4,2"
@@ -34,12 +34,12 @@ def test_a_published_checkpoint_is_read_with_our_task_and_its_own_sizes() -> Non
 
 def test_the_vocabulary_must_be_known() -> None:
     with pytest.raises(InputError, match=r"ofa.pt: does not say which vocabulary .* --bpe-dir"):
-        _task_config(Path("ofa.pt"), OmegaConf.create(PUBLISHED), "caption", {"data": "test.tsv"})
+        task_options(Path("ofa.pt"), OmegaConf.create(PUBLISHED), "caption", {"data": "test.tsv"})
 
 
 def test_an_option_that_the_task_does_not_have_is_named() -> None:
     with pytest.raises(InputError, match="caption has no option beams"):
-        _task_config(Path("a.pt"), OmegaConf.create(PUBLISHED), "caption", {"bpe_dir": "bpe", "beams": 5})
+        task_options(Path("a.pt"), OmegaConf.create(PUBLISHED), "caption", {"bpe_dir": "bpe", "beams": 5})
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import re
 import string
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -79,6 +81,18 @@ class TextCodec:
         self._silent = frozenset(specials)
         self._unknown = frozenset((dictionary.unk_word, dictionary.unk_string(escape=True)))
 
+    @cached_property
+    def checksum(self) -> str:
+        """Return 16 hexadecimal digits of what the labels are: the codec, its pieces in order, codes and bins."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for part in (*self.dictionary.symbols, *self._rules()):
+            digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
+
+    def _rules(self) -> Iterable[str]:
+        """Return what, beside the symbols, decides how text becomes symbols."""
+        raise NotImplementedError
+
     def encode(self, text: str) -> torch.Tensor:
         """Return the token ids of `text`, int64 (T,), without `<s>` and `</s>`."""
         ids = [self.dictionary.index(symbol) for symbol in self._split(text)]
@@ -132,6 +146,10 @@ class Gpt2Codec(TextCodec):
         super().__init__(dictionary, num_bins)
         self._bpe = get_encoder(str(encoder_json), str(vocab_bpe))
 
+    def _rules(self) -> Iterable[str]:
+        yield from sorted(f"{token} {symbol}" for symbol, token in self._bpe.encoder.items())
+        yield from (" ".join(pair) for pair in sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.get))
+
     def _split(self, text: str) -> list[str]:
         return [str(token) for token in self._bpe.encode(text)]
 
@@ -162,6 +180,10 @@ class SentencePieceCodec(TextCodec):
 
     def _split(self, text: str) -> list[str]:
         return self._pieces.encode(text, out_type=str)
+
+    def _rules(self) -> Iterable[str]:
+        pieces = self._pieces
+        return (f"{pieces.id_to_piece(piece)} {pieces.get_score(piece):g}" for piece in range(pieces.get_piece_size()))
 
     def _is_text(self, symbol: str) -> bool:
         return self.dictionary.nspecial <= self.dictionary.index(symbol) < self._first_bin

@@ -1,10 +1,13 @@
 """Sizes and training options of the models, one dataclass shared by teacher and student."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Self
 
 from fairseq.dataclass import FairseqDataclass
+
+from narvl_plugin.errors import InputError
 
 
 @dataclass
@@ -82,11 +85,21 @@ class OfaConfig(FairseqDataclass):
             "the model's, or have in another shape"
         },
     )
+    vocabulary: str = field(
+        default="", metadata={"help": "checksum of the vocabulary that the labels are of; set by the task"}
+    )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make a configuration of the options among `values`; those that are younger than them have their defaults."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        """Make a configuration of the options among `values`. Options that are missing there have their defaults.
+
+        Raises InputError for a value of another type, or outside `LIMITS`: a checkpoint may claim any size.
+        """
+        given = {option.name: values[option.name] for option in fields(cls) if option.name in values}
+        for option in fields(cls):
+            if option.name in given and option.name != "_name":
+                _check_value(option.name, given[option.name], option.type)
+        return cls(**given)
 
 
 @dataclass
@@ -121,6 +134,44 @@ class NarvlConfig(OfaConfig):
             "--task multitask, and empty where all are for one task"
         },
     )
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "encoder_embed_dim": (1, 16_384),
+    "encoder_ffn_embed_dim": (1, 65_536),
+    "encoder_layers": (1, 256),
+    "decoder_layers": (1, 256),
+    "encoder_attention_heads": (1, 256),
+    "init_std": (0, 100),
+    "dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "activation_dropout": (0, 1),
+    "encoder_drop_path_rate": (0, 1),
+    "decoder_drop_path_rate": (0, 1),
+    "resnet_drop_path_rate": (0, 1),
+    "max_positions": (1, 16_384),
+    "token_bucket_size": (2, 16_384),
+    "image_bucket_size": (1, 256),
+    "attn_scale_factor": (1e-6, 1e6),
+    "orig_patch_image_size": (16, 4_096),
+    "code_image_size": (16, 4_096),
+    "num_queries": (1, 16_384),
+    "temperature": (1e-6, 1e6),
+    "confidence_slope": (-1e6, 1e6),
+    "confidence_offset": (-1e6, 1e6),
+}
+"""Smallest and largest value of each number. They are far beyond any published size, and none takes all memory."""
+
+
+def _check_value(name: str, value: Any, kind: Any) -> None:
+    """Raise InputError unless a value has the type of its option and lies within its limits."""
+    accepted = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[kind]
+    if type(value) not in accepted:
+        raise InputError(f"{name}={value!r:.80}: is a {type(value).__name__}; expected {kind.__name__}")
+    if name in LIMITS:
+        least, most = LIMITS[name]
+        if not (math.isfinite(value) and least <= value <= most):
+            raise InputError(f"{name}={value!r:.80}: expected a number from {least:g} to {most:g}")
 
 
 _TINY: dict[str, Any] = {

@@ -3,9 +3,11 @@
 Legend: V labels of the vocabulary, N queries, D width.
 """
 
+import json
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +19,9 @@ from narvl_plugin.errors import InputError
 from .config import SIZES, NarvlConfig, OfaConfig
 from .positions import code_position_ids, image_buckets, token_buckets
 from .vision import STRIDE
+
+SINGLE_TASKS = ("caption", "refcoco", "snli_ve", "vqa_gen")
+"""Names of our tasks, and of the same ones of OFA. Weights of one of them are not meant for another."""
 
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
 """Integer tables that OFA keeps in its state and that follow from the configuration."""
@@ -39,16 +44,101 @@ EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.w
 QUERIES = "decoder.query_embed.weight"
 """The queries (N, D); a checkpoint that has them is a student's, whose last label is the blank."""
 
-QUERY_LAYOUT = "decoder.query_layout"
-"""Beside a student's weights while they are read: whose its queries are, `member_queries` as bytes."""
+ORIGIN = "decoder.origin"
+"""Beside weights while they are read: their `Origin`, as JSON in bytes."""
+FAMILY_NAMES = re.compile(r"(ofa|narvl)(_\w+)?")
+"""Names of our models and of their sizes in a configuration."""
 
 
-def mark_queries(state: dict[str, Any]) -> None:
-    """Put beside the weights of a whole checkpoint, in place, whose the queries of a student of several tasks are."""
-    options = (state.get("cfg") or {}).get("model")
-    layout = options.get("member_queries") if isinstance(options, dict) else None
-    if layout:
-        state["model"][QUERY_LAYOUT] = torch.tensor(list(layout.encode()), dtype=torch.uint8)
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, as far as their checkpoint says it; what is empty is not known.
+
+    tasks: names of the tasks that they were trained for, of a mixture all; vocabulary: its checksum; member_queries:
+    whose the queries are, see `NarvlConfig`.
+    """
+
+    tasks: tuple[str, ...] = ()
+    vocabulary: str = ""
+    member_queries: str = ""
+
+    @classmethod
+    def read(cls, mark: Tensor) -> "Origin":
+        """Return the origin that `mark_origin` has put beside weights."""
+        tasks, vocabulary, member_queries = json.loads(bytes(mark.tolist()))
+        return cls(tuple(tasks), vocabulary, member_queries)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a model is to be used for, with which the origin of its weights must agree.
+
+    tasks and vocabulary: as of `Origin`. training: whether it is trained further; only then may a vocabulary grow.
+    transfer: whether other tasks and another vocabulary are meant.
+    """
+
+    tasks: tuple[str, ...]
+    vocabulary: str
+    training: bool
+    transfer: bool = False
+
+    def check(self, origin: Origin) -> None:
+        """Raise InputError for weights of other tasks or of another vocabulary."""
+        if self.training and self.transfer:
+            return
+        remedy = "; if that is meant, add --allow-transfer" if self.training else ""
+        if origin.tasks and not set(origin.tasks) & set(self.tasks):
+            raise InputError(
+                f"the checkpoint was trained for {', '.join(origin.tasks)}, not for {', '.join(self.tasks)}; take "
+                f"--task {origin.tasks[0]}, or another checkpoint{remedy}"
+            )
+        if origin.vocabulary and origin.vocabulary != self.vocabulary:
+            raise InputError(
+                f"the checkpoint was trained with another vocabulary: its checksum is {origin.vocabulary}, that of "
+                f"--bpe-dir and --num-bins is {self.vocabulary}; give the vocabulary of the training{remedy}"
+            )
+
+
+def mark_origin(state: dict[str, Any]) -> None:
+    """Put the origin of one of our models beside the weights of its whole checkpoint, in place."""
+    options = own_options(state)
+    if options is None:
+        return
+    task = state["cfg"].get("task")
+    name = task.get("_name") if isinstance(task, dict) else None
+    task_state = state.get("task_state")
+    members = task_state.get("members") if isinstance(task_state, dict) else None
+    known = [member.get("_name") for member in members.values() if isinstance(member, dict)] if members else [name]
+    tasks = sorted({task for task in known if task in SINGLE_TASKS})
+    origin = [tasks, str(options.get("vocabulary", "")), str(options.get("member_queries", ""))]
+    state["model"][ORIGIN] = torch.tensor(list(json.dumps(origin).encode()), dtype=torch.uint8)
+
+
+def own_options(state: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the options of the model of a whole checkpoint, if it is one of ours."""
+    cfg = state.get("cfg")
+    options = cfg.get("model") if isinstance(cfg, dict) else None
+    if isinstance(options, dict) and FAMILY_NAMES.fullmatch(str(options.get("_name"))) and EMBEDDING in state["model"]:
+        return options
+    return None
+
+
+def refuse_references(state: dict[str, Any], file: str) -> None:
+    """Raise InputError for a configuration with `${...}`, which OmegaConf would resolve by calling a function.
+
+    fairseq writes configurations whose references are resolved.
+    """
+    parts: list[Any] = [state.get("cfg"), state.get("args"), state.get("task_state")]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Namespace):
+            part = vars(part)
+        if isinstance(part, dict):
+            parts += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple):
+            parts += part
+        elif isinstance(part, str) and "${" in part:
+            raise InputError(f"{file}: refused, because its configuration holds a reference: {part!r:.80}")
 
 
 def adopt(state: dict[str, Any], file: str) -> None:
@@ -93,7 +183,7 @@ def config_from_flags(flags: Namespace, config_class: type[OfaConfig]) -> OfaCon
 
 
 def fit_state(
-    found: Mapping[str, Tensor], own: Mapping[str, Tensor], *, allow: Sequence[str] = ()
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], *, allow: Sequence[str] = (), grow: bool = True
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Fit the weights of a checkpoint to a model: a teacher's to a student, fewer labels or queries to more.
 
@@ -104,6 +194,7 @@ def fit_state(
         found: the checkpoint's weights by name; tables that our models compute are passed over.
         own: the model's. Its values are used for what `allow` lets differ.
         allow: names, or shell patterns of names, that may be missing, left over or of another shape.
+        grow: whether the model's vocabulary may have labels beyond the checkpoint's.
 
     Returns:
         The weights by the model's names, and a line on each that is new, unused or reshaped.
@@ -116,7 +207,7 @@ def fit_state(
     generator = torch.Generator().manual_seed(torch.initial_seed())
     if EMBEDDING in found:
         _tie(found)
-        _fit_embedding(found, own, generator, notes)
+        _fit_embedding(found, own, generator, notes, grow)
     if QUERIES in own:
         _fit_queries(found, own, generator, notes)
 
@@ -155,7 +246,13 @@ def flags_of(config: OfaConfig) -> Namespace:
             break
     else:
         raise InputError("OFA's layout is for its own sizes, ofa_tiny to ofa_huge; this model has another one")
-    for name in ("vision_pretrained", "normalise_features", "init_std", "allow_mismatch"):  # OFA has no such flags
+    for name in (
+        "vision_pretrained",
+        "normalise_features",
+        "init_std",
+        "allow_mismatch",
+        "vocabulary",
+    ):  # OFA has no such flags
         del values[name]
     values["resnet_type"] = values.pop("vision_trunk")
     return Namespace(arch=f"ofa_{size}", **values, **FIXED_FLAGS)
@@ -185,7 +282,11 @@ def _tie(found: dict[str, Tensor]) -> None:
 
 
 def _fit_embedding(
-    found: dict[str, Tensor], own: Mapping[str, Tensor], generator: torch.Generator, notes: list[str]
+    found: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    generator: torch.Generator,
+    notes: list[str],
+    grow: bool,
 ) -> None:
     """Add rows for new labels and for the blank, which comes last."""
     embedding, wanted = found[EMBEDDING], own[EMBEDDING]
@@ -195,7 +296,7 @@ def _fit_embedding(
     if has_blank and not wants_blank:
         raise InputError("the checkpoint is a student's (it has queries and a blank); no teacher can be made of it")
     labels, wanted_labels = len(embedding) - has_blank, len(wanted) - wants_blank
-    if labels > wanted_labels:
+    if labels > wanted_labels or (labels < wanted_labels and not grow):
         raise InputError(
             f"the checkpoint has {labels} labels and the model's dictionary {wanted_labels}; give the vocabulary that "
             "it was trained with (--bpe-dir, --num-bins)"

@@ -1,6 +1,7 @@
 """The student: OFA's encoder with a parallel decoder over learnable query tokens."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from narvl_plugin.errors import InputError
 
 from .config import NarvlConfig
-from .interop import QUERIES, QUERY_LAYOUT
+from .interop import ORIGIN, QUERIES, Origin
 from .ofa import OfaModel, register_sizes
 from .query_decoder import ALL, QueryDecoder
 
@@ -73,9 +74,9 @@ class NarvlModel(OfaModel):
         Raises InputError, also for a student of several tasks where this one is of one.
         """
         state = dict(state_dict)
-        mark = state.pop(QUERY_LAYOUT, None)
-        layout = bytes(mark.tolist()).decode() if mark is not None else self.cfg.member_queries
-        if layout != self.cfg.member_queries:
+        mark = state.get(ORIGIN)
+        layout = (mark is not None and Origin.read(mark).member_queries) or self.cfg.member_queries
+        if QUERIES in state and layout != self.cfg.member_queries:
             state[QUERIES] = self._queries_by_name(state[QUERIES], layout)
         return super().load_state_dict(state, strict, model_cfg, args)
 
@@ -135,10 +136,15 @@ class NarvlModel(OfaModel):
 
 
 def query_rows(layout: str) -> dict[str, slice]:
-    """Return the rows of each member's queries by its name, of `member_queries`; none for a student of one task."""
+    """Return the rows of each member's queries by its name, of `member_queries`; none for a student of one task.
+
+    Raises InputError for a layout of another form.
+    """
     rows, start = {}, 0
     for part in filter(None, layout.split(",")):
         name, _, number = part.partition(":")
+        if not re.fullmatch("[0-9]{1,6}", number):
+            raise InputError(f"--member-queries {layout:.80}: expected NAME:N,NAME:N")
         rows[name] = slice(start, start + int(number))
         start = rows[name].stop
     return rows

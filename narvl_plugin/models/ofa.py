@@ -18,7 +18,7 @@ from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
 from .inference import optimise_trunk, pack_linear_layers, product_time
-from .interop import fit_state
+from .interop import ORIGIN, Origin, Use, fit_state
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class OfaModel(FairseqEncoderDecoderModel):
         embed_tokens = nn.Embedding(vocab_size, cfg.encoder_embed_dim, padding_idx=PADDING_INDEX)
         super().__init__(OfaEncoder(cfg, embed_tokens), self.decoder_class(cfg, embed_tokens))
         self.cfg = cfg
+        self.use: Use | None = None
+        """What a task has the model for; weights that are loaded must be meant for it. None: not known."""
         initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
@@ -69,10 +71,15 @@ class OfaModel(FairseqEncoderDecoderModel):
         """Load the weights of a checkpoint, ours or a foreign one, and log what is new, unused or reshaped.
 
         A model on the meta device takes the checkpoint's tensors themselves, another one copies them.
-        Raises InputError for weights of another model (see `fit_state`), whatever `strict` says.
+        Raises InputError for weights of another model (see `fit_state`) or use (see `Use`), whatever `strict` says.
         """
+        weights = dict(state_dict)
+        origin = weights.pop(ORIGIN, None)
+        if self.use is not None and origin is not None:
+            self.use.check(Origin.read(origin))
         allow = [name for name in self.cfg.allow_mismatch.split(",") if name]
-        fitted, notes = fit_state(state_dict, self.state_dict(), allow=allow)
+        grow = self.use is None or self.use.training
+        fitted, notes = fit_state(weights, self.state_dict(), allow=allow, grow=grow)
         for note in notes:
             logger.info(note)
         on_meta = self.encoder.embed_tokens.weight.is_meta

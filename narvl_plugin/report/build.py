@@ -150,7 +150,7 @@ def _load_student(
     if not checkpoint.exists():
         logger.warning("%s: no such checkpoint; the page shows no queries", checkpoint)
         return None
-    student = Predictor.load(checkpoint, test_tsv, task_overrides=task_overrides)
+    student = Predictor.load(checkpoint, test_tsv, task_overrides=task_overrides, role="student")
     if student.task.cfg._name != task:
         raise InputError(f"{checkpoint}: was trained for {student.task.cfg._name}, and the report is --task {task}")
     return student

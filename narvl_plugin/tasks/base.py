@@ -27,6 +27,33 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 MEASURED_ROWS = 10_000  # whose targets are measured before training; grounding opens every image's header for it
 
+PER_RUN = frozenset(
+    {
+        "data",
+        "skip_bad_rows",
+        "allow_transfer",
+        "matmul_precision",
+        "ema_eval",
+        "rescore_with",
+        "rescore_weight",
+        "abstain_below",
+        "member",
+        "mbr",
+        "mbr_frequencies",
+    }
+)
+"""Options that say what one command is to do. They are never taken from a checkpoint, unlike those of its training."""
+LIMITS = {
+    "num_bins": (0, 100_000),
+    "patch_image_size": (1, 4_096),
+    "max_image_size": (1, 65_535),
+    "max_src_length": (1, 100_000),
+    "max_tgt_length": (1, 100_000),
+    "max_object_length": (0, 100_000),
+    "valid_batch_size": (1, 1_000_000),
+}
+"""Smallest and largest value of sizes. A checkpoint may claim any, and the largest takes no more than a gigabyte."""
+
 Hypotheses = list[list[dict[str, Any]]]
 """Of each of B samples, best first, as fairseq's generators give them."""
 
@@ -92,6 +119,10 @@ class BaseTask(CommonTask):
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(cfg, name, least) <= most:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {getattr(cfg, name)}: expected a number from {least} to {most}")
         super().__init__(cfg, **kwargs)
         self.score_prefix = ""
         self._averaged_model: torch.nn.Module | None = None
@@ -244,11 +275,13 @@ class BaseTask(CommonTask):
         from narvl_plugin import checkpoints  # which knows all tasks
 
         file = str(self.cfg.rescore_with)
-        overrides = {name: getattr(self.cfg, name, None) for name in ("data", "bpe_dir", "ans2label_file")}
-        known = {name: value for name, value in overrides.items() if value is not None}
-        (teacher,), task, _ = checkpoints.load(file, task_name=self.cfg._name, task_overrides=known)
-        if hasattr(teacher, "blank"):
-            raise InputError(f"--rescore-with {file}: is a student; give a teacher")
+        shared = ("data", "bpe_dir", "num_bins", "patch_image_size", "ans2label_file")
+        overrides = {name: getattr(self.cfg, name, None) for name in shared}
+        (teacher,), task, _ = checkpoints.load(
+            file, task_name=str(self.cfg._name), task_overrides=overrides, role="teacher"
+        )
+        if task.cfg._name != self.cfg._name:
+            raise InputError(f"--rescore-with {file}: was trained for {task.cfg._name}, not for {self.cfg._name}")
         prompt = str(getattr(task.cfg, "prompt_type", "none"))
         if prompt != "none":
             raise InputError(f"--rescore-with {file}: was trained with --prompt-type {prompt}; it must be none")
@@ -330,10 +363,10 @@ class BaseTask(CommonTask):
         """Return the options of the generator in validation; raises InputError if they are no JSON object."""
         try:
             options = json.loads(self.cfg.eval_args)
-        except json.JSONDecodeError as error:
-            raise InputError(f"--eval-args {self.cfg.eval_args}: is not JSON ({error})") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"--eval-args {self.cfg.eval_args:.80}: is not JSON ({error})") from error
         if not isinstance(options, dict):
-            raise InputError(f'--eval-args {self.cfg.eval_args}: expected a JSON object such as {{"beam": 5}}')
+            raise InputError(f'--eval-args {self.cfg.eval_args:.80}: expected a JSON object such as {{"beam": 5}}')
         return Namespace(**options)
 
 

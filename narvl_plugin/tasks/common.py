@@ -5,19 +5,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from fairseq.criterions import FairseqCriterion
+from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion
 from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.data.dataset import STAND_IN
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.errors import InputError, SkipBudget
+from narvl_plugin.models.interop import Use
+from narvl_plugin.models.ofa import OfaModel
+
+STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
+"""fairseq's criterions that a teacher may be trained with."""
 
 Step = tuple[torch.Tensor, Any, dict[str, Any]]
 """Loss, sample size and what to log of a batch."""
@@ -48,6 +55,13 @@ class CommonConfig(FairseqDataclass):
     skip_bad_rows: int = field(
         default=0,
         metadata={"help": "how many different bad rows are skipped, with a warning, before one is an error"},
+    )
+    allow_transfer: bool = field(
+        default=False,
+        metadata={
+            "help": "start training (--finetune-from-model, --restore-file) from a checkpoint of another task or with "
+            "another vocabulary, whose first labels are kept by their numbers"
+        },
     )
 
 
@@ -81,6 +95,49 @@ class CommonTask(FairseqTask):
     def build_bpe(self, args: object) -> TextCodec:
         """Return the codec of --bpe-dir, for fairseq-generate to write text with; --bpe is not needed."""
         return self.codec
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Return the names of the tasks that a model of this task answers."""
+        return (str(self.cfg._name),)
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Return the model that the configuration describes, for this task's dictionary.
+
+        Raises InputError for a model of another family than ours: fairseq's own would evaluate strings of a checkpoint.
+        """
+        name = _model_name(cfg)
+        model_class = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+        if model_class is None or not issubclass(model_class, OfaModel):
+            raise InputError(
+                f"the model {name!r:.80} is none of ours; --task {self.cfg._name} is for ofa_SIZE and narvl_SIZE"
+            )
+        if not from_checkpoint:
+            cfg.vocabulary = self.codec.checksum  # in place, so that the checkpoints' configuration says it
+        try:
+            model = super().build_model(cfg, from_checkpoint)
+        except InputError:
+            raise
+        except Exception as error:  # a checkpoint may ask for anything
+            if not from_checkpoint:
+                raise
+            raise InputError(f"the checkpoint's model cannot be built ({type(error).__name__}: {error})") from error
+        model.use = Use(self.task_names, self.codec.checksum, not from_checkpoint, self.cfg.allow_transfer)
+        return model
+
+    def build_criterion(self, cfg: DictConfig, from_checkpoint: bool = False) -> FairseqCriterion:
+        """Return the criterion; raises InputError for one of fairseq's that is not for tokens.
+
+        fairseq-validate takes it from the checkpoint, and some of fairseq's evaluate strings of their options.
+        """
+        name = _model_name(cfg)
+        known = CRITERION_REGISTRY.get(name)
+        if known is None or (known.__module__.startswith("fairseq.") and name not in STOCK_CRITERIONS):
+            raise InputError(
+                f"--criterion {name!r:.80}: is not for --task {self.cfg._name}; take qctc for a student, "
+                "label_smoothed_cross_entropy for a teacher"
+            )
+        return super().build_criterion(cfg, from_checkpoint)
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
         """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
@@ -146,6 +203,15 @@ class CommonTask(FairseqTask):
             metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
             return
         super().reduce_metrics(logging_outputs, criterion)
+
+
+def _model_name(cfg: Any) -> str | None:
+    """Return the name that fairseq would build by, None where there is none."""
+    try:
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    except OmegaConfBaseException:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def counting_nothing(step: Step) -> Step:

@@ -62,6 +62,11 @@ class MultitaskTask(CommonTask):
         except InputError as error:
             raise InputError(f"{self.cfg.data}: member {name}: {error}") from error
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Return the names of the members' tasks."""
+        return tuple(str(member.options._name) for member in self.members.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the task: the options of each member, as plain values."""
         options = {name: member.options for name, member in self.members.items()}

@@ -7,7 +7,7 @@ import torch
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
-from narvl_plugin.models.interop import mark_queries
+from narvl_plugin.models.interop import mark_origin
 from narvl_plugin.models.narvl import NarvlModel
 
 SMALL = {
@@ -103,8 +103,8 @@ def test_members_queries_sum_up_to_all() -> None:
 
 
 def test_members_of_a_checkpoint_keep_their_queries_by_name(student: NarvlModel) -> None:
-    checkpoint = {"cfg": {"model": {"member_queries": LAYOUT}}, "model": student.state_dict()}
-    mark_queries(checkpoint)
+    checkpoint = {"cfg": {"model": {"_name": "narvl", "member_queries": LAYOUT}}, "model": student.state_dict()}
+    mark_origin(checkpoint)
     before = student.decoder.query_embed.weight.detach().clone()
     other = make(18, member_queries="boxes:4,entailment:3,vqa:3,caption:8")
     fresh = other.decoder.query_embed.weight.detach().clone()
