@@ -17,6 +17,7 @@ from narvl_plugin.errors import BadRow, InputError, MissingInput
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 24  # bytes read at a time while searching for line ends
+MAX_ROW = 1 << 30  # bytes; a file without line ends would be read into memory as one row
 HEADER = 2  # an index starts with the size and the modification time of its file
 
 
@@ -72,10 +73,17 @@ class TsvFile:
         return f"{self.path}:{row + 1}"
 
     def __getitem__(self, row: int) -> list[str]:
-        """Return the selected columns of `row`; raises BadRow if one is missing or is not UTF-8."""
+        """Return the selected columns of `row`.
+
+        Raises BadRow if one is missing or is not UTF-8, or if the row is too long, InputError for an index that is damaged there.
+        """
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
         start, end = self._offsets[row : row + 2].tolist()
+        if not 0 <= start < end <= self._offsets[-1]:  # a file may come with an index that is not its own
+            raise InputError(f"{self.path}: its index is damaged at row {row + 1}; delete {self.path}.idx.npy")
+        if end - start > MAX_ROW:
+            raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
         # A position of its own for each read: forked processes share that of the file.
         line = os.pread(self._file.fileno(), end - start, start)
         fields = line.rstrip(b"\r\n").split(b"\t")

@@ -127,6 +127,25 @@ def test_errors_name_file_row_and_what_disagrees(write_tsv: Callable[..., Path],
         TsvFile(path, "0")[2]
 
 
+@pytest.mark.parametrize("offsets", [[0, 4, 2, 8], [0, 4, 4, 8], [0, -4, 4, 8], [0, 4, 1 << 62, 8]])
+def test_an_index_of_a_stranger_leads_nowhere(offsets: list[int], write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["a"], ["b"], ["c"], ["d"]])
+    contents = np.array([*tsv.file_stamp(str(path)), *offsets], dtype=np.int64)
+    tsv.write_index(Path(f"{path}.idx.npy"), contents)
+    with pytest.raises(InputError, match=r"a.tsv: its index is damaged at row \d; delete .*a.tsv.idx.npy"):
+        for row in range(3):
+            TsvFile(path, "0")[row]
+
+
+def test_a_row_without_end_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "zeros.tsv", "wb") as file:
+        file.truncate(tsv.MAX_ROW + 1)
+    offsets = np.array([*tsv.file_stamp(str(tmp_path / "zeros.tsv")), 0, tsv.MAX_ROW + 1], dtype=np.int64)
+    tsv.write_index(tmp_path / "zeros.tsv.idx.npy", offsets)
+    with pytest.raises(BadRow, match=r"zeros.tsv:1: has 1,073,741,825 bytes; more than 1,073,741,824 are refused"):
+        TsvFile(tmp_path / "zeros.tsv", "0")[0]
+
+
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
