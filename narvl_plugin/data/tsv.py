@@ -75,7 +75,8 @@ class TsvFile:
     def __getitem__(self, row: int) -> list[str]:
         """Return the selected columns of `row`.
 
-        Raises BadRow if one is missing or is not UTF-8, or if the row is too long, InputError for an index that is damaged there.
+        Raises BadRow if one is missing or is not UTF-8, or if the row is too long. Raises InputError for an index that
+        is damaged there.
         """
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
