@@ -6,53 +6,96 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torchvision.transforms import functional
 
 from narvl_plugin.errors import BadRow
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_AVIF = find_spec("PIL._avif") is not None  # Pillow has it from 11.3 on, where the library was there
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
+"""What Pillow may take a file for. It goes by the content, and would start Ghostscript for EPS."""
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *([".avif"] if _AVIF else []),
+)
 PATH_SUFFIXES = (*PICTURE_SUFFIXES, ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 MAX_PIXELS = 89_478_485  # Pillow's own border to decompression bombs: a quarter gigabyte of RGB
 MAX_SIDE = 65_535  # of a JPEG; resizing a longer one would unpack it sideways
+MAX_BYTES = 1 << 28  # of a file: as much as MAX_PIXELS take in RGB, not compressed
+MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each passes over all its pixels
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture of an EXIF orientation upright; 1 is upright."""
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 _URL_SAFE = str.maketrans("-_", "+/")
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # that a segment with a length follows
+_SCAN, _END = b"\xda", b"\xd9"
+
+
+class Decoded(NamedTuple):
+    """What an image column holds: pixels (3, size, size) or features (C, h, w), both float32, and what is known of it.
+
+    `size` is the picture's width and height before it was resized, None where features do not tell. `turned` says
+    whether EXIF would have turned or mirrored the picture.
+    """
+
+    pixels: torch.Tensor
+    size: tuple[int, int] | None
+    turned: bool
 
 
 class ImageReader:
     """Reads the image column of a TSV row into a float32 tensor (3, size, size).
 
-    Pictures become RGB, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
-    ImageNet's values. Where the column holds a `.npy` file, a frozen trunk's features (C, h, w) were computed
-    before, see `narvl features`; they come back as float32, unchanged. Relative paths are looked up from `folder`,
-    the TSV's own.
+    Pictures become RGB by `to_rgb`, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
+    ImageNet's values. The attribute `to_rgb` can be replaced, by `upright_on_white`. Where the column holds a `.npy`
+    file, a frozen trunk's features (C, h, w) were computed before, see `narvl features`; they come back as float32,
+    unchanged. Relative paths are looked up from `folder`, the TSV's own.
     """
 
     def __init__(self, size: int, *, imagenet_normalisation: bool = False, folder: str | Path = ".") -> None:
         self.folder = Path(folder)
         self.size = size
         self.normalisation = IMAGENET if imagenet_normalisation else HALF
+        self.to_rgb: Callable[[Image.Image], Image.Image] = to_rgb
 
     def __call__(self, column: str, where: str) -> torch.Tensor:
         """Return the tensor of an image column; raises BadRow, naming `where` (FILE:ROW), if it is none."""
-        return self.with_size(column, where)[0]
+        return self.read(column, where).pixels
 
     def with_size(self, column: str, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
         """Return the tensor, and width and height of the picture before it was resized; None for unknown ones."""
+        return self.read(column, where)[:2]
+
+    def read(self, column: str, where: str) -> Decoded:
+        """Return what an image column holds; raises BadRow, naming `where` (FILE:ROW), if it is no image."""
         data = self.read_bytes(column, where)
         if data.startswith(NPY_MAGIC):
-            return read_features(data, where)
-        picture = open_image(data, where)
-        return self.to_tensor(picture), picture.size
+            return Decoded(*read_features(data, where), turned=False)
+        with opened(data, where) as image:
+            picture = self.to_rgb(image)
+            turned = orientation(image) in TRANSPOSED
+        return Decoded(self.to_tensor(picture), picture.size, turned)
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """Return an RGB picture as a normalised square, float32 (3, size, size)."""
@@ -61,14 +104,12 @@ class ImageReader:
         return functional.normalize(pixels, mean, std, inplace=True)
 
     def read_bytes(self, column: str, where: str) -> bytes:
-        """Return the file that a column holds as base64, of either alphabet, or names by its path."""
+        """Return the file that a column holds as base64, of either alphabet, or names by its path; raises BadRow."""
         # No base64 alphabet has a dot, so a suffix tells a path from a picture.
         if column[-5:].lower().endswith(PATH_SUFFIXES):
-            path = self.folder / column
-            try:
-                return path.read_bytes()
-            except OSError as error:
-                raise BadRow(f"{where}: the image file {path} cannot be read ({error.strerror})") from error
+            return read_file(self.folder / column, where)
+        if len(column) > MAX_BYTES // 3 * 4:
+            raise BadRow(f"{where}: the image has more than {MAX_BYTES:,} bytes; make it smaller")
         try:
             return base64.b64decode(column.translate(_URL_SAFE), validate=True)
         except (binascii.Error, ValueError) as error:
@@ -89,37 +130,152 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def read_file(path: Path, where: str) -> bytes:
+    """Return the bytes of a picture file.
+
+    Raises BadRow for what cannot be read, has more than MAX_BYTES, or is no regular file: a device or a pipe may never
+    end.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadRow(f"{where}: the image file {path} cannot be read (it is no regular file)")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1) if 0 < status.st_size <= MAX_BYTES else b""
+    except (OSError, ValueError) as error:  # a ValueError where the path holds a zero byte
+        if isinstance(error, BadRow):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise BadRow(f"{where}: the image file {path} cannot be read ({reason})") from error
+    if not 0 < len(data) <= MAX_BYTES:
+        raise BadRow(
+            f"{where}: the image file {path} has {max(status.st_size, len(data)):,} bytes; expected 1 to {MAX_BYTES:,}"
+        )
+    return data
+
+
 def open_image(data: bytes, where: str) -> Image.Image:
     """Return a picture as RGB; raises BadRow if `data` is no picture, is broken, or unpacks to too much."""
-    with _opened(data, where) as image:
-        return image.convert("RGB")
+    with opened(data, where) as image:
+        return to_rgb(image)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int] | None:
     """Return width and height of a picture from its header, None for features that do not tell; raises BadRow."""
     if data.startswith(NPY_MAGIC):
         return read_features(data, where)[1]
-    with _opened(data, where) as image:
+    with opened(data, where) as image:
         return image.size
 
 
-@contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, as the published models read it.
+
+    The pixels stay as they lie in the file, whatever orientation EXIF gives, and transparent ones keep the colour that
+    the file has for them. Raises ValueError for pixels that no rule makes RGB.
+    """
+    return _in_8_bits(image).convert("RGB")
+
+
+def upright_on_white(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, as people see it: turned as EXIF says, and what is transparent on white ground.
+
+    Raises ValueError for pixels that no rule makes RGB.
+    """
+    image.load()  # Pillow turns a TIFF by itself, and forgets its orientation, when it loads it
+    turn = TRANSPOSED.get(orientation(image))
+    has_transparency = image.getbands()[-1] in ("A", "a") or "transparency" in image.info
+    image = _with_alpha(image) if has_transparency else to_rgb(image)
+    if has_transparency:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a picture that was loaded, 1 to 8; 1, upright, where none can be read."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise BadRow(
-                    f"{where}: the image has {width} x {height} pixels; more than {MAX_PIXELS} in all or "
-                    f"{MAX_SIDE} on a side are refused as a decompression bomb"
-                )
+        found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data do not make a picture unreadable
+        return 1
+    return found if found in TRANSPOSED else 1
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Return a picture with 8 bits a channel; gray ones of 16 bits by their upper byte, as Pillow does with colours.
+
+    Raises ValueError for other numbers, 32 bits of which do not tell what is white.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        upper = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - upper if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0 else upper)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels, of Pillow's mode {image.mode}, have no known white; save it with 8 or 16 bits")
+    return image
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Return a picture that has transparency as RGBA."""
+    transparent = image.info.get("transparency")
+    if image.mode == "RGB" and transparent is not None and max(transparent) > 255:
+        # The colour of a PNG of 16 bits, of whose pixels Pillow has kept the upper bytes.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    in_8_bits = _in_8_bits(image)
+    rgba = in_8_bits.convert("RGBA")
+    if in_8_bits is not image and transparent is not None:
+        rgba.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
+    return rgba
+
+
+@contextmanager
+def opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """Give a picture of one of FORMATS, of several frames or pages the first, before its pixels are decoded.
+
+    What decoding raises in the with-block, too, becomes a BadRow, as does a picture that unpacks to too much.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_bombs(image, data, where)
             yield image
-    except Image.DecompressionBombError as error:
-        raise BadRow(f"{where}: the image is refused ({error})") from error
     except BadRow:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.UnidentifiedImageError) as error:
-        raise BadRow(f"{where}: the image is not readable ({error})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadRow(f"{where}: the image is refused ({error})") from error
+    except UnidentifiedImageError as error:
+        raise BadRow(f"{where}: the image is not readable (it is broken, or none of {', '.join(FORMATS)})") from error
+    except Exception as error:  # whatever a decoder raises on a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadRow(f"{where}: the image is not readable ({reason})") from error
+
+
+def _refuse_bombs(image: Image.Image, data: bytes, where: str) -> None:
+    """Raise BadRow for a picture that takes gigabytes or minutes to decode, whatever its file's size."""
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise BadRow(
+            f"{where}: the image has {width} x {height} pixels; more than {MAX_PIXELS} in all or "
+            f"{MAX_SIDE} on a side are refused as a decompression bomb"
+        )
+    tags = getattr(image, "tag_v2", {})
+    tile = [int(tags.get(tag, 0)) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+    if math.prod(tile) > MAX_PIXELS:
+        raise BadRow(
+            f"{where}: the image has tiles of {tile[0]} x {tile[1]} pixels; more than {MAX_PIXELS} are refused as a "
+            "decompression bomb"
+        )
+    if image.format in ("JPEG", "MPO") and _count_scans(data) > MAX_SCANS:
+        raise BadRow(f"{where}: the image has more than {MAX_SCANS} scans and is refused as a decompression bomb")
+
+
+def _count_scans(data: bytes) -> int:
+    """Return in how many passes over its pixels the first picture of a JPEG file is stored; stops above MAX_SCANS."""
+    scans, position = 0, 2
+    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, position)) and marker[1] != _END:
+        scans += marker[1] == _SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:

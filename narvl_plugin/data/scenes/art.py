@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from narvl_plugin.data.images import opened, read_file
 from narvl_plugin.data.scenes.backgrounds import COLORS
 from narvl_plugin.data.scenes.nouns import NOUNS, art_file_name
+from narvl_plugin.errors import BadRow
 
 # An object blends into a background when this share of its outline is nearer to it than this distance in RGB.
 _BLEND_SHARE, _BLEND_DISTANCE = 0.3, 70.0
@@ -88,9 +90,9 @@ def _listed_files(folder: Path) -> dict[str, str]:
 def _read_glyph(path: Path, noun: str) -> Glyph:
     """Read one picture, cut its empty margin away and note which backgrounds swallow it."""
     try:
-        with Image.open(path) as file:
+        with opened(read_file(path, path.name), path.name) as file:
             image = file.convert("RGBA")
-    except (OSError, SyntaxError, ValueError) as error:
+    except BadRow as error:
         raise ArtError(f"{path.parent}: cannot read {path.name}, the picture of '{noun}': {error}") from error
     box = visible_box(image)
     if box is None:
