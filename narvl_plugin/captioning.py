@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from fairseq.dataclass.configs import FairseqConfig
@@ -17,23 +20,50 @@ from torch.utils.data import DataLoader, Dataset
 
 from narvl_plugin import checkpoints
 from narvl_plugin.data.collate import Batch, Sample
-from narvl_plugin.data.images import PICTURE_SUFFIXES
+from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.whole_files import write_whole
 
+logger = logging.getLogger(__name__)
+
+OTHER_SUFFIXES = {
+    *(
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".j2k",
+        ".jxl",
+        ".svg",
+        ".psd",
+        ".eps",
+        ".ico",
+        ".tga",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    ),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+} - {*PICTURE_SUFFIXES}
+"""What pictures are called that cannot be read here."""
+COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
 UNWRITABLE = re.compile(r"[\t\r\n\ud800-\udfff]")
 """What a column of a TSV file cannot hold: line ends, tabs, bytes that are no UTF-8."""
 
 
 class Count(NamedTuple):
-    """How many pictures were captioned and how many left out, and the seconds from the first byte read to the end."""
+    """How many pictures were captioned and how many left out, and the seconds from the first byte read to the end.
+
+    Left out are files that are no readable picture and, `unread`, files in folders whose names tell of a picture of
+    another format.
+    """
 
     captions: int
     skipped: int
     seconds: float
+    unread: int
 
 
 def caption_pictures(
@@ -50,13 +80,15 @@ def caption_pictures(
 ) -> Count:
     """Write a caption of each picture, in the order of `find_pictures`.
 
-    Lines are `name <tab> caption`, written batch by batch; the model generates as its --eval-args say.
+    Lines are `name <tab> caption`; the model generates as its --eval-args say, and sees pictures as people do: upright
+    as EXIF says, and on white ground where they are transparent. A file is written as NAME.part, which gets its name
+    when all pictures are done, so that a run that stops leaves an older file as it was.
 
     Args:
         given: folders and picture files, see `find_pictures`.
         checkpoint: of a teacher or a student of the task caption.
-        out: file to write; NAME.json becomes a list as COCO has it, [{"image_id": name, "caption": …}, …], written at
-            the end; without a file lines go to the standard output.
+        out: file to write; NAME.json becomes a list as COCO has it, [{"image_id": 42, "caption": …}, …], see
+            `coco_ids`; without a file lines go to the standard output.
         batch_size: pictures in one pass.
         workers: processes that read, decode and resize pictures meanwhile; with 0 the model waits for them.
         beam: width of the beam, if not that of --eval-args.
@@ -68,36 +100,96 @@ def caption_pictures(
         MissingInput, InputError: the pictures, the checkpoint or its vocabulary cannot be used.
         BadRow: a file is no readable picture, and the budget is spent.
     """
-    files = find_pictures(given)
+    if out is not None and out.exists() and not out.is_file():
+        raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
+    files, others = search_pictures(given)
+    as_json = out is not None and out.suffix.lower() == ".json"
+    ids = coco_ids(files) if as_json else {}
+    if others:
+        shown = ", ".join(repr(str(file)) for file in others[:5]) + (", …" if len(others) > 5 else "")
+        logger.warning("%d left out, of formats that cannot be read here: %s", len(others), shown)
     budget = SkipBudget(skip_bad_rows)
     captioner = Captioner(checkpoint, beam, bpe_dir, device)
     start = time.perf_counter()
-    pairs = captioner(files, batch_size, workers, budget)
-    if out is not None and out.suffix == ".json":
-        records = [{"image_id": name, "caption": caption} for name, caption in pairs]
-        write_whole(out, json.dumps(records) + "\n")
-    else:
-        with nullcontext(sys.stdout) if out is None else open(out, "w", encoding="utf-8") as stream:
-            for name, caption in pairs:
+    captions = 0
+    records = []
+    with nullcontext(sys.stdout) if out is None else _replacing(out) as stream:
+        for name, caption in captioner(files, batch_size, workers, budget):
+            captions += 1
+            if as_json:
+                records.append({"image_id": ids[name], "caption": caption})
+            else:
                 print(f"{name}\t{caption}", file=stream, flush=True)
-    return Count(len(files) - budget.count, budget.count, time.perf_counter() - start)
+        if as_json:
+            stream.write(json.dumps(records) + "\n")
+    return Count(captions, len(files) - captions, time.perf_counter() - start, len(others))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """Give a text file to write that takes the place of `path` at the end, unless something is raised."""
+    path = path.resolve()  # where a link leads
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as stream:
+        yield stream
+    os.replace(part, path)
+
+
+def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
+    """Return the image id of each picture's name: 42 of COCO_val2014_000000000042.jpg, 000000000042.jpg and 42.jpg.
+
+    COCO's programs take whole numbers alone. Where no picture has a number for its name, the pictures are not COCO's,
+    and the names are the ids.
+
+    Raises InputError where only some names are numbers, or two are the same.
+    """
+    matches = {name: COCO_NAME.fullmatch(Path(name).stem) for name in names}
+    if not any(matches.values()):
+        logger.warning("no picture is named by a number as COCO's are; each image_id will be the picture's name")
+        return {name: name for name in matches}
+    ids: dict[str, int] = {}
+    name_of: dict[int, str] = {}
+    advice = "COCO's results name pictures by numbers: rename it, leave it out, or give --out NAME.tsv"
+    for name, match in matches.items():
+        if match is None:
+            raise InputError(
+                f"{name}: has no number for an image_id, as {next(filter(matches.get, matches))} has; {advice}"
+            )
+        ids[name] = int(match[1])
+        if (other := name_of.setdefault(ids[name], name)) != name:
+            raise InputError(f"{name}: has the same image_id, {ids[name]}, as {other}; {advice}")
+    return ids
 
 
 def find_pictures(given: Sequence[Path]) -> dict[str, Path]:
+    """Return picture files by name, see `search_pictures`."""
+    return search_pictures(given)[0]
+
+
+def search_pictures(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     """Return picture files by name: those that are given, and all in the folders that are given and below, sorted.
 
-    Where one folder is given, a name is the path from there; otherwise it is the path as given.
+    Where one folder is given, a name is the path from there; otherwise it is the path as given. Below a folder links
+    are followed, and what is hidden (its name begins with a dot) is no part of it.
+
+    Returns:
+        the pictures, and those files in folders whose names tell of pictures in other formats.
 
     Raises:
         MissingInput: there is no such file or folder.
-        InputError: a file is none of `PICTURE_SUFFIXES`, a folder has none, or a name cannot be written.
+        InputError: a file is none of `PICTURE_SUFFIXES`, a folder has none or cannot be read, or a name cannot be
+            written.
     """
     kinds = ", ".join(PICTURE_SUFFIXES)
-    found = {}
+    found: dict[str, Path] = {}
+    others: list[Path] = []
     for path in given:
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+            inside = files_below(path)
+            files = [file for file in inside if file.suffix.lower() in PICTURE_SUFFIXES]
+            others += (file for file in inside if file.suffix.lower() in OTHER_SUFFIXES)
         elif not path.exists():
             raise MissingInput(f"{path}: no such picture or folder")
         elif path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -109,7 +201,38 @@ def find_pictures(given: Sequence[Path]) -> dict[str, Path]:
     unwritable = [name for name in found if UNWRITABLE.search(name)]
     if unwritable:
         raise InputError(f"{unwritable[0]!r}: a file of this name cannot be written of in a line; rename it")
-    return found
+    return found, others
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files in a folder and below, sorted, less hidden ones.
+
+    A linked folder is searched, too, unless it was already: each folder counts once, by its own name if it has one
+    here, so that links in a circle come to an end.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    files: list[Path] = []
+    folders, links = [folder], deque[Path]()
+    seen = set()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = [(entry, entry.is_dir()) for entry in sorted(here.iterdir()) if not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"{here}: this folder cannot be read ({error.strerror})") from error
+        for entry, is_folder in entries:
+            if not is_folder:
+                files.append(entry)
+            elif entry.is_symlink():
+                links.append(entry)
+            else:
+                folders.append(entry)
+    return sorted(files)
 
 
 class Captioner:
@@ -170,6 +293,7 @@ class Pictures(Dataset[Sample | BadRow]):
     def __init__(self, table: PictureTable, task: CaptionTask) -> None:
         self.table = table
         self.dataset = task.build_dataset(table, "test")
+        self.dataset.read_image.to_rgb = upright_on_white
 
     def __len__(self) -> int:
         return len(self.table)

@@ -158,7 +158,8 @@ def caption(
         device=device,
     )
     speed = (count.captions + count.skipped) / count.seconds
-    print(f"{count.captions} captions, {count.skipped} left out, {speed:.1f} images/s", file=sys.stderr)
+    left_out = count.skipped + count.unread
+    print(f"{count.captions} captions, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)
 
 
 @app.command()

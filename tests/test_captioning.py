@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 from PIL import Image
 
 from narvl_plugin.bench import Predictor
-from narvl_plugin.captioning import PictureTable, caption_pictures, find_pictures
+from narvl_plugin.captioning import PictureTable, caption_pictures, coco_ids, find_pictures, search_pictures
+from narvl_plugin.cli import app
+from narvl_plugin.data.images import PICTURE_SUFFIXES
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.tasks.caption import CaptionTask
 
 NAMES = ("b.png", "a.webp", "sub/c.BMP", "d.jpg", "sub/deeper/e.jpeg", "z.png")
 
@@ -54,6 +58,173 @@ def test_what_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "a\tb.png").touch()
     with pytest.raises(InputError, match=r"'a\\tb.png': .* rename it"):
         find_pictures([folder])
+
+
+def test_a_folder_is_searched_for_every_format_that_is_read(tmp_path: Path) -> None:
+    names = [f"a{suffix}" for suffix in PICTURE_SUFFIXES] + ["B.JFIF", "c.Tiff"]
+    others = ["d.heic", "e.SVG", "f.jp2"]
+    for name in (*names, *others, "notes.txt", "captions.tsv", "film.mp4", "noname"):
+        (tmp_path / name).touch()
+    found, left_out = search_pictures([tmp_path])
+    assert list(found) == sorted(names)
+    assert left_out == [tmp_path / name for name in sorted(others)]
+
+
+def test_hidden_files_are_no_part_of_a_folder(folder: Path) -> None:
+    for name in ("._a.jpg", ".hidden.png", ".thumbnails/b.png", "sub/._c.BMP", "__MACOSX/._b.png", "._d.heic"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    assert list(search_pictures([folder])[0]) == sorted(NAMES)
+    assert search_pictures([folder])[1] == []
+    assert list(find_pictures([folder / ".hidden.png"])) == [f"{folder}/.hidden.png"], "it was asked for"
+    assert list(find_pictures([folder / ".thumbnails"])) == ["b.png"]
+
+
+def test_linked_folders_and_files_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "f.png").touch()
+    (folder / "album").symlink_to(elsewhere)
+    (folder / "again").symlink_to(elsewhere / "deep")
+    (folder / "a-link").symlink_to("sub")  # which has a name of its own
+    (folder / "linked.png").symlink_to(folder / "z.png")
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "sub" / "self").symlink_to(".")
+    found = find_pictures([folder])
+    assert [name for name in found if name not in NAMES] == ["again/f.png", "linked.png"]
+    assert set(NAMES) < set(found)
+    assert list(found) == sorted(found, key=lambda name: Path(name).parts)
+
+
+def test_many_links_to_one_another_end(tmp_path: Path) -> None:
+    for step in range(40):  # 2 ** 40 ways to the bottom
+        (tmp_path / f"s{step}").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / f"s{step}" / name).symlink_to(f"../s{step + 1}")
+    (tmp_path / "s40").mkdir()
+    (tmp_path / "s40" / "p.png").touch()
+    assert list(find_pictures([tmp_path / "s0"])) == ["/".join("a" * 40) + "/p.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+def test_a_folder_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "sub").chmod(0)
+    with pytest.raises(InputError, match=r"sub: this folder cannot be read"):
+        find_pictures([folder])
+
+
+def test_image_ids_are_cocos_numbers() -> None:
+    names = ["COCO_val2014_000000000042.jpg", "test2015/COCO_test2015_000000000001.jpg", "000000000139.jpg", "7.png"]
+    assert list(coco_ids(names).items()) == list(zip(names, [42, 1, 139, 7], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["000000000042.jpg", "cat.jpg"],
+            r"^cat\.jpg: has no number for an image_id, as 000000000042\.jpg has; .*\.tsv",
+        ),
+        (["cat.jpg", "000000000042.jpg"], r"^cat\.jpg: has no number"),
+        (["000000000042.jpg", "COCO_val2014_000000000043_crop.jpg"], "_crop.jpg: has no number"),
+        (["000000000042.jpg", "\u0664\u0662.jpg"], "has no number"),  # digits of another script
+        (
+            ["a/42.jpg", "b/COCO_val2014_000000000042.jpg"],
+            r"^b/COCO\S+: has the same image_id, 42, as a/42\.jpg; .*tsv",
+        ),
+        (["42.jpg", "42.png"], r"^42\.png: has the same image_id, 42, as 42\.jpg"),
+    ],
+)
+def test_ids_that_are_not_cocos_are_named(names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        coco_ids(names)
+
+
+def test_ids_are_checked_before_the_model_is_loaded(folder: Path, tmp_path: Path) -> None:
+    (folder / "000000000042.jpg").touch()
+    with pytest.raises(InputError, match="has no number for an image_id"):
+        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
+    with pytest.raises(MissingInput, match="gone.pt"):
+        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
+    with pytest.raises(InputError, match=r"--out \S+/pictures: is no file"):
+        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=folder)
+
+
+@pytest.mark.integration
+def test_json_is_cocos_results_format(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in (42, 9):
+        Image.new("RGB", (8, 6)).save(pictures / f"COCO_val2014_{number:012}.jpg")
+    out = tmp_path / "results" / "captions.json"
+    options = {"checkpoint": make_model("narvl_tiny", "qctc"), "out": out, "workers": 0, "device": "cpu"}
+    caption_pictures([pictures], **options)
+    records = json.loads(out.read_text())
+    assert [record["image_id"] for record in records] == [9, 42]
+    assert all(list(record) == ["image_id", "caption"] and isinstance(record["caption"], str) for record in records)
+
+
+@pytest.mark.integration
+def test_an_older_output_stays_until_all_is_captioned(
+    make_model: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    student = make_model("narvl_tiny", "qctc")
+    (folder / "a.webp").write_bytes(b"no picture")  # the first
+    for out in (tmp_path / "captions.tsv", tmp_path / "captions.json"):
+        out.write_text("older")
+        with pytest.raises(BadRow, match=r"a.webp: the image is not readable"):
+            caption_pictures([folder], checkpoint=student, out=out, workers=0, device="cpu")
+        assert out.read_text() == "older"
+    count = caption_pictures([folder], checkpoint=student, out=out, workers=0, device="cpu", skip_bad_rows=1)
+    assert count[:2] == (5, 1)
+    assert len(json.loads(out.read_text())) == 5
+    assert not list(tmp_path.glob("captions.json.*"))
+
+
+@pytest.mark.integration
+def test_pictures_are_read_as_people_see_them(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(1)
+    upright = Image.frombytes("RGB", (8, 6), draw.randbytes(8 * 6 * 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    logo = upright.convert("RGBA")
+    logo.putalpha(Image.new("L", (8, 6), 0))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    upright.save(pictures / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(pictures / "b.png", exif=exif)
+    logo.save(pictures / "c.png")
+    Image.new("RGB", (8, 6), "white").save(pictures / "d.png")
+    seen: list[torch.Tensor] = []
+    step = CaptionTask.inference_step
+
+    def remember(self: CaptionTask, generator: Any, models: Any, sample: dict[str, Any]) -> Any:
+        seen.extend(sample["net_input"]["patch_images"])
+        return step(self, generator, models, sample)
+
+    monkeypatch.setattr(CaptionTask, "inference_step", remember)
+    student = make_model("narvl_tiny", "qctc")
+    caption_pictures([pictures], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
+    turned, other, transparent, white = seen
+    assert torch.equal(turned, other)
+    assert torch.equal(transparent, white)
+    assert not torch.equal(turned, white)
+
+
+@pytest.mark.integration
+def test_the_last_line_counts_pictures_of_other_formats(
+    make_model: Callable[..., Path], folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("._b.png", "g.heic", "notes.md"):
+        (folder / name).touch()
+    (folder / "d.jpg").write_bytes(b"no picture")
+    words = ["caption", folder, "--checkpoint", make_model("narvl_tiny", "qctc"), "--skip-bad-rows", 1]
+    capsys.readouterr()
+    app([str(word) for word in (*words, "--out", tmp_path / "out.tsv", "--device", "cpu")], standalone_mode=False)
+    assert "5 captions, 2 left out, " in capsys.readouterr().err
+    assert "1 left out, of formats that cannot be read here: " in caplog.text and "g.heic" in caplog.text
 
 
 @pytest.mark.integration
@@ -102,9 +273,12 @@ def test_broken_pictures_are_named_or_left_out(make_model: Callable[..., Path], 
     count = caption_pictures([folder], out=out, workers=1, skip_bad_rows=2, **options)
     assert count[:2] == (5, 2)
     assert [name for name, _ in pairs(out)] == sorted(set(NAMES) - {"d.jpg"})
+    before = out.read_text()
     with pytest.raises(BadRow, match=r"d.jpg: .*now 1"):
         caption_pictures([folder], out=out, workers=1, skip_bad_rows=1, **options)
-    assert [name for name, _ in pairs(out)] == ["a.webp", "b.png"], "what was said before stays"
+    assert out.read_text() == before
+    part = tmp_path / "captions.tsv.part"
+    assert [name for name, _ in pairs(part)] == ["a.webp", "b.png"], "what was said before stays"
 
 
 def test_a_table_of_pictures_reads_like_a_tsv_file(folder: Path) -> None:
