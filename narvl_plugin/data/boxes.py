@@ -5,31 +5,88 @@ A box is x0, y0, x1, y1: its left, upper, right and lower edge, in pixels from t
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from narvl_plugin.errors import BadRow
+from narvl_plugin.errors import BadRow, InputError
+
+logger = logging.getLogger(__name__)
 
 # Annotators draw boxes by hand and data sets round them: an edge this far outside, in pixels, is moved in.
 TOLERANCE = 1.0
+ROUNDED = 1.01
+"""How far beyond 1, or 100 percent, shares of an image are found, as a factor: they were rounded or drawn by hand."""
+TINY, LARGE = 2, 200
+"""Longer side, in pixels, up to which a box of one pixel is plausible, and from which one of 100 is small."""
 _FOUR_BINS = re.compile(r"\s*".join([r"<bin_(\d+)>"] * 4))
 
 
 def parse_box(column: str, where: str) -> Tensor:
     """Return the box of a column `x0,y0,x1,y1`, float32 (4,); raises BadRow if it is none or is empty."""
+    box = parse_edges(column, where)
+    if not bool((box[:2] < box[2:]).all()):
+        raise BadRow(
+            f"{where}: the box {column} is empty; expected x0,y0,x1,y1 with x0 < x1 and y0 < y1 (not x,y,width,height)"
+        )
+    return box
+
+
+def parse_edges(column: str, where: str) -> Tensor:
+    """Return the four numbers of a column, float32 (4,), in whatever order; raises BadRow if it holds others."""
     try:
         box = torch.tensor([float(edge) for edge in column.split(",")])
     except ValueError:
         box = torch.empty(0)
     if len(box) != 4 or not bool(box.isfinite().all()):
         raise BadRow(f"{where}: {column!r} is no box; expected x0,y0,x1,y1 in pixels (check --selected-cols)")
-    if not bool((box[:2] < box[2:]).all()):
-        raise BadRow(
-            f"{where}: the box {column} is empty; expected x0,y0,x1,y1 with x0 < x1 and y0 < y1 (not x,y,width,height)"
-        )
     return box
+
+
+def may_be_percent(boxes: Tensor) -> bool:
+    """Say whether all edges of boxes (N, 4) could be shares of their images, of 1 or of 100."""
+    return bool((boxes.abs() <= 100 * ROUNDED).all())
+
+
+def check_units(boxes: Tensor, sizes: Sequence[tuple[int, int]], path: str) -> None:
+    """Refuse a file whose boxes are shares of their images (0 to 1), and warn where they may be percent.
+
+    Boxes are shares if all of them lie within 1 pixel of the images' upper left corner, and not all images are tiny.
+    Whole numbers (0,0,1,1) count as others do; only where a file has one box, and it is 0,0,1,1, this is a warning.
+    Boxes may be percent if all of them lie within 100 pixels of that corner, and all images are more than twice as
+    large.
+
+    Args:
+        boxes: the first boxes of the file, (N, 4).
+        sizes: width and height of some of their images, in pixels; where none is known, nothing is said.
+        path: names the file.
+
+    Raises:
+        InputError: the boxes are shares.
+    """
+    if not len(boxes) or not sizes or not may_be_percent(boxes):
+        return
+    smallest, largest = min(sizes, key=max), max(sizes, key=max)
+    example = ",".join(f"{edge:g}" for edge in boxes[0].tolist())
+
+    def message(reach: int, size: tuple[int, int], unit: str, advice: str) -> str:
+        return (
+            f"{path}: all of its first {len(boxes)} boxes lie within {reach} pixels of the image's corner, such as "
+            f"{example}, and an image has {size[0]} x {size[1]} pixels; if they are {unit} of the image, multiply x by "
+            f"its width{advice} and y by its height{advice}"
+        )
+
+    if (boxes.abs() <= ROUNDED).all():
+        if max(largest) > TINY:
+            shares = message(1, largest, "shares", "")
+            if len(boxes) > 1 or not torch.equal(boxes, boxes.round()):
+                raise InputError(shares)
+            logger.warning("%s", shares)
+    elif max(smallest) > LARGE:
+        logger.warning("%s", message(100, smallest, "percent", " / 100"))
 
 
 def inside_image(box: Tensor, size: tuple[int, int], where: str) -> Tensor:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 from collections.abc import Sequence
 
 import torch
 
-from narvl_plugin.data.boxes import inside_image, parse_box, to_bins
+from narvl_plugin.data.boxes import check_units, inside_image, may_be_percent, parse_box, parse_edges, to_bins
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.images import image_size
 from narvl_plugin.data.text import PROMPTS, clean_caption
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
+
+logger = logging.getLogger(__name__)
+
+BOXES_LOOKED_AT = 200
+IMAGES_LOOKED_AT = 8
+"""Rows whose boxes, and whose image's header, tell whether boxes are in pixels."""
 
 
 class RefcocoDataset(TsvDataset):
@@ -21,6 +29,8 @@ class RefcocoDataset(TsvDataset):
     A coordinate x of the resized image has k = round(x / max_image_size * (num_bins - 1)). A batch also holds
     `region_coords` (B, 4), the boxes in pixels of the images as they come, and `w_resize_ratios` and
     `h_resize_ratios` (B,), by which these are multiplied to be those of the resized images.
+
+    Raises InputError where the boxes are no pixels, see `check_units`.
     """
 
     column_names = ("id", "image", "text", "box")
@@ -29,6 +39,8 @@ class RefcocoDataset(TsvDataset):
         super().__init__(tsv, options, split)
         self.max_image_size = max_image_size
         self._first_bin = options.codec.dictionary.index("<bin_0>")
+        self._turned_seen = multiprocessing.Value("b", 0)  # shared with the workers, so that one of them warns
+        self._check_units()
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow for words, a box or an image that cannot be used."""
@@ -37,7 +49,9 @@ class RefcocoDataset(TsvDataset):
         words = clean_caption(text, self.options.max_src_length)
         if not words:
             raise BadRow(f"{where}: the text {text!r} has no words; check --selected-cols")
-        pixels, maybe_size = self.read_image.with_size(image, where)
+        pixels, maybe_size, turned = self.read_image.read(image, where)
+        if turned:
+            self._warn_of_turned_image(where)
         size = self._known(maybe_size, where)
         box = self._box(column, size, where)
         ratios = self._ratios(size)
@@ -63,6 +77,35 @@ class RefcocoDataset(TsvDataset):
             for key in ("region_coord", "w_resize_ratio", "h_resize_ratio")
         }
         return super().make_batch(samples) | boxes
+
+    def _check_units(self) -> None:
+        """Raise InputError, or warn, if the first boxes are no pixels; that they are the first row mostly tells."""
+        boxes: list[torch.Tensor] = []
+        sizes: list[tuple[int, int]] = []
+        for row in range(min(len(self), BOXES_LOOKED_AT)):
+            where = self.tsv.where(row)
+            try:
+                _, image, _, column = self.tsv[row]
+                boxes.append(parse_edges(column, where))
+                if not may_be_percent(boxes[-1]):
+                    return
+                if len(sizes) < IMAGES_LOOKED_AT:
+                    sizes.append(self._known(image_size(self.read_image.read_bytes(image, where), where), where))
+            except BadRow:
+                continue  # told of when the row's turn comes
+        if boxes:
+            check_units(torch.stack(boxes), sizes, self.tsv.path)
+
+    def _warn_of_turned_image(self, where: str) -> None:
+        with self._turned_seen.get_lock():
+            if self._turned_seen.value:
+                return
+            self._turned_seen.value = 1
+        logger.warning(
+            "%s: EXIF turns the image, which is read as it lies in the file, here and in all such rows; if the box was "
+            "drawn on the turned image, write that one into the file without EXIF",
+            where,
+        )
 
     @staticmethod
     def _known(size: tuple[int, int] | None, where: str) -> tuple[int, int]:

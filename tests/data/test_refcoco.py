@@ -1,11 +1,17 @@
 """The grounding data set: the published items and batches, boxes to bins, bad rows."""
 
+import base64
+import io
+import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from narvl_plugin.data.dataset import DatasetOptions
 from narvl_plugin.data.images import encode_features
@@ -136,3 +142,79 @@ def test_too_few_columns_are_named(make: Callable[..., RefcocoDataset], refcoco_
         make(refcoco_rows)[1]
     with pytest.raises(InputError, match="--selected-cols 0,4,2: names 3 columns, .* reads 4: id, image, text, box"):
         make(refcoco_rows, columns="0,4,2")
+
+
+def picture(width: int, height: int, file_format: str = "PNG", orientation: int = 1) -> str:
+    """Give a picture as an image column."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height)).save(stream, file_format, exif=exif)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.mark.parametrize("boxes", [("0.1,0.2,0.5,0.9", "0,0,1,1", "0.25,0,0.5,0.3"), ("0,0,1,1",) * 3])
+@pytest.mark.parametrize("broken", [False, True])
+def test_boxes_of_0_to_1_are_refused_before_training(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, boxes: Sequence[str], broken: bool
+) -> None:
+    for row, box in zip(refcoco_rows, boxes, strict=True):
+        row[3] = box
+    if broken:  # what cannot be read tells nothing
+        refcoco_rows[0][3:] = ["box", "bm8gaW1hZ2U="]
+    with pytest.raises(InputError, match=r"train\.tsv: all of its first \d boxes lie within 1 pixels .* 8 x 6 pixels"):
+        make(refcoco_rows, skip=3)
+
+
+def test_boxes_in_percent_are_warned_of(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    for row in refcoco_rows:
+        row[3:] = ["10,20,60.5,100", picture(640, 480)]
+    make(refcoco_rows)
+    assert caplog.text.count("train.tsv: all of its first 3 boxes lie within 100 pixels") == 1
+    assert "640 x 480 pixels; if they are percent" in caplog.text
+    caplog.clear()
+    refcoco_rows[2][3] = "10,20,300,100"
+    make(refcoco_rows)
+    assert not caplog.text
+
+
+def test_one_small_box_among_others_is_right(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    refcoco_rows[0][3] = "0,0,1,1"
+    assert make(refcoco_rows)[0] is not None
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_boxes_on_images_that_exif_turns_are_warned_of_once(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path, workers: int
+) -> None:
+    refcoco_rows[1][4] = picture(8, 6, "JPEG", 6)
+    refcoco_rows[2][4] = picture(8, 6, "PNG", 3)
+    dataset = make(refcoco_rows)
+    handler = logging.FileHandler(tmp_path / "log")  # which workers write to, too
+    logging.getLogger("narvl_plugin").addHandler(handler)
+    try:
+        for _ in range(2):  # epochs
+            samples = list(DataLoader(dataset, None, num_workers=workers))
+    finally:
+        logging.getLogger("narvl_plugin").removeHandler(handler)
+    assert samples[1]["h_resize_ratio"] == 15, "it is read as it lies, 6 pixels high"
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert re.search(r"train\.tsv:[23]: EXIF turns the image, which is read as it lies", line)
+
+
+def test_upright_images_are_not_warned_of(
+    make: Callable[..., RefcocoDataset], refcoco_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    refcoco_rows[1][4] = picture(8, 6, "JPEG", 1)
+    refcoco_rows[2][4] = picture(8, 6, "TIFF", 3)  # which Pillow turns
+    dataset = make(refcoco_rows)
+    assert all(dataset[row] for row in range(3))
+    assert not caplog.text

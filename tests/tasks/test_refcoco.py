@@ -141,3 +141,15 @@ def test_mixed_precision_multiplies_in_bfloat16_on_a_cpu(
         task.train_step({"id": 0}, model, criterion, optimizer, 0)
     assert types == [torch.bfloat16, torch.float32]
     assert model.weight.grad is not None
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_shares_are_refused_in_every_split(
+    make_task: Callable[..., RefcocoTask], refcoco_rows: Rows, write_tsv: Callable[..., Path], split: str
+) -> None:
+    shares = [[*row[:3], "0.1,0.2,0.5,0.9", row[4]] for row in refcoco_rows]
+    training = write_tsv("train.tsv", shares if split == "train" else refcoco_rows)
+    task = make_task(refcoco_rows if split == "train" else shares)
+    task.cfg.data = f"{training},{task.cfg.data.split(',')[-1]}"
+    with pytest.raises(InputError, match="boxes lie within 1 pixels"):
+        task.load_dataset(split)
