@@ -99,6 +99,9 @@ def test_an_edge_is_moved_in_by_a_pixel_at_most(
         (3, "8,1,8.5,4", "the box 8,1,8.5,4 lies outside the image of 8 x 6 pixels"),
         (3, "-2,1,5,4", "the box -2,1,5,4 lies outside"),
         (4, "bm8gaW1hZ2U=", "the image is not readable"),
+        (4, base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n").decode(), "the image is not readable"),
+        (4, base64.b64encode(b"DDS |\0\0\0" + bytes(120)).decode(), "the image is not readable"),
+        (4, "/dev/zero.jpg", "the image file /dev/zero.jpg cannot be read"),
     ],
 )
 def test_bad_rows_are_named_and_can_be_skipped(
