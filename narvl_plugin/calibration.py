@@ -25,7 +25,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +284,5 @@ def keep_calibration(student: Path, **fitted: float) -> None:
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
         write_whole(file, json.dumps(description, indent=2) + "\n")
         return
-    part = student.with_name(student.name + ".part")
-    torch.save(state, part)
-    part.replace(student)
+    with whole_file(student) as part:
+        torch.save(state, part)

@@ -29,6 +29,7 @@ from narvl_plugin.models.interop import (
 )
 from narvl_plugin.models.narvl import query_rows
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
+from narvl_plugin.whole_files import whole_file, write_whole
 
 
 def convert(
@@ -141,14 +142,12 @@ def _configuration(
 
 def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any]) -> None:
     """Write a checkpoint that appears all at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.part")
-    if out.suffix == SAFETENSORS_SUFFIX:
+    with whole_file(out) as part:
+        if out.suffix != SAFETENSORS_SUFFIX:
+            torch.save(whole_checkpoint(weights, cfg), part)
+            return
         own_names = {name: tensor.contiguous() for name, tensor in weights.items() if name not in EMBEDDING_ALIASES}
-        safetensors.torch.save_file(own_names, partial)
+        safetensors.torch.save_file(own_names, part)
         description = out.with_suffix(".json")
-        description.write_text(json.dumps({"cfg": cfg}, indent=2) + "\n", encoding="utf-8")
-        shutil.copymode(description, partial)  # safetensors lets none but the owner read
-    else:
-        torch.save(whole_checkpoint(weights, cfg), partial)
-    partial.replace(out)
+        write_whole(description, json.dumps({"cfg": cfg}, indent=2) + "\n")
+        shutil.copymode(description, part)  # safetensors lets none but the owner read

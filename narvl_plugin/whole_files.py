@@ -1,11 +1,94 @@
-"""Text files that are whole wherever they exist."""
+"""Files that are whole wherever they exist, and that one program at a time writes."""
 
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step, and the folders above it where they are missing."""
+from narvl_plugin.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file in one step, and the folders above it where they are missing.
+
+    When two programs write it at a time, the file is that of one of them, whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give `PATH.part` to write a large file to; it becomes `path` at the end of the block, and goes with an error.
+
+    Raises:
+        InputError: another program writes `path`.
+    """
+    with sole_writer(path):
+        part = path.with_name(path.name + ".part")
+        try:
+            yield part
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Keep other programs from writing a file (or into a folder) as long as the block runs.
+
+    The lock lies in `PATH.lock`, which goes at the end of the block. A killed process loses its lock at once, also
+    when workers that it has forked live on. Look only inside the block whether there is anything left to write.
+
+    Raises:
+        InputError: another program, which the message names, writes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(path.name + ".lock")
+    lock = FileLock(file, timeout=0, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{path}: {_holder(file)} is writing it; wait until it ends, or write to another file"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s: this file system has no locks; start no second program that writes it", path)
+    try:
+        file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # still locked: whoever has opened it sees that it is gone, and makes another
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    """Return the name of the process that holds a lock, as far as the lock's file tells."""
+    try:
+        return file.read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"

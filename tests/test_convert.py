@@ -22,6 +22,7 @@ from narvl_plugin.models.config import SIZES
 from narvl_plugin.models.interop import EMBEDDING, EMBEDDING_ALIASES, FIXED_FLAGS, QUERIES, tables_of
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.whole_files import sole_writer
 
 SMALL = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2}
 QUERY_COUNT = 6
@@ -132,6 +133,12 @@ class TestConvert:
         shared = vars(flags).keys() & vars(before).keys()
         assert {"arch", "resnet_type", "scale_heads", "encoder_layers"} <= shared
         assert all(getattr(flags, name) == getattr(before, name) for name in shared)
+
+    def test_a_second_process_is_refused(self, parallel: Path, tmp_path: Path) -> None:
+        for name in ("model.pt", "model.safetensors"):
+            with sole_writer(tmp_path / name), pytest.raises(InputError, match=f"{name}: process .* is writing it"):
+                convert(parallel, tmp_path / name)
+        assert not list(tmp_path.glob("model*"))
 
     def test_to_safetensors_and_back_changes_no_bit(self, parallel: Path, tmp_path: Path) -> None:
         convert(parallel, tmp_path / "plain.pt")

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -14,8 +15,11 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from narvl_plugin.errors import InputError
+from narvl_plugin.whole_files import sole_writer
 
 EDGE_BYTES = 1 << 16
+SKIPPED = "bad rows skipped"
+"""The count of what a run's skip budget forgave."""
 
 
 class StalePart(InputError):
@@ -48,12 +52,21 @@ class ResumableWriter:
     whatever a killed run wrote beyond the last whole batch is cut off by the next one, and a run in pieces gives
     the same bytes and counts as one without a stop.
 
+    One process at a time writes: inside the with-block the file is locked, unless it is `finished`. Another process may
+    have finished it just before, so the caller looks inside the block, too:
+
+        with ResumableWriter(path, settings) as writer:
+            if not writer.finished:
+                for batch in writer.batches(...): writer.append(...)
+                writer.finish()
+
     Args:
         path: the file to make; its folder is created.
         settings: all that the content depends on, as JSON values; an unfinished file of other settings is
             refused.
 
     Raises:
+        InputError: on entering, if another process writes the file.
         StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
     """
 
@@ -66,6 +79,7 @@ class ResumableWriter:
         self.counts: Counter[str] = Counter()
         self._bytes_done = 0
         self._file: IO[bytes] | None = None
+        self._lock = ExitStack()
 
     @property
     def finished(self) -> bool:
@@ -73,12 +87,17 @@ class ResumableWriter:
         return self.path.exists()
 
     def __enter__(self) -> ResumableWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.record.exists() and self.part.exists():
-            self._take_up()
-        self._file = open(self.part, "ab")
-        self._file.truncate(self._bytes_done)
-        self._save_record()
+        if self.finished:
+            return self
+        with self._lock:  # is kept if nothing goes wrong before pop_all
+            self._lock.enter_context(sole_writer(self.path))
+            if not self.finished:
+                if self.record.exists() and self.part.exists():
+                    self._take_up()
+                self._file = open(self.part, "ab")
+                self._file.truncate(self._bytes_done)
+                self._save_record()
+                self._lock = self._lock.pop_all()
         return self
 
     def __exit__(
@@ -87,6 +106,9 @@ class ResumableWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+            if not self.rows_done:
+                self.discard()
+        self._lock.close()
 
     def batches(self, num_rows: int, batch_size: int, title: str) -> Iterator[range]:
         """Yield the input rows (from 0) still to do, batch by batch, and show progress in rows.
@@ -100,9 +122,12 @@ class ResumableWriter:
                 progress.update(self.rows_done - progress.n)
 
     def append(self, lines: list[str], rows: int, counts: Mapping[str, int] | None = None) -> None:
-        """Write the lines (without line ends) that came of the next `rows` input rows, and add to `counts`."""
+        """Write the lines (without line ends) that came of the next `rows` input rows, and add to `counts`.
+
+        Bytes that are no UTF-8 come as the surrogates that Python's `surrogateescape` makes of them.
+        """
         assert self._file is not None, "append() needs the writer's with-block"
-        content = "".join(line + "\n" for line in lines).encode("utf-8")
+        content = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
         self._file.write(content)
         self._file.flush()
         self.rows_done += rows
@@ -111,8 +136,11 @@ class ResumableWriter:
         self._save_record()
 
     def finish(self) -> None:
-        """Give the complete file its name and drop the record."""
+        """Give the complete file its name and drop the record; raises InputError, and discards it, if it is empty."""
         assert self._file is not None, "finish() needs the writer's with-block"
+        if not self._bytes_done:
+            self.discard()
+            raise InputError(f"{self.path}: no row is left to write; all {self.rows_done} rows were skipped")
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
@@ -121,8 +149,8 @@ class ResumableWriter:
 
     def discard(self) -> None:
         """Delete the unfinished file, so that the next run starts anew."""
-        self.part.unlink()
-        self.record.unlink()
+        self.part.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
         """Read how far an earlier run came, after checking that it was the same run."""

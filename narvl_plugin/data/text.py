@@ -19,6 +19,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.whole_files import write_whole
 
 REFERENCE_SEPARATOR = "&&"
 CONFIDENCE_MARK = "|!+"  # between the confidence of an answer and the answer
@@ -272,8 +273,5 @@ def train_sentencepiece(
         minloglevel=2,
     )
     path = Path(out_dir) / SPM_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_bytes(model.getvalue())
-    partial.replace(path)
+    write_whole(path, model.getvalue())
     return path

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from narvl_plugin.data.resumable import ResumableWriter, StalePart, fingerprint
+from narvl_plugin.errors import InputError
+
+FORK = multiprocessing.get_context("fork")
 
 BATCHES = [["a\t1", "a\t2"], ["b\té", "b\t4"], ["c\t5"]]
 WHOLE = "a\t1\na\t2\nb\té\nb\t4\nc\t5\n".encode()
@@ -76,3 +83,98 @@ def test_fingerprint_sees_a_change_at_either_end_and_in_size(tmp_path: Path) -> 
         (tmp_path / "file").write_bytes(content)
         prints.add(fingerprint(tmp_path / "file"))
     assert len(prints) == len(contents)
+
+
+def write_all(out: Path, start: Any, results: Any) -> None:
+    """Write the file slowly once told to, unless it is finished; say how that went."""
+    start.wait()
+    try:
+        with ResumableWriter(out, {}) as writer:
+            if writer.finished:
+                results.put("finished")
+                return
+            for rows in writer.batches(5, 2, "test"):
+                time.sleep(0.05)
+                writer.append(BATCHES[rows.start // 2], rows=len(rows))
+            writer.finish()
+        results.put("written")
+    except InputError as error:
+        results.put(str(error))
+
+
+def test_of_processes_that_start_together_one_writes(tmp_path: Path) -> None:
+    out, start, results = tmp_path / "out.tsv", FORK.Event(), FORK.Queue()
+    processes = [FORK.Process(target=write_all, args=(out, start, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    start.set()
+    said = sorted(results.get(timeout=30) for _ in processes)
+    for process in processes:
+        process.join()
+    assert said.count("written") == 1
+    assert all("out.tsv: process" in result for result in said if result != "written")
+    assert out.read_bytes() == WHOLE
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tsv"]
+    write_all(out, start, results)
+    assert results.get(timeout=30) == "finished"
+
+
+def write_and_wait(out: Path, ready: Any) -> None:
+    """Write one batch and some bytes of the next, and wait."""
+    with ResumableWriter(out, {}) as writer:
+        writer.append(BATCHES[0], rows=2)
+        with open(writer.part, "ab") as part:
+            part.write(b"half a li")
+        ready.set()
+        signal.pause()
+
+
+def test_what_a_killed_process_was_writing_is_gone_on_with_at_once(tmp_path: Path) -> None:
+    out, ready = tmp_path / "out.tsv", FORK.Event()
+    process = FORK.Process(target=write_and_wait, args=(out, ready))
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(InputError, match=rf"out.tsv: process {process.pid} on .* is writing it"):
+        write_from(ResumableWriter(out, {}))
+    process.kill()
+    process.join()
+    write_from(ResumableWriter(out, {}))
+    assert out.read_bytes() == WHOLE
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tsv"]
+
+
+def test_a_process_that_comes_just_too_late_sees_the_finished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has looked before the other gave the file its name, and gets the lock after that."""
+    out = tmp_path / "out.tsv"
+    write_from(ResumableWriter(out, {}))
+    looks = iter([False])
+    monkeypatch.setattr(ResumableWriter, "finished", property(lambda self: next(looks, True)))
+    with ResumableWriter(out, {}) as writer:
+        assert writer.finished
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tsv"]
+    assert out.read_bytes() == WHOLE
+
+
+def test_a_run_that_fails_before_its_first_batch_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), ResumableWriter(tmp_path / "out.tsv", {}):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match="no row is left to write; all 2 rows were skipped"),
+        ResumableWriter(tmp_path / "out.tsv", {}) as writer,
+    ):
+        writer.append([], rows=2)
+        writer.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    with ResumableWriter(tmp_path / "out.tsv", {}) as writer:
+        writer.append([b"caf\xe9\t\xff".decode("utf-8", "surrogateescape")], rows=1)
+        writer.finish()
+    assert (tmp_path / "out.tsv").read_bytes() == b"caf\xe9\t\xff\n"

@@ -14,7 +14,9 @@ from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, 
 from narvl_plugin.data.scenes.art import embedded_art
 from narvl_plugin.data.scenes.compose import HeldOutPairs
 from narvl_plugin.data.scenes.nouns import art_file_name, with_article
+from narvl_plugin.errors import InputError
 from narvl_plugin.safe_reading import read_pickle
+from narvl_plugin.whole_files import sole_writer
 
 
 def _rows(out: Path, task: str, split: str) -> list[list[str]]:
@@ -44,6 +46,18 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch
         assert path.read_bytes() == (tmp_path / "second" / inside).read_bytes()
         assert path.read_bytes() != (tmp_path / "other" / inside).read_bytes()
     assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3 + 1, "nothing but the finished files is left"
+
+
+def test_a_second_process_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    """Also where the first is at another split: its files are those of one seed."""
+    settings = {"train": 4, "valid": 1, "test": 1, "nouns": 20, "tasks": ("caption", "vqa_gen", "caption")}
+    for busy in ("caption/test", "vqa_gen/train"):
+        with sole_writer(tmp_path / f"{busy}.tsv"), pytest.raises(InputError, match=f"{busy}.tsv: .* is writing it"):
+            write_scenes(tmp_path, **settings)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    write_scenes(tmp_path, **settings)
+    assert len(_rows(tmp_path, "caption", "train")) == 4
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_a_longer_run_begins_with_the_shorter_one_and_tasks_do_not_change_captions(tmp_path: Path) -> None:

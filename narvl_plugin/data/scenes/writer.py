@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,7 @@ from narvl_plugin.data.scenes.nouns import NOUNS
 from narvl_plugin.data.scenes.rows import ROWS, Example
 from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
 from narvl_plugin.data.vqa_gen import parse_answers
+from narvl_plugin.whole_files import sole_writer
 
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
@@ -62,18 +64,23 @@ def write_scenes(
     :param max_objects: the most objects in a picture, copies counted
     :param tasks: which of `TASKS` to write rows for
 
-    Raises SceneSettingError for a setting out of range, ArtError for art that is missing or unreadable.
+    Raises SceneSettingError for a setting out of range, ArtError for art that is missing or unreadable, InputError
+    where another process writes one of the files.
     """
     counts = {"train": train, "valid": valid, "test": test}
     _check_settings(counts, size, nouns, max_objects, tasks)
     chosen = NOUNS[:nouns]
+    tasks = tuple(dict.fromkeys(tasks))
     composer = Composer(load_art(chosen, art), HeldOutPairs(chosen, seed), size, max_objects)
-    for split, count in counts.items():
-        _write_split(Path(out), _Rows(split, count, composer, seed, tasks))
-    if "vqa_gen" in tasks:
-        folder = Path(out) / "vqa_gen"
-        (folder / ANSWER_LIST).unlink(missing_ok=True)
-        write_answers(folder, partial(_answers, folder))
+    with ExitStack() as locks:
+        for task, split in product(tasks, counts):
+            locks.enter_context(sole_writer(Path(out) / task / f"{split}.tsv"))
+        for split, count in counts.items():
+            _write_split(Path(out), _Rows(split, count, composer, seed, tasks))
+        if "vqa_gen" in tasks:
+            folder = Path(out) / "vqa_gen"
+            (folder / ANSWER_LIST).unlink(missing_ok=True)
+            write_answers(folder, partial(_answers, folder))
 
 
 def _answers(folder: Path) -> list[str]:
@@ -135,7 +142,6 @@ def _write_split(out: Path, rows: _Rows) -> None:
     with ExitStack() as stack:
         files = []
         for part in parts:
-            part.parent.mkdir(parents=True, exist_ok=True)
             files.append(stack.enter_context(part.open("w", encoding="utf-8", newline="\n")))
         for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="picture"):
             for file, line in zip(files, lines, strict=True):

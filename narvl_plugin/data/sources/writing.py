@@ -16,6 +16,7 @@ from narvl_plugin.data.images import open_image
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.whole_files import write_whole
 
 BATCH_ROWS = 64
 """Rows written at a time: with pictures some 10 MiB, all that is held in memory of them."""
@@ -149,7 +150,7 @@ def write_split(
         the counts: rows written, notes, and rows dropped by reason.
 
     Raises:
-        InputError: no row is left.
+        InputError: no row is left, or another process writes `path`.
         StalePart: an unfinished `path` was begun with other inputs or settings.
     """
     writer = ResumableWriter(
@@ -161,10 +162,10 @@ def write_split(
             **(settings or {}),
         },
     )
-    if writer.finished:
-        return Outcome(path, None)
-    entries = load()
     with writer:
+        if writer.finished:
+            return Outcome(path, None)
+        entries = load()
         for batch in writer.batches(len(entries), BATCH_ROWS, path.stem):
             lines, counts = [], Counter[str]()
             for index in batch:
@@ -192,8 +193,5 @@ def write_answers(out: Path, load: Callable[[], Sequence[str]]) -> Outcome:
     if path.exists():
         return Outcome(path, None)
     answers = load()
-    partial = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(pickle.dumps({answer: number for number, answer in enumerate(answers)}))
-    partial.replace(path)
+    write_whole(path, pickle.dumps({answer: number for number, answer in enumerate(answers)}))
     return Outcome(path, {"answers": len(answers)})

@@ -29,6 +29,7 @@ from narvl_plugin.data.sources.writing import (
 )
 from narvl_plugin.errors import InputError
 from narvl_plugin.safe_reading import read_pickle
+from narvl_plugin.whole_files import sole_writer
 
 RISKY = st.text(alphabet=st.sampled_from("ab &|!+\t\n\r\ud800é"), max_size=12)
 
@@ -137,6 +138,18 @@ def test_an_unfinished_file_of_other_settings_is_refused(
         write(tmp_path / "a.tsv", names, Pictures(raw, check=True))
     with pytest.raises(StalePart, match="image_paths=None, now image_paths='raw'"):
         write(tmp_path / "a.tsv", names, Pictures(raw, as_paths=True))
+
+
+def test_a_second_process_is_refused_before_it_reads_its_inputs(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    with sole_writer(path), pytest.raises(InputError, match="a.tsv: process .* is writing it"):
+        write_split(
+            path,
+            lambda: pytest.fail("not to be loaded"),
+            lambda entry, notes: [entry],
+            inputs=[Path(__file__)],
+            pictures=Pictures(raw),
+        )
 
 
 def test_answers_are_a_plain_dict(tmp_path: Path) -> None:
