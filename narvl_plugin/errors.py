@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import re
+from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +27,19 @@ class BadRow(InputError, ValueError):
 
     @property
     def where(self) -> str:
-        """Return the `FILE:ROW` that the message starts with."""
-        return str(self).split(": ", 1)[0]
+        """Return the `FILE:ROW` that the message starts with, or all of a message that names no row."""
+        found = re.match(r".*?:\d+(?=: )", str(self), re.DOTALL)
+        return found[0] if found else str(self)
 
 
 class SkipBudget:
     """Forgives up to `limit` bad rows, counted once each however many epochs or workers meet them.
 
-    The count lives in shared memory, so that forked data workers and the main process draw on one budget.
+    The count lives in shared memory, so that forked data workers and the main process draw on one budget. Each of the
+    processes of a distributed training has a budget of its own.
+
+    A row is known by its number and its file's: `number_files` gives files their numbers, so that a training that goes
+    on knows the rows of a file that has moved since. Other files are known by their paths.
     """
 
     def __init__(self, limit: int) -> None:
@@ -40,20 +47,53 @@ class SkipBudget:
             raise InputError(f"--skip-bad-rows {limit}: the number of rows to skip cannot be negative")
         self.limit = limit
         self._count = multiprocessing.Value("q", 0)
-        self._seen = multiprocessing.Array("q", max(limit, 1), lock=False)
+        # One place more than the limit tells a budget that is overdrawn from one that is spent.
+        self._seen = multiprocessing.Array("q", limit + 1, lock=False)
+        self._numbers: dict[str, int] = {}
 
     @property
     def count(self) -> int:
         """Return how many different rows have been skipped so far."""
         return self._count.value
 
+    @property
+    def skipped(self) -> list[int]:
+        """Return what tells the rows that have been skipped from others, a hash of 64 bits of each."""
+        return self._seen[: self.count]
+
+    def number_files(self, paths: Sequence[str]) -> None:
+        """Number files in the order in which they are first named."""
+        for path in paths:
+            self._numbers.setdefault(path, len(self._numbers))
+
+    def restore(self, skipped: Sequence[int]) -> None:
+        """Count the rows that an earlier part of a run skipped, see `skipped`, each once.
+
+        With a limit below their number the next bad row is an error, as the rows may have been mended since.
+        """
+        with self._count.get_lock():
+            known = list(dict.fromkeys([*self.skipped, *skipped]))[: self.limit + 1]
+            self._seen[: len(known)] = known
+            self._count.value = len(known)
+
+    def charge(self, count: int) -> None:
+        """Count rows that were skipped before this run, and that it does not meet again.
+
+        Raises InputError if there are more than the limit.
+        """
+        if count > self.limit:
+            raise InputError(f"--skip-bad-rows {self.limit}: {count} rows were skipped before the run was stopped")
+        self._count.value += count
+
     def skip(self, error: BadRow) -> None:
         """Forgive `error`, or raise it again (a BadRow) once more than `limit` rows are bad."""
-        digest = hashlib.blake2b(error.where.encode(), digest_size=8).digest()
+        file, _, row = error.where.rpartition(":")
+        name = f"{self._numbers.get(file, file)}:{row}"
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         key = int.from_bytes(digest, "little", signed=True)
         with self._count.get_lock():
             count = self._count.value
-            if key in self._seen[:count]:
+            if key in self._seen[:count] and count <= self.limit:
                 return
             if count >= self.limit:
                 raise BadRow(f"{error}; mend the row, or skip such rows with --skip-bad-rows (now {self.limit})")

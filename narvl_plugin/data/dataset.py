@@ -135,8 +135,8 @@ class TsvDataset(EqualRows):
         return len(self.tsv)
 
     def where(self, row: int) -> str:
-        """Return `train.tsv:17`, the file's name and the row counted from 1."""
-        return f"{Path(self.tsv.path).name}:{row + 1}"
+        """Return `FILE:ROW`, the file's path as it was given and the row counted from 1."""
+        return self.tsv.where(row)
 
     def with_specials(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return `<s>` tokens `</s>`, int64 (T + 2,)."""

@@ -80,6 +80,7 @@ class CommonTask(FairseqTask):
         super().__init__(cfg)
         self.codec: TextCodec = codec or load_codec(cfg.bpe_dir, cfg.num_bins)
         self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
+        self.skip_budget.number_files(str(cfg.data).split(","))
         self._measured = False
 
     @property
@@ -162,6 +163,14 @@ class CommonTask(FairseqTask):
         if hasattr(model, "num_queries") and not self._measured:
             self._measured = True
             self.measure_targets(model)
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """Return what fairseq adds to a checkpoint's extra_state: the bad rows that were skipped so far."""
+        return {type(self).__name__: {"skipped_rows": self.skip_budget.skipped}}
+
+    def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
+        """Take over what a checkpoint kept; fairseq calls it where a training goes on, not where one starts anew."""
+        self.skip_budget.restore(kept["skipped_rows"])
 
     def measure_targets(self, model: torch.nn.Module) -> None:
         """Log how many targets of the training files do not fit a student's queries."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from narvl_plugin.errors import BadRow
+from narvl_plugin.safe_reading import read_checkpoint
 
 Losses = dict[int, float]
 
@@ -36,3 +40,35 @@ def test_a_killed_training_goes_on_bit_by_bit(
     (second,) = train_in_processes(*options, "--save-dir", broken)
     assert second == {update: unbroken[update] for update in range(9, 19)}
     assert differences(last_state(tmp_path / "unbroken"), last_state(broken)) == []
+
+
+def test_the_skip_budget_is_that_of_all_parts_of_a_training(
+    options: list[object], train: Callable[..., Losses], tmp_path: Path
+) -> None:
+    """A training that goes on does not get it anew, also on files that have moved; a larger one lets it go on."""
+    for name, row in (("one.tsv", 3), ("two.tsv", 2)):
+        lines = (tmp_path / name).read_text().splitlines()
+        lines[row - 1] = "x\tx\ta cat\t\tbm90IGFuIGltYWdl"
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("one.tsv", "two.tsv", "valid.tsv"):
+        shutil.copy(tmp_path / name, moved)
+    here, *others = options
+    there = str(here).replace(str(tmp_path), str(moved))
+
+    def run(data: object, limit: int, epochs: int, *more: object, folder: str = "run") -> int:
+        """Train until an epoch (odd ones read one.tsv, even ones two.tsv), and return how many rows are counted."""
+        settings = ["--skip-bad-rows", limit, "--max-epoch", epochs, "--batch-size", 4, "--disable-validation"]
+        train(data, *others, *settings, "--num-workers", epochs % 2, "--save-dir", tmp_path / folder, *more)
+        state = read_checkpoint(tmp_path / folder / "checkpoint_last.pt")
+        return len(state["extra_state"]["CaptionTask"]["skipped_rows"])
+
+    assert run(here, 1, 1) == 1
+    for data in (here, there):
+        with pytest.raises(BadRow, match=r"two.tsv:2: .*\(now 1\)"):
+            run(data, 1, 2)
+    assert run(there, 2, 2) == 2
+    assert run(there, 2, 4) == 2
+    last = tmp_path / "run" / "checkpoint_last.pt"
+    assert run(here, 1, 1, "--finetune-from-model", last, folder="other") == 1
