@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from narvl_plugin import checkpoints
-from narvl_plugin.data.resumable import ResumableWriter, fingerprint
+from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.devices import choose_device, move_batch
@@ -45,7 +45,7 @@ def distill(
     The teacher generates as its --eval-args say, with which it was validated, and what is given here instead.
 
     A run that was stopped goes on at its last whole batch and ends in the same bytes as one that was not, see
-    `ResumableWriter`.
+    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\\n`.
 
     Args:
         teacher: its checkpoint.
@@ -55,7 +55,7 @@ def distill(
         beam, max_len_b, no_repeat_ngram_size: of fairseq's beam search; max_len_b is in tokens.
         batch_size: rows decoded at a time.
         keep_references: write the original row, too, after each distilled one.
-        skip_bad_rows: how many rows that cannot be used may be left out.
+        skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
         val_inference_type: `allcand` or `beamsearch`, where answers are found otherwise than the checkpoint says.
         bpe_dir, ans2label_file: the vocabulary's folder and the list of answers, where they are not those that the
             checkpoint names.
@@ -65,8 +65,8 @@ def distill(
         False if `out` was there already and nothing was done.
 
     Raises:
-        MissingInput, InputError: the checkpoint, the vocabulary or the data cannot be used, or the task has no place
-            for several hypotheses.
+        MissingInput, InputError: the checkpoint, the vocabulary or the data cannot be used, the task has no place
+            for several hypotheses, or another process writes `out`.
         BadRow: a row cannot be used, or the teacher says no target for it, and the budget is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
@@ -84,9 +84,9 @@ def distill(
             **generation,
         },
     )
-    if writer.finished:
-        return False
     with writer:
+        if writer.finished:
+            return False
         overrides = {
             "data": str(data),
             "skip_bad_rows": skip_bad_rows,
@@ -95,6 +95,8 @@ def distill(
             "ans2label_file": ans2label_file and str(ans2label_file),
         }
         speaker = Speaker(teacher, overrides, generation, device)
+        budget = speaker.task.skip_budget
+        budget.charge(writer.counts[SKIPPED])
         for batch in writer.batches(len(rows), batch_size, "distil"):
             lines = []
             for row, target in speaker(batch).items():
@@ -103,7 +105,7 @@ def distill(
                 original = "\t".join(columns)
                 columns[speaker.target_column] = target
                 lines += ["\t".join(columns), original] if keep_references else ["\t".join(columns)]
-            writer.append(lines, rows=len(batch))
+            writer.append(lines, rows=len(batch), counts={SKIPPED: budget.count - writer.counts[SKIPPED]})
         writer.finish()
     return True
 

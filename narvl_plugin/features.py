@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from narvl_plugin.data import images
-from narvl_plugin.data.resumable import ResumableWriter, fingerprint
+from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
@@ -40,7 +40,7 @@ def write_features(
 
     The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16), and of a second one
     with the picture's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
-    `ResumableWriter`.
+    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\\n`.
 
     Args:
         data: TSV file with pictures.
@@ -50,15 +50,15 @@ def write_features(
         imagenet_normalisation: normalise by ImageNet's mean and deviation, as in training.
         image_column: number (from 0) of the column with the picture.
         batch_size: pictures in one pass; many at a time are no faster, see `BATCH_SIZE`.
-        skip_bad_rows: how many rows that cannot be used may be left out.
+        skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
         device: torch's name of it; by default a GPU if there is one.
 
     Returns:
         False if `out` was there already and nothing was done.
 
     Raises:
-        MissingInput, InputError: the file or the architecture cannot be used.
-        BadRow: a row holds no picture, and the budget is spent.
+        MissingInput, InputError: the file or the architecture cannot be used, or another process writes `out`.
+        BadRow: a row lacks the image column or holds no picture, and the budget is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
     trunk_name = frozen_trunk(arch)
@@ -74,22 +74,26 @@ def write_features(
             "batch_size": batch_size,
         },
     )
-    if writer.finished:
-        return False
-    if not 0 <= image_column < len(rows.columns):
-        raise InputError(f"--image-column {image_column}: {data} has {len(rows.columns)} columns, counted from 0")
     read_image = images.ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
     budget = SkipBudget(skip_bad_rows)
-    chosen = choose_device(device)
-    trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
-    optimise_trunk(trunk)
     with writer:
+        if writer.finished:
+            return False
+        budget.charge(writer.counts[SKIPPED])
+        chosen = choose_device(device)
+        trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
+        optimise_trunk(trunk)
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[list[str]] = []
             pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share a picture
             for row in batch:
                 try:
                     columns = rows[row]
+                    if not 0 <= image_column < len(columns):
+                        raise BadRow(
+                            f"{rows.where(row)}: --image-column {image_column}: the row has {len(columns)} columns, "
+                            "counted from 0"
+                        )
                     column = columns[image_column]
                     if column not in pictures:
                         picture, image_size = read_image.with_size(column, rows.where(row))
@@ -109,7 +113,8 @@ def write_features(
                 }
                 for columns in kept:
                     columns[image_column] = encoded[columns[image_column]]
-            writer.append(["\t".join(columns) for columns in kept], rows=len(batch))
+            skipped = budget.count - writer.counts[SKIPPED]
+            writer.append(["\t".join(columns) for columns in kept], rows=len(batch), counts={SKIPPED: skipped})
         writer.finish()
     return True
 

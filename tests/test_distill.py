@@ -22,6 +22,7 @@ from narvl_plugin.distill import Speaker, distill
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.tasks.caption import CaptionConfig
+from narvl_plugin.whole_files import sole_writer
 
 ROWS, BATCH = 7, 2
 SETTINGS = {"beam": 2, "batch_size": BATCH, "max_len_b": 6}
@@ -187,3 +188,56 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         distill(teacher=tmp_path / "text.pt", data=data, out=tmp_path / "out.tsv")
     with pytest.raises(MissingInput, match="--bpe-dir"):
         distill(teacher=folder / "teacher.pt", data=data, out=tmp_path / "out.tsv", bpe_dir=tmp_path / "gone")
+
+
+def test_a_second_process_is_refused(folder: Path, tmp_path: Path) -> None:
+    arguments = {"teacher": folder / "teacher.pt", "data": folder / "caption" / "train.tsv", **SETTINGS}
+    with sole_writer(tmp_path / "out.tsv"), pytest.raises(InputError, match="out.tsv: process .* is writing it"):
+        distill(out=tmp_path / "out.tsv", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_columns_that_nobody_reads_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Rows have differing numbers of columns, also more than the first; one that lacks a needed column is bad."""
+    lines = (folder / "caption" / "train.tsv").read_bytes().splitlines()
+    tails = [b"", b"\tmore\t\t", b"\tcaf\xe9\tand\rmore", b"\t", b"\t\xff\xfe", b"", b"\tlast"]
+    long = [line + tail for line, tail in zip(lines, tails, strict=True)]
+    data = tmp_path / "in.tsv"
+    data.write_bytes(b"\r\n".join([b"too\tfew", *long]))
+    arguments = {"teacher": folder / "teacher.pt", "data": data, "keep_references": True, **SETTINGS}
+    with pytest.raises(BadRow, match="in.tsv:1: has 2 columns"):
+        distill(out=tmp_path / "strict.tsv", **arguments)
+    distill(out=tmp_path / "out.tsv", skip_bad_rows=1, **arguments)
+    written = (tmp_path / "out.tsv").read_bytes().split(b"\n")
+    assert written.pop() == b""
+    assert written[1::2] == long
+    for old, new in zip(long, written[0::2], strict=True):
+        old_fields, new_fields = old.split(b"\t"), new.split(b"\t")
+        assert new_fields[:2] + new_fields[3:] == old_fields[:2] + old_fields[3:]
+        assert new_fields[2] != old_fields[2]
+
+
+def test_the_skip_budget_is_that_of_all_parts_of_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped run does not get it anew, and one that spent it goes on with a larger one, to the same bytes."""
+    lines = (folder / "caption" / "train.tsv").read_bytes().splitlines()
+    bad = b"x\tx\twords\t\tbm90IGFuIGltYWdl"
+    data = tmp_path / "in.tsv"
+    data.write_bytes(b"\n".join([lines[0], bad, *lines[1:4], bad, *lines[4:]]) + b"\n")
+    arguments = {"teacher": folder / "teacher.pt", "data": data, **SETTINGS}
+    distill(out=tmp_path / "whole.tsv", skip_bad_rows=2, **arguments)
+    speak, out = Speaker.__call__, tmp_path / "out.tsv"
+
+    def stop(self: Speaker, rows: range) -> dict[int, str]:
+        if rows.start:
+            raise KeyboardInterrupt
+        return speak(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Speaker, "__call__", stop)
+        distill(out=out, skip_bad_rows=1, **arguments)
+    with pytest.raises(BadRow, match=r"in.tsv:6: .*\(now 1\)"):
+        distill(out=out, skip_bad_rows=1, **arguments)
+    assert distill(out=out, skip_bad_rows=2, **arguments)
+    assert out.read_bytes() == (tmp_path / "whole.tsv").read_bytes()

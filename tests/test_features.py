@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.features import frozen_trunk, write_features
 from narvl_plugin.models import build
+from narvl_plugin.whole_files import sole_writer
 
 SIZE = 64
 
@@ -22,6 +25,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     write_scenes(folder, train=5, valid=0, test=0, size=SIZE, seed=3, nouns=8, max_objects=1)
     return folder / "caption" / "train.tsv"
+
+
+OPTIONS = {"arch": "narvl_nano", "patch_image_size": SIZE, "batch_size": 2}
+NO_PICTURE = b"x\tx\twords\t\tbm90IGFuIGltYWdl"
 
 
 def columns(path: Path) -> list[list[str]]:
@@ -84,3 +91,60 @@ def test_only_a_frozen_trunk_has_features_to_keep() -> None:
 def test_a_column_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--image-column 7: .* has 5 columns"):
         write_features(data, tmp_path / "out.tsv", arch="narvl_nano", patch_image_size=SIZE, image_column=7)
+
+
+def test_a_second_process_is_refused(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    with sole_writer(out), pytest.raises(InputError, match="out.tsv: process .* is writing it"):
+        write_features(data, out, **OPTIONS)
+    assert write_features(data, out, **OPTIONS)
+    with sole_writer(out):  # a finished file is told of without the lock
+        assert not write_features(data, out, **OPTIONS)
+
+
+def test_columns_that_nobody_reads_stay_as_they_are(data: Path, tmp_path: Path) -> None:
+    """Rows have differing numbers of columns, also more than the first, and bytes that are no UTF-8."""
+    lines = data.read_bytes().splitlines()
+    tails = [b"", b"\tmore\t\t", b"\tcaf\xe9\tand\rmore", b"\t", b"\t\xff\xfe"]
+    (tmp_path / "in.tsv").write_bytes(b"\r\n".join(line + tail for line, tail in zip(lines, tails, strict=True)))
+    write_features(tmp_path / "in.tsv", tmp_path / "out.tsv", **OPTIONS)
+    written = (tmp_path / "out.tsv").read_bytes().split(b"\n")
+    assert written.pop() == b""
+    for line, new, tail in zip(lines, written, tails, strict=True):
+        old_fields, new_fields = (line + tail).split(b"\t"), new.split(b"\t")
+        assert new_fields[:4] + new_fields[5:] == old_fields[:4] + old_fields[5:]
+        assert new_fields[4] != old_fields[4]
+
+
+def test_a_row_that_lacks_the_image_column_is_bad_also_as_the_first(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_bytes(b"too\tfew\n" + data.read_bytes())
+    with pytest.raises(BadRow, match=r"in.tsv:1: --image-column 4: the row has 2 columns"):
+        write_features(tmp_path / "in.tsv", tmp_path / "strict.tsv", **OPTIONS)
+    write_features(tmp_path / "in.tsv", tmp_path / "out.tsv", skip_bad_rows=1, **OPTIONS)
+    assert [row[0] for row in columns(tmp_path / "out.tsv")] == [row[0] for row in columns(data)]
+
+
+def test_the_skip_budget_is_that_of_all_parts_of_a_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped run does not get it anew, and one that spent it goes on with a larger one, to the same bytes."""
+    lines = data.read_bytes().splitlines()
+    (tmp_path / "in.tsv").write_bytes(b"\n".join([lines[0], NO_PICTURE, *lines[1:4], NO_PICTURE, lines[4]]) + b"\n")
+    write_features(tmp_path / "in.tsv", tmp_path / "whole.tsv", skip_bad_rows=2, **OPTIONS)
+    append = ResumableWriter.append
+
+    def append_one(self: ResumableWriter, *arguments: Any, **options: Any) -> None:
+        append(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.tsv"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ResumableWriter, "append", append_one)
+        write_features(tmp_path / "in.tsv", out, skip_bad_rows=1, **OPTIONS)
+    for _ in range(2):
+        with pytest.raises(BadRow, match=r"in.tsv:6: .*\(now 1\)"):
+            write_features(tmp_path / "in.tsv", out, skip_bad_rows=1, **OPTIONS)
+    with pytest.raises(InputError, match="--skip-bad-rows 0: 1 rows were skipped before"):
+        write_features(tmp_path / "in.tsv", out, **OPTIONS)
+    assert write_features(tmp_path / "in.tsv", out, skip_bad_rows=2, **OPTIONS)
+    assert out.read_bytes() == (tmp_path / "whole.tsv").read_bytes()

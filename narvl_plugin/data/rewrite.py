@@ -9,15 +9,25 @@ from narvl_plugin.data.images import PATH_SUFFIXES
 from narvl_plugin.data.tsv import TsvFile
 
 
-def whole_rows(path: str | Path) -> TsvFile:
-    """Open a TSV file with all columns that its first row has.
+class WholeRows(TsvFile):
+    """All columns of a TSV file's rows, by row number from 0, however many each row has.
+
+    Every byte of a column stays, also in columns that are no UTF-8: such bytes become the surrogates of Python's
+    `surrogateescape`, which `ResumableWriter` turns back. The line end is no part of a column.
+    """
+
+    def __getitem__(self, row: int) -> list[str]:
+        """Return all columns of `row`."""
+        return [field.decode("utf-8", "surrogateescape") for field in self.fields(row)]
+
+
+def whole_rows(path: str | Path) -> WholeRows:
+    """Open a TSV file with all columns of each row.
 
     Raises:
         MissingInput, InputError: there is no such file, or it is empty.
     """
-    TsvFile(path, [0])  # complains in its own words of a file that cannot be opened
-    with open(path, "rb") as file:
-        return TsvFile(path, range(file.readline().count(b"\t") + 1))
+    return WholeRows(path, [])
 
 
 def moved_image(column: str, source: Path, target: Path) -> str:

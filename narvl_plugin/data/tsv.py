@@ -73,21 +73,8 @@ class TsvFile:
         return f"{self.path}:{row + 1}"
 
     def __getitem__(self, row: int) -> list[str]:
-        """Return the selected columns of `row`.
-
-        Raises BadRow if one is missing or is not UTF-8, or if the row is too long. Raises InputError for an index that
-        is damaged there.
-        """
-        if not 0 <= row < len(self):
-            raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
-        start, end = self._offsets[row : row + 2].tolist()
-        if not 0 <= start < end <= self._offsets[-1]:  # a file may come with an index that is not its own
-            raise InputError(f"{self.path}: its index is damaged at row {row + 1}; delete {self.path}.idx.npy")
-        if end - start > MAX_ROW:
-            raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
-        # A position of its own for each read: forked processes share that of the file.
-        line = os.pread(self._file.fileno(), end - start, start)
-        fields = line.rstrip(b"\r\n").split(b"\t")
+        """Return the selected columns of `row`; raises BadRow if one is missing or not UTF-8, and as `fields` does."""
+        fields = self.fields(row)
         missing = [column for column in self.columns if column >= len(fields)]
         if missing:
             raise BadRow(
@@ -98,6 +85,22 @@ class TsvFile:
             return [fields[column].decode("utf-8") for column in self.columns]
         except UnicodeDecodeError as error:
             raise BadRow(f"{self.where(row)}: is not UTF-8 text ({error})") from error
+
+    def fields(self, row: int) -> list[bytes]:
+        """Return all columns of `row`, however many it has, without the line end.
+
+        Raises BadRow if the row is too long, InputError for an index that is damaged there.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
+        start, end = self._offsets[row : row + 2].tolist()
+        if not 0 <= start < end <= self._offsets[-1]:  # a file may come with an index that is not its own
+            raise InputError(f"{self.path}: its index is damaged at row {row + 1}; delete {self.path}.idx.npy")
+        if end - start > MAX_ROW:
+            raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
+        # A position of its own for each read: forked processes share that of the file.
+        line = os.pread(self._file.fileno(), end - start, start)
+        return line.rstrip(b"\r\n").split(b"\t")
 
 
 def load_index(path: str) -> np.ndarray:

@@ -17,6 +17,15 @@ def test_whole_rows_have_all_columns(tmp_path: Path) -> None:
     assert [rows[row] for row in range(len(rows))] == [["a", "b", "", "dé"], ["e", "f", "g", "h"]]
 
 
+def test_rows_keep_their_own_number_of_columns_and_all_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    lines = [b"a", b"b\tc\td\t\t", b"\t", b"caf\xe9\tx\ry\xe2\x80\xa8z", b" e \t\x00"]
+    path.write_bytes(b"\r\n".join(lines))
+    rows = whole_rows(path)
+    kept = ["\t".join(rows[row]).encode("utf-8", "surrogateescape") for row in range(len(rows))]
+    assert kept == lines
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.tsv"):
         whole_rows(tmp_path / "gone.tsv")
