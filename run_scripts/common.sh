@@ -37,12 +37,13 @@ defaults() {
 }
 
 # keep_settings "KEY KEY ..." FILE: remembers the settings of a run, and refuses to go on with a run that was begun
-# with others, since its finished stages would not match the new ones.
+# with others, since its finished stages would not match the new ones. How many bad rows may be skipped is no such setting:
+# a stage that ended well is the same under any limit.
 keep_settings() {
   local keys=$1 file=$2 key value different=""
   if [[ -e $file ]]; then
     while IFS== read -r key value; do
-      [[ ${!key:-} == "$value" ]] || different+=" $key (was '$value', now '${!key:-}')"
+      [[ " $keys " != *" $key "* || ${!key:-} == "$value" ]] || different+=" $key (was '$value', now '${!key:-}')"
     done <"$file"
     [[ -z $different ]] || die "$(dirname "$file") was begun with other settings:$different." \
       "Choose another OUT, or delete what depends on them and $file"
@@ -52,6 +53,29 @@ keep_settings() {
     echo "$key=${!key:-}"
   done >"$file.part"
   mv "$file.part" "$file"
+}
+
+# lock_run FOLDER: refuses to run beside another run in this folder. The lock is a file that this script and all programs
+# that it starts hold open, so it lasts until the last of them has ended, however that ends.
+lock_run() {
+  local file=$1/.lock status=0
+  exec {run_lock}>>"$file"
+  if command -v flock >/dev/null; then
+    flock -n "$run_lock" || status=$?
+  else
+    python3 -c '
+import fcntl, sys
+try:
+    fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(1)
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)' "$run_lock" || status=$?
+  fi
+  ((status != 1)) || die "OUT=$1: another run, or a program that a killed run left behind, is writing there." \
+    "Wait until it ends, or choose another OUT (fuser $file shows its process)"
+  ((status == 0)) || echo "warning: $file cannot be locked here; start no second run in this folder" >&2
 }
 
 # stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT is there; the command makes OUTPUT in one step at its

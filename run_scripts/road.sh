@@ -49,10 +49,10 @@ command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
  DISTIL EPOCHS TEACHER_UPDATES TEACHER_LR LABEL_SMOOTHING STUDENT_UPDATES STUDENT_LR BIGRAM_WEIGHT SCORE_WEIGHT
- BATCH UPDATE_FREQ DROPOUT STUDENT_DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 AMP QUERIES BEAM NBEST WORDS NUM_BINS SKIP_BAD_ROWS
+ BATCH UPDATE_FREQ DROPOUT STUDENT_DROPOUT WARMUP_RATIO EMA_DECAY ADAM_BETA2 AMP QUERIES BEAM NBEST WORDS NUM_BINS
  TIMED ${task_keys:-}"
 KEPT_KEYS=${KEPT_KEYS//$'\n'/}
-read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS" "$@"
+read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS SKIP_BAD_ROWS" "$@"
 
 # --- Settings -------------------------------------------------------------------------------------------------------
 
@@ -118,6 +118,7 @@ else
 fi
 
 mkdir -p "$OUT"
+lock_run "$OUT"
 keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
 # The C library keeps memory that is freed, in place of asking the system for every large tensor anew: that took a fifth
 # of the time of a training step, and half of that of a pass over many pictures.

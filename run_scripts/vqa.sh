@@ -27,7 +27,8 @@ make_data() {
   cp "$OUT/easy_vqa/trainval_ans2label.pkl" "$OUT/data/$task"
   for split in "train=${TRAIN:-}" "val=${VALID:-}" "test=${TEST:-}"; do
     rows=${split#*=} split=${split%=*}
-    head -n "${rows:--0}" "$OUT/easy_vqa/$split.tsv" >"$OUT/data/$task/${split/val/valid}.tsv"
+    head -n "${rows:--0}" "$OUT/easy_vqa/$split.tsv" >"$OUT/data/$task/$split.part"
+    mv "$OUT/data/$task/$split.part" "$OUT/data/$task/${split/val/valid}.tsv"
   done
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,3 +193,61 @@ def test_larger_models_are_trained_as_published(tmp_path: Path, name: str, expec
     shared = {"BATCH": "16", "UPDATE_FREQ": "8", "LABEL_SMOOTHING": "0.1", "DROPOUT": "0.1", "ADAM_BETA2": "0.999"}
     expected = {**shared, "NUM_BINS": "1000", "BIGRAM_WEIGHT": "0", **expected}
     assert {key: settings[key] for key in expected} == expected
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there, for some seconds."""
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("with_flock", [True, False])
+def test_of_two_runs_in_one_folder_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_flock: bool
+) -> None:
+    """Until the first has ended, and until a program that it has started, which outlives its killed script."""
+    if with_flock and shutil.which("flock") is None:
+        pytest.skip("flock of util-linux is not at hand")
+    programs, started = tmp_path / "programs", tmp_path / "started"
+    programs.mkdir()
+    tools = ["bash", "dirname", "grep", "mkdir", "mv", "nproc", "env", "realpath", "sleep"]
+    for tool in [*tools, "flock"] if with_flock else tools:
+        (programs / tool).symlink_to(str(shutil.which(tool)))
+    (programs / "python3").symlink_to(sys.executable)
+    (programs / "narvl").write_text(f"#!/bin/sh\necho $$ >{started}.part\nmv {started}.part {started}\nexec sleep 60\n")
+    (programs / "narvl").chmod(0o755)
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    monkeypatch.setenv("PATH", str(programs))
+    command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
+
+    for killed in (False, True, False):
+        started.unlink(missing_ok=True)
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for(started)
+        if killed:
+            first.kill()
+            first.wait()
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode == 1
+        assert re.fullmatch(r"error: OUT=.*/run: another run, .* is writing there\. .*\n", second.stderr)
+        assert second.stdout == ""
+        os.kill(int(started.read_text()), signal.SIGKILL)
+        assert "another run" not in str(first.communicate()[1])
+
+
+def test_a_stopped_run_goes_on_with_another_skip_budget_and_with_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "narvl").symlink_to("/bin/false")
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def said(*settings: str) -> str:
+        return subprocess.run([*command, *settings], env=environment, capture_output=True, text=True).stderr
+
+    assert "other settings" not in said()
+    with open(tmp_path / "run" / "settings.txt", "a") as file:
+        file.write("SKIP_BAD_ROWS=0\n")  # as earlier versions kept it
+    assert "other settings" not in said("SKIP_BAD_ROWS=3")
+    assert "other settings: SEED (was '1', now '2')." in said("SKIP_BAD_ROWS=3", "SEED=2")
