@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import signal
 import stat
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,13 +93,9 @@ def test_writers_of_a_small_file_do_not_mix(tmp_path: Path) -> None:
     """All of them write at once, each long contents of its own."""
     out = tmp_path / "out.json"
     contents = [letter * 300_000 for letter in "abcd"]
-    threads = [
-        threading.Thread(target=lambda text=text: [write_whole(out, text) for _ in range(20)]) for text in contents
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for written in [pool.submit(write_whole, out, text) for text in contents * 20]:
+            written.result()
     assert out.read_text() in contents
     assert os.listdir(tmp_path) == ["out.json"]
 

@@ -91,13 +91,12 @@ class ResumableWriter:
             return self
         with self._lock:  # is kept if nothing goes wrong before pop_all
             self._lock.enter_context(sole_writer(self.path))
-            if not self.finished:
-                if self.record.exists() and self.part.exists():
-                    self._take_up()
-                self._file = open(self.part, "ab")
-                self._file.truncate(self._bytes_done)
-                self._save_record()
-                self._lock = self._lock.pop_all()
+            if self.record.exists() and self.part.exists():
+                self._take_up()
+            self._file = open(self.part, "ab")
+            self._file.truncate(self._bytes_done)
+            self._save_record()
+            self._lock = self._lock.pop_all()
         return self
 
     def __exit__(
