@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from narvl_plugin.bench import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
-from narvl_plugin.models.config import PADDING_INDEX
 from narvl_plugin.models.narvl import NarvlModel
 
 MATRIX = 2048
@@ -113,7 +112,7 @@ def _export(
     """Write a student as a graph, and return what runs it."""
     from narvl_plugin.export import StudentGraph, runner, write_graph
 
-    graph = StudentGraph(student, side=side, length=PROMPT, padded=False, pad=PADDING_INDEX)
+    graph = StudentGraph(student, side=side, length=PROMPT, padded=False)
     example = torch.randn(2, 3, side, side), torch.randint(4, LABELS - 1, (2, PROMPT))
     write_graph(graph.eval(), example, folder, to)
     run = runner.RUNTIMES[to](folder, threads)

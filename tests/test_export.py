@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import io
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq_cli import train
+from PIL import Image
 
-from narvl_plugin import checkpoints
 from narvl_plugin.bench import Predictor
-from narvl_plugin.ctc import greedy
+from narvl_plugin.calibration import keep_calibration
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question
 from narvl_plugin.errors import InputError
-from narvl_plugin.export import FORMATS, export
+from narvl_plugin.export import FORMATS, export, runner
 from narvl_plugin.export.runner import Student, clean
 
 ALONE = """
@@ -32,6 +36,13 @@ sys.meta_path.insert(0, Refuse())
 sys.argv = {argv}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def png(color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (64, 64)) -> bytes:
+    """Return a one-coloured picture."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def installed(package: str) -> bool:
@@ -71,53 +82,156 @@ def test_captions_are_those_of_the_checkpoint(
         assert sizes[1] < sizes[0]
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("to", ["onnx", "torch-export"])
-def test_tasks_with_a_text_read_it(
-    to: str,
-    run_train: Callable[..., None],
-    write_tsv: Callable[..., Path],
-    refcoco_rows: list[list[str]],
-    answer_vocabulary: Path,
-    tmp_path: Path,
-) -> None:
-    if not all(map(installed, FORMATS[to])):
-        pytest.skip(f"{' or '.join(FORMATS[to])} is not installed")
-    data = write_tsv("train.tsv", refcoco_rows)
-    run_train(
-        *(
-            f"{data},{data}",
-            "--task",
-            "refcoco",
-            "--bpe-dir",
-            answer_vocabulary,
-            "--num-bins",
-            10,
-            "--disable-validation",
-        ),
-        *("--patch-image-size", 32, "--arch", "narvl_tiny", "--criterion", "qctc", "--num-queries", 8, "--cpu"),
+@pytest.fixture(scope="module")
+def grounding(answer_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Give a calibrated student of grounding that has learned nothing yet, and rows with pictures of several sizes."""
+    folder = tmp_path_factory.mktemp("grounding")
+    data = folder / "test.tsv"
+    pictures = [png((90 * row, 10, 10), size) for row, size in enumerate(((8, 6), (30, 90), (200, 50)))]
+    first, second, third = (base64.b64encode(picture).decode() for picture in pictures)
+    rows = [
+        ["0", "a", "a red square on a wall", "0,0,4,3", first],
+        ["1", "b", "a <person>", "1,2,7,5", second],
+        ["2", "c", "two dogs run", "2,1,8,6", third],
+    ]
+    data.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    handlers = logging.getLogger().handlers[:]
+    words = (
+        *(f"{data},{data}", "--task", "refcoco", "--bpe-dir", answer_vocabulary, "--num-bins", 50),
+        *("--disable-validation", "--patch-image-size", 32, "--max-image-size", 48, "--arch", "narvl_tiny"),
+        *("--imagenet-default-mean-and-std", "--criterion", "qctc", "--num-queries", 8, "--cpu"),
         *("--encoder-embed-dim", 16, "--encoder-ffn-embed-dim", 32, "--encoder-attention-heads", 2),
         *("--encoder-layers", 1, "--decoder-layers", 1, "--vision-trunk", "test_resnet", "--freeze-resnet"),
-        *("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 3, "--max-epoch", 20, "--save-dir", tmp_path / "model"),
-        *("--save-interval", 20, "--no-epoch-checkpoints", "--no-progress-bar"),
+        *("--optimizer", "adam", "--lr", 1e-2, "--batch-size", 3, "--max-update", 5, "--save-dir", folder / "model"),
+        *("--no-epoch-checkpoints", "--no-progress-bar"),
     )
-    checkpoint = tmp_path / "model" / "checkpoint_last.pt"
-    export(checkpoint, tmp_path / "out", to=to, prompt_length=40)
-    (model,), task, _ = checkpoints.load(checkpoint, task_overrides={"data": str(data)})
-    task.load_dataset("test")
-    dataset = task.dataset("test")
-    batch = dataset.collater([dataset[row] for row in range(3)])
-    with torch.no_grad():
-        said = [task.codec.decode(path.tokens) for path in greedy(model(**batch["net_input"])[0], blank=model.blank)]
-    assert any(said)
-    student = Student(tmp_path / "out")
-    fields = [{"text": row[2]} for row in refcoco_rows]
-    pictures = [base64.b64decode(row[4]) for row in refcoco_rows]
-    assert [answer.text for answer in student(pictures, fields)] == said
-    with pytest.raises(ValueError, match="text=TEXT"):
-        student(pictures[:1])
-    with pytest.raises(ValueError, match="was exported for 40"):
-        student(pictures[:1], [{"text": "a red square on a wall " * 8}])
+    parsed = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in words])
+    train.main(convert_namespace_to_omegaconf(parsed))
+    logging.getLogger().handlers[:] = handlers
+    checkpoint = folder / "model" / "checkpoint_last.pt"
+    keep_calibration(checkpoint, temperature=1.7, confidence_slope=0.6, confidence_offset=-0.4)
+    return checkpoint, data
+
+
+@pytest.fixture(scope="module")
+def exported_grounding(grounding: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of that student's graph of torch."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    assert export(grounding[0], folder, to="torch-export", prompt_length=40) < 1e-4
+    return folder
+
+
+def picture_files(data: Path) -> list[bytes]:
+    """Return the pictures of a file of grounding."""
+    return [base64.b64decode(row.split("\t")[4]) for row in data.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
+    to: str,
+    grounding: tuple[Path, Path],
+    exported_grounding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, data = grounding
+    out = exported_grounding
+    if to != "torch-export":
+        if not all(map(installed, FORMATS[to])):
+            pytest.skip(f"{' or '.join(FORMATS[to])} is not installed")
+        out = tmp_path / "out"
+        assert export(checkpoint, out, to=to, prompt_length=40) < 1e-4
+    predictor = Predictor.load(checkpoint, data).with_options({}, beam=1)
+    hypotheses = predictor.hypotheses_of(range(3))
+    boxes = predictor.task.boxes(predictor.batch(0, 1, 2), hypotheses)
+    dataset = predictor.task.dataset("test")
+    fields = [{"text": dataset.tsv[row][2]} for row in range(3)]
+    answers = Student(out)(picture_files(data), fields)
+    for answer, box, (best, *_) in zip(answers, boxes, hypotheses, strict=True):
+        assert answer.box == pytest.approx(box, rel=1e-5)
+        assert answer.text == ",".join(f"{edge:.6g}" for edge in box)
+        assert [*answer.tokens, 2] == best["tokens"].tolist()
+        # Of 256 paths a few may be drawn otherwise, and then odds change.
+        assert answer.confidence == pytest.approx(float(best["confidence"]), abs=0.02)
+        assert answer.box[0] <= answer.box[2] and answer.box[1] <= answer.box[3]
+    (tmp_path / "picture.png").write_bytes(picture_files(data)[1])
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "picture.png"), "text=a <person>"])
+    runner.main(out)
+    assert capsys.readouterr().out == f"{answers[1].text}\t{answers[1].confidence:.4f}\n"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "python run.py PICTURE"),
+        (["{good}"], 2, "the task reads text=TEXT; missing: text"),
+        (["{good}", "{good}", "text=a hat"], 2, "expected FIELD=TEXT after one picture"),
+        (["{good}", "txt=a hat", "text=a hat"], 2, "txt=: the task reads text=TEXT"),
+        (["{good}", "text=?!"], 2, "text='?!' has no words"),
+        (["{good}", f"text={'a red square ' * 30}"], 2, "was exported for 40"),
+        (["{folder}/none.png", "text=a hat"], 1, "none.png: No such file"),
+        (["{folder}", "text=a hat"], 1, "Is a directory"),
+        (["{folder}/empty.png", "text=a hat"], 1, "empty.png: the picture is broken, or none of JPEG"),
+        (["{folder}/cut.png", "text=a hat"], 1, "cut.png: the picture cannot be read"),
+    ],
+)
+def test_what_run_py_cannot_do_is_said_in_a_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    exported_grounding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = png()
+    for name, content in {"good.png": good, "empty.png": b"", "cut.png": good[:80]}.items():
+        (tmp_path / name).write_bytes(content)
+    given = [argument.format(good=tmp_path / "good.png", folder=tmp_path) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["run.py", *given])
+    monkeypatch.setitem(runner.RUNTIMES, "torch-export", lambda *_: None)  # the graph is not reached
+    with pytest.raises(SystemExit) as ended:
+        runner.main(exported_grounding)
+    said = capsys.readouterr()
+    assert ended.value.code == code
+    assert message in said.err and said.out == ""
+    assert not arguments or said.err.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_a_student_that_is_damaged_or_lacks_its_runtime_is_said_in_a_line(
+    exported_grounding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "picture.png", "text=a hat"])
+    monkeypatch.setattr(runner, "RUNTIMES", {"torch-export": lambda *_: importlib.import_module("no_runtime")})
+    (tmp_path / "student.json").write_text('{"side": 32,')
+    folders = {
+        exported_grounding: "No module named 'no_runtime'",
+        tmp_path: "JSONDecodeError",
+        tmp_path / "none": "No such",
+    }
+    for folder, message in folders.items():
+        with pytest.raises(SystemExit) as ended:
+            runner.main(folder)
+        said = capsys.readouterr()
+        assert ended.value.code == 1
+        assert "the student cannot be loaded" in said.err and message in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_a_student_abstains_as_its_task_says(grounding: tuple[Path, Path], exported_grounding: Path) -> None:
+    student = Student(exported_grounding)
+    (answer,) = student(picture_files(grounding[1])[:1], [{"text": "a hat"}])
+    assert answer.box is not None
+    student.settings["abstain_below"] = answer.confidence + 0.01
+    (answer,) = student(picture_files(grounding[1])[:1], [{"text": "a hat"}])
+    assert (answer.text, answer.tokens, answer.box) == ("", [], None)
 
 
 def test_pieces_are_what_the_codecs_write(gpt2_codec: TextCodec, codec: TextCodec) -> None:
@@ -137,6 +251,7 @@ def test_pictures_and_texts_are_read_as_in_training(caption_rows: list[list[str]
     for text in ("?What is-it, one/two?", "A <person> there ", "!!", "one two three four five"):
         assert clean(text, 4) == clean_caption(text, 4)
         assert clean(text, 4) == clean_question(text, 4) or "<person>" in text
+        assert runner.clean_question(text, 4) == clean_question(text, 4)
 
 
 def test_what_cannot_be_exported_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from narvl_plugin import checkpoints
+from narvl_plugin.ctc import Lengths, Ordered
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
 from narvl_plugin.errors import InputError
-from narvl_plugin.export import runner
+from narvl_plugin.export import pictures, runner, search
 from narvl_plugin.export.graph import StudentGraph
+from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
 from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.scoring.grounding import GOOD_IOU
 from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.tasks.caption import CaptionTask
+from narvl_plugin.tasks.refcoco import RefcocoTask
 
 FORMATS = {
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -34,6 +41,19 @@ TOLERANCE = 1e-4
 """By how much probabilities may differ from the model's own, in float32."""
 PROMPT_LENGTH = 32
 """Tokens of the prompts of tasks that read a text."""
+PACKAGE = "narvl_student"
+"""What run.py imports, beside it."""
+RUN = f'''"""Runs the student in this file's folder; it does no more than the code in {PACKAGE}/."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from {PACKAGE}.runner import Student, main
+
+if __name__ == "__main__":
+    main(Path(__file__).parent)
+'''
 
 
 def export(
@@ -59,8 +79,9 @@ def export(
         the largest difference between the probabilities of what was written and the model's own.
 
     Raises:
-        InputError: for a checkpoint that is no student's, formats that packages are missing for, and tasks whose
-            prompts hold more than texts; where tokens differ, or probabilities by more than `TOLERANCE`.
+        InputError: for a checkpoint that is no student's, formats that packages are missing for, tasks whose prompts
+            hold more than texts, and --eval-args of another kind of search; where the most probable labels differ, or
+            probabilities by more than `TOLERANCE`.
     """
     if to not in FORMATS:
         raise InputError(f"--to {to}: choose {', '.join(FORMATS)}")
@@ -71,23 +92,30 @@ def export(
     (model,), task, _ = checkpoints.load(checkpoint, task_overrides=task_overrides)
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
-    settings = _settings(task, prompt_length) | {"format": to, "int8": int8}
-    dictionary = task.target_dictionary
+    settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)
     graph = StudentGraph(
         model,
         side=settings["side"],
         length=settings["prompt_length"],
         padded="prompt" not in settings,
-        pad=dictionary.pad(),
     ).eval()
     example = _example(settings)
     out.mkdir(parents=True, exist_ok=True)
     write_graph(graph, example, out, to, int8)
     (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    shutil.copyfile(runner.__file__, out / "run.py")
+    _write_code(out)
     if settings["tokenizer"] == "sentencepiece":
         shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
     return _difference(graph, example, out, checked=not int8)
+
+
+def _write_code(out: Path) -> None:
+    """Write run.py and the package that it imports into a folder."""
+    (out / PACKAGE).mkdir(exist_ok=True)
+    (out / PACKAGE / "__init__.py").write_text('"""What run.py needs."""\n')
+    for module in (runner, search, pictures):
+        shutil.copyfile(str(module.__file__), out / PACKAGE / Path(str(module.__file__)).name)
+    (out / "run.py").write_text(RUN)
 
 
 def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
@@ -114,6 +142,40 @@ def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
         prompt = [dictionary.bos(), *codec.encode(PROMPTS[name]).tolist(), dictionary.eos()]
         settings |= {"prompt": prompt, "prompt_length": len(prompt)}
     return settings
+
+
+def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
+    """Return what the runner has to know to find what the checkpoint says with a beam of 1, and how sure that is.
+
+    The other options of the search are those of the checkpoint's --eval-args.
+    """
+    if isinstance(task, CaptionTask):
+        task.cfg.mbr = "none"  # a beam of 1 has no choice, and needs no captions to count n-grams in
+    options = task.search_options(generation_config({**vars(task.generator_options()), "beam": 1}))
+    eos = task.target_dictionary.eos()
+    found: dict[str, Any] = {
+        "blank": model.blank,
+        "eos": eos,
+        "no_repeat_ngram": options.get("no_repeat_ngram", 0),
+        "odds": model.odds,
+    }
+    language = options["language"].ending_in(eos)
+    if "answers" in options:
+        found["answers"] = [answer.tolist() for answer in options["answers"]]
+    elif isinstance(language, Lengths):
+        found |= {"minimum": language.minimum, "maximum": language.maximum}
+    else:
+        pairs = language.pairs if isinstance(language, Ordered) else ()
+        automaton = language.automaton if isinstance(language, Ordered) else language
+        found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
+    is_calibrated = model.temperature != 1 or model.odds != UNCHANGED
+    settings = {"search": found, "abstain_below": task.cfg.abstain_below}
+    if isinstance(task, RefcocoTask):
+        first, num_bins = task.target_dictionary.index("<bin_0>"), task.codec.num_bins
+        settings["box"] = {"first": first, "num_bins": num_bins, "max_image_size": task.cfg.max_image_size}
+        points = (SobolEngine(model.num_queries).draw(PATHS_DRAWN) * PATHS_DRAWN).int().tolist()
+        found["good_boxes"] = {"first": first, "num_bins": num_bins, "iou": GOOD_IOU, "points": points}
+    return settings | {"shows_confidence": is_calibrated or not isinstance(task, CaptionTask)}
 
 
 def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -143,7 +205,7 @@ def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, 
             (),
             file,
             input_names=["patch_images", "src_tokens"],
-            output_names=["tokens", "probabilities"],
+            output_names=["log_probs"],
             external_data=False,
             verbose=False,
         )
@@ -179,9 +241,8 @@ def _difference(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, 
     largest = 0.0
     for size in (2, 1):
         images, prompts = (tensor[:size] for tensor in example)
-        tokens, probabilities = (found.numpy() for found in graph(images, prompts))
-        written_tokens, written = run(images.numpy(), prompts.numpy())
-        largest = max(largest, float(np.abs(written - probabilities).max()))
-        if checked and (largest > TOLERANCE or not np.array_equal(written_tokens, tokens)):
+        log_probs, written = graph(images, prompts).numpy(), run(images.numpy(), prompts.numpy())
+        largest = max(largest, float(np.abs(np.exp(written) - np.exp(log_probs)).max()))
+        if checked and (largest > TOLERANCE or not np.array_equal(written.argmax(2), log_probs.argmax(2))):
             raise InputError(f"{out}: what was written differs from the model, by {largest:.1e} in probabilities")
     return largest

