@@ -163,3 +163,11 @@ def test_what_no_output_can_say_is_an_error(make_task: Callable[..., BaseTask]) 
     search = Search(search_settings(task, model)["search"])
     with pytest.raises(ValueError, match="3 queries"):
         search(np.full((3, model.blank + 1), -np.log(model.blank + 1)))
+
+
+def test_calibrated_captions_show_their_confidence(make_task: Callable[..., BaseTask]) -> None:
+    task = make_task(CaptionTask, CaptionConfig)
+    logits = torch.zeros(1, 6, 9)
+    for options, shown in (({}, False), ({"temperature": 1.5}, True), ({"odds": (1.0, 0.2)}, True)):
+        assert search_settings(task, FixedLogits(logits, **options))["shows_confidence"] == shown
+    assert search_settings(make_task(SnliVeTask, SnliVeConfig), FixedLogits(logits))["shows_confidence"]
