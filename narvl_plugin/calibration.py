@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -157,19 +157,15 @@ class Judge:
         overrides: Mapping[str, Any],
         generation: Mapping[str, Any],
         device: torch.device | str,
+        role: Literal["teacher", "student"] | None = None,
     ) -> None:
         (self.model,), self.task, _ = checkpoints.load(
-            checkpoint, task_overrides={**overrides, "data": str(data)}, device=device
+            checkpoint, task_overrides={**overrides, "data": str(data)}, role=role, device=device
         )
         self.task.load_dataset(SPLIT)
         self.device = torch.device(device)
         options = {"beam": 5, **vars(self.task.generator_options()), **generation}
         self.generator = self.task.build_generator([self.model], generation_config(options))
-
-    @property
-    def is_student(self) -> bool:
-        """Say whether the model is a student."""
-        return hasattr(self.model, "blank")
 
     def batches(self, size: int) -> Iterator[dict[str, Any]]:
         """Yield all usable rows, `size` at a time."""
@@ -238,9 +234,7 @@ def calibrate(
         MissingInput, InputError: when a checkpoint or the data cannot be used.
     """
     common = (task_overrides or {}, generation or {}, choose_device(device))
-    judge = Judge(student, data, *common)
-    if not judge.is_student:
-        raise InputError(f"{student}: is a teacher; only students have a temperature")
+    judge = Judge(student, data, *common, "student")
     if judge.model.members:
         raise InputError(
             f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
@@ -261,13 +255,13 @@ def calibrate(
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
     if test is not None:
-        judge = Judge(student, test, *common)
+        judge = Judge(student, test, *common, "student")
         confidence, right = judge.answer(batch_size, [1.0, temperature])
         confidence[1] = with_odds(confidence[1], slope, offset)
         for place, name in enumerate(("student_uncalibrated", "student")):
             result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
         if teacher is not None:
-            (confidence,), (right,) = Judge(teacher, test, *common).answer(batch_size)
+            (confidence,), (right,) = Judge(teacher, test, *common, "teacher").answer(batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
     keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if out is not None:

@@ -25,6 +25,7 @@ from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
+from narvl_plugin.whole_files import sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,11 @@ def caption_pictures(
         shown = ", ".join(repr(str(file)) for file in others[:5]) + (", …" if len(others) > 5 else "")
         logger.warning("%d left out, of formats that cannot be read here: %s", len(others), shown)
     budget = SkipBudget(skip_bad_rows)
-    captioner = Captioner(checkpoint, beam, bpe_dir, device)
-    start = time.perf_counter()
     captions = 0
     records = []
     with nullcontext(sys.stdout) if out is None else _replacing(out) as stream:
+        captioner = Captioner(checkpoint, beam, bpe_dir, device)
+        start = time.perf_counter()
         for name, caption in captioner(files, batch_size, workers, budget):
             captions += 1
             if as_json:
@@ -127,13 +128,16 @@ def caption_pictures(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """Give a text file to write that takes the place of `path` at the end, unless something is raised."""
+    """Give a text file to write that takes the place of `path` at the end; after an error NAME.part stays.
+
+    Raises InputError where another program writes it.
+    """
     path = path.resolve()  # where a link leads
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as stream:
-        yield stream
-    os.replace(part, path)
+    with sole_writer(path):
+        with open(part, "w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(part, path)
 
 
 def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:

@@ -72,7 +72,7 @@ def load(
     for file, state in zip(files, states, strict=True):
         found = "student" if QUERIES in state["model"] else "teacher"
         if role not in (None, found):
-            raise InputError(f"{file}: is a {found}; give the checkpoint of a {role}")
+            raise InputError(f"{file}: is a {found}; give a {role}")
     trained = trained_options(states[0], str(given.get("member") or task_name))
     name = trained["_name"] if is_ours(str(trained.get("_name"))) else task_name
     task = setup_task(task_options(files[0], trained, name, given))

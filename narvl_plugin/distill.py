@@ -120,7 +120,9 @@ class Speaker:
         self, teacher: Path, overrides: Mapping[str, Any], generation: Mapping[str, int | None], device: str | None
     ) -> None:
         self.device = choose_device(device)
-        self.models, self.task, _ = checkpoints.load(teacher, task_overrides=overrides, device=self.device)
+        self.models, self.task, _ = checkpoints.load(
+            teacher, task_overrides=overrides, role="teacher", device=self.device
+        )
         self.nbest = generation["nbest"]
         if self.nbest > 1 and not self.task.holds_several_targets:
             raise InputError(

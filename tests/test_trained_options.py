@@ -195,11 +195,11 @@ class TestRoles:
         trained = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
         teacher = write_checkpoint("teacher.pt", "ofa", "caption", **trained)
         student = write_checkpoint("student.pt", "narvl", "caption", **trained)
-        with pytest.raises(InputError, match=r"student.pt: is a student; give the checkpoint of a teacher"):
+        with pytest.raises(InputError, match=r"student.pt: is a student; give a teacher"):
             distill(teacher=student, data=captions, out=tmp_path / "out.tsv")
-        with pytest.raises(InputError, match=r"student.pt: is a student; give the checkpoint of a teacher"):
+        with pytest.raises(InputError, match=r"student.pt: is a student; give a teacher"):
             bench.latency(tmp_path / "l.json", teacher=student, student=teacher, data=captions)
-        with pytest.raises(InputError, match=r"teacher.pt: is a teacher; give the checkpoint of a student"):
+        with pytest.raises(InputError, match=r"teacher.pt: is a teacher; give a student"):
             bench.latency(tmp_path / "l.json", teacher=teacher, student=teacher, data=captions)
         with pytest.raises(InputError, match=r"teacher.pt: is a teacher"):
             calibrate(teacher, captions)

@@ -30,6 +30,7 @@ from narvl_plugin.scoring.grounding import GOOD_IOU
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
+from narvl_plugin.whole_files import sole_writer
 
 FORMATS = {
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -100,13 +101,14 @@ def export(
         padded="prompt" not in settings,
     ).eval()
     example = _example(settings)
-    out.mkdir(parents=True, exist_ok=True)
-    write_graph(graph, example, out, to, int8)
-    (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    _write_code(out)
-    if settings["tokenizer"] == "sentencepiece":
-        shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
-    return _difference(graph, example, out, checked=not int8)
+    with sole_writer(out):
+        out.mkdir(exist_ok=True)
+        write_graph(graph, example, out, to, int8)
+        (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+        _write_code(out)
+        if settings["tokenizer"] == "sentencepiece":
+            shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
+        return _difference(graph, example, out, checked=not int8)
 
 
 def _write_code(out: Path) -> None:
