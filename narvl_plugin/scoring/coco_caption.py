@@ -1,16 +1,18 @@
 """Caption metrics of the COCO tools: BLEU, ROUGE-L, CIDEr, METEOR; and the fairseq scorer `coco_caption`."""
 
-import contextlib
 import logging
-import threading
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
+from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.java import JavaError, java
 from narvl_plugin.scoring.tokenization import (
     TOKENIZER_CHOICES,
     TokenizerChoice,
@@ -22,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
-# METEOR takes seconds for 1,000 captions of five references each; a Java program that hangs must not hang us.
+# METEOR takes seconds for 1,000 captions of five references each.
 _METEOR_BASE_SECONDS = 120.0
 _METEOR_SECONDS_PER_CAPTION = 0.1
+_METEOR_SEPARATOR = " ||| "
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def score_systems(
 
     Raises:
         ValueError: when there is nothing to score, the ids differ, or a picture has no reference.
-        RuntimeError: when ``tokenizer="ptb"`` cannot be run.
+        JavaError: when ``tokenizer="ptb"`` cannot be run.
+        InputError: when a Java program gives back another number of lines than it was given.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -92,8 +96,10 @@ def score_systems(
     candidates = {name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)}
     meteors, missing = {}, {}
     try:
+        if tokenizer == "auto" and used == "plain" and java_available():
+            raise JavaError("METEOR needs Java, which failed to split words")
         meteors = _meteor(targets, candidates)
-    except RuntimeError as error:
+    except JavaError as error:
         missing["METEOR"] = str(error)
         logger.warning("no METEOR: %s", error)
 
@@ -130,34 +136,39 @@ def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str
     """Score every system with one run of the METEOR program.
 
     Raises:
-        RuntimeError: with the reason, when it cannot be run, dies, or takes too long.
+        JavaError: with the reason, when it cannot be run, dies, or takes too long.
+        InputError: when it says more than it was asked.
     """
     if not java_available():
-        raise RuntimeError("METEOR needs Java, which is not installed")
-    from pycocoevalcap.meteor.meteor import Meteor
+        raise JavaError("METEOR needs Java, which is not installed")
+    from pycocoevalcap.meteor import meteor
 
-    try:
-        meteor = Meteor()
-    except OSError as error:
-        raise RuntimeError(f"the METEOR program cannot be started: {error}") from error
+    jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
     limit = _METEOR_BASE_SECONDS + _METEOR_SECONDS_PER_CAPTION * len(targets) * len(systems)
-    watchdog = threading.Timer(limit, meteor.meteor_p.kill)
-    watchdog.start()
-    try:
-        return {name: float(meteor.compute_score(targets, captions)[0]) for name, captions in systems.items()}
-    except (OSError, ValueError) as error:  # a broken pipe, or an empty line where a number should stand
-        meteor.meteor_p.kill()
-        complaint = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
-        last_line = complaint.splitlines()[-1] if complaint else str(error)
-        raise RuntimeError(f"the METEOR program failed within {limit:.0f} s: {last_line}") from error
-    finally:
-        watchdog.cancel()
-        # The wrapper keeps its lock when it fails, and its destructor would wait for that lock for ever, then
-        # stumble over what it wrote to a dead program.
-        if meteor.lock.locked():
-            meteor.lock.release()
-        with contextlib.suppress(BrokenPipeError):
-            meteor.meteor_p.stdin.close()
+    command = ("-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm")
+    with java("the METEOR program", command, limit) as program:
+        scores = {}
+        for name, captions in systems.items():
+            statistics = [_ask(program, "SCORE", *targets[key], caption) for key, (caption,) in captions.items()]
+            _ask(program, "EVAL", *statistics)  # the answer is the score of the first caption
+            *_, whole = (float(program.stdout.readline()) for _ in statistics)
+            scores[name] = whole
+        program.stdin.close()
+        surplus = program.stdout.read()
+    if surplus:
+        raise InputError("the METEOR program gave more lines than it was asked for; check `java -version`")
+    return scores
+
+
+def _ask(program: subprocess.Popen[bytes], *parts: str) -> str:
+    """Return the line that METEOR answers to one of several parts; raises EOFError when there is none."""
+    cleaned = (part.replace(_METEOR_SEPARATOR.strip(), " ") for part in parts)
+    program.stdin.write(f"{_METEOR_SEPARATOR.join(cleaned)}\n".encode())
+    program.stdin.flush()
+    answer = program.stdout.readline().decode().strip()
+    if not answer:
+        raise EOFError("it gave no answer")
+    return answer
 
 
 @dataclass

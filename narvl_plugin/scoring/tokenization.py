@@ -4,14 +4,26 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
+
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.java import JavaError, java
 
 logger = logging.getLogger(__name__)
 
 TokenizerChoice = Literal["auto", "ptb", "plain"]
 TOKENIZER_CHOICES: tuple[TokenizerChoice, ...] = ("auto", "ptb", "plain")
 
+# The tokeniser takes seconds for 10,000 captions; the limit is for a slow machine with much else to do.
+_PTB_BASE_SECONDS = 60.0
+_PTB_SECONDS_PER_CAPTION = 0.01
+
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+# Programs end lines at more than "\n": at "\r", form feeds, U+2028 and others. Single surrogates have no UTF-8.
+_NOT_IN_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 def java_available() -> bool:
@@ -24,26 +36,37 @@ def plain_words(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
+def one_line(text: str) -> str:
+    """Return a text with each run of white space and control characters as one space, none of them around it."""
+    return _NOT_IN_A_LINE.sub(" ", text).strip()
+
+
 def ptb_words(captions: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Tokenise as the COCO evaluation does: Stanford's Treebank tokeniser, lower case, no punctuation.
 
     One Java start serves all captions, so call it once with everything.
 
     Raises:
-        RuntimeError: when the Java program cannot be run or does not give back one line a caption.
+        JavaError: when the Java program cannot be run, fails, or does not answer in time.
+        InputError: when it gives back another number of lines than it was given.
     """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    entries = {key: [{"caption": text} for text in texts] for key, texts in captions.items()}
-    try:
-        words = PTBTokenizer().tokenize(entries)
-    except OSError as error:
-        raise RuntimeError(f"the Treebank tokeniser cannot be run: {error}") from error
-    # A Java program that dies leaves fewer lines than captions; the wrapper does not look at its exit status.
-    got, wanted = sum(map(len, words.values())), sum(map(len, captions.values()))
-    if got != wanted or words.keys() != captions.keys():
-        raise RuntimeError(f"the Treebank tokeniser gave {got} lines for {wanted} captions; run `java -version`")
-    return words
+    texts = [one_line(text) for together in captions.values() for text in together]
+    name = "the Treebank tokeniser"
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ("-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
+    with java(name, command, _PTB_BASE_SECONDS + _PTB_SECONDS_PER_CAPTION * len(texts)) as program:
+        output, _ = program.communicate("".join(f"{text}\n" for text in texts).encode())
+        *lines, rest = output.decode().split("\n")
+        if program.returncode:
+            raise EOFError(f"it gave {len(lines)} lines for {len(texts)} captions")
+    if len(lines) != len(texts) or rest:
+        raise InputError(
+            f"{name} gave {len(lines)} lines for {len(texts)} captions, so that it cannot be told whose they are; "
+            "check `java -version`, or score without Java on the PATH"
+        )
+    silent = ("", *ptbtokenizer.PUNCTUATIONS)
+    words = (" ".join(word for word in line.split(" ") if word not in silent) for line in lines)
+    return {key: [next(words) for _ in together] for key, together in captions.items()}
 
 
 def tokenize_captions(
@@ -60,16 +83,17 @@ def tokenize_captions(
 
     Raises:
         ValueError: for an unknown ``tokenizer``.
-        RuntimeError: when ``ptb`` is demanded and cannot be run.
+        JavaError: when ``ptb`` is demanded and cannot be run.
+        InputError: when the Java program gives back another number of lines than it was given.
     """
     if tokenizer not in TOKENIZER_CHOICES:
         raise ValueError(f"unknown tokenizer {tokenizer!r}: choose one of {', '.join(TOKENIZER_CHOICES)}")
     if tokenizer == "ptb" and not java_available():
-        raise RuntimeError("the Treebank tokeniser needs Java: install a Java runtime, or use the plain tokenizer")
+        raise JavaError("the Treebank tokeniser needs Java: install a Java runtime, or use the plain tokenizer")
     if tokenizer == "ptb" or (tokenizer == "auto" and java_available()):
         try:
             return ptb_words(captions), "ptb"
-        except RuntimeError as error:
+        except JavaError as error:
             if tokenizer == "ptb":
                 raise
             logger.warning("%s; using the plain tokeniser", error)

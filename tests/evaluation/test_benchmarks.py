@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.evaluation.benchmarks import Scores, evaluate
 from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 from narvl_plugin.evaluation.tables import print_scores, write_scores
+from narvl_plugin.scoring import tokenization
 
 RAW_CAPTIONS = {"karpathy": "dataset_coco.json", "official": "annotations/captions_val2014.json"}
 
@@ -45,6 +47,20 @@ def test_captions(raw: Path, coco_tsv: Path, predict: Callable[..., Path], no_ja
         {f"BLEU-{n}": 0.5 for n in range(1, 5)} | {"ROUGE-L": 0.5, "CIDEr": 5, "pictures": 2}
     )
     assert scores.notes[0] == "Words are split plainly (no Java)." and scores.notes[1].startswith("No METEOR:")
+
+
+def test_java_that_never_answers_leaves_plain_scores_that_say_so(
+    raw: Path, coco_tsv: Path, predict: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tokenization, "_PTB_BASE_SECONDS", 0.3)
+    predictions = predict("caption", coco_tsv, {"74": "A red dog runs fast.", "75": "nothing here fits at all"})
+    scores = evaluate(predictions, [raw / RAW_CAPTIONS["official"]], "caption")
+    assert scores.tables["captions"]["all"]["CIDEr"] == pytest.approx(5)
+    assert scores.notes[0] == "Words are split plainly (Java failed, see the warning)."
+    assert "METEOR" not in scores.tables["captions"]["all"]
 
 
 def test_vqa(raw: Path, vqa_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:

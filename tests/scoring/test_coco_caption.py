@@ -4,6 +4,7 @@ import math
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from narvl_plugin.errors import InputError
 from narvl_plugin.scoring import coco_caption, tokenization
 from narvl_plugin.scoring.coco_caption import (
     METRICS,
@@ -19,6 +21,8 @@ from narvl_plugin.scoring.coco_caption import (
     score_captions,
     score_systems,
 )
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_same_as_pycocoevalcap(no_java: None) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+@needs_java
 def test_with_java_all_metrics_are_there_and_systems_do_not_mix() -> None:
     references = {
         "p": ["A dog sits on a mat."],
@@ -132,6 +136,59 @@ def test_hanging_meteor_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(coco_caption, "_METEOR_BASE_SECONDS", 0.2)
     scores = score_captions({"p": "a dog"}, {"p": ["a dog"]}, "plain")
     assert "failed within 0 s" in scores.missing["METEOR"]
+
+
+def test_a_separator_in_a_text_makes_no_references_of_it_for_meteor(
+    put_java: Callable[[str], None], tmp_path: Path
+) -> None:
+    """METEOR's program cuts its lines at `|||`."""
+    put_java(f'while read -r line; do echo "$line" >> {tmp_path}/asked; echo 1; done')
+    with pytest.raises(RuntimeError):  # as it gives one line in answer to the last question, not two
+        coco_caption._meteor({"p": ["a ||| dog", "a|||dog"]}, {"one": {"p": ["a dog|||"]}})
+    first, last = (tmp_path / "asked").read_text().splitlines()
+    assert [part.split() for part in first.split("|||")] == [["SCORE"], ["a", "dog"], ["a", "dog"], ["a", "dog"]]
+    assert last == "EVAL ||| 1"
+
+
+@pytest.mark.parametrize("answers", [1, 2, 9])
+def test_meteor_that_answers_too_much_or_too_little_gives_no_score(
+    put_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    """Lines in and out must agree in number. Two captions of one system are asked for five lines."""
+    monkeypatch.setattr(coco_caption, "_METEOR_BASE_SECONDS", 1)
+    put_java(f"read line; echo 1; read line; echo 1; read line; for number in $(seq {answers}); do echo 1; done")
+    captions = {"p": "a dog", "q": "a cat"}
+    references = {key: [text] for key, text in captions.items()}
+    if answers < 3:
+        assert "METEOR program failed" in score_captions(captions, references, "plain").missing["METEOR"]
+    else:
+        with pytest.raises(InputError, match="METEOR program gave more lines"):
+            score_captions(captions, references, "plain")
+
+
+@needs_java
+@pytest.mark.parametrize("mark", ["\r", "\r\n", "\x0b", "\x85", "\u2028", "\x1e", "\t", "\ud83d"])
+def test_line_ends_in_a_caption_or_reference_change_no_score(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    """One carriage return shifted all later captions, from a CIDEr of 4.36 to 0.51."""
+    monkeypatch.setattr(coco_caption, "_meteor", lambda targets, systems: {})
+    hypotheses, references = random_captions(pictures=12, references=2)
+    hypotheses = {key: texts[0] for key, texts in references.items()}
+    expected = score_captions(hypotheses, references)
+    hypotheses["p1"] = hypotheses["p1"].replace(" ", mark)
+    references["p3"][1] = references["p3"][1].replace(" ", mark, 1)
+    assert score_captions(hypotheses, references) == expected
+    assert expected.tokenizer == "ptb"
+
+
+def test_java_that_never_answers_is_asked_once(
+    put_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of METEOR's program is no second wait."""
+    put_java("sleep 60")
+    monkeypatch.setattr(tokenization, "_PTB_BASE_SECONDS", 0.3)
+    scores = score_captions({"p": "a dog", "q": "a cat"}, {"p": ["a dog"], "q": ["a cat"]})
+    assert scores.tokenizer == "plain" and scores.values["CIDEr"] == pytest.approx(5)
+    assert scores.missing == {"METEOR": "METEOR needs Java, which failed to split words"}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Tokenisers: what they keep, which one is taken, and what happens when Java is missing or broken."""
 
-import os
 import shutil
+import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from narvl_plugin.errors import InputError
 from narvl_plugin.scoring import tokenization
+from narvl_plugin.scoring.java import JavaError
 from narvl_plugin.scoring.tokenization import plain_words, tokenize_captions
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
@@ -48,13 +52,57 @@ def test_ptb_splits_clitics_and_drops_punctuation() -> None:
     assert words == {"p": ["a dog 's mat is n't it", ""], "q": [""], "r": ["two cats"]}
 
 
+@needs_java
+def test_characters_that_end_lines_shift_no_caption() -> None:
+    """The tokeniser's program ends lines at more than a line feed, and later captions became others'."""
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in kinds]
+    texts = {f"{number}": [f"A cat{mark}sits.", f"{mark}", f"{number}"] for number, mark in enumerate(characters)}
+    texts["both"] = ["A cat\r\non\r\ra\u2028mat", "\r"]
+    words, used = tokenize_captions(texts, "ptb")
+    assert used == "ptb" and words.keys() == texts.keys()
+    assert all(words[f"{number}"][2] == f"{number}" for number in range(len(characters)))
+    between = {words[f"{number}"][0] for number, mark in enumerate(characters) if mark.isspace()}
+    assert between == {"a cat sits"}
+    assert words["both"] == ["a cat on a mat", ""]
+
+
+@pytest.mark.parametrize("lines", ["one", "one\\ntwo\\nthree", "one\\ntwo\\n\\n", "one\\ntwo\\nthree\\n", ""])
+def test_another_number_of_lines_is_an_error(put_java: Callable[[str], None], lines: str) -> None:
+    """Of two texts whose lines do not agree in number, the surplus was dropped in silence."""
+    put_java(f"cat > /dev/null; printf '{lines}'")
+    for tokenizer in ("auto", "ptb"):
+        with pytest.raises(InputError, match=r"gave \d lines for 2 captions.*whose they are") as caught:
+            tokenize_captions({"p": ["A dog."], "q": ["Two."]}, tokenizer)
+        assert not isinstance(caught.value, JavaError)  # for which auto takes the plain tokeniser
+
+
+def test_java_that_never_answers_is_stopped_with_its_children(
+    put_java: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was waited for without end."""
+    put_java(f"sleep 60 & echo $! > {tmp_path}/child; sleep 60")
+    monkeypatch.setattr(tokenization, "_PTB_BASE_SECONDS", 0.3)
+    assert tokenize_captions({"p": ["A dog."]}) == ({"p": ["a dog"]}, "plain")
+    assert "the Treebank tokeniser failed within 0 s: it did not end, and was stopped" in caplog.text
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+    with pytest.raises(JavaError, match="did not end.*`java -version`"):
+        tokenize_captions({"p": ["A dog."]}, "ptb")
+
+
+def test_limit_grows_with_the_captions() -> None:
+    """240,000 texts, a test set of 40,000 pictures, may take 40 minutes."""
+    assert 2400 < tokenization._PTB_BASE_SECONDS + 240_000 * tokenization._PTB_SECONDS_PER_CAPTION < 3600
+
+
 @pytest.fixture
-def broken_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def broken_java(put_java: Callable[[str], None]) -> None:
     """Put a ``java`` first on the path that only fails."""
-    program = tmp_path / "java"
-    program.write_text("#!/bin/sh\necho 'no memory' >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    put_java("echo 'no memory' >&2\nexit 1")
 
 
 @pytest.mark.usefixtures("broken_java")

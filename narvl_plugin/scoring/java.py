@@ -1,0 +1,81 @@
+"""Java programs that score captions: run with a time limit, and ended with all that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from narvl_plugin.errors import InputError
+
+
+class JavaError(InputError, RuntimeError):
+    """A Java program that cannot be started, fails, or does not answer in time; the message says which, and why."""
+
+
+@contextlib.contextmanager
+def java(name: str, arguments: Sequence[str | Path], limit: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Java program as long as the block lasts; its standard input and output are pipes.
+
+    After `limit` seconds the program and its children are killed. Then what the block reads ends.
+
+    Raises:
+        JavaError: with `name` and a reason, when the program cannot be started, is killed by the limit, or when the
+            block raises OSError, EOFError or ValueError, as talking to a program that has died does.
+    """
+    expired = threading.Event()
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(
+                ["java", *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,  # a file: a pipe that nobody reads would fill up and stop the program
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise JavaError(f"{name} cannot be started: {error}; check `java -version`") from error
+
+        def expire() -> None:
+            expired.set()
+            _kill(process)
+
+        watchdog = threading.Timer(limit, expire)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield process
+            if expired.is_set():
+                raise EOFError
+        except (OSError, EOFError, ValueError) as error:
+            _kill(process)
+            reason = "it did not end, and was stopped" if expired.is_set() else f"{error}{_last_line(complaints)}"
+            raise JavaError(f"{name} failed within {limit:.0f} s: {reason}; check `java -version`") from error
+        finally:
+            watchdog.cancel()
+            _kill(process)
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+            process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program and its children, which share a process group of their own."""
+    if process.returncode is None:  # else the number of its group may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_line(complaints: IO[bytes]) -> str:
+    """Return ` (LINE)` with the last line of what a program has complained of, nothing if there is none."""
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return f" ({said[-1]})" if said else ""
