@@ -15,7 +15,6 @@ wrong: its box is null, its label the words that were said.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from narvl_plugin.data.images import ImageReader, image_size
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.scoring.tokenization import one_line
 from narvl_plugin.whole_files import write_whole
 
 UNIQUE_ID, IMAGE_ID = 0, 1
@@ -37,6 +37,9 @@ IMAGE = 4
 
 LABELS = {said: label for label, said in ENTAILMENT_ANSWERS.items()}
 _DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
+# Python's int also takes underscores, signs, spaces and the digits of other scripts, and so makes 791 of 79_1.
+_WHOLE_NUMBER = re.compile("[0-9]{1,18}")
+LARGEST_EDGE = 1e9  # in pixels
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,34 @@ class Form:
         key: field of the official id.
         key_type: int or str.
         value: field of what is predicted, a string, or a box.
+        source: the command `narvl data SOURCE` writes TSV files with these ids.
         column: TSV column that holds the official id.
     """
 
     key: str
     key_type: type
     value: str
+    source: str
     column: int = UNIQUE_ID
 
     def official(self, key: str, where: str) -> int | str:
         """Return a TSV file's id as the benchmark writes it; raises BadRow if it cannot be one of its ids."""
         if self.key_type is str:
             return key
-        try:
-            return int(key)
-        except ValueError as error:
-            raise BadRow(f"{where}: {key!r} is no {self.key}, which are whole numbers; check --task") from error
+        if not _WHOLE_NUMBER.fullmatch(key):
+            raise BadRow(
+                f"{where}: {key!r:.40} is no {self.key}, which are whole numbers; check --task, or generate from a "
+                f"file of `narvl data {self.source}`, whose column {self.column} (from 0) holds them"
+            )
+        return int(key)
 
 
 FORMS = {
-    "caption": Form("image_id", int, "caption", IMAGE_ID),
-    "vqa": Form("question_id", int, "answer"),
-    "gqa": Form("questionId", str, "prediction"),
-    "refcoco": Form("sent_id", int, "box"),
-    "snli_ve": Form("pairID", str, "label"),
+    "caption": Form("image_id", int, "caption", "coco", IMAGE_ID),
+    "vqa": Form("question_id", int, "answer", "vqav2"),
+    "gqa": Form("questionId", str, "prediction", "gqa"),
+    "refcoco": Form("sent_id", int, "box", "refcoco"),
+    "snli_ve": Form("pairID", str, "label", "snli-ve"),
 }
 
 
@@ -104,12 +111,14 @@ def read_generated(path: Path) -> dict[str, str]:
 
     Raises:
         MissingInput: when there is no such file.
-        InputError: when it says nothing.
+        InputError: when it says nothing, or is not UTF-8.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode()  # read_text would end lines at "\r", too
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such file; run fairseq-generate --results-path {path.parent}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error}); run fairseq-generate again") from error
     texts: dict[str, str] = {}
     for line in content.split("\n"):  # splitlines would also cut at characters that a text may hold
         match = _DETOKENIZED.fullmatch(line)
@@ -134,21 +143,23 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
 
     Raises:
         InputError: a file is missing, both do not belong together, or a row has no hypothesis.
-        BadRow: an id is none of the benchmark's, or an image cannot be read.
+        BadRow: an id is none of the benchmark's or is another row's, too, or an image cannot be read.
     """
     form = form_of(task)
     said = read_generated(generated)
     tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))
     rows = [tsv[row] for row in range(len(tsv))]
     keys = official_ids(said, rows, form.column, f"{generated}, {data}")
-    row_of = {columns[form.column]: row for row, columns in enumerate(rows)}
-    texts = {keys[sample]: text for sample, text in reversed(said.items())}  # of one id's samples the first counts
-    unsaid = [key for key in row_of if key not in texts]
+    # Of one id's samples the first counts. A text is one line, since evaluations may cut captions at line ends.
+    texts = {keys[sample]: one_line(text) for sample, text in reversed(said.items())}
+    wanted = dict.fromkeys(columns[form.column] for columns in rows)
+    unsaid = [key for key in wanted if key not in texts]
     if unsaid:
         raise InputError(
-            f"{generated}: {len(unsaid)} of the {len(row_of)} ids of {data} have no hypothesis, such as {unsaid[0]}; "
+            f"{generated}: {len(unsaid)} of the {len(wanted)} ids of {data} have no hypothesis, such as {unsaid[0]}; "
             "generate again, as benchmarks refuse incomplete files"
         )
+    row_of = rows_by_id(rows, form, tsv)
     values: dict[str, Any] = texts
     if task == "snli_ve":
         values = {key: LABELS.get(text, text) for key, text in texts.items()}
@@ -158,6 +169,33 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     records = [{form.key: form.official(key, tsv.where(row)), form.value: values[key]} for key, row in row_of.items()]
     write_whole(out, json.dumps(records) + "\n")
     return len(records)
+
+
+def rows_by_id(rows: Sequence[Sequence[str]], form: Form, tsv: TsvFile) -> dict[str, int]:
+    """Return the row (from 0) of each id as the TSV file writes it; an image id's is its first.
+
+    Args:
+        rows: unique id and image id of each row.
+
+    Raises:
+        BadRow: an id is none of the benchmark's, or two rows have the same, such as 7 and 007.
+    """
+    row_of: dict[str, int] = {}
+    first_with: dict[int | str, int] = {}
+    for row, columns in enumerate(rows):
+        key = columns[form.column]
+        if form.column == IMAGE_ID and key in row_of:
+            continue  # images may have several captions, each in a row
+        official = form.official(key, tsv.where(row))
+        first = first_with.setdefault(official, row)
+        if first != row:
+            other = rows[first][form.column]
+            raise BadRow(
+                f"{tsv.where(row)}: {key!r:.40} is the {form.key} {official}, as {other!r:.40} of row {first + 1} is; "
+                "leave one of the rows out, and generate again"
+            )
+        row_of[key] = row
+    return row_of
 
 
 def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], official: int, where: str) -> dict[str, str]:
@@ -219,7 +257,8 @@ def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
     predictions: dict[int | str, Any] = {}
     for index, record in enumerate(records):
         key = record.get(form.key) if isinstance(record, dict) else None
-        if not isinstance(key, form.key_type) or form.value not in record or not is_value(record[form.value]):
+        is_key = isinstance(key, form.key_type) and not isinstance(key, bool)  # true is an int, equal to 1
+        if not is_key or form.value not in record or not is_value(record[form.value]):
             raise InputError(f"{file}[{index}]: is {json.dumps(record):.80}, not {expected}")
         if key in predictions:
             raise InputError(f"{file}[{index}]: {form.key} {key} has a prediction already")
@@ -241,7 +280,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    """Say whether a value is null or four finite numbers."""
+    """Say whether a value is null or four numbers of a size that edges in pixels have."""
     if not isinstance(value, list):
         return value is None
-    return len(value) == 4 and all(isinstance(edge, (int, float)) and math.isfinite(edge) for edge in value)
+    numbers = [edge for edge in value if isinstance(edge, (int, float)) and not isinstance(edge, bool)]
+    return len(value) == len(numbers) == 4 and all(abs(edge) <= LARGEST_EDGE for edge in numbers)

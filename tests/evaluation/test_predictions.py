@@ -23,6 +23,18 @@ class TestGenerated:
         path.write_text("D-a-1\t-0.5\ta dog \nD-a-1\t-0.9\ta cat\nD-b\t-1.0\t\nD-c\t-1.0\tone\u2028line\n")
         assert read_generated(path) == {"a-1": "a dog", "b": "", "c": "one\u2028line"}
 
+    @pytest.mark.parametrize("mark", ["\r", "\r\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\t"])
+    def test_line_ends_in_a_text_neither_cut_it_nor_make_lines(self, tmp_path: Path, mark: str) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_bytes(f"D-1\t-1\ta cat{mark}D-2\t-1\ton a mat\nD-2\t-1\ta dog\r\n".encode())
+        assert read_generated(path) == {"1": f"a cat{mark}D-2\t-1\ton a mat", "2": "a dog"}
+
+    def test_bytes_that_are_no_text_are_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_bytes(b"D-1\t-1\ta caf\xe9\n")
+        with pytest.raises(InputError, match="generate-test.txt: is not UTF-8 text"):
+            read_generated(path)
+
     def test_no_hypothesis_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "generate-test.txt"
         path.write_text("2024 | INFO | nothing\n")
@@ -88,6 +100,57 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     assert not list(tmp_path.glob("o.json*"))
 
 
+@pytest.mark.parametrize("task", ["refcoco", "vqa", "caption"])
+@pytest.mark.parametrize(
+    "key",
+    ["79_1", "7_91", "+791", "-791", " 791", "791 ", "٧٩١", "\uff17", "7.91", "791.0", "7e2", "0x1", "²", "9" * 19],
+)
+def test_only_digits_make_a_number_of_an_id(
+    tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path], task: str, key: str
+) -> None:
+    """OFA's ids of regions are such as 79_1, of which Python's int makes 791, the id of another sentence."""
+    tsv = write_tsv("test.tsv", [["5", "6", "a"], [key, key, "b"]])
+    name = {"refcoco": "sent_id", "vqa": "question_id", "caption": "image_id"}[task]
+    source = {"refcoco": "refcoco", "vqa": "vqav2", "caption": "coco"}[task]
+    generated = write_generated({"6" if task == "caption" else "5": "a", key: "b"})
+    with pytest.raises(BadRow) as caught:
+        write_predictions(generated, tmp_path / "o.json", task=task, data=tsv, bins=BinSizes())
+    assert str(caught.value).startswith(f"{tsv}:2: {key!r} is no {name}")
+    assert f"`narvl data {source}`" in str(caught.value)
+    assert not list(tmp_path.glob("o.json*"))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        ("vqa", [["7", "1", "a"], ["007", "2", "b"]]),
+        ("vqa", [["7", "1", "a"], ["7", "1", "b"]]),
+        ("caption", [["a", "7", "a"], ["b", "007", "b"]]),
+        ("snli_ve", [["x", "1", "a"], ["x", "1", "b"]]),
+        ("gqa", [["7", "n1", "a"], ["7", "n1", "b"]]),
+    ],
+)
+def test_two_rows_of_one_id_are_refused(
+    tmp_path: Path,
+    write_tsv: Callable[..., Path],
+    write_generated: Callable[..., Path],
+    task: str,
+    rows: list[list[str]],
+) -> None:
+    tsv = write_tsv("test.tsv", rows)
+    generated = write_generated({row[0]: "yes" for row in rows})
+    with pytest.raises(BadRow, match=r"test.tsv:2: .* is the .*, as .* of row 1 is; leave one of the rows out"):
+        write_predictions(generated, tmp_path / "o.json", task=task, data=tsv, bins=BinSizes())
+
+
+def test_leading_zeros_are_no_part_of_a_number(
+    tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path], written: Callable[..., Any]
+) -> None:
+    tsv = write_tsv("test.tsv", [["0", "000000000042", "a"]])
+    write_predictions(write_generated({"0": "a\rcat"}), tmp_path / "o.json", task="caption", data=tsv, bins=BinSizes())
+    assert written(tmp_path / "o.json") == [{"image_id": 42, "caption": "a cat"}]
+
+
 def test_ids_that_may_be_either_are_refused(
     tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path]
 ) -> None:
@@ -135,6 +198,10 @@ def test_boxes_need_the_image(
         ("refcoco", [{"sent_id": 7, "box": [1, 2, 3]}], "not an object with sent_id"),
         ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, float("nan")]}], "not an object with sent_id"),
         ("snli_ve", [{"pairID": "x", "label": None}], "not an object with pairID"),
+        ("caption", [{"image_id": True, "caption": "a"}], "not an object with image_id"),
+        ("caption", [{"image_id": 9.0, "caption": "a"}], "not an object with image_id"),
+        ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, 10**400]}], "not an object with sent_id"),
+        ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, True]}], "not an object with sent_id"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, task: str, content: Any, message: str) -> None:

@@ -62,7 +62,7 @@ def pick(record: Any, fields: Mapping[str, type], where: str) -> Record:
     for name, kind in fields.items():
         if name not in record:
             not_as_published(where, f"has no field {name!r}")
-        if not isinstance(record[name], kind):
+        if not isinstance(record[name], kind) or (kind is int and isinstance(record[name], bool)):  # true is 1
             not_as_published(where, f"{name} is {record[name]!r:.40}, not of type {kind.__name__}")
     return {name: record[name] for name in fields}
 
