@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attention import score_scaling
 from .config import OfaConfig
 from .encoder import EncoderOutput
-from .inference import Kept
+from .inference import Kept, weights_of
 from .layers import DecoderLayer, LayerCache, mask_keys
 from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
 
@@ -53,7 +53,7 @@ class Decoder(FairseqIncrementalDecoder):
         self.layer_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, embed_tokens.num_embeddings, bias=False)
         self.output_projection.weight = embed_tokens.weight
-        self._kept: Kept[tuple[list[Tensor], Tensor]] = Kept()
+        self._kept: Kept[tuple[list[Tensor], Tensor]] = Kept(exact=True)
 
     def max_positions(self) -> int:
         """Return the longest output, in tokens."""
@@ -77,8 +77,7 @@ class Decoder(FairseqIncrementalDecoder):
             *(self.embed_positions, self.pos_ln, self.self_pos_q_linear, self.self_pos_k_linear),
             *(self.cross_pos_q_linear, self.cross_pos_k_linear, self.token_rel_pos_table_list),
         ]
-        weights = [weight for module in modules for weight in module.parameters()]
-        return self._kept.get(length, [*weights, source_positions], compute)
+        return self._kept.get(length, [*weights_of(modules), source_positions], compute)
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
         """Return each layer's self-attention bias for text at `positions` (T, D): (1, H, T, T)."""

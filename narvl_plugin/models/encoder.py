@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .attention import score_scaling
 from .config import PADDING_INDEX, OfaConfig
-from .inference import Kept
+from .inference import Kept, weights_of
 from .layers import EncoderLayer
 from .positions import (
     absolute_bias,
@@ -78,7 +78,7 @@ class OfaEncoder(FairseqEncoder):
         drop_path = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in drop_path)
         self.layer_norm = nn.LayerNorm(width)
-        self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept()
+        self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept(exact=True)
         self.is_padded: bool | None = None
         """Whether batches may hold padding; None has each looked at, which a static graph cannot do."""
 
@@ -160,8 +160,7 @@ class OfaEncoder(FairseqEncoder):
             positions = self._positions(text_length, grid)
             return positions, self._biases(positions, text_length, grid)
 
-        weights = [weight for module in self._position_modules for weight in module.parameters()]
-        return self._kept.get((text_length, grid), weights, compute)
+        return self._kept.get((text_length, grid), weights_of(self._position_modules), compute)
 
     @property
     def _position_modules(self) -> list[nn.Module]:

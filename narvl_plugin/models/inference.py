@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -22,31 +22,47 @@ Value = TypeVar("Value")
 class Kept(Generic[Value]):
     """A value that follows from some tensors and a key, kept as long as these stay what they are.
 
-    It is kept only where no gradient is asked for, and forgotten where one is.
+    It is kept only where no gradient is asked for, and forgotten where one is. Threads may share it.
+
+    Args:
+        exact: compare the tensors' numbers with copies of them. Otherwise torch's counts of writes tell whether a
+            tensor has changed. That is faster, but torch counts no write through `.data`, none through an array that
+            shares a tensor's memory, and none to a tensor made under `inference_mode`.
     """
 
-    def __init__(self) -> None:
-        self._source: tuple[Any, ...] | None = None
-        self._value: Value | None = None
+    def __init__(self, exact: bool = False) -> None:
+        self._exact = exact
+        # What the value follows from, and the value. Threads read and write this one reference, never a part of it.
+        self._slot: tuple[Hashable, list[_Copy] | list[_State], Value] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ()
+        return Kept, (self._exact,)
 
     def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
-        """Return what `compute` does, or what it did for the same key and the same tensors with the same values."""
+        """Return what `compute` does, or what it did for the same key and tensors under the same autocast."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self.forget()
             return compute()
-        source = (key, *map(_State, tensors))
-        if source != self._source or self._value is None:
-            self.forget()  # frees the old value before there is a new one
-            self._value = compute()
-            self._source = source
-        return self._value
+        tensors = list(tensors)
+        key = (key, *map(_autocast_type, sorted({tensor.device.type for tensor in tensors})))
+        slot = self._slot
+        if slot is not None and slot[0] == key and slot[1] == tensors:
+            return slot[2]
+        slot = None
+        self.forget()  # frees the old value before there is a new one
+        sources = [_Copy(tensor) for tensor in tensors] if self._exact else [_State(tensor) for tensor in tensors]
+        value = compute()
+        self._slot = (key, sources, value)
+        return value
 
     def forget(self) -> None:
         """Keep nothing any more."""
-        self._source = self._value = None
+        self._slot = None
+
+    def count_writes(self) -> None:
+        """Go by torch's counts of writes from now on; see `exact`."""
+        self._exact = False
+        self.forget()
 
 
 class Fixed(Kept[Value]):
@@ -61,16 +77,54 @@ class Fixed(Kept[Value]):
         return self._fixed
 
 
+def kept_values(module: nn.Module) -> Iterator[Kept[Any]]:
+    """Yield what a module and those in it keep."""
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Kept))
+
+
+def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return all parameters and buffers of some modules; a third of the time that their own iterators take."""
+    parts = [part for module in modules for part in module.modules()]
+    tensors = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _autocast_type(device: str) -> torch.dtype | None:
+    """Return the type of a device's products under autocast, None without."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+class _Copy:
+    """The numbers of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.copy = tensor.detach().clone()
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Tensor)
+            and (self.copy.dtype, self.copy.device) == (other.dtype, other.device)
+            and torch.equal(self.copy, other)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _State:
     """A tensor and all that changes with its values: its place in memory, its type, how often it was written."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor  # while it is held, no other tensor takes its place
-        version = 0 if tensor.is_inference() else tensor._version
-        self.state = (tensor.data_ptr(), tensor.dtype, tensor.device, version)
+        self.state = self._of(tensor)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _State) and self.tensor is other.tensor and self.state == other.state
+        return self.tensor is other and self.state == self._of(self.tensor)
+
+    @staticmethod
+    def _of(tensor: Tensor) -> tuple[int, torch.dtype, torch.device, int]:
+        version = 0 if tensor.is_inference() else tensor._version
+        return tensor.data_ptr(), tensor.dtype, tensor.device, version
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -79,7 +133,8 @@ class PackedLinear(nn.Linear):
     """A linear layer that keeps its weight as oneDNN lays it out, too, for float32 on a CPU.
 
     A plain layer lays its weight out anew in each product, which for few rows takes longer than the product. Where a
-    gradient is asked for, and for other types and devices, this is a plain layer.
+    gradient is asked for, for other types and devices, and for weights made under `inference_mode`, this is a plain
+    layer. The second copy follows the writes that torch counts (see `Kept`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -97,6 +152,7 @@ class PackedLinear(nn.Linear):
             or not input.device.type == self.weight.device.type == "cpu"
             or not input.dtype == self.weight.dtype == torch.float32
             or not torch.backends.mkldnn.is_available()
+            or self.weight.is_inference()  # whose writes are not counted
         ):
             return F.linear(input, self.weight, self.bias)
         packed = self._kept.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
@@ -120,6 +176,12 @@ def product_time(device: torch.device, dtype: torch.dtype) -> float:
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
     timer.timeit(1)
     return min(timer.timeit(1).median for _ in range(3))
+
+
+def multiply_in(dtype: torch.dtype, device: str, run: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
+    """Return what `run` does, with its products of matrices in a type; each call has an autocast of its own."""
+    with torch.autocast(device, dtype):
+        return run(*args, **kwargs)
 
 
 def optimise_trunk(trunk: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import logging
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
-from .inference import optimise_trunk, pack_linear_layers, product_time
+from .inference import kept_values, multiply_in, optimise_trunk, pack_linear_layers, product_time
 from .interop import ORIGIN, Origin, Use, fit_state
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,12 @@ class OfaModel(FairseqEncoderDecoderModel):
 
         Batch norm is folded into the trunk's convolutions, pixels' channels are laid out last, and on a CPU the weights
         of large linear layers are kept a second time, as products read them. The model can then neither be trained nor
-        saved.
+        saved. Its weights must not be written any more where torch does not count it, such as through `.data`.
         """
         self.eval()
+        if not any(weight.is_inference() for weight in self.parameters()):  # whose writes are never counted
+            for kept in kept_values(self):
+                kept.count_writes()
         optimise_trunk(self.encoder.embed_images)
         pack_linear_layers(self)
 
@@ -117,7 +121,7 @@ class OfaModel(FairseqEncoderDecoderModel):
         """Let encoder and decoder multiply in bfloat16, in place; it is faster only on processors that have it."""
         device = self.encoder.embed_tokens.weight.device.type
         for part in (self.encoder, self.decoder):
-            part.forward = torch.autocast(device, torch.bfloat16)(part.forward)
+            part.forward = partial(multiply_in, torch.bfloat16, device, part.forward)
 
     def compile_for_inference(self) -> None:
         """Compile the trunk's stages and the layers, in place, after `optimize_for_inference`; it takes a minute.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .config import NarvlConfig
 from .decoder import Decoder
 from .encoder import EncoderOutput
-from .inference import Kept
+from .inference import Kept, weights_of
 from .layers import DecoderLayer
 
 ALL = slice(None)
@@ -23,7 +23,7 @@ class QueryDecoder(Decoder):
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
         super().__init__(cfg, embed_tokens)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
-        self._kept_start: Kept[Tensor] = Kept()
+        self._kept_start: Kept[Tensor] = Kept(exact=True)
         self.blank_row: nn.Parameter | None = None
         if cfg.freeze_embedding:
             self._train_blank_row()
@@ -37,7 +37,9 @@ class QueryDecoder(Decoder):
         """
         samples = encoder_out.features.shape[0]
         self_biases, cross_bias = self.text_biases(len(self.query_embed.weight[rows]), encoder_out.positions)
-        if self.training:  # dropout differs from sample to sample
+        first = cast(DecoderLayer, self.layers[0])
+        if any(part.training for part in (self, self.dropout, first.self_attn, first.dropout, first.drop_path)):
+            # Dropout differs from sample to sample.
             x = self.embed_queries(rows).expand(samples, -1, -1)
             return self.run_layers(x, encoder_out, self_biases, cross_bias)
         x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
@@ -54,9 +56,10 @@ class QueryDecoder(Decoder):
             *(self.query_embed, self.layernorm_embedding),
             *(layer.self_attn_layer_norm, layer.self_attn, layer.self_attn_ln),
         ]
-        weights = [weight for module in modules for weight in module.parameters()]
         return self._kept_start.get(
-            (rows.start, rows.stop), [bias, *weights], lambda: layer.attend_to_outputs(self.embed_queries(rows), bias)
+            (rows.start, rows.stop),
+            [bias, *weights_of(modules)],
+            lambda: layer.attend_to_outputs(self.embed_queries(rows), bias),
         )
 
     def project(self, x: Tensor) -> Tensor:
