@@ -7,6 +7,7 @@ GPT-2 codec decodes `<bin_7>`.
 import contextlib
 import functools
 import json
+import logging
 import os
 import queue
 import sys
@@ -22,6 +23,7 @@ from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 
@@ -31,6 +33,8 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options, refuse_references
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
+
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -49,6 +53,7 @@ def apply() -> None:
     stand_in_for_missing_batches()
     average_weights()
     plan_schedules()
+    unscale_gradients_once()
 
 
 def read_checkpoints_safely() -> None:
@@ -393,3 +398,29 @@ def plan_schedules() -> None:
         return iterator
 
     trainer.Trainer.get_train_iterator = get_train_iterator
+
+
+def unscale_gradients_once() -> None:
+    """Have --amp divide gradients by the loss scale once.
+
+    Mends `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under the name of torch's
+    optimizer, the second steps under that of fairseq's, so torch's GradScaler unscales again: Adam receives gradients
+    too small by the scale. Without a scaler, as on a CPU, a gradient that is not finite ends in AttributeError;
+    here in the error of a training in float32.
+    """
+
+    def clip_grad_norm(self: AMPOptimizer, max_norm: float, aggregate_norm_fn: Any = None) -> torch.Tensor:
+        self.scaler.unscale_(self.fp32_optimizer)
+        grad_norm: torch.Tensor = self.fp32_optimizer.clip_grad_norm(max_norm, aggregate_norm_fn)
+        if not torch.isfinite(grad_norm).all():
+            if not self.scaler.is_enabled():
+                raise FloatingPointError("gradients are Nan/Inf")
+            if self.next_loss_scale <= self.min_loss_scale:
+                raise FloatingPointError(
+                    f"gradients are Nan/Inf, and the minimum loss scale is reached ({self.min_loss_scale}, "
+                    "--min-loss-scale): the loss is probably exploding; lower the learning rate"
+                )
+            logger.info("a gradient overflowed; the loss scale is now %g", self.next_loss_scale)
+        return grad_norm
+
+    AMPOptimizer.clip_grad_norm = clip_grad_norm
