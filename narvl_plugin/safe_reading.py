@@ -1,40 +1,58 @@
 """Files of others, read without running what is in them.
 
-A pickle is a program: reading one the plain way calls whatever it names. Here only types of a list are built.
+A file may build plain values, tensors and little more (see `safe_pickle`), and needs no more memory than it has bytes.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
 import json
+import math
 import pickle
-import re
+import struct
+import sys
 import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import safetensors.torch
 import torch
 
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.safe_pickle import (
+    NUMPY_FUNCTIONS,
+    PlainUnpickler,
+    Refused,
+    allowance,
+    brief,
+    check_extent,
+    is_length,
+    is_shape,
+)
 
 SAFETENSORS_SUFFIX = ".safetensors"
 
-_NUMPY_FUNCTIONS = {name: getattr(np._core.multiarray, name) for name in ("scalar", "_reconstruct")}
-_ALLOWED_TYPES = [
-    argparse.Namespace,  # the flags of published checkpoints
-    np.ndarray,  # the rest: best metrics, as numpy numbers
-    np.dtype,
-    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Bool", "Int32", "Int64", "Float32", "Float64")),
-    # numpy 1 and 2 write the same functions under different module names.
-    *((function, f"numpy._core.multiarray.{name}") for name, function in _NUMPY_FUNCTIONS.items()),
-    *((function, f"numpy.core.multiarray.{name}") for name, function in _NUMPY_FUNCTIONS.items()),
-]
-"""What a checkpoint may hold beside tensors and Python's plain types."""
+LARGEST_PICKLE = 2**24
+"""Bytes of what a checkpoint holds beside its tensors' values; some 60,000 tensors need so many."""
 
-_NAMED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
-"""Where torch's message names what it refuses to build or call."""
+LARGEST_CONFIGURATION = 20_000
+"""Values of a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
+
+PARTS = {
+    "model": dict | NoneType,
+    "cfg": dict | NoneType,
+    "args": Namespace | NoneType,
+    "extra_state": dict | NoneType,
+    "task_state": dict | NoneType,
+    "optimizer_history": list | NoneType,
+}
+"""Types of the parts of a checkpoint that are read by name."""
+
+NOT_NEEDED = "which no checkpoint needs"
 
 
 def existing(file: Path) -> Path:
@@ -47,31 +65,29 @@ def existing(file: Path) -> Path:
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """Return what a checkpoint holds, its tensors mapped from the file: only what is used takes memory.
 
-    A file `NAME.safetensors` holds the weights, and `NAME.json` beside it the rest.
+    A file `NAME.safetensors` holds the weights, and `NAME.json` beside it the rest. Tensors are on the CPU, and no
+    gradients are taken for them.
 
     Raises:
         MissingInput: the file does not exist.
-        InputError: it is cut off, damaged or no checkpoint, or it names a type that a checkpoint does not need.
+        InputError: it is cut off, damaged, compressed or no checkpoint, or it asks for what a checkpoint does not
+            need: types, functions, or values out of all proportion to its size.
     """
     file = existing(Path(file))
-    if file.suffix == SAFETENSORS_SUFFIX:
-        return _read_safetensors(file)
-    is_archive = _check_archive(file)
     try:
-        with torch.serialization.safe_globals(_ALLOWED_TYPES):
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
-    except pickle.UnpicklingError as error:
-        named = _NAMED_TYPE.search(str(error))
-        if named is None:
-            _not_a_checkpoint(file, error)
-        raise InputError(
-            f"{file}: refused, because it asks for {named[1]}, which no checkpoint needs; reading it the plain way "
-            "could run any command"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        _not_a_checkpoint(file, error)
-    if not isinstance(state, dict):
-        raise InputError(f"{file}: is no checkpoint of fairseq: it holds a {type(state).__name__}, not a dict")
+        if file.suffix == SAFETENSORS_SUFFIX:
+            state = _read_safetensors(file)
+        elif _begins_as_archive(file):
+            state = _read_archive(file)
+        else:
+            state = _read_old_format(file)
+        _check_parts(file, state)
+    except InputError:
+        raise
+    except Refused as error:
+        raise InputError(f"{file}: refused, because it {error}") from error
+    except Exception as error:  # a damaged file raises nearly anything
+        raise InputError(f"{file}: is damaged or no checkpoint of fairseq ({_reason(error)})") from error
     return state
 
 
@@ -82,31 +98,32 @@ def read_pickle(file: str | Path) -> Any:
 
     Raises:
         MissingInput: the file does not exist.
-        InputError: it is damaged, or it names any type or function.
+        InputError: it is damaged, it names any other type or function, or its values are out of all proportion to
+            its size.
     """
     file = Path(file)
     if not file.is_file():
         raise MissingInput(f"{file}: no such file")
-
-    class PlainUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> NoReturn:
-            raise InputError(
-                f"{file}: refused, because it asks for {module}.{name}, and only numbers, strings, lists and dicts "
-                "are read; reading it the plain way could run any command"
-            )
-
-    with file.open("rb") as stream:
-        try:
-            return PlainUnpickler(stream, encoding="utf-8").load()
-        except InputError:
-            raise
-        except Exception as error:  # a damaged pickle raises nearly anything
-            raise InputError(f"{file}: is damaged or no pickle ({error})") from error
+    data = file.read_bytes()
+    unpickler = PlainUnpickler(io.BytesIO(data), len(data), {}, "and only numbers, strings, lists and dicts are read")
+    try:
+        value = unpickler.load()
+        check_extent(value, allowance(len(data)))
+    except Refused as error:
+        raise InputError(f"{file}: refused, because it {error}") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(f"{file}: is damaged or no pickle ({_reason(error)})") from error
+    return value
 
 
 def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
     """Return weights and configuration as a checkpoint of fairseq, from which a training starts anew."""
-    history = {"criterion_name": None, "optimizer_name": None, "lr_scheduler_state": {}, "num_updates": 0}
+    history: dict[str, Any] = {
+        "criterion_name": None,
+        "optimizer_name": None,
+        "lr_scheduler_state": {},
+        "num_updates": 0,
+    }
     return {
         "args": None,
         "cfg": cfg,
@@ -121,39 +138,257 @@ def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> d
     }
 
 
-def _check_archive(file: Path) -> bool:
-    """Say whether a checkpoint is a zip archive, as torch has written them since 1.6, and check its bytes."""
+class Storage(NamedTuple):
+    """Numbers of one type, of which tensors are views."""
+
+    dtype: torch.dtype
+    length: int
+    data: torch.UntypedStorage
+
+
+ReadStorage = Callable[[str, int], torch.UntypedStorage]
+"""Returns the storage of a name and a size in bytes."""
+
+
+class CheckpointUnpickler(PlainUnpickler):
+    """Reads plain values, numpy numbers, Namespaces and dense tensors on the CPU."""
+
+    def __init__(self, stream: io.BytesIO, size: int, read_storage: ReadStorage) -> None:
+        super().__init__(stream, size, CHECKPOINT_FUNCTIONS, NOT_NEEDED)
+        self.read_storage = read_storage
+        self.storages: dict[str, Storage] = {}
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Return the storage that a pickle names: `("storage", type, name, device, length)`."""
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
+            raise ValueError("a storage that is not named as torch does")
+        kind, dtype, name, _, length = pid[:5]
+        if kind != "storage" or type(dtype) is not torch.dtype or type(name) is not str or not is_length(length):
+            raise ValueError("a storage that is not named as torch does")
+        if name not in self.storages:
+            self.storages[name] = Storage(dtype, length, self.read_storage(name, length * dtype.itemsize))
+        if self.storages[name][:2] != (dtype, length):
+            raise ValueError(f"the storage {name} in two sizes or types")
+        return self.storages[name]
+
+
+def rebuilt_tensor(
+    storage: Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> torch.Tensor:
+    """Return the tensor of a storage, without gradients; raises ValueError if it does not lie within the storage."""
+    if type(storage) is not Storage or not is_shape(shape) or not is_shape(strides) or len(shape) != len(strides):
+        raise ValueError("a tensor that is not dense")
+    if not is_length(offset) or metadata:
+        raise ValueError("a tensor that is not dense")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if count > storage.length or (count and last >= storage.length):
+        raise ValueError(f"a tensor of shape {shape} in a storage of {storage.length} values")
+    if not count:
+        return torch.empty(shape, dtype=storage.dtype)
+    return torch.empty(0, dtype=storage.dtype).set_(storage.data, offset, shape, strides)
+
+
+def rebuilt_parameter(tensor: torch.Tensor, requires_grad: Any, hooks: Any) -> torch.Tensor:
+    """Return the tensor that was a parameter."""
+    if type(tensor) is not torch.Tensor:
+        raise ValueError("a parameter that is no tensor")
+    return tensor
+
+
+def new_ordered_dict() -> OrderedDict[Any, Any]:
+    """Return an ordered dict without items."""
+    return OrderedDict()
+
+
+def new_namespace() -> Namespace:
+    """Return a Namespace without names."""
+    return Namespace()
+
+
+CHECKPOINT_FUNCTIONS = {
+    **NUMPY_FUNCTIONS,
+    "argparse.Namespace": new_namespace,
+    "collections.OrderedDict": new_ordered_dict,
+    "torch._utils._rebuild_tensor": rebuilt_tensor,
+    "torch._utils._rebuild_tensor_v2": rebuilt_tensor,
+    "torch._utils._rebuild_parameter": rebuilt_parameter,
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+"""What a checkpoint may name: our functions in place of the types and functions of others."""
+
+
+def _begins_as_archive(file: Path) -> bool:
+    """Say whether a checkpoint is a zip archive, as torch has written them since 1.6."""
     with file.open("rb") as stream:
-        looks_like_one = stream.read(2) == b"PK"
-    if not looks_like_one:
-        return False
+        return stream.read(2) == b"PK"
+
+
+def _read_archive(file: Path) -> Any:
+    """Read a zip archive: `NAME/data.pkl`, and a member `NAME/data/KEY` for each storage."""
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise InputError(f"{file}: is cut off or damaged ({error}); copy or download it again") from error
-    if damaged is not None:
-        raise InputError(f"{file}: is damaged: checksum of {damaged} is wrong; copy or download it again")
-    return True
+            members = _checked_members(file, archive)
+            found = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(found) != 1 or members[found[0]][1] > LARGEST_PICKLE:
+                raise InputError(
+                    f"{file}: is no checkpoint: not one data.pkl of at most {LARGEST_PICKLE} bytes is in it"
+                )
+            pickled = archive.read(found[0])
+            folder = found[0].removesuffix("data.pkl")
+            order = f"{folder}byteorder"
+            byte_order = archive.read(order) if order in members else b"little"
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise InputError(f"{file}: is cut off or damaged ({_reason(error)}); copy or download it again") from error
+    if byte_order != sys.byteorder.encode():
+        raise InputError(f"{file}: was written on a machine with another byte order; convert it there")
+
+    mapped = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+
+    def read_storage(name: str, size: int) -> torch.UntypedStorage:
+        offset, length = members[f"{folder}data/{name}"]
+        if size != length:
+            raise ValueError(f"the storage {name} of {length} bytes in place of {size}")
+        part = mapped[offset : offset + size]
+        return part if offset % 8 == 0 else part.clone()  # numbers that are not aligned: torch itself aligns them
+
+    state = CheckpointUnpickler(io.BytesIO(pickled), len(pickled), read_storage).load()
+    check_extent(state, allowance(len(pickled)))
+    return state
+
+
+def _checked_members(file: Path, archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
+    """Return where the members of an archive lie in the file and how many bytes they have; check these bytes.
+
+    What is checked is what is mapped later: bytes that are not compressed, under a name of their own.
+    """
+    members: dict[str, tuple[int, int]] = {}
+    remaining = file.stat().st_size
+    with file.open("rb") as stream:
+        for member in archive.infolist():
+            name = brief(member.filename)
+            if member.filename in members:
+                raise InputError(f"{file}: is damaged: it holds {name} twice")
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                raise InputError(
+                    f"{file}: {name} in it is compressed, and tensors are mapped from the file as they are; unpack it "
+                    "and pack it again without compression (zip -0 -r)"
+                )
+            remaining -= member.file_size
+            if remaining < 0:
+                raise InputError(f"{file}: is damaged: its members are larger than the file")
+            try:
+                with archive.open(member) as content:
+                    while content.read(2**20):
+                        pass
+            except zipfile.BadZipFile as error:
+                raise InputError(
+                    f"{file}: is damaged: checksum of {name} is wrong; copy or download it again"
+                ) from error
+            stream.seek(member.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", stream.read(4))
+            members[member.filename] = (member.header_offset + 30 + name_length + extra_length, member.file_size)
+    return members
+
+
+def _read_old_format(file: Path) -> Any:
+    """Read a file of torch before 1.6: pickles of a header, the state and the names of storages, then the storages."""
+    with file.open("rb") as stream:
+        head = io.BytesIO(stream.read(LARGEST_PICKLE))
+        size = head.getbuffer().nbytes
+        remaining = file.stat().st_size
+
+        def read_storage(name: str, size: int) -> torch.UntypedStorage:
+            nonlocal remaining
+            remaining -= size
+            if remaining < 0:
+                raise ValueError("storages larger than the file")
+            return torch.UntypedStorage(size)
+
+        header = [PlainUnpickler(head, size, {}, NOT_NEEDED).load() for _ in range(3)]
+        if header[:2] != [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION]:
+            raise ValueError("it does not begin as one")
+        if header[2].get("little_endian") is not (sys.byteorder == "little"):
+            raise InputError(f"{file}: was written on a machine with another byte order; convert it there")
+        unpickler = CheckpointUnpickler(head, size, read_storage)
+        state = unpickler.load()
+        check_extent(state, allowance(size))
+        names = PlainUnpickler(head, size, {}, NOT_NEEDED).load()
+        if not all(type(name) is str for name in names) or sorted(names) != sorted(unpickler.storages):
+            raise ValueError("its storages are not those of its tensors")
+        stream.seek(head.tell())
+        for name in names:
+            _fill_storage(unpickler.storages[name], stream)
+    return state
+
+
+def _fill_storage(storage: Storage, stream: BinaryIO) -> None:
+    """Read a storage of the old format: how many values it has, and the values."""
+    length = int.from_bytes(stream.read(8), "little")
+    if length != storage.length:
+        raise ValueError(f"a storage of {length} values in place of {storage.length}")
+    if length:
+        values = torch.empty(0, dtype=torch.uint8).set_(storage.data).numpy()
+        if stream.readinto(values) != len(values):  # type: ignore[attr-defined]
+            raise EOFError("the file ends within a storage")
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
     description = file.with_suffix(".json")
     if not description.is_file():
         raise MissingInput(f"{description}: no such file; it says which model the weights of {file} are for")
+    text = description.read_bytes()
     try:
-        state: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{description}: is not JSON ({error})") from error
+        state = json.loads(text.decode("utf-8"))
+        check_extent(state, allowance(len(text)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{description}: is not JSON ({_reason(error)})") from error
+    except Refused as error:
+        raise InputError(f"{description}: refused, because it {error}") from error
     if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
         raise InputError(f"{description}: holds no configuration (cfg), so it cannot be told which model it is")
     try:
         return whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({error})") from error
+    except Exception as error:  # among others KeyError, for types of numbers that torch does not know
+        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({_reason(error)})") from error
 
 
-def _not_a_checkpoint(file: Path, error: Exception) -> NoReturn:
-    reason = str(error).rpartition("WeightsUnpickler error:")[2].split("\n\nCheck the documentation")[0]
-    reason = " ".join(reason.split()) or type(error).__name__
-    raise InputError(f"{file}: is damaged or no checkpoint of fairseq ({reason})") from error
+def _check_parts(file: Path, state: Any) -> None:
+    """Check that a checkpoint is a dict whose parts have the types that fairseq gives them; raises InputError."""
+    if not isinstance(state, dict):
+        raise InputError(f"{file}: is no checkpoint of fairseq: it holds a {type(state).__name__}, not a dict")
+    for name, types in PARTS.items():
+        if not isinstance(state.get(name), types):
+            raise InputError(f"{file}: is no checkpoint of fairseq: its {name} is a {type(state[name]).__name__}")
+    for name, tensor in (state.get("model") or {}).items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{file}: is no checkpoint of fairseq: its model holds a {type(tensor).__name__}")
+    for name in ("cfg", "args", "task_state"):
+        try:
+            check_extent(state.get(name), LARGEST_CONFIGURATION)
+        except Refused as error:
+            raise InputError(f"{file}: refused, because its {name} {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says in one short line; its type, too, where the message alone says little."""
+    message = brief(error)
+    says_all = message and isinstance(error, ValueError | pickle.UnpicklingError | zipfile.BadZipFile | EOFError)
+    return message if says_all else f"{type(error).__name__} {message}".strip()

@@ -1,0 +1,342 @@
+"""Pickles of others, read without running what is in them, and without using more than their size explains.
+
+A pickle is a program. Here it may build plain values only, and it may call only the functions of a list. Each of
+these functions is our own and checks what it is given. Time and memory grow with the size of the pickle, no faster.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import partial
+from itertools import chain
+from types import NoneType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+DEEPEST = 100
+"""Containers that may lie in one another."""
+
+LONGEST_KEY = 10_000
+"""Characters of a key: two equal long keys are compared at each use."""
+LARGEST_KEY = 2**60
+"""Bound of whole numbers as keys: Python hashes smaller ones to themselves, so that they do not collide."""
+LARGEST_KEY_IN_TUPLE = 2**31
+LONGEST_KEY_TUPLE = 8
+LARGEST_INT_BITS = 128
+CHARACTERS_A_VALUE = 64
+"""Characters, or bytes, of a text or an array that count as one value."""
+
+_OPERATIONS = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
+    SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
+    GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
+"""
+"""What a pickle may do, in the names of the standard library; the rest makes objects in ways that nobody needs."""
+
+
+class Refused(Exception):
+    """What a pickle asks for and does not get, as the end of a sentence about the file: "it ..."."""
+
+
+def allowance(size: int) -> int:
+    """Return how many values a pickle of `size` bytes may hold, counting a shared one at each of its places."""
+    return 100_000 + 2 * size
+
+
+class Budget:
+    """Values that the functions of a pickle may still copy: a call takes few bytes, however much it names."""
+
+    def __init__(self, remaining: int) -> None:
+        self.remaining = remaining
+
+    def spend(self, number: int) -> None:
+        """Count values that are copied; raises Refused when too many have been."""
+        self.remaining -= number
+        if self.remaining < 0:
+            raise Refused("copies its values again and again")
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Reads numbers, text, bytes, lists, tuples, dicts and sets, and what further functions make of these.
+
+    Args:
+        stream: where the pickle begins; what follows it stays unread.
+        size: the pickle's greatest length in bytes, from which its allowance follows.
+        functions: what the pickle may call, or use as an argument, by module and name.
+        unlike: what is said of a name that is not on the list, as a relative clause.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, stream: io.BytesIO, size: int, functions: Mapping[str, Any], unlike: str) -> None:
+        super().__init__(stream, encoding="utf-8")
+        self.budget = Budget(allowance(size))
+        own = {"_codecs.encode": partial(_encoded, self.budget), "builtins.set": partial(_set_of, self.budget)}
+        self.functions = {**own, **functions}
+        self.unlike = unlike
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the list has for a name; raises Refused for others."""
+        path = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
+        if path not in self.functions:
+            raise Refused(
+                f"asks for {brief(path.removeprefix('builtins.'))}, {self.unlike}; reading it the plain way could "
+                "run any command"
+            )
+        return self.functions[path]
+
+    def load_dict(self) -> None:
+        """Make a dict of the items since the mark."""
+        items = self.pop_mark()
+        self.append({})
+        self.add_items(items)
+
+    def load_setitem(self) -> None:
+        """Put an item into a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.add_items([key, value])
+
+    def load_setitems(self) -> None:
+        """Put the items since the mark into a dict."""
+        self.add_items(self.pop_mark())
+
+    def add_items(self, items: list[Any]) -> None:
+        """Put keys and values, in turn, into the dict at the top of the stack."""
+        target = self.target(dict, OrderedDict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_checked_key(key)] = value
+
+    def load_frozenset(self) -> None:
+        """Make a frozen set of the items since the mark."""
+        self.append(frozenset(map(_checked_key, self.pop_mark())))
+
+    def load_additems(self) -> None:
+        """Put the items since the mark into a set."""
+        items = self.pop_mark()
+        self.target(set).update(map(_checked_key, items))
+
+    def load_append(self) -> None:
+        """Put an item into a list."""
+        item = self.stack.pop()
+        self.target(list).append(item)
+
+    def load_appends(self) -> None:
+        """Put the items since the mark into a list."""
+        items = self.pop_mark()
+        self.target(list).extend(items)
+
+    def load_newobj(self) -> None:
+        """Make a new object: the list has a function in place of each type."""
+        self.load_reduce()  # type: ignore[attr-defined]
+
+    def load_build(self) -> None:
+        """Give an object the state that it was written with."""
+        state = self.stack.pop()
+        built = self.stack[-1]
+        if type(built) is Namespace:
+            self.budget.spend(len(state))
+            if not all(type(name) is str for name in state):
+                raise ValueError("a name of a Namespace is no text")
+            vars(built).update(state)
+        elif type(built) is NumpyDtype:
+            built.check(state)
+        elif type(built) is np.ndarray:
+            self.budget.spend(len(state[4]) // CHARACTERS_A_VALUE)
+            _fill_array(built, *state)
+        elif type(built) is not OrderedDict:  # whose attributes, versions of modules, nobody reads
+            raise ValueError(f"a state for a {type(built).__name__}")
+
+    def target(self, *types: type) -> Any:
+        """Return the container at the top of the stack, which must be of one of some types."""
+        container = self.stack[-1]
+        if type(container) not in types:
+            raise ValueError(f"items for a {type(container).__name__}")
+        return container
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPERATIONS.split()
+    }
+    dispatch |= {
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+class NumpyDtype:
+    """A type of numbers in numpy, while a pickle is read.
+
+    `name` is kind and bytes of a number, such as `f8`: truth values, whole numbers and floats. The other arguments,
+    which numpy writes, say nothing of numbers.
+    """
+
+    def __init__(self, name: str, align: Any = False, copy: Any = True) -> None:
+        if not re.fullmatch("b1|[iu][1248]|f[248]", name):
+            raise Refused(f"asks for numpy values of the type {brief(name)}, and only plain numbers are read")
+        self.numpy = np.dtype(name)
+
+    @staticmethod
+    def check(state: Any) -> None:
+        """Check a state that numpy writes: little-endian numbers without fields; raises Refused for others."""
+        expected = [(3, order, None, None, None, -1, -1, 0) for order in "<|"]
+        if type(state) is not tuple or state not in expected:
+            raise Refused("asks for numpy values of a special type, and only plain numbers are read")
+
+
+def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
+    """Return one number of numpy's; raises ValueError if the bytes are not those of one."""
+    if type(dtype) is not NumpyDtype or type(data) is not bytes or len(data) != dtype.numpy.itemsize:
+        raise ValueError("a numpy number of the wrong type or length")
+    number: np.generic = np.frombuffer(data, dtype.numpy)[0]
+    return number
+
+
+def numpy_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray[Any, Any]:
+    """Return an empty array, which gets its numbers as its state."""
+    return np.empty(0)
+
+
+def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: Any, in_columns: Any, data: Any) -> None:
+    """Give an array, in place, the shape and the numbers that it was written with; raises ValueError if they differ."""
+    if type(dtype) is not NumpyDtype or type(data) is not bytes or not is_shape(shape) or array.size:
+        raise ValueError("a numpy array of the wrong type")
+    if math.prod(shape) * dtype.numpy.itemsize != len(data):
+        raise ValueError(f"a numpy array of {len(data)} bytes, which its shape does not need")
+    array.__setstate__((1, shape, dtype.numpy, np.bool_(bool(in_columns)), data))
+
+
+NUMPY_FUNCTIONS = {
+    "numpy.dtype": NumpyDtype,
+    "numpy.ndarray": object(),
+    # numpy 1 and 2 write the same functions under different module names.
+    "numpy._core.multiarray.scalar": numpy_scalar,
+    "numpy.core.multiarray.scalar": numpy_scalar,
+    "numpy._core.multiarray._reconstruct": numpy_array,
+    "numpy.core.multiarray._reconstruct": numpy_array,
+}
+"""The numbers and arrays of numpy that a pickle may hold."""
+
+
+def is_shape(value: Any) -> bool:
+    """Say whether a value is a tuple of up to 8 lengths."""
+    return type(value) is tuple and len(value) <= 8 and all(map(is_length, value))
+
+
+def is_length(value: Any) -> bool:
+    """Say whether a value is a whole number from 0 that a machine can count to."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+_CONTAINERS: frozenset[type] = frozenset({list, tuple, dict, set, frozenset, OrderedDict, Namespace})
+_LEAVES = frozenset({bool, float, NoneType, torch.Tensor})
+
+
+def check_extent(value: Any, limit: int) -> None:
+    """Check that a value is plain, and not larger, deeper or longer than what is done with it can bear.
+
+    A container that stands at several places counts at each of them, because whoever copies or writes the value
+    meets it so often. Each is looked at once.
+
+    Raises:
+        Refused: the value holds another type, more than `limit` values, itself, or numbers beyond all use.
+    """
+    measured: dict[int, tuple[int, int]] = {}
+
+    def measure(container: Any, depth: int) -> tuple[int, int]:
+        """Return how many values a container holds, itself included, and how deep they lie in it."""
+        size, height = 1, 1
+        for child in _children(container):
+            kind = type(child)
+            if kind is str or kind is bytes:
+                size += 1 + len(child) // CHARACTERS_A_VALUE
+            elif kind in _CONTAINERS:
+                if depth == DEEPEST:
+                    raise Refused(f"nests lists more than {DEEPEST} deep, or puts one into itself")
+                child_size, child_height = measured.get(id(child)) or measure(child, depth + 1)
+                size += child_size
+                height = max(height, 1 + child_height)
+            elif kind is int:
+                size += 1
+                if child.bit_length() > LARGEST_INT_BITS:
+                    raise Refused(f"holds a whole number of {child.bit_length()} bits")
+            elif kind is np.ndarray:
+                size += 1 + child.nbytes // CHARACTERS_A_VALUE
+            elif kind in _LEAVES or isinstance(child, np.generic):
+                size += 1
+            else:
+                raise Refused(f"holds a {kind.__name__}, and only plain values are read")
+        if depth + height > DEEPEST + 1:
+            raise Refused(f"nests lists more than {DEEPEST} deep, or puts one into itself")
+        if size > limit:
+            raise Refused(f"unfolds to more than {limit} values")
+        measured[id(container)] = size, height
+        return size, height
+
+    measure([value], 0)
+
+
+def _children(container: Any) -> Iterable[Any]:
+    if isinstance(container, Namespace):
+        container = vars(container)
+    return chain(container, container.values()) if isinstance(container, MutableMapping) else container
+
+
+def _encoded(budget: Budget, text: str, encoding: str) -> bytes:
+    """Return bytes that Python 3 wrote in the way of Python 2."""
+    budget.spend(len(text))
+    if encoding != "latin1":
+        raise ValueError("bytes in an encoding other than latin1")
+    return text.encode("latin1")
+
+
+def _set_of(budget: Budget, items: list[Any]) -> set[Any]:
+    """Return the set of the items of a list."""
+    budget.spend(len(items))
+    return set(map(_checked_key, items))
+
+
+def _checked_key(key: Any) -> Any:
+    """Return a key that is hashed and compared quickly; raises Refused for others.
+
+    Python hashes a tuple anew at each use, with all that lies in it, and whoever chooses the numbers in it can make
+    many of them collide.
+    """
+    if (type(key) is str and len(key) <= LONGEST_KEY) or _is_key(key, LARGEST_KEY):
+        return key
+    raise Refused(f"uses a {type(key).__name__} as a key that is too long, too large or not plain")
+
+
+def _is_key(key: Any, largest: int) -> bool:
+    kind = type(key)
+    if kind is tuple:
+        return len(key) <= LONGEST_KEY_TUPLE and all(
+            type(part) is not tuple and _is_key(part, LARGEST_KEY_IN_TUPLE) for part in key
+        )
+    if kind is str or kind is bytes:
+        return len(key) <= LONGEST_KEY
+    return kind is bool or key is None or (kind is int and -largest < key < largest)
+
+
+def brief(message: object) -> str:
+    """Return a message, which a file may have a part in, as one short line that a terminal shows as it is."""
+    line = " ".join(str(message).split())
+    return "".join(c if c.isprintable() else "?" for c in line[:200])
