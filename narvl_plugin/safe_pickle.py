@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -84,8 +84,8 @@ class PlainUnpickler(pickle._Unpickler):
     def __init__(self, stream: io.BytesIO, size: int, functions: Mapping[str, Any], unlike: str) -> None:
         super().__init__(stream, encoding="utf-8")
         self.budget = Budget(allowance(size))
-        own = {"_codecs.encode": partial(_encoded, self.budget), "builtins.set": partial(_set_of, self.budget)}
-        self.functions = {**own, **functions}
+        own = {f"builtins.{kind.__name__}": partial(_set_of, kind, self.budget) for kind in (set, frozenset)}
+        self.functions = {"_codecs.encode": partial(_encoded, self.budget), **own, **functions}
         self.unlike = unlike
 
     def find_class(self, module: str, name: str) -> Any:
@@ -121,7 +121,8 @@ class PlainUnpickler(pickle._Unpickler):
 
     def load_frozenset(self) -> None:
         """Make a frozen set of the items since the mark."""
-        self.append(frozenset(map(_checked_key, self.pop_mark())))
+        items = self.pop_mark()
+        self.append(frozenset(map(_checked_key, items)))
 
     def load_additems(self) -> None:
         """Put the items since the mark into a set."""
@@ -166,7 +167,12 @@ class PlainUnpickler(pickle._Unpickler):
             raise ValueError(f"items for a {type(container).__name__}")
         return container
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+    def load_other(self) -> NoReturn:
+        """Refuse an operation that is not on the list."""
+        raise ValueError("an operation that plain values do not need")
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict.fromkeys(range(256), load_other)
+    dispatch |= {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPERATIONS.split()
     }
     dispatch |= {
@@ -210,8 +216,15 @@ def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
     return number
 
 
+def numpy_ndarray(*_: Any) -> NoReturn:
+    """Stand for the type of arrays; raises Refused where a pickle calls it, since it takes any memory for numbers."""
+    raise Refused("calls numpy.ndarray, which no array was ever written with")
+
+
 def numpy_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray[Any, Any]:
     """Return an empty array, which gets its numbers as its state."""
+    if subtype is not numpy_ndarray:
+        raise ValueError("a numpy array of the wrong type")
     return np.empty(0)
 
 
@@ -221,12 +234,13 @@ def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: An
         raise ValueError("a numpy array of the wrong type")
     if math.prod(shape) * dtype.numpy.itemsize != len(data):
         raise ValueError(f"a numpy array of {len(data)} bytes, which its shape does not need")
-    array.__setstate__((1, shape, dtype.numpy, np.bool_(bool(in_columns)), data))
+    checked: Any = (1, shape, dtype.numpy, bool(in_columns), data)
+    array.__setstate__(checked)
 
 
 NUMPY_FUNCTIONS = {
     "numpy.dtype": NumpyDtype,
-    "numpy.ndarray": object(),
+    "numpy.ndarray": numpy_ndarray,
     # numpy 1 and 2 write the same functions under different module names.
     "numpy._core.multiarray.scalar": numpy_scalar,
     "numpy.core.multiarray.scalar": numpy_scalar,
@@ -237,8 +251,9 @@ NUMPY_FUNCTIONS = {
 
 
 def is_shape(value: Any) -> bool:
-    """Say whether a value is a tuple of up to 8 lengths."""
-    return type(value) is tuple and len(value) <= 8 and all(map(is_length, value))
+    """Say whether a value is a tuple of up to 8 lengths of a size that a machine can count to."""
+    is_tuple = type(value) is tuple and len(value) <= 8 and all(map(is_length, value))
+    return is_tuple and is_length(math.prod(length or 1 for length in value))
 
 
 def is_length(value: Any) -> bool:
@@ -258,6 +273,7 @@ def check_extent(value: Any, limit: int) -> None:
 
     Raises:
         Refused: the value holds another type, more than `limit` values, itself, or numbers beyond all use.
+        UnicodeEncodeError: a text holds half a surrogate pair.
     """
     measured: dict[int, tuple[int, int]] = {}
 
@@ -268,6 +284,8 @@ def check_extent(value: Any, limit: int) -> None:
             kind = type(child)
             if kind is str or kind is bytes:
                 size += 1 + len(child) // CHARACTERS_A_VALUE
+                if kind is str and not child.isascii():
+                    child.encode()  # half a surrogate pair could never be written
             elif kind in _CONTAINERS:
                 if depth == DEEPEST:
                     raise Refused(f"nests lists more than {DEEPEST} deep, or puts one into itself")
@@ -308,10 +326,10 @@ def _encoded(budget: Budget, text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _set_of(budget: Budget, items: list[Any]) -> set[Any]:
-    """Return the set of the items of a list."""
+def _set_of(kind: type, budget: Budget, items: list[Any]) -> Any:
+    """Return the set, of one of Python's two kinds, of the items of a list."""
     budget.spend(len(items))
-    return set(map(_checked_key, items))
+    return kind(map(_checked_key, items))
 
 
 def _checked_key(key: Any) -> Any:
@@ -322,7 +340,7 @@ def _checked_key(key: Any) -> Any:
     """
     if (type(key) is str and len(key) <= LONGEST_KEY) or _is_key(key, LARGEST_KEY):
         return key
-    raise Refused(f"uses a {type(key).__name__} as a key that is too long, too large or not plain")
+    raise Refused(f"has a key of type {type(key).__name__} that is nested, too long, too large or not plain")
 
 
 def _is_key(key: Any, largest: int) -> bool:

@@ -36,8 +36,8 @@ from narvl_plugin.safe_pickle import (
 
 SAFETENSORS_SUFFIX = ".safetensors"
 
-LARGEST_PICKLE = 2**24
-"""Bytes of what a checkpoint holds beside its tensors' values; some 60,000 tensors need so many."""
+LARGEST_PICKLE = 2**23
+"""Bytes of what a checkpoint holds beside its tensors' values; some 40,000 tensors need so many."""
 
 LARGEST_CONFIGURATION = 20_000
 """Values of a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
