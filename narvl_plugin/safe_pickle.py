@@ -2,17 +2,16 @@
 
 A pickle is a program. Here it may build plain values only, and it may call only the functions of a list. Each of
 these functions is our own and checks what it is given. Time and memory grow with the size of the pickle, no faster.
+What a checkpoint needs beside plain values is in `checkpoint_pickle`.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import chain
 from types import NoneType
@@ -40,9 +39,9 @@ _OPERATIONS = """
     STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
     SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
-    GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
+    GLOBAL STACK_GLOBAL REDUCE
 """
-"""What a pickle may do, in the names of the standard library; the rest makes objects in ways that nobody needs."""
+"""What a pickle of plain values may do, in the names of the standard library."""
 
 
 class Refused(Exception):
@@ -73,7 +72,7 @@ class PlainUnpickler(pickle._Unpickler):
     Args:
         stream: where the pickle begins; what follows it stays unread.
         size: the pickle's greatest length in bytes, from which its allowance follows.
-        functions: what the pickle may call, or use as an argument, by module and name.
+        functions: what the pickle may name, to call it or as an argument, by module and name.
         unlike: what is said of a name that is not on the list, as a relative clause.
     """
 
@@ -139,27 +138,6 @@ class PlainUnpickler(pickle._Unpickler):
         items = self.pop_mark()
         self.target(list).extend(items)
 
-    def load_newobj(self) -> None:
-        """Make a new object: the list has a function in place of each type."""
-        self.load_reduce()  # type: ignore[attr-defined]
-
-    def load_build(self) -> None:
-        """Give an object the state that it was written with."""
-        state = self.stack.pop()
-        built = self.stack[-1]
-        if type(built) is Namespace:
-            self.budget.spend(len(state))
-            if not all(type(name) is str for name in state):
-                raise ValueError("a name of a Namespace is no text")
-            vars(built).update(state)
-        elif type(built) is NumpyDtype:
-            built.check(state)
-        elif type(built) is np.ndarray:
-            self.budget.spend(len(state[4]) // CHARACTERS_A_VALUE)
-            _fill_array(built, *state)
-        elif type(built) is not OrderedDict:  # whose attributes, versions of modules, nobody reads
-            raise ValueError(f"a state for a {type(built).__name__}")
-
     def target(self, *types: type) -> Any:
         """Return the container at the top of the stack, which must be of one of some types."""
         container = self.stack[-1]
@@ -183,82 +161,7 @@ class PlainUnpickler(pickle._Unpickler):
         pickle.ADDITEMS[0]: load_additems,
         pickle.APPEND[0]: load_append,
         pickle.APPENDS[0]: load_appends,
-        pickle.NEWOBJ[0]: load_newobj,
-        pickle.BUILD[0]: load_build,
     }
-
-
-class NumpyDtype:
-    """A type of numbers in numpy, while a pickle is read.
-
-    `name` is kind and bytes of a number, such as `f8`: truth values, whole numbers and floats. The other arguments,
-    which numpy writes, say nothing of numbers.
-    """
-
-    def __init__(self, name: str, align: Any = False, copy: Any = True) -> None:
-        if not re.fullmatch("b1|[iu][1248]|f[248]", name):
-            raise Refused(f"asks for numpy values of the type {brief(name)}, and only plain numbers are read")
-        self.numpy = np.dtype(name)
-
-    @staticmethod
-    def check(state: Any) -> None:
-        """Check a state that numpy writes: little-endian numbers without fields; raises Refused for others."""
-        expected = [(3, order, None, None, None, -1, -1, 0) for order in "<|"]
-        if type(state) is not tuple or state not in expected:
-            raise Refused("asks for numpy values of a special type, and only plain numbers are read")
-
-
-def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
-    """Return one number of numpy's; raises ValueError if the bytes are not those of one."""
-    if type(dtype) is not NumpyDtype or type(data) is not bytes or len(data) != dtype.numpy.itemsize:
-        raise ValueError("a numpy number of the wrong type or length")
-    number: np.generic = np.frombuffer(data, dtype.numpy)[0]
-    return number
-
-
-def numpy_ndarray(*_: Any) -> NoReturn:
-    """Stand for the type of arrays; raises Refused where a pickle calls it, since it takes any memory for numbers."""
-    raise Refused("calls numpy.ndarray, which no array was ever written with")
-
-
-def numpy_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray[Any, Any]:
-    """Return an empty array, which gets its numbers as its state."""
-    if subtype is not numpy_ndarray:
-        raise ValueError("a numpy array of the wrong type")
-    return np.empty(0)
-
-
-def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: Any, in_columns: Any, data: Any) -> None:
-    """Give an array, in place, the shape and the numbers that it was written with; raises ValueError if they differ."""
-    if type(dtype) is not NumpyDtype or type(data) is not bytes or not is_shape(shape) or array.size:
-        raise ValueError("a numpy array of the wrong type")
-    if math.prod(shape) * dtype.numpy.itemsize != len(data):
-        raise ValueError(f"a numpy array of {len(data)} bytes, which its shape does not need")
-    checked: Any = (1, shape, dtype.numpy, bool(in_columns), data)
-    array.__setstate__(checked)
-
-
-NUMPY_FUNCTIONS = {
-    "numpy.dtype": NumpyDtype,
-    "numpy.ndarray": numpy_ndarray,
-    # numpy 1 and 2 write the same functions under different module names.
-    "numpy._core.multiarray.scalar": numpy_scalar,
-    "numpy.core.multiarray.scalar": numpy_scalar,
-    "numpy._core.multiarray._reconstruct": numpy_array,
-    "numpy.core.multiarray._reconstruct": numpy_array,
-}
-"""The numbers and arrays of numpy that a pickle may hold."""
-
-
-def is_shape(value: Any) -> bool:
-    """Say whether a value is a tuple of up to 8 lengths of a size that a machine can count to."""
-    is_tuple = type(value) is tuple and len(value) <= 8 and all(map(is_length, value))
-    return is_tuple and is_length(math.prod(length or 1 for length in value))
-
-
-def is_length(value: Any) -> bool:
-    """Say whether a value is a whole number from 0 that a machine can count to."""
-    return type(value) is int and 0 <= value < 2**63
 
 
 _CONTAINERS: frozenset[type] = frozenset({list, tuple, dict, set, frozenset, OrderedDict, Namespace})
@@ -284,8 +187,9 @@ def check_extent(value: Any, limit: int) -> None:
             kind = type(child)
             if kind is str or kind is bytes:
                 size += 1 + len(child) // CHARACTERS_A_VALUE
-                if kind is str and not child.isascii():
+                if kind is str and not child.isascii() and id(child) not in measured:
                     child.encode()  # half a surrogate pair could never be written
+                    measured[id(child)] = 1, 0
             elif kind in _CONTAINERS:
                 if depth == DEEPEST:
                     raise Refused(f"nests lists more than {DEEPEST} deep, or puts one into itself")
@@ -310,6 +214,15 @@ def check_extent(value: Any, limit: int) -> None:
         return size, height
 
     measure([value], 0)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield all texts in a value, at each of their places."""
+    if type(value) is str:
+        yield value
+    elif type(value) in _CONTAINERS:
+        for child in _children(value):
+            yield from texts_of(child)
 
 
 def _children(container: Any) -> Iterable[Any]:

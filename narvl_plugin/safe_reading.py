@@ -7,32 +7,21 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 import struct
 import sys
 import zipfile
 from argparse import Namespace
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 
+from narvl_plugin.checkpoint_pickle import NOT_NEEDED, CheckpointUnpickler, Storage
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.safe_pickle import (
-    NUMPY_FUNCTIONS,
-    PlainUnpickler,
-    Refused,
-    allowance,
-    brief,
-    check_extent,
-    is_length,
-    is_shape,
-)
+from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of
 
 SAFETENSORS_SUFFIX = ".safetensors"
 
@@ -51,8 +40,6 @@ PARTS = {
     "optimizer_history": list | NoneType,
 }
 """Types of the parts of a checkpoint that are read by name."""
-
-NOT_NEEDED = "which no checkpoint needs"
 
 
 def existing(file: Path) -> Path:
@@ -136,101 +123,6 @@ def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> d
         },
         "last_optimizer_state": None,
     }
-
-
-class Storage(NamedTuple):
-    """Numbers of one type, of which tensors are views."""
-
-    dtype: torch.dtype
-    length: int
-    data: torch.UntypedStorage
-
-
-ReadStorage = Callable[[str, int], torch.UntypedStorage]
-"""Returns the storage of a name and a size in bytes."""
-
-
-class CheckpointUnpickler(PlainUnpickler):
-    """Reads plain values, numpy numbers, Namespaces and dense tensors on the CPU."""
-
-    def __init__(self, stream: io.BytesIO, size: int, read_storage: ReadStorage) -> None:
-        super().__init__(stream, size, CHECKPOINT_FUNCTIONS, NOT_NEEDED)
-        self.read_storage = read_storage
-        self.storages: dict[str, Storage] = {}
-
-    def persistent_load(self, pid: Any) -> Storage:
-        """Return the storage that a pickle names: `("storage", type, name, device, length)`."""
-        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
-            raise ValueError("a storage that is not named as torch does")
-        kind, dtype, name, _, length = pid[:5]
-        if kind != "storage" or type(dtype) is not torch.dtype or type(name) is not str or not is_length(length):
-            raise ValueError("a storage that is not named as torch does")
-        if name not in self.storages:
-            self.storages[name] = Storage(dtype, length, self.read_storage(name, length * dtype.itemsize))
-        if self.storages[name][:2] != (dtype, length):
-            raise ValueError(f"the storage {name} in two sizes or types")
-        return self.storages[name]
-
-
-def rebuilt_tensor(
-    storage: Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> torch.Tensor:
-    """Return the tensor of a storage, without gradients; raises ValueError if it does not lie within the storage."""
-    if type(storage) is not Storage or not is_shape(shape) or not is_shape(strides) or len(shape) != len(strides):
-        raise ValueError("a tensor that is not dense")
-    if not is_length(offset) or metadata:
-        raise ValueError("a tensor that is not dense")
-    count = math.prod(shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if count > storage.length or (count and last >= storage.length):
-        raise ValueError(f"a tensor of shape {shape} in a storage of {storage.length} values")
-    if not count:
-        return torch.empty(shape, dtype=storage.dtype)
-    return torch.empty(0, dtype=storage.dtype).set_(storage.data, offset, shape, strides)
-
-
-def rebuilt_parameter(tensor: torch.Tensor, requires_grad: Any, hooks: Any) -> torch.Tensor:
-    """Return the tensor that was a parameter."""
-    if type(tensor) is not torch.Tensor:
-        raise ValueError("a parameter that is no tensor")
-    return tensor
-
-
-def new_ordered_dict() -> OrderedDict[Any, Any]:
-    """Return an ordered dict without items."""
-    return OrderedDict()
-
-
-def new_namespace() -> Namespace:
-    """Return a Namespace without names."""
-    return Namespace()
-
-
-CHECKPOINT_FUNCTIONS = {
-    **NUMPY_FUNCTIONS,
-    "argparse.Namespace": new_namespace,
-    "collections.OrderedDict": new_ordered_dict,
-    "torch._utils._rebuild_tensor": rebuilt_tensor,
-    "torch._utils._rebuild_tensor_v2": rebuilt_tensor,
-    "torch._utils._rebuild_parameter": rebuilt_parameter,
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-"""What a checkpoint may name: our functions in place of the types and functions of others."""
 
 
 def _begins_as_archive(file: Path) -> bool:
@@ -377,14 +269,17 @@ def _check_parts(file: Path, state: Any) -> None:
     for name, types in PARTS.items():
         if not isinstance(state.get(name), types):
             raise InputError(f"{file}: is no checkpoint of fairseq: its {name} is a {type(state[name]).__name__}")
-    for name, tensor in (state.get("model") or {}).items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{file}: is no checkpoint of fairseq: its model holds a {type(tensor).__name__}")
+    weights = state.get("model") or {}
+    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in weights.items()):
+        raise InputError(f"{file}: is no checkpoint of fairseq: its model holds more than tensors under their names")
     for name in ("cfg", "args", "task_state"):
         try:
             check_extent(state.get(name), LARGEST_CONFIGURATION)
         except Refused as error:
             raise InputError(f"{file}: refused, because its {name} {error}") from error
+        for text in texts_of(state.get(name)):
+            if "${" in text:  # OmegaConf would put another value, or the environment, in its place
+                raise InputError(f"{file}: refused, because its {name} holds the text {brief(text)}, a reference")
 
 
 def _reason(error: Exception) -> str:

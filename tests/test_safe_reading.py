@@ -374,8 +374,8 @@ class TestParts:
         ("state", "message"),
         [
             ({"model": [1]}, "its model is a list"),
-            ({"model": {"w": 1}}, "its model holds a int"),
-            ({"model": {1: torch.ones(1)}}, "its model holds a Tensor"),
+            ({"model": {"w": 1}}, "its model holds more than tensors"),
+            ({"model": {1: torch.ones(1)}}, "its model holds more than tensors"),
             ({"cfg": ["x"]}, "its cfg is a list"),
             ({"args": {"arch": "x"}}, "its args is a dict"),
             ({"extra_state": 3}, "its extra_state is a int"),
@@ -386,6 +386,21 @@ class TestParts:
     def test_of_another_type_are_refused(self, tmp_path: Path, state: dict[str, object], message: str) -> None:
         torch.save(state, tmp_path / "a.pt")
         with pytest.raises(InputError, match=f"a.pt: is no checkpoint of fairseq: {message}"):
+            read_checkpoint(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            {"cfg": {"a": {"x": "${oc.env:HOME}"}}},
+            {"cfg": {f"a{index}": f"${{a{index + 1}}}${{a{index + 1}}}" for index in range(60)}},
+            {"cfg": {"model": argparse.Namespace(x=["a ${b}"])}},
+            {"args": argparse.Namespace(x="${a}")},
+            {"task_state": {"members": {"x": {"data": "${a}"}}}},
+        ],
+    )
+    def test_that_refer_to_other_values_are_refused(self, tmp_path: Path, state: dict[str, object]) -> None:
+        torch.save(state, tmp_path / "a.pt")
+        with pytest.raises(InputError, match=r"refused, because its \w+ holds the text .*\$\{.*, a reference"):
             read_checkpoint(tmp_path / "a.pt")
 
     @pytest.mark.parametrize(
