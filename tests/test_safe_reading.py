@@ -265,6 +265,10 @@ class TestArchive:
         with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: not one data\.pkl"):
             read_checkpoint(tmp_path / "a.pt")
 
+    def test_with_a_description_beyond_all_use_is_refused(self, archive: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: not one data\.pkl of at most 8388608 bytes"):
+            read_checkpoint(repacked(archive, tmp_path / "a.pt", **{"data.pkl": b")" * (2**23 + 1)}))
+
 
 class Forged:
     """A tensor at a place of its own choosing within the storage of 6 values."""
