@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from narvl_plugin.data.dataset import STAND_IN, EqualRows
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options, refuse_references
+from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 
@@ -74,11 +74,8 @@ def read_checkpoints_safely() -> None:
         if local_path != path and PathManager.path_requires_pathmanager(path):
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
         state = read_checkpoint(local_path)
-        if not isinstance(state.get("model"), dict):
+        if state.get("model") is None:
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
-        if not isinstance(state.get("cfg"), dict | None):
-            raise InputError(f"{path}: is no checkpoint of fairseq: its configuration (cfg) is no dict")
-        refuse_references(state, path)
         if (arg_overrides or {}).get("ema_eval"):
             state["model"] = averaged_weights(state, path)
         adopt(state, path)

@@ -24,7 +24,6 @@ from narvl_plugin.models.interop import (
     averaged_weights,
     fit_state,
     flags_of,
-    refuse_references,
     tables_of,
 )
 from narvl_plugin.models.narvl import query_rows
@@ -66,7 +65,6 @@ def convert(
         raise InputError(f"{out}: is the source; write to another file")
     state = read_checkpoint(source)
     weights = _weights(source, state, ema)
-    refuse_references(state, str(source))
     adopt(state, str(source))
     if member is not None:
         state, weights = _of_one_member(source, state, weights, member)

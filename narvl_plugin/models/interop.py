@@ -123,24 +123,6 @@ def own_options(state: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def refuse_references(state: dict[str, Any], file: str) -> None:
-    """Raise InputError for a configuration with `${...}`, which OmegaConf would resolve by calling a function.
-
-    fairseq writes configurations whose references are resolved.
-    """
-    parts: list[Any] = [state.get("cfg"), state.get("args"), state.get("task_state")]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, Namespace):
-            part = vars(part)
-        if isinstance(part, dict):
-            parts += [*part.keys(), *part.values()]
-        elif isinstance(part, list | tuple):
-            parts += part
-        elif isinstance(part, str) and "${" in part:
-            raise InputError(f"{file}: refused, because its configuration holds a reference: {part!r:.80}")
-
-
 def adopt(state: dict[str, Any], file: str) -> None:
     """Put our configuration in place of the flags of a foreign checkpoint, in place; leave all others as they are.
 
@@ -162,7 +144,7 @@ def adopt(state: dict[str, Any], file: str) -> None:
 def averaged_weights(state: Mapping[str, Any], file: object) -> dict[str, Tensor]:
     """Return the averaged weights of a checkpoint, which was read from `file`; raises InputError if it has none."""
     weights: dict[str, Tensor] | None = (state.get("extra_state") or {}).get("ema")
-    if weights is None:
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(f"{file}: holds no averaged weights (extra_state.ema); only trainings with --store-ema do")
     return weights
 
