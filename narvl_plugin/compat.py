@@ -138,7 +138,8 @@ def take_options_from_checkpoints() -> None:
     ) -> Any:
         parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
         arguments = parsed[0] if parse_known else parsed
-        if not suppress_defaults and getattr(arguments, "gen_subset", None) and getattr(arguments, "path", None):
+        generates = hasattr(arguments, "nbest") and getattr(arguments, "path", None)
+        if generates and not suppress_defaults:
             from narvl_plugin import checkpoints  # which knows all tasks
 
             if checkpoints.is_ours(arguments.task):
