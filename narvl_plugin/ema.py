@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from fairseq.models.ema import EMA
 from torch import Tensor, nn
+
+from narvl_plugin.models.inference import multiply_in
 
 
 class AveragedModel(EMA):
@@ -16,25 +20,35 @@ class AveragedModel(EMA):
     fairseq's own goes by the names in the state: it moves the embedding three times for its three names, and fails on
     the batch norms' counts of batches, which are integers and taken over here. What is frozen stays the same bit by
     bit.
+
+    The averages are in float32, also of a model in half precision, where a step is too small to change them. With
+    --fp16 and --bf16 the averaged model still multiplies in the training's precision, by autocast.
     """
+
+    def __init__(self, model: nn.Module, config: Any, device: torch.device | None = None) -> None:
+        super().__init__(copy.deepcopy(model).float(), config, device)
+        dtype = next(model.parameters()).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            place = next(self.model.parameters()).device.type
+            for part in (self.model, *self.model.children()):  # searches call encoder and decoder, losses the model
+                part.forward = partial(multiply_in, dtype, place, part.forward)
 
     @torch.no_grad()
     def _step_internal(self, new_model: nn.Module, updates: int | None = None) -> None:
         """Move the averages towards the model's weights."""
-        own = tensors_of(self.model)
-        averages = self.fp32_params if self.config.ema_fp32 else own
+        averages = tensors_of(self.model)
         for name, weight in tensors_of(new_model).items():
-            average = averages[name]
-            if average.is_floating_point():
-                average.lerp_(weight.to(average.dtype), 1 - self.decay)
+            if weight.is_floating_point():
+                averages[name].lerp_(weight.float(), 1 - self.decay)
             else:
-                average.copy_(weight)
-            if self.config.ema_fp32:
-                own[name].copy_(average)
+                averages[name].copy_(weight)
 
     def build_fp32_params(self, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Keep the averages in single precision, too (--ema-fp32): those of the model, or the given ones."""
-        super().build_fp32_params(tensors_of(self.model) if state_dict is None else state_dict)
+        """Take over averages in float32, where given, and let them be had by their names, as with --ema-fp32."""
+        self.fp32_params = tensors_of(self.model)
+        for name, average in self.fp32_params.items():
+            if state_dict is not None and name in state_dict:
+                average.copy_(state_dict[name])
 
 
 def build_ema(model: nn.Module, cfg: Any, device: torch.device) -> AveragedModel:

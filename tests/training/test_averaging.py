@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.configs import EMAConfig
+from fairseq_cli import train as train_program
 from torch import nn
 
+from criterions import QueryCtcCriterion
+from criterions.qctc import QueryCtcConfig
 from narvl_plugin.convert import convert
 from narvl_plugin.ema import AveragedModel
 from narvl_plugin.errors import InputError
@@ -69,6 +73,71 @@ def test_each_tensor_is_averaged_once(dtype: torch.dtype, ema_fp32: bool, tolera
         torch.testing.assert_close(kept.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("ema_fp32", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_averages_move_in_any_precision(dtype: torch.dtype, ema_fp32: bool) -> None:
+    """Far from the weights, each of 3,000 steps is less than half precision can tell from none."""
+    model = TiedModel().to(dtype)
+    with torch.no_grad():
+        model.embedding.weight.fill_(1.0)
+        model.norm.running_mean.fill_(1.0)
+    averaged = AveragedModel(model, EMAConfig(store_ema=True, ema_decay=0.9999, ema_fp32=ema_fp32))
+    with torch.no_grad():
+        model.embedding.weight.fill_(1.5)
+        model.norm.running_mean.fill_(1.5)
+    for update in range(3000):
+        averaged.step(model, update)
+    moved = 0.5 * (1 - 0.9999**3000)  # 0.1296
+    found = averaged.get_model()
+    for tensor in (found.embedding.weight, found.output.weight, found.norm.running_mean):
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 1 + moved), rtol=0, atol=1e-4)
+    assert model.embedding.weight.dtype == dtype
+    # A training that goes on, also from a file that holds the average in half precision.
+    again = AveragedModel(model, EMAConfig(store_ema=True, ema_decay=0.9999, ema_fp32=ema_fp32))
+    again.restore(found.state_dict())
+    for average in (averaged, again):
+        average.step(model, 3000)
+    assert all(map(torch.equal, found.state_dict().values(), again.get_model().state_dict().values()))
+    again.restore({name: tensor.to(dtype) for name, tensor in found.state_dict().items()})
+    assert again.get_model().embedding.weight.dtype == torch.float32
+    torch.testing.assert_close(again.get_model().embedding.weight, found.embedding.weight, rtol=1e-2, atol=0)
+    if ema_fp32:  # older files hold the averages twice, of which these are not rounded
+        again.build_fp32_params({name: tensor.clone() for name, tensor in averaged.fp32_params.items()})
+        assert torch.equal(again.get_model().embedding.weight, found.embedding.weight)
+
+
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_averaged_model_validates_in_the_precision_of_the_training(
+    vocabulary: Path, data: str, arch: str, dtype: torch.dtype
+) -> None:
+    values = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32, "eval_cider": True}
+    task = CaptionTask.setup_task(CaptionConfig(data=data, **values))
+    task.load_dataset("valid")
+    sizes = {"encoder_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet"}
+    torch.manual_seed(1)
+    model = build(arch, vocab_size=len(task.target_dictionary), **sizes).eval()
+    task.generator = task.build_generator([model], task.generator_options())
+    sample = task.dataset("valid").collater([task.dataset("valid")[row] for row in range(3)])
+    if arch == "ofa_tiny":
+        criterion = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.0)
+    else:
+        criterion = QueryCtcCriterion.build_criterion(QueryCtcConfig(), task)
+    expected, _, _ = task.valid_step(sample, model, criterion)
+    half = copy.deepcopy(model).to(dtype)
+    averaged = AveragedModel(half, EMAConfig(store_ema=True)).get_model()
+    products: list[torch.dtype] = []
+    averaged.decoder.layers[0].fc1.register_forward_hook(lambda _, inputs, output: products.append(output.dtype))
+    pixels = sample["net_input"]["patch_images"].to(dtype)  # as fairseq's trainer hands them over
+    sample = sample | {"net_input": sample["net_input"] | {"patch_images": pixels}}
+    loss, _, logged = task.valid_step(sample, half, criterion.to(dtype), ema_model=averaged)
+    torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=0)
+    assert logged["_cider_count"] == 3
+    assert set(products) == {dtype}
+    assert next(averaged.parameters()).dtype == torch.float32
+
+
 def test_a_teacher_searches_with_the_averaged_model(
     vocabulary: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +159,64 @@ def short(options: list[object]) -> list[object]:
     """Give options of a short training whose average never leaves the weights it starts from."""
     options += ["--batch-size", 3, "--num-workers", 0, "--max-update", 3, "--dropout", 0, "--ema-decay", 1.0]
     return [*options, "--save-interval-updates", 1]
+
+
+@pytest.fixture
+def half_precision(short: list[object], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Give options of a training in bfloat16, for which fairseq's command line would ask for a TPU."""
+    main = train_program.main
+
+    def main_on_cpu(cfg: Any) -> None:
+        cfg.common.tpu = False
+        main(cfg)
+
+    monkeypatch.setattr(train_program, "main", main_on_cpu)
+    return [*short, "--ema-decay", 0.9, "--store-ema", "--memory-efficient-bf16"]
+
+
+@pytest.mark.parametrize("ema_fp32", [[], ["--ema-fp32"]])
+def test_averages_of_a_training_in_half_precision_are_kept_whole(
+    half_precision: list[object],
+    train: Callable[..., Losses],
+    tmp_path: Path,
+    last_state: Callable[[Path], dict[str, Any]],
+    differences: Callable[[Any, Any], list[str]],
+    ema_fp32: list[object],
+) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    options = [*half_precision, *ema_fp32]
+    train(*options, "--max-update", 4, "--save-dir", unbroken)
+    train(*options, "--max-update", 2, "--save-dir", broken)
+    first = weights(broken, averaged=True)
+    train(*options, "--max-update", 4, "--save-dir", broken)
+    assert differences(last_state(unbroken), last_state(broken)) == []
+    last, plain = weights(broken, averaged=True), weights(broken)
+    moved = [name for name in last if not torch.equal(last[name], first[name])]
+    assert "decoder.query_embed.weight" in moved and "encoder.embed_tokens.weight" in moved
+    for name in moved:
+        # Weights are in bfloat16, averages between them are not.
+        assert torch.equal(plain[name], plain[name].bfloat16().float())
+        assert last[name].dtype == torch.float32
+        assert not torch.equal(last[name], last[name].bfloat16().float())
+
+
+def test_a_training_goes_on_from_averages_in_half_precision(
+    half_precision: list[object], train: Callable[..., Losses], tmp_path: Path
+) -> None:
+    train(*half_precision, "--max-update", 2, "--save-dir", tmp_path)
+    file = tmp_path / "checkpoint_last.pt"
+    state = read_checkpoint(file)
+    older = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in weights(tmp_path, True).items()
+    }
+    state["extra_state"]["ema"] = older
+    torch.save(state, tmp_path / "older.pt")
+    (tmp_path / "older.pt").replace(file)  # what was read is still mapped from the other
+    train(*half_precision, "--max-update", 3, "--save-dir", tmp_path)
+    name = "decoder.query_embed.weight"
+    expected = older[name].float().lerp(weights(tmp_path)[name], 0.1)
+    torch.testing.assert_close(weights(tmp_path, True)[name], expected, rtol=1e-6, atol=1e-8)
 
 
 def weights(folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
