@@ -268,14 +268,17 @@ def predictions(
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],
     task: Benchmark,
     data: Annotated[Path, typer.Option(help="TSV file that was generated from.")],
-    num_bins: Annotated[int, typer.Option(min=2, help="That of the training, for boxes; so are the next two.")] = 1000,
-    max_image_size: Annotated[int, typer.Option(min=1, help="Side that the <bin_k> cover, in pixels.")] = 512,
-    patch_image_size: Annotated[int, typer.Option(min=1, help="Side of the square picture, in pixels.")] = 512,
+    num_bins: Annotated[
+        int | None, typer.Option(min=2, help="For boxes, if the generated file does not say it; so are the next two.")
+    ] = None,
+    max_image_size: Annotated[int | None, typer.Option(min=1, help="Side that the <bin_k> cover, in pixels.")] = None,
+    patch_image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square image, in pixels.")] = None,
 ) -> None:
     """Turn what a model said into the file of predictions that a benchmark takes."""
     from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 
-    bins = BinSizes(num_bins, max_image_size, patch_image_size)
+    given = {"num_bins": num_bins, "max_image_size": max_image_size, "patch_image_size": patch_image_size}
+    bins = BinSizes.of(generated, given) if task == "refcoco" else BinSizes()
     print(f"{out}: {write_predictions(generated, out, task=task, data=data, bins=bins)} predictions")
 
 

@@ -15,9 +15,10 @@ wrong: its box is null, its label the words that were said.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.scoring.tokenization import one_line
 from narvl_plugin.whole_files import write_whole
 
+logger = logging.getLogger(__name__)
+
 UNIQUE_ID, IMAGE_ID = 0, 1
 IMAGE = 4
 """Columns of a TSV file; the last one of grounding."""
 
+SIZES_MARK = b"O-\t"
+"""What the line with the sizes begins with."""
+MAX_SIZES_LINE, MAX_SIZE = 1_000, 1_000_000
 LABELS = {said: label for label, said in ENTAILMENT_ANSWERS.items()}
 _DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
 # Python's int also takes underscores, signs, spaces and the digits of other scripts, and so makes 791 of 79_1.
@@ -88,6 +94,40 @@ class BinSizes:
     num_bins: int = 1000
     max_image_size: int = 512
     patch_image_size: int = 512
+
+    @classmethod
+    def of(cls, generated: Path, given: Mapping[str, int | None]) -> BinSizes:
+        """Return the sizes with which a file was generated, as its first line says (`compat.write_sizes_of_bins`).
+
+        Args:
+            generated: what fairseq-generate wrote.
+            given: sizes by name, where the caller gives them; these count, and a difference is warned of.
+
+        Raises:
+            MissingInput: there is no such file.
+            InputError: neither the file nor the caller says a size.
+        """
+        try:
+            with generated.open("rb") as stream:
+                line = stream.readline(MAX_SIZES_LINE)
+        except FileNotFoundError as error:
+            raise MissingInput(f"{generated}: no such file; run fairseq-generate --results-path") from error
+        try:
+            said = dict(json.loads(line.removeprefix(SIZES_MARK))) if line.startswith(SIZES_MARK) else {}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{generated}: its first line has no JSON object after O- ({error})") from error
+        sizes = {}
+        for field in fields(cls):
+            written, option = said.get(field.name), "--" + field.name.replace("_", "-")
+            chosen = written if given.get(field.name) is None else given[field.name]
+            if type(chosen) is not int or not 1 <= chosen <= MAX_SIZE:
+                raise InputError(
+                    f"{generated}: does not say the {option} that it was generated with; give {option} as in training"
+                )
+            if written not in (None, chosen):
+                logger.warning("%s: was generated with %s %s, now %s %s", generated, option, written, option, chosen)
+            sizes[field.name] = chosen
+        return cls(**sizes)
 
     def box(self, text: str, size: tuple[int, int]) -> list[float] | None:
         """Return the box x0, y0, x1, y1 that a text says, in pixels of an image of `size` (width, height)."""

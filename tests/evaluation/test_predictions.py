@@ -42,6 +42,49 @@ class TestGenerated:
             read_generated(path)
 
 
+class TestSizesOfBins:
+    """They are those with which a file was generated, which its first line says."""
+
+    SIZES = {"num_bins": 11, "max_image_size": 160, "patch_image_size": 80}
+
+    @pytest.fixture
+    def generated(self, tmp_path: Path) -> Path:
+        path = tmp_path / "generate-test.txt"
+        path.write_text(f"O-\t{json.dumps(self.SIZES)}\nD-1\t-1\t<bin_0>\n")
+        return path
+
+    def test_what_generated_a_file_says_them(self, generated: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert BinSizes.of(generated, dict.fromkeys(self.SIZES)) == BinSizes(**self.SIZES)
+        assert not caplog.records
+
+    def test_what_is_given_otherwise_counts_and_is_warned_of(
+        self, generated: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        found = BinSizes.of(generated, {"num_bins": 11, "patch_image_size": 40})
+        assert found == BinSizes(**self.SIZES | {"patch_image_size": 40})
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{generated}: was generated with --patch-image-size 80, now --patch-image-size 40"
+        ]
+
+    def test_a_file_that_does_not_say_them_needs_them_given(self, tmp_path: Path) -> None:
+        path = tmp_path / "old.txt"
+        path.write_text("D-1\t-1\t<bin_0>\n")
+        with pytest.raises(
+            InputError, match=r"old.txt: does not say the --num-bins .*; give --num-bins as in training"
+        ):
+            BinSizes.of(path, {})
+        assert BinSizes.of(path, self.SIZES) == BinSizes(**self.SIZES)
+        with pytest.raises(MissingInput, match="gone.txt: no such file"):
+            BinSizes.of(tmp_path / "gone.txt", {})
+
+    @pytest.mark.parametrize("line", ["3", "[" * 900, '{"num_bins": "x"}', '{"num_bins": 1e9}', "[[1]]", "{"])
+    def test_a_strangers_line_is_no_more_than_sizes(self, tmp_path: Path, line: str) -> None:
+        path = tmp_path / "generate-test.txt"
+        path.write_text(f"O-\t{line}\nD-1\t-1\t<bin_0>\n")
+        with pytest.raises(InputError, match="generate-test.txt: "):
+            BinSizes.of(path, {})
+
+
 @pytest.mark.parametrize(
     "said",
     [
