@@ -23,12 +23,12 @@ PROMPT_TYPES = ("none", "src", "prev_output")
 class AnswerTrie:
     """A closed list of answers, by their tokens.
 
-    `answers` are the texts and `tokens` the token ids of each, int64 (T,), closed by `</s>`. Raises InputError for
+    `answers` are the different texts, white space in them as one space, and `tokens` the token ids of each, int64 (T,), closed by `</s>`. Raises InputError for
     answers that the vocabulary spells the same, as it does when their letters are unknown to it.
     """
 
     def __init__(self, answers: Iterable[str], codec: TextCodec) -> None:
-        self.answers = list(answers)
+        self.answers = list(dict.fromkeys(" ".join(answer.split()) for answer in answers))
         self._known = frozenset(self.answers)
         eos = torch.tensor([codec.dictionary.eos()])
         self.tokens = [torch.cat([codec.encode(f" {answer}"), eos]) for answer in self.answers]

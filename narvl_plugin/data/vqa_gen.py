@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +14,17 @@ from narvl_plugin.data.text import CONFIDENCE_MARK, PROMPTS, REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
 
+# Python's float also takes underscores, the digits of other scripts, nan and infinity.
+_CONFIDENCE = re.compile(r" *([0-9]+\.?[0-9]*|\.[0-9]+)(e-?[0-9]+)? *", re.ASCII | re.IGNORECASE)
+
 
 class VqaGenDataset(AnswerDataset):
     """Rows of (id, image, question, `confidence|!+answer&&…`, objects), selected in this order.
 
-    The target is the answer of highest confidence; a batch's `conf` (B,) weights the loss of each sample by it. In
-    the split "test", which nobody learns from, the target is the whole column, for scorers to read. With a closed
-    list of answers training learns the best answer that is in it. `max_objects` names of objects, joined by `&&`,
-    are added to the question; None adds nothing.
+    The target is the answer of highest confidence, of several such the first; a batch's `conf` (B,) weights the loss
+    of each sample by it. In the split "test", which nobody learns from, the target is the whole column, for scorers to
+    read. With a closed list of answers training learns the best answer that is in it. `max_objects` names of objects,
+    joined by `&&`, are added to the question; None adds nothing.
     """
 
     column_names = ("id", "image", "question", "answers", "objects")
@@ -78,17 +82,20 @@ class VqaGenDataset(AnswerDataset):
 
 
 def parse_answers(column: str, where: str) -> dict[str, float]:
-    """Return confidence (above 0, at most 1) by answer of a column; raises BadRow if it is of another form."""
-    answers = {}
+    """Return confidence (above 0, at most 1) by answer of a column; raises BadRow if it is of another form.
+
+    White space within an answer is one space. An answer that stands there several times has its highest confidence:
+    each is what all people together make of the answer, so that their sum would count people twice.
+    """
+    answers: dict[str, float] = {}
     for part in column.split(REFERENCE_SEPARATOR):
-        confidence, _, answer = part.partition(CONFIDENCE_MARK)
-        try:
-            answers[answer.strip()] = float(confidence)
-        except ValueError:
-            answers[""] = 0.0
-    if "" in answers or not all(0 < confidence <= 1 for confidence in answers.values()):
-        raise BadRow(
-            f"{where}: the answers {column!r} cannot be read; expected CONFIDENCE{CONFIDENCE_MARK}ANSWER with a "
-            f"confidence above 0 and at most 1, several joined by {REFERENCE_SEPARATOR} (check --selected-cols)"
-        )
+        number, _, text = part.partition(CONFIDENCE_MARK)
+        answer = " ".join(text.split())
+        confidence = float(number) if _CONFIDENCE.fullmatch(number) else 0.0
+        if not 0 < confidence <= 1 or not answer or CONFIDENCE_MARK in answer:
+            raise BadRow(
+                f"{where}: the answers {column!r} cannot be read; expected CONFIDENCE{CONFIDENCE_MARK}ANSWER with a "
+                f"confidence above 0 and at most 1, several joined by {REFERENCE_SEPARATOR} (check --selected-cols)"
+            )
+        answers[answer] = max(confidence, answers.get(answer, 0.0))
     return answers

@@ -57,8 +57,9 @@ class VqaGenTask(AnswerTask):
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
         """Return the best answer to each question with a confidence of 1, so that every row weighs the same."""
+        marks = (REFERENCE_SEPARATOR, CONFIDENCE_MARK)
         answers = [" ".join(self.codec.decode(beam[0]["tokens"]).split()) for beam in hypotheses]
         return [
-            f"1.0{CONFIDENCE_MARK}{answer}" if answer and REFERENCE_SEPARATOR not in answer else ""
+            f"1.0{CONFIDENCE_MARK}{answer}" if answer and not any(mark in answer for mark in marks) else ""
             for answer in answers
         ]

@@ -121,6 +121,16 @@ class TestClosedAnswers:
         (3, "1.0|!+red&&", "the answers .* cannot be read"),
         (3, "3|!+red", "the answers .* cannot be read; .*above 0 and at most 1"),
         (3, "nan|!+red", "the answers .* cannot be read"),
+        (3, "nan|!+red&&0.3|!+red", "the answers .* cannot be read"),
+        (3, "-1|!+red&&0.3|!+red", "the answers .* cannot be read"),
+        (3, "7|!+red&&0.3|!+red", "the answers .* cannot be read"),
+        (3, "inf|!+red", "the answers .* cannot be read"),
+        (3, "0|!+red", "the answers .* cannot be read"),
+        (3, "0_1|!+red", "the answers .* cannot be read"),
+        (3, "٠.٥|!+red", "the answers .* cannot be read"),
+        (3, "1.0|!+ \u2003", "the answers .* cannot be read"),
+        (3, "1.0|!+&&0.3|!+red", "the answers .* cannot be read"),
+        (3, "1.0|!+red0.3|!+blue", "the answers .* cannot be read"),
         (5, "bm8gaW1hZ2U=", "the image is not readable"),
     ],
 )
@@ -137,3 +147,28 @@ def test_bad_rows_are_named_and_can_be_skipped(
 
 def test_answers_are_read_with_their_confidences() -> None:
     assert parse_answers("0.3|!+on bench&&1|!+a|b!", "") == {"on bench": 0.3, "a|b!": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("column", "answers"),
+    [
+        ("1.0|!+yes&&0.3|!+yes", {"yes": 1.0}),
+        ("0.3|!+yes&&0.6|!+no&&0.9|!+yes", {"yes": 0.9, "no": 0.6}),
+        ("0.3|!+yes&&0.3|!+yes", {"yes": 0.3}),
+        ("0.6|!+hot dog&&0.3|!+ hot\u00a0 dog ", {"hot dog": 0.6}),
+        ("0.6|!+Yes&&0.3|!+yes", {"Yes": 0.6, "yes": 0.3}),  # two spellings, whose confidences the scorer adds up
+        (" 1 |!+a&&.5|!+b&&1e-3|!+c&&1.|!+d", {"a": 1.0, "b": 0.5, "c": 0.001, "d": 1.0}),
+    ],
+)
+def test_an_answer_that_stands_there_twice_has_its_highest_confidence(column: str, answers: dict[str, float]) -> None:
+    assert parse_answers(column, "") == answers
+    assert list(parse_answers(column, "")) == list(answers)
+
+
+def test_training_learns_the_answer_of_highest_confidence_however_often_it_stands_there(
+    make: Callable[..., VqaGenDataset], codec: TextCodec, vqa_rows: Rows
+) -> None:
+    vqa_rows[0][3] = "1.0|!+red&&0.6|!+two&&0.3|!+red"
+    dataset = make(vqa_rows)
+    assert codec.decode(dataset[0]["target"]) == "red"
+    assert dataset[0]["conf"].item() == 1

@@ -86,6 +86,13 @@ def test_fairseq_builds_the_scorer_by_name() -> None:
     )
 
 
+def test_an_answer_that_stands_there_twice_counts_once_with_its_highest_confidence() -> None:
+    for column, accuracy in (("1.0|!+yes&&0.3|!+yes", 1), ("0.3|!+yes&&0.3|!+yes", 0.3)):
+        scorer = scoring._build_scorer("vqa")
+        scorer.add_string(column, "yes")
+        assert scorer.score() == pytest.approx(accuracy)
+
+
 def test_what_cannot_be_scored_is_named() -> None:
     scorer = scoring._build_scorer("vqa")
     with pytest.raises(ValueError, match="no answers to score"):
