@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError
 from narvl_plugin.safe_reading import read_pickle
 
+logger = logging.getLogger(__name__)
+
 PROMPT_TYPES = ("none", "src", "prev_output")
 
 
 class AnswerTrie:
     """A closed list of answers, by their tokens.
 
-    `answers` are the different texts, white space in them as one space, and `tokens` the token ids of each, int64 (T,), closed by `</s>`. Raises InputError for
-    answers that the vocabulary spells the same, as it does when their letters are unknown to it.
+    `answers` are the different texts, white space in them as one space. `tokens` are the token ids of each, int64 (T,),
+    closed by `</s>`. Raises InputError for answers that the vocabulary spells the same, as it does when their letters
+    are unknown to it.
     """
 
     def __init__(self, answers: Iterable[str], codec: TextCodec) -> None:
@@ -44,6 +48,13 @@ class AnswerTrie:
                     f"--bpe-dir: the vocabulary does not tell the answers {other!r} and {answer!r} apart; train it on "
                     "the column of answers, too (narvl vocab --column)"
                 )
+        lacking = [answer for tokens, answer in spelled.items() if codec.dictionary.unk() in tokens]
+        if lacking:
+            logger.warning(
+                "--bpe-dir: the vocabulary lacks characters of %d answers, such as %r. They are written with <unk> and "
+                "count as wrong; train it on the column of answers, too (narvl vocab --column)",
+                *(len(lacking), lacking[0]),
+            )
 
     def __contains__(self, answer: str) -> bool:
         return answer in self._known
@@ -87,9 +98,10 @@ class AnswerDataset(TsvDataset):
 
     A teacher's decoder starts from a prompt, by `prompt_type`: `none` is `<s>`, `src` the source, and
     `prev_output` the source without `</s>`; the target is padding up to the prompt's last token, where the answer
-    begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `decoder_prompts` (list of
-    (P,)), `prefix_tokens` (B, P - 1), the prompts without `<s>`, padded, and, where answers are a closed list and a
-    loss may be taken, `constraint_masks` (B, T, V), which labels may stand at each place of the target.
+    begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `target_texts` (list of str),
+    which are the targets as text, `decoder_prompts` (list of (P,)), `prefix_tokens` (B, P - 1), the prompts without
+    `<s>`, padded, and, where answers are a closed list and a loss may be taken, `constraint_masks` (B, T, V), which
+    labels may stand at each place of the target.
     """
 
     def __init__(
@@ -120,6 +132,7 @@ class AnswerDataset(TsvDataset):
             "prev_output_tokens": torch.cat([prompt, said["prev_output_tokens"][1:]]),
             "decoder_prompt": prompt,
             "ref_dict": dict(answers),
+            "target_text": answer,
         }
         if self.constrained:
             mask = self.trie.mask(said["target"].tolist(), len(dictionary))
@@ -133,6 +146,7 @@ class AnswerDataset(TsvDataset):
         prompts = [sample["decoder_prompt"] for sample in samples]
         batch = super().make_batch(samples) | {
             "ref_dict": [sample["ref_dict"] for sample in samples],
+            "target_texts": [sample["target_text"] for sample in samples],
             "decoder_prompts": prompts,
             "prefix_tokens": pad_tokens([prompt[1:] for prompt in prompts], self.options.codec.dictionary.pad()),
         }

@@ -19,7 +19,8 @@ class CaptionDataset(TsvDataset):
     For training the caption is cut to `max_tgt_length` words; of several references joined by `&&` each epoch
     learns another one, or with `any_reference` the batch holds all of them, too, as `alternatives` (B, K, T), padded.
     For evaluation the target is the text of all references, uncut and joined, and the batch also holds `references`
-    (list of lists of str) and `first_reference`, the target to take a loss on.
+    (list of lists of str), `target_texts` (list of str), which are the targets as text, and `first_reference`, the
+    target to take a loss on.
     """
 
     column_names = ("id", "image", "caption")
@@ -46,6 +47,7 @@ class CaptionDataset(TsvDataset):
             | self._target(REFERENCE_SEPARATOR.join(cleaned))
             | {
                 "references": cleaned,
+                "target_text": REFERENCE_SEPARATOR.join(cleaned),
                 "first_reference": self._target(clean_target(references[0], max_words)),
             }
         )
@@ -88,5 +90,6 @@ class CaptionDataset(TsvDataset):
         if not self.training:
             firsts = [sample["first_reference"] for sample in samples]
             batch["references"] = [sample["references"] for sample in samples]
+            batch["target_texts"] = [sample["target_text"] for sample in samples]
             batch["first_reference"] = {key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]}
         return batch

@@ -105,8 +105,8 @@ class CandidateGenerator:
             model.eval()
 
     @torch.no_grad()
-    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any]) -> list[list[dict[str, Any]]]:
-        """Return the best answers to each of the B samples, best first, in fairseq's form.
+    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
+        """Return the best answers to each of the B samples, best first, in fairseq's form, whose options it has not.
 
         `score` is the sum over tokens, in nats, `positional_scores` (T,) are its parts.
         """

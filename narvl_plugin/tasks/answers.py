@@ -120,9 +120,7 @@ class AnswerTask(BaseTask):
         constraints: torch.Tensor | None = None,
     ) -> Hypotheses:
         """Return the answers to each of the B samples, best first; a beam search's less the prompt it starts from."""
-        if isinstance(generator, CandidateGenerator):
-            return generator.generate(models, sample)
-        if isinstance(generator, ParallelGenerator):
+        if isinstance(generator, (CandidateGenerator, ParallelGenerator)):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
         hypotheses = super().inference_step(generator, models, sample, sample["prefix_tokens"], constraints)
         for beam, prompt in zip(hypotheses, sample["decoder_prompts"], strict=True):

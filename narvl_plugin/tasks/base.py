@@ -311,8 +311,11 @@ class BaseTask(CommonTask):
     ) -> Hypotheses:
         """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
 
-        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
+        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`. In fairseq-generate the targets'
+        texts are remembered, which it asks for next.
         """
+        if self.target_texts is not None:
+            self.target_texts.remember(sample)
         start = {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)

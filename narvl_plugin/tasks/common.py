@@ -22,6 +22,7 @@ from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.errors import InputError, SkipBudget
 from narvl_plugin.models.interop import Use
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.tasks.target_texts import TargetTexts
 
 STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
 """fairseq's criterions that a teacher may be trained with."""
@@ -81,6 +82,7 @@ class CommonTask(FairseqTask):
         self.codec: TextCodec = codec or load_codec(cfg.bpe_dir, cfg.num_bins)
         self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
         self.skip_budget.number_files(str(cfg.data).split(","))
+        self.target_texts: TargetTexts | None = None  # of fairseq-generate alone
         self._measured = False
 
     @property
@@ -93,9 +95,10 @@ class CommonTask(FairseqTask):
         """Return the dictionary; sources and targets share it, and it holds no blank."""
         return self.codec.dictionary
 
-    def build_bpe(self, args: object) -> TextCodec:
-        """Return the codec of --bpe-dir, for fairseq-generate to write text with; --bpe is not needed."""
-        return self.codec
+    def build_bpe(self, args: object) -> TargetTexts:
+        """Return what fairseq-generate makes text with, from the codec of --bpe-dir; --bpe is not needed."""
+        self.target_texts = TargetTexts(self.codec)
+        return self.target_texts
 
     @property
     def task_names(self) -> tuple[str, ...]:

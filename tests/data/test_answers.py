@@ -41,6 +41,18 @@ def test_answers_that_are_spelled_the_same_are_refused(codec: TextCodec) -> None
         AnswerTrie(["a cat", "Ω", "Ψ"], codec)
 
 
+def test_an_answer_that_the_vocabulary_cannot_spell_is_warned_of(
+    codec: TextCodec, caplog: pytest.LogCaptureFixture
+) -> None:
+    AnswerTrie(["a cat", "a  cat", "Ω cat"], codec)
+    (message,) = caplog.messages
+    assert "lacks characters of 1 answers, such as 'Ω cat'" in message
+
+
+def test_white_space_in_answers_is_one_space(codec: TextCodec) -> None:
+    assert AnswerTrie(["a  cat", "a\u00a0cat ", "two dogs"], codec).answers == ["a cat", "two dogs"]
+
+
 def test_answer_files_are_pickled_dicts(tmp_path: Path) -> None:
     path = tmp_path / "answers.pkl"
     path.write_bytes(pickle.dumps({"red": 0, "two": 1}))

@@ -76,7 +76,7 @@ class CaptionSubject(Subject[CaptionRow]):
     def notes(self, rows: Sequence[CaptionRow], scores: Mapping[str, Scores]) -> list[str]:
         """Say how many pictures there are and how words were split."""
         ptb = next(iter(scores.values())).details["tokenizer"] == "ptb"
-        tokenizer = "the Penn Treebank tokeniser" if ptb else "the plain tokeniser (no Java)"
+        tokenizer = "the Penn Treebank tokeniser" if ptb else "the plain tokeniser (Java is missing or failed)"
         return [f"{len(rows):,} test pictures; words split by {tokenizer}."]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:

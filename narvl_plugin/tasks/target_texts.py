@@ -1,0 +1,49 @@
+"""Targets as fairseq-generate writes and scores them: the text of the file, which the vocabulary may not spell."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from narvl_plugin.data.collate import Batch
+from narvl_plugin.data.text import TextCodec
+
+
+class TargetTexts:
+    """Turns symbols into text for fairseq-generate, and those of a batch's targets into the text that they stand for.
+
+    fairseq makes text of a target's tokens, in which the characters that the vocabulary lacks are lost, and hands that
+    to its scorers. A text is one line, as fairseq writes one line each.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.codec = codec
+        self._expected: deque[tuple[str, str, str]] = deque()
+        self._previous: object = None
+
+    def remember(self, batch: Batch) -> None:
+        """Keep the texts of a batch's targets, in its `target_texts` (list of str) if it has any, until the next one.
+
+        fairseq asks for them in the batch's order, for each after its source, by which they are known.
+        """
+        texts = batch.get("target_texts", [])
+        sources = (self._symbols(tokens) for tokens in batch["net_input"]["src_tokens"].tolist())
+        targets = (self._symbols(tokens, escape_unk=True) for tokens in batch["target"].tolist())
+        self._expected = deque(zip(sources, targets, texts, strict=True) if texts else ())
+
+    def decode(self, tokens: str | torch.Tensor | Sequence[int]) -> str:
+        """Return the text of symbols joined by spaces, or of token ids (T,)."""
+        if self._expected and self._expected[0][:2] == (self._previous, tokens):
+            text = self._expected.popleft()[2]
+        else:
+            text = self.codec.decode(tokens)
+        self._previous = tokens
+        return " ".join(text.splitlines())
+
+    def _symbols(self, tokens: list[int], escape_unk: bool = False) -> str:
+        """Return padded token ids as fairseq writes them, in targets with `<unk>` as `<<unk>>`."""
+        dictionary = self.codec.dictionary
+        kept = [token for token in tokens if token != dictionary.pad()]
+        return dictionary.string(kept, escape_unk=escape_unk)
