@@ -9,6 +9,7 @@ import torch
 
 from narvl_plugin.data.collate import Batch
 from narvl_plugin.data.text import TextCodec
+from narvl_plugin.errors import InputError
 
 
 class TargetTexts:
@@ -22,6 +23,7 @@ class TargetTexts:
         self.codec = codec
         self._expected: deque[tuple[str, str, str]] = deque()
         self._previous: object = None
+        self._first: str | None = None
 
     def remember(self, batch: Batch) -> None:
         """Keep the texts of a batch's targets, in its `target_texts` (list of str) if it has any, until the next one.
@@ -29,12 +31,19 @@ class TargetTexts:
         fairseq asks for them in the batch's order, for each after its source, by which they are known.
         """
         texts = batch.get("target_texts", [])
-        sources = (self._symbols(tokens) for tokens in batch["net_input"]["src_tokens"].tolist())
+        sources = [self._symbols(tokens) for tokens in batch["net_input"]["src_tokens"].tolist()]
         targets = (self._symbols(tokens, escape_unk=True) for tokens in batch["target"].tolist())
         self._expected = deque(zip(sources, targets, texts, strict=True) if texts else ())
+        self._first = sources[0]
 
     def decode(self, tokens: str | torch.Tensor | Sequence[int]) -> str:
-        """Return the text of symbols joined by spaces, or of token ids (T,)."""
+        """Return the text of symbols joined by spaces, or of token ids (T,).
+
+        Raises InputError for symbols that --post-process has changed, seen in the first source of a batch.
+        """
+        first, self._first = self._first, None
+        if first not in (None, tokens):
+            raise InputError("--post-process (--remove-bpe) spoils the text of this task; leave it out")
         if self._expected and self._expected[0][:2] == (self._previous, tokens):
             text = self._expected.popleft()[2]
         else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from narvl_plugin.data.text import TextCodec, clean_target
+from narvl_plugin.errors import InputError
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.scoring import tokenization
 from narvl_plugin.scoring.coco_caption import CocoCaptionScorer, score_captions
@@ -121,7 +122,19 @@ def test_texts_are_those_of_their_own_targets(codec: TextCodec) -> None:
         assert writer.decode(dictionary.string(tokens[2])) == "a cat"
     assert writer.decode(dictionary.string(tokens[1], escape_unk=True)) == "<<unk>> cat"
     writer.remember({"net_input": {"src_tokens": sources}, "target": padded})
+    assert writer.decode(source) == "a <unk>"
     assert writer.decode(dictionary.string(tokens[1], escape_unk=True)) == "<<unk>> cat"
+
+
+@pytest.mark.parametrize("post_process", ["sentencepiece", "letter"])
+def test_symbols_that_fairseq_has_joined_are_refused(codec: TextCodec, post_process: str) -> None:
+    """They made one word of each text, so that all scores were 0."""
+    writer = TargetTexts(codec)
+    sources, targets = codec.encode(" two dogs")[None], codec.encode(" a cat")[None]
+    for texts in ({"target_texts": ["a cat"]}, {}):
+        writer.remember({"net_input": {"src_tokens": sources}, "target": targets, **texts})
+        with pytest.raises(InputError, match="--post-process"):
+            writer.decode(codec.dictionary.string(sources[0], post_process))
 
 
 def test_a_text_is_one_line(codec: TextCodec, monkeypatch: pytest.MonkeyPatch) -> None:
