@@ -316,7 +316,7 @@ def show_input_errors_briefly() -> None:
             previous(kind, error, traceback)
             return
         # An error from a data worker arrives as the text of its traceback, which ends in "BadRow: message".
-        message = str(error).strip().splitlines()[-1]
+        message = str(error).strip().split("\n")[-1]
         message = message.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
         print(f"error: {message}" if isinstance(error, InputError) else f"error: {message} {hidden}", file=sys.stderr)
 

@@ -22,7 +22,8 @@ ROUNDED = 1.01
 """How far beyond 1, or 100 percent, shares of an image are found, as a factor: they were rounded or drawn by hand."""
 TINY, LARGE = 2, 200
 """Longer side, in pixels, up to which a box of one pixel is plausible, and from which one of 100 is small."""
-_FOUR_BINS = re.compile(r"\s*".join([r"<bin_(\d+)>"] * 4))
+_FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
+_EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float would take 1_0 and other scripts' digits, too
 
 
 def parse_box(column: str, where: str) -> Tensor:
@@ -38,7 +39,7 @@ def parse_box(column: str, where: str) -> Tensor:
 def parse_edges(column: str, where: str) -> Tensor:
     """Return the four numbers of a column, float32 (4,), in whatever order; raises BadRow if it holds others."""
     try:
-        box = torch.tensor([float(edge) for edge in column.split(",")])
+        box = torch.tensor([float(edge) for edge in column.split(",")] if _EDGES.fullmatch(column) else [])
     except ValueError:
         box = torch.empty(0)
     if len(box) != 4 or not bool(box.isfinite().all()):

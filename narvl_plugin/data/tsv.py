@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +26,9 @@ def parse_columns(selected_cols: str | Sequence[int]) -> list[int]:
     """Return the column numbers (from 0) of "0,4,2"; raises InputError for anything else."""
     if not isinstance(selected_cols, str):
         return list(selected_cols)
-    try:
-        columns = [int(column) for column in selected_cols.split(",")]
-    except ValueError:
-        columns = [-1]
-    if min(columns) < 0:
+    if not re.fullmatch(r" *[0-9]{1,9} *(, *[0-9]{1,9} *)*", selected_cols):
         raise InputError(f"--selected-cols {selected_cols}: expected column numbers from 0, such as 0,4,2")
-    return columns
+    return [int(column) for column in selected_cols.split(",")]
 
 
 class TsvFile:

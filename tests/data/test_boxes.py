@@ -29,6 +29,8 @@ def test_bins_are_at_most_half_a_bin_away(box: list[float], num_bins: int) -> No
         ("<bin_1><bin_2><bin_3>", None),
         ("<bin_1><bin_2><bin_3><bin_4><bin_5>", None),
         ("<bin_1><bin_2><bin_3><bin_4>dog", None),
+        ("<bin_1><bin_2><bin_3><bin_\uff14>", None),  # another script's 4
+        (f"<bin_1><bin_2><bin_3><bin_{10**20}>", None),
         ("", None),
     ],
 )
