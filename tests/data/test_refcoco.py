@@ -93,7 +93,7 @@ def test_an_edge_is_moved_in_by_a_pixel_at_most(
         (3, "1,2,3", "'1,2,3' is no box; expected x0,y0,x1,y1"),
         (3, "left", "'left' is no box"),
         (3, "1_0,2,30,4", "'1_0,2,30,4' is no box"),
-        (3, "\uff11,2,30,4", "is no box"),
+        (3, "\uff11,2,30,4", "'\uff11,2,30,4' is no box"),
         (3, "1,2,3,nan", "'1,2,3,nan' is no box"),
         (3, "5,2,5,4", "the box 5,2,5,4 is empty"),
         (3, "5,2,3,4", "the box 5,2,3,4 is empty; .*not x,y,width,height"),
