@@ -5,7 +5,11 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ CAPTIONS = (
     "a bird and a boat",
     "one tree",
 )
+PRELOADED = ("narvl", "fairseq-train", "fairseq-generate", "fairseq-hydra-train")
 TEXTS_WITH_ANSWERS = (*CAPTIONS[:4], "yes", "no", "maybe", "0123456789.|!+")
 
 
@@ -197,6 +202,29 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a folder, for PATH, with our programs as forks of one process (see preloaded.py), and with python.
+
+    Its java fails: METEOR, which is in Java, takes ten seconds to start, and has tests of its own.
+    """
+    folder, server_file = tmp_path_factory.mktemp("programs"), str(Path(__file__).with_name("preloaded.py"))
+    address = str(folder / "socket")
+    run = shlex.join([sys.executable, "-SE", server_file, "run", address])
+    starts = {program: f'exec {run} {program} "$@"' for program in PRELOADED}
+    starts |= {"java": "exit 1", "python": f'exec {shlex.quote(sys.executable)} "$@"'}
+    for program, start in starts.items():
+        (folder / program).write_text(f"#!/bin/sh\n{start}\n")
+        (folder / program).chmod(0o755)
+    serve = [sys.executable, server_file, "serve", address]
+    server = subprocess.Popen(serve, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, process_group=0)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    yield folder
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """Give fairseq's programs the root logger's handlers back to us."""
@@ -253,11 +281,11 @@ def make_model(
     return make
 
 
-@pytest.fixture
-def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def save_checkpoint() -> Callable[..., Path]:
     """Give a function that writes the checkpoint of a small random model, `narvl` or `ofa`, for a task's options."""
 
-    def write(name: str, family: str, task: str, **task_options: Any) -> Path:
+    def save(file: Path, family: str, task: str, **task_options: Any) -> Path:
         task_cfg = OmegaConf.structured(TASK_DATACLASS_REGISTRY[task](_name=task, data="none", **task_options))
         small = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
         layers = {"encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True}
@@ -266,8 +294,18 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         model = setup_task(task_cfg).build_model(model_cfg)
         cfg = {"model": model_cfg, "task": task_cfg, "criterion": {"_name": "label_smoothed_cross_entropy"}}
         plain = OmegaConf.to_container(OmegaConf.create(cfg), enum_to_str=True)
-        torch.save(whole_checkpoint(model.state_dict(), plain), tmp_path / name)
-        return tmp_path / name
+        torch.save(whole_checkpoint(model.state_dict(), plain), file)
+        return file
+
+    return save
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path, save_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """Give a function that writes such a checkpoint to a file in the test's folder."""
+
+    def write(name: str, family: str, task: str, **task_options: Any) -> Path:
+        return save_checkpoint(tmp_path / name, family, task, **task_options)
 
     return write
 

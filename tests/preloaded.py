@@ -20,6 +20,7 @@ PROGRAMS = {
     "narvl": ("narvl_command", "main"),
     "fairseq-train": ("fairseq_cli.train", "cli_main"),
     "fairseq-generate": ("fairseq_cli.generate", "cli_main"),
+    "fairseq-hydra-train": ("fairseq_cli.hydra_train", "cli_main"),
 }
 
 

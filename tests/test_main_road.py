@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,34 +32,19 @@ STAGES = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the scripts and, in its .venv, programs that are forks of one process, see preloaded.py."""
+def root(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scripts and, in its .venv, the programs."""
     folder = tmp_path_factory.mktemp("root")
     shutil.copytree(ROOT / "run_scripts", folder / "run_scripts")
-    programs, address = folder / ".venv" / "bin", str(folder / "socket")
-    programs.mkdir(parents=True)
-    here = str(Path(__file__).with_name("preloaded.py"))
-    for program in ("narvl", "fairseq-train", "fairseq-generate"):
-        words = shlex.join([sys.executable, "-SE", here, "run", address, program])
-        (programs / program).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-        (programs / program).chmod(0o755)
-    java = folder / "java"  # METEOR takes ten seconds to start, and has tests of its own
-    java.write_text("#!/bin/sh\nexit 1\n")
-    java.chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, here, "serve", address], cwd=ROOT, stdout=subprocess.PIPE, process_group=0
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
-    yield folder
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(programs)
+    return folder
 
 
 def road(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     """Run a task's script."""
     command = ["bash", str(root / "run_scripts" / f"{name}.sh"), *settings]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{root}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
