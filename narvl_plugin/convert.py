@@ -89,7 +89,7 @@ def convert(
         fitted |= tables_of(config)
     else:
         cfg["model"] = asdict(config)
-    _write(out, fitted, cfg)
+    _write(out, fitted, cfg, {} if to_ofa else state.get("task_state") or {})
     return notes
 
 
@@ -115,7 +115,8 @@ def _of_one_member(
     queries = weights[QUERIES][rows[member]]
     model = {**cfg["model"], "member_queries": "", "num_queries": len(queries)}
     task = (state.get("task_state") or {}).get("members", {}).get(member, cfg.get("task"))
-    return {**state, "cfg": {**cfg, "model": model, "task": task}}, {**weights, QUERIES: queries}
+    whole = {**state, "cfg": {**cfg, "model": model, "task": task}, "task_state": {}}
+    return whole, {**weights, QUERIES: queries}
 
 
 def _configuration(
@@ -138,14 +139,14 @@ def _configuration(
     return family, config_class.of(values | {"_name": family})
 
 
-def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any]) -> None:
-    """Write a checkpoint that appears all at once."""
+def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any], task_state: dict[str, Any]) -> None:
+    """Write a checkpoint that appears all at once. `task_state` holds the members of a mixture of tasks."""
     with whole_file(out) as part:
         if out.suffix != SAFETENSORS_SUFFIX:
-            torch.save(whole_checkpoint(weights, cfg), part)
+            torch.save(whole_checkpoint(weights, cfg) | {"task_state": task_state}, part)
             return
         own_names = {name: tensor.contiguous() for name, tensor in weights.items() if name not in EMBEDDING_ALIASES}
         safetensors.torch.save_file(own_names, part)
         description = out.with_suffix(".json")
-        write_whole(description, json.dumps({"cfg": cfg}, indent=2) + "\n")
+        write_whole(description, json.dumps({"cfg": cfg, "task_state": task_state}, indent=2) + "\n")
         shutil.copymode(description, part)  # safetensors lets none but the owner read

@@ -100,6 +100,15 @@ class TestConvert:
         assert all(torch.equal(after[name], before[name]) for name in same)
         assert [note.split(":")[0] for note in notes] == ["new", "new"]
 
+    def test_a_mixture_keeps_the_options_of_its_members(self, teacher: Path, tmp_path: Path) -> None:
+        state = read_checkpoint(teacher)
+        state["task_state"] = {"members": {"gqa": {"_name": "vqa_gen", "patch_image_size": 96}}}
+        torch.save(state, tmp_path / "mixture.pt")
+        convert(tmp_path / "mixture.pt", tmp_path / "out.pt")
+        assert read_checkpoint(tmp_path / "out.pt")["task_state"] == state["task_state"]
+        convert(tmp_path / "mixture.pt", tmp_path / "out.safetensors")
+        assert json.loads((tmp_path / "out.json").read_text())["task_state"] == state["task_state"]
+
     def test_sizes_that_differ_are_refused(self, teacher: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"ofa.pt: the checkpoint and the model differ in .* tensors \(reshaped: "):
             convert(teacher, tmp_path / "out.pt", arch="narvl_base")
