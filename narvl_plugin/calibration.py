@@ -240,6 +240,12 @@ def calibrate(
             f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
             "narvl convert CHECKPOINT OUT --member NAME"
         )
+    asked = None if teacher is None or test is None else Judge(teacher, test, *common, "teacher")
+    if asked and type(asked.task) is not type(judge.task):
+        raise InputError(
+            f"{teacher} was trained for {asked.task.cfg._name}, {student} for {judge.task.cfg._name}; give checkpoints "
+            "of one task"
+        )
     # First every fourth temperature, then those around the best of them.
     coarse = TEMPERATURES[::COARSE]
     place = TEMPERATURES.index(best_temperature(coarse, *judge.answer(batch_size, coarse)))
@@ -260,8 +266,8 @@ def calibrate(
         confidence[1] = with_odds(confidence[1], slope, offset)
         for place, name in enumerate(("student_uncalibrated", "student")):
             result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
-        if teacher is not None:
-            (confidence,), (right,) = Judge(teacher, test, *common, "teacher").answer(batch_size)
+        if asked is not None:
+            (confidence,), (right,) = asked.answer(batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
     keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if out is not None:
