@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.interop import QUERIES
+from narvl_plugin.models.interop import QUERIES, SINGLE_TASKS
 from narvl_plugin.tasks.base import PER_RUN, BaseTask, BaseTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def load(
 ) -> Loaded:
     """Load one checkpoint, or several as an ensemble that shares the task of the first.
 
-    The task's options are those of the training, see `task_options`, so that a published checkpoint needs `bpe_dir` and
-    `data` only.
+    The task's options are those of the training, see `options_of_all`, so that a published checkpoint needs `bpe_dir`
+    and `data` only.
 
     Args:
         paths: files of fairseq-train or published ones.
@@ -73,9 +74,10 @@ def load(
         found = "student" if QUERIES in state["model"] else "teacher"
         if role not in (None, found):
             raise InputError(f"{file}: is a {found}; give a {role}")
-    trained = trained_options(states[0], str(given.get("member") or task_name))
-    name = trained["_name"] if is_ours(str(trained.get("_name"))) else task_name
-    task = setup_task(task_options(files[0], trained, name, given))
+    member = str(given.get("member") or task_name)
+    trained = {file: trained_options(file, state, member) for file, state in zip(files, states, strict=True)}
+    name = trained[files[0]].get("_name")
+    task = setup_task(options_of_all(trained, name if is_ours(str(name)) else task_name, given))
     models = []
     for file, state in zip(files, states, strict=True):
         try:
@@ -104,7 +106,7 @@ def task_for(file: str, task_name: str, given: Mapping[str, Any]) -> BaseTask | 
     """
     if not is_ours(task_name):
         return None
-    trained = trained_options(_read(Path(file), averaged=False), str(given.get("member") or task_name))
+    trained = trained_options(Path(file), _read(Path(file), averaged=False), str(given.get("member") or task_name))
     own = {name: given[name] for name in option_names(task_name) & given.keys()}
     return setup_task(task_options(Path(file), trained, task_name, own))
 
@@ -114,30 +116,68 @@ def take_up_options(args: Namespace, given: Collection[str]) -> None:
 
     Args:
         args: what was parsed, of one of our tasks.
-        given: names of the arguments that the command line itself gave; these stay, and a difference is warned of.
+        given: names of the arguments that the command line itself gave; these stay, as those in --model-overrides do,
+            and a difference is warned of.
 
     Raises:
         MissingInput, InputError: a checkpoint cannot be read, or its options cannot be used.
     """
-    own = {name: getattr(args, name) for name in option_names(args.task) & set(given)}
-    for file in reversed(split_paths(args.path)):  # of an ensemble the first rules
-        state = _read(Path(file), averaged=False)
-        trained = trained_options(state, str(args.member or args.task))
-        options = task_options(Path(file), trained, args.task, own)
-    for name in option_names(args.task):
+    names = option_names(args.task)
+    own = {name: value for name, value in _model_overrides(args).items() if name in names}
+    own |= {name: getattr(args, name) for name in names & set(given)}
+    files, member = map(Path, split_paths(args.path)), str(own.get("member") or args.task)
+    trained = {file: trained_options(file, _read(file, averaged=False), member) for file in files}
+    options = options_of_all(trained, args.task, own)
+    for name in names - PER_RUN | own.keys():
         value = options[name]
-        if name not in PER_RUN:
-            setattr(args, name, str(value) if isinstance(value, Enum) else value)
+        setattr(args, name, str(value) if isinstance(value, Enum) else value)
 
 
-def trained_options(state: Mapping[str, Any], member: str) -> Mapping[str, Any]:
-    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member."""
-    members = (state.get("task_state") or {}).get("members", {})
-    options = members.get(member) if isinstance(members, dict) else None
-    if isinstance(options, dict):
-        return options
-    options = state["cfg"].get("task")
-    return dict(vars(options)) if isinstance(options, Namespace) else options or {}
+def _model_overrides(args: Namespace) -> dict[str, Any]:
+    """Return what fairseq-generate's --model-overrides says, which fairseq applies to the model alone."""
+    try:
+        return dict(ast.literal_eval(args.model_overrides))
+    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+        raise InputError(f"--model-overrides {args.model_overrides:.80}: is no dict of Python ({error})") from error
+
+
+def options_of_all(trained: Mapping[Path, Mapping[str, Any]], task_name: str, given: Mapping[str, Any]) -> DictConfig:
+    """Return the options with which the models of an ensemble are used: those of the first one's training.
+
+    Args:
+        trained: the options of the training of each checkpoint; with these of others, a difference is warned of.
+        task_name: one of our tasks.
+        given: the caller's options, which count before all others.
+
+    Raises:
+        InputError: as `task_options` does.
+    """
+    (first, own), *others = trained.items()
+    options = task_options(first, own, task_name, given)
+    shared = {name: options[name] for name in option_names(task_name) - PER_RUN}
+    for file, own in others:
+        task_options(file, own, task_name, shared)
+    return options
+
+
+def trained_options(file: Path, state: Mapping[str, Any], member: str) -> Mapping[str, Any]:
+    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member.
+
+    Raises InputError, which names the file, if the mixture has no such member.
+    """
+    members = (state.get("task_state") or {}).get("members")
+    if isinstance(members, dict) and members:
+        if not isinstance(members.get(member), dict):
+            raise InputError(
+                f"{file}: was trained on {', '.join(map(str, members))}, not on {member!r:.40}; choose by --member, or "
+                "make a student of one of them: narvl convert CHECKPOINT OUT --member NAME"
+            )
+        return members[member]
+    options = state["cfg"].get("task") or {}
+    options = dict(vars(options)) if isinstance(options, Namespace) else options
+    if options.get("_name") == "multitask":
+        logger.warning("%s: does not say the options of its members; those that are not given have defaults", file)
+    return options
 
 
 def task_options(file: Path, trained: Mapping[str, Any], task_name: str, given: Mapping[str, Any]) -> DictConfig:
@@ -153,8 +193,15 @@ def task_options(file: Path, trained: Mapping[str, Any], task_name: str, given: 
         given: the caller's options.
 
     Raises:
-        InputError: the task has no such option, an option has another type, or the vocabulary is not known.
+        InputError: the task has no such option, an option has another type, the vocabulary is not known, or the
+            checkpoint was trained for another one of our tasks.
     """
+    trained_for = trained.get("_name")
+    if trained_for in SINGLE_TASKS and trained_for != task_name:
+        raise InputError(
+            f"{file}: was trained for {trained_for}, not for {task_name}; take --task {trained_for}, or another "
+            "checkpoint"
+        )
     names, known = option_names(task_name), TASK_DATACLASS_REGISTRY[task_name]
     unknown = given.keys() - names
     if unknown:

@@ -159,9 +159,13 @@ def given_arguments(parser: ArgumentParser, words: list[str] | None, parsed: Nam
 def write_sizes_of_bins() -> None:
     """Let the file that fairseq-generate writes say which sizes the <bin_k> in it stand for.
 
-    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
+    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON. With
+    `python -m fairseq_cli.generate` the program is the module `__main__`, not the one that is imported.
     """
-    run = generate._main
+    started = sys.modules["__main__"]
+    is_program = getattr(started.__spec__, "name", None) == generate.__name__
+    program = started if is_program else generate
+    run = program._main
 
     @functools.wraps(run)
     def run_and_write(cfg: Any, output_file: Any) -> Any:
@@ -170,7 +174,7 @@ def write_sizes_of_bins() -> None:
             print(f"O-\t{json.dumps(sizes)}", file=output_file)
         return run(cfg, output_file)
 
-    generate._main = run_and_write
+    program._main = run_and_write
 
 
 def copy_checkpoints_whole() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +17,10 @@ import torch
 from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import setup_task
-from fairseq_cli import validate
+from fairseq_cli import generate, validate
 from omegaconf import OmegaConf
 
-from narvl_plugin import bench, checkpoints
+from narvl_plugin import bench, checkpoints, compat
 from narvl_plugin.calibration import calibrate
 from narvl_plugin.convert import convert
 from narvl_plugin.data.text import load_codec, train_sentencepiece
@@ -96,6 +100,61 @@ def test_options_that_differ_from_the_training_are_warned_of(
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
+
+
+def test_options_in_model_overrides_are_given(
+    boxes: Path, student_of_boxes: Path, tmp_path: Path, run_generate: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [boxes, "--task", "refcoco", "--path", student_of_boxes, "--cpu", "--results-path", tmp_path / "out"]
+    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints"):
+        run_generate(*given, "--model-overrides", "{'patch_image_size': 48, 'data': 'other.tsv'}")
+    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints"] == [
+        f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
+    ]
+    assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
+    with pytest.raises(InputError, match=r"--model-overrides \[1\]: is no dict"):
+        run_generate(*given, "--model-overrides", "[1]")
+
+
+def test_models_of_an_ensemble_with_other_sizes_are_warned_of(
+    boxes: Path,
+    vocabulary: Path,
+    student_of_boxes: Path,
+    tmp_path: Path,
+    write_checkpoint: Write,
+    run_generate: Run,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sizes = {"num_bins": 11, "patch_image_size": 48, "max_image_size": 80}
+    other = write_checkpoint("other.pt", "narvl", "refcoco", bpe_dir=str(vocabulary), **sizes)
+    warned = [f"{other}: was trained with --patch-image-size 48, now --patch-image-size 64"]
+    paths = f"{student_of_boxes}:{other}"
+    for use in (
+        lambda: run_generate(boxes, "--task", "refcoco", "--path", paths, "--cpu", "--results-path", tmp_path / "out"),
+        lambda: checkpoints.load([student_of_boxes, other]),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints"):
+            use()
+        named = [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints"]
+        assert named == warned
+    assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 64
+
+
+def test_sizes_of_bins_are_written_by_the_module_as_a_program_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m fairseq_cli.generate` is a module of its own, beside the one that is imported."""
+    started = ModuleType("__main__")
+    started.__spec__ = ModuleSpec(generate.__name__, None)
+    started._main = lambda cfg, output_file: print("D-0", file=output_file)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    imported = generate._main
+    compat.write_sizes_of_bins()
+    assert generate._main is imported
+    task = {"_name": "refcoco", "num_bins": 11, "max_image_size": 80, "patch_image_size": 64}
+    written = io.StringIO()
+    started._main(OmegaConf.create({"task": task, "common_eval": {"quiet": False}}), written)
+    sizes, said = written.getvalue().splitlines()
+    assert (json.loads(sizes.removeprefix("O-\t"))["num_bins"], said) == (11, "D-0")
 
 
 def test_an_option_given_as_its_default_is_given(
@@ -205,6 +264,9 @@ class TestRoles:
             calibrate(teacher, captions)
         with pytest.raises(InputError, match=r"student.pt: is a student"):
             calibrate(student, captions, test=captions, teacher=student)
+        grounding = write_checkpoint("boxes.pt", "ofa", "refcoco", **trained)
+        with pytest.raises(InputError, match=r"boxes.pt was trained for refcoco, .*student.pt for caption"):
+            calibrate(student, captions, test=captions, teacher=grounding)
 
     def test_a_student_of_questions_does_not_caption(
         self, captions: Path, vocabulary: Path, write_checkpoint: Write, run_generate: Run
@@ -285,6 +347,37 @@ def test_options_of_a_mixtures_member_rule(vocabulary: Path, write_checkpoint: W
     student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), num_bins=10)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(student))
     member = {"_name": "vqa_gen", "patch_image_size": 96, "bpe_dir": str(vocabulary)}
-    trained = checkpoints.trained_options(state | {"task_state": {"members": {"gqa": member}}}, "gqa")
+    trained = checkpoints.trained_options(student, state | {"task_state": {"members": {"gqa": member}}}, "gqa")
     cfg = checkpoints.task_options(student, trained, "vqa_gen", {"max_src_length": 9})
     assert (cfg.patch_image_size, cfg.max_src_length, cfg.bpe_dir) == (96, 9, str(vocabulary))
+
+
+def test_a_member_that_a_mixture_lacks_or_of_another_task_is_refused(
+    captions: Path, vocabulary: Path, write_checkpoint: Write, run_generate: Run
+) -> None:
+    teacher = write_checkpoint("teacher.pt", "ofa", "caption", bpe_dir=str(vocabulary), num_bins=10)
+    state = read_checkpoint(teacher)
+    state["cfg"]["task"] = {"_name": "multitask", "data": "m.yaml", "bpe_dir": str(vocabulary), "num_bins": 10}
+    own = {"bpe_dir": str(vocabulary), "num_bins": 10}
+    members = {"coco": {"_name": "caption", **own}, "gqa": {"_name": "vqa_gen", **own}}
+    rewrite(teacher, state | {"task_state": {"members": members}})
+    given = [captions, "--task", "caption", "--path", teacher, "--cpu"]
+    for more, message in (
+        ([], r"teacher.pt: was trained on coco, gqa, not on 'caption'; choose by --member"),
+        (["--member", "cocoa"], r"teacher.pt: was trained on coco, gqa, not on 'cocoa'; choose by --member"),
+        (["--member", "gqa"], r"teacher.pt: was trained for vqa_gen, not for caption; take --task vqa_gen"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_generate(*given, *more)
+    assert checkpoints.load(teacher, task_overrides={"member": "gqa"}).task.cfg._name == "vqa_gen"
+
+
+def test_a_mixture_that_does_not_say_its_members_options_is_warned_of(
+    vocabulary: Path, write_checkpoint: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = write_checkpoint("teacher.pt", "ofa", "caption", bpe_dir=str(vocabulary), num_bins=10)
+    state = read_checkpoint(teacher)
+    state["cfg"]["task"] = {"_name": "multitask", "data": "m.yaml", "bpe_dir": str(vocabulary), "num_bins": 10}
+    rewrite(teacher, state)
+    checkpoints.load(teacher)
+    assert f"{teacher}: does not say the options of its members" in caplog.text
