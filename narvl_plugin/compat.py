@@ -24,6 +24,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.amp_optimizer import AMPOptimizer
+from fairseq.registry import REGISTRIES
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 
@@ -84,8 +85,11 @@ def read_checkpoints_safely() -> None:
             mark_origin(state)
         try:
             if state.get("cfg") is not None:
+                state["args"] = None  # of older files, which have no cfg; fairseq would build the model by these
                 state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
                 checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
+            elif state.get("args") is not None:
+                forget_unknown_parts(state["args"])
             upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
         except Exception as error:  # what is missing or of another form in a stranger's file raises nearly anything
             raise InputError(f"{path}: is no checkpoint of fairseq ({type(error).__name__}: {error})") from error
@@ -110,6 +114,17 @@ def read_checkpoints_safely() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     checkpoint_utils.load_ema_from_checkpoint = load_ema_from_checkpoint
     checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
+
+
+def forget_unknown_parts(flags: Namespace) -> None:
+    """Take out of an older checkpoint's flags, in place, what is no name of a part of fairseq, such as of --bpe.
+
+    fairseq hands such a name to hydra, which takes it for the path of a YAML file, and may lead to any on the machine.
+    """
+    for part, known in REGISTRIES.items():
+        name = getattr(flags, part, None)
+        if not isinstance(name, str) or name not in known["registry"]:
+            vars(flags).pop(part, None)
 
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
@@ -320,7 +335,8 @@ def show_input_errors_briefly() -> None:
             previous(kind, error, traceback)
             return
         # An error from a data worker arrives as the text of its traceback, which ends in "BadRow: message".
-        message = str(error).strip().split("\n")[-1]
+        lines = str(error).strip().split("\n")
+        message = " ".join(lines[-1:] if lines[0].startswith("Caught ") else map(str.strip, lines))
         message = message.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
         print(f"error: {message}" if isinstance(error, InputError) else f"error: {message} {hidden}", file=sys.stderr)
 

@@ -28,8 +28,14 @@ SAFETENSORS_SUFFIX = ".safetensors"
 LARGEST_PICKLE = 2**23
 """Bytes of what a checkpoint holds beside its tensors' values; some 40,000 tensors need so many."""
 
+LARGEST_LIST = 2**30
+"""Bytes of a pickle of plain values; that of RefCOCO's expressions has 4% of so many."""
+
 LARGEST_CONFIGURATION = 20_000
 """Values of a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
+
+LARGEST_FLAGS = 2_000
+"""Values of the flags of an older checkpoint. Hydra takes 2 ms for each; fairseq's have 400."""
 
 PARTS = {
     "model": dict | NoneType,
@@ -91,7 +97,10 @@ def read_pickle(file: str | Path) -> Any:
     file = Path(file)
     if not file.is_file():
         raise MissingInput(f"{file}: no such file")
-    data = file.read_bytes()
+    if file.stat().st_size > LARGEST_LIST:  # some files of the system claim any size
+        raise InputError(f"{file}: has {file.stat().st_size:,} bytes; at most {LARGEST_LIST:,} are read")
+    with file.open("rb") as stream:
+        data = stream.read(file.stat().st_size)
     unpickler = PlainUnpickler(io.BytesIO(data), len(data), {}, "and only numbers, strings, lists and dicts are read")
     try:
         value = unpickler.load()
@@ -272,9 +281,13 @@ def _check_parts(file: Path, state: Any) -> None:
     weights = state.get("model") or {}
     if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in weights.items()):
         raise InputError(f"{file}: is no checkpoint of fairseq: its model holds more than tensors under their names")
-    for name in ("cfg", "args", "task_state"):
+    for name, largest in (
+        ("cfg", LARGEST_CONFIGURATION),
+        ("args", LARGEST_FLAGS),
+        ("task_state", LARGEST_CONFIGURATION),
+    ):
         try:
-            check_extent(state.get(name), LARGEST_CONFIGURATION)
+            check_extent(state.get(name), largest)
         except Refused as error:
             raise InputError(f"{file}: refused, because its {name} {error}") from error
         for text in texts_of(state.get(name)):

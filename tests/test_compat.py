@@ -162,6 +162,7 @@ class TestInputErrors:
             # as torch hands on a data worker's error
             "Caught BadRow in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
             "  File …\nnarvl_plugin.errors.BadRow: a.tsv:3: has 3 columns\n",
+            "a.tsv:3: has\n    3 columns",
         ],
     )
     def test_end_in_one_line(self, message: str, capsys: pytest.CaptureFixture[str]) -> None:

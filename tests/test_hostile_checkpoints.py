@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,44 @@ def test_references_in_a_configuration_are_not_resolved(
     torch.save(state, tmp_path / "f.pt")
     run_all(tmp_path / "f.pt", data, vocabulary, tmp_path, run_generate)
     assert not called
+
+
+@pytest.mark.parametrize("flags", [{"bpe": "../x"}, {"scoring": "{a"}, {"device_id": [["a"]] * 500}])
+def test_older_flags_beside_a_configuration_are_passed_over(flags: dict[str, Any], caption_student: Path) -> None:
+    # fairseq builds the model of these flags, which it reads by a grammar and takes for names of files.
+    state = read_checkpoint(caption_student)
+    state["args"] = argparse.Namespace(arch="narvl", task="caption", data="x", bpe_dir="/etc", num_queries=3, **flags)
+    torch.save(state, caption_student.with_name("f.pt"))
+    (model,), _, cfg = checkpoints.load(caption_student.with_name("f.pt"))
+    assert model.num_queries == cfg.model.num_queries == 20
+
+
+def as_older_file(checkpoint: Path, **flags: Any) -> Path:
+    """Write a checkpoint as fairseq did before it had configurations: with flags."""
+    state = read_checkpoint(checkpoint)
+    cfg = state["cfg"]
+    task, model = ({name: value for name, value in cfg[part].items() if name != "_name"} for part in ("task", "model"))
+    state |= {"args": argparse.Namespace(**{"arch": "narvl", "task": "caption", **task, **model, **flags}), "cfg": None}
+    torch.save(state, checkpoint.with_name("older.pt"))
+    return checkpoint.with_name("older.pt")
+
+
+@pytest.mark.parametrize("part", ["bpe", "tokenizer", "scoring", "criterion", "optimizer", "lr_scheduler"])
+def test_older_flags_open_no_file(part: str, caption_student: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "part.yaml")  # whoever opens it waits for a writer
+    up = "/".join([".."] * 40)
+    file = as_older_file(caption_student, **{part: f"{up}{tmp_path}/part"})
+    assert checkpoints.load(file).models
+    with pytest.raises(InputError):
+        checkpoints.load(as_older_file(caption_student, device_id=[["a"]] * 5000))
+
+
+@pytest.mark.parametrize("members", [["caption"], "caption", {"caption": 3, 4: 5}, {"other": {"_name": ["caption"]}}])
+def test_members_of_another_form_are_no_members(members: object, caption_student: Path) -> None:
+    state = read_checkpoint(caption_student)
+    state["task_state"] = {"members": members}
+    torch.save(state, caption_student.with_name("f.pt"))
+    assert checkpoints.load(caption_student.with_name("f.pt"), task_overrides={"bpe_dir": None}).models
 
 
 def test_what_one_command_is_to_do_is_not_taken_from_a_file(caption_student: Path, tmp_path: Path) -> None:

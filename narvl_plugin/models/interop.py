@@ -108,8 +108,9 @@ def mark_origin(state: dict[str, Any]) -> None:
     name = task.get("_name") if isinstance(task, dict) else None
     task_state = state.get("task_state")
     members = task_state.get("members") if isinstance(task_state, dict) else None
-    known = [member.get("_name") for member in members.values() if isinstance(member, dict)] if members else [name]
-    tasks = sorted({task for task in known if task in SINGLE_TASKS})
+    of_members = members.values() if isinstance(members, dict) else ()
+    known = [member.get("_name") for member in of_members if isinstance(member, dict)] or [name]
+    tasks = sorted(set(SINGLE_TASKS).intersection(task for task in known if isinstance(task, str)))
     origin = [tasks, str(options.get("vocabulary", "")), str(options.get("member_queries", ""))]
     state["model"][ORIGIN] = torch.tensor(list(json.dumps(origin).encode()), dtype=torch.uint8)
 
