@@ -304,13 +304,14 @@ def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int
             size = int(width), int(height)
         if stream.tell() < len(data) or (size and min(size) < 1):
             raise ValueError(f"expected the picture's width and height after them, and nothing more, found {size}")
-    except (ValueError, TypeError, KeyError, EOFError) as error:
-        raise BadRow(f"{where}: the .npy features cannot be used ({error})") from error
+    except Exception as error:  # numpy reads the header as Python's literals, and raises what its tokenizer does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadRow(f"{where}: the .npy features cannot be used ({reason})") from error
     return torch.from_numpy(features.astype(np.float32)), size
 
 
 def read_array(stream: io.BytesIO) -> np.ndarray:
-    """Return the array of a `.npy` file that starts here; raises ValueError, KeyError or EOFError."""
+    """Return the array of a `.npy` file that starts here; raises nearly anything for another file."""
     # The header may claim any shape; numpy would allocate it before it finds the bytes missing.
     start = stream.tell()
     version = np.lib.format.read_magic(stream)

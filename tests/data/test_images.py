@@ -137,9 +137,20 @@ def claims_too_much() -> str:
     return base64.b64encode(stream.getvalue() + bytes(100)).decode()
 
 
+def with_header(header: str) -> str:
+    """Return a `.npy` file with such a header, as base64."""
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    return base64.b64encode(start + header.encode() + bytes(16)).decode()
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
+        *((with_header(header), "features cannot be used") for header in ("{'descr': ((((", "'''", "-" * 9000 + "1")),
+        (
+            with_header("{'descr': '|V0', 'fortran_order': False, 'shape': (1" + "0" * 30 + ", 1, 1)}"),
+            "features cannot be used",
+        ),
         ("", "neither base64 nor a path|image is not readable"),
         ("not an image", "neither base64 nor a path"),
         (base64.b64encode(b"plain text").decode(), "image is not readable"),

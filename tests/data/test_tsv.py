@@ -137,6 +137,34 @@ def test_an_index_of_a_stranger_leads_nowhere(offsets: list[int], write_tsv: Cal
             TsvFile(path, "0")[row]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<i8', ((((",
+        "-" * 9000 + "1",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1" + "0" * 30 + ",)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1,), [1]: 2}",
+    ],
+)
+def test_an_index_that_is_no_array_is_made_anew(header: str, write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["a"], ["b"]])
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    Path(f"{path}.idx.npy").write_bytes(start + header.encode() + bytes(16))
+    assert TsvFile(path, "0")[1] == ["b"]
+
+
+def test_an_index_that_is_an_archive_or_a_pipe_is_made_anew(write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["a"], ["b"]])
+    index = Path(f"{path}.idx.npy")
+    with index.open("wb") as file:
+        np.savez(file, offsets=np.arange(4))
+    assert TsvFile(path, "0")[1] == ["b"]
+    index.unlink()
+    os.mkfifo(index)  # whoever opens it waits for a writer
+    assert TsvFile(path, "0")[1] == ["b"]
+
+
 def test_a_row_without_end_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "zeros.tsv", "wb") as file:
         file.truncate(tsv.MAX_ROW + 1)
