@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from narvl_plugin.data.images import open_image
+from narvl_plugin.data.images import open_image, opened, read_file
 from narvl_plugin.data.resumable import ResumableWriter, fingerprint
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.errors import BadRow, InputError
@@ -54,7 +54,7 @@ class Pictures:
         """Return the image column of a row of `tsv`.
 
         Raises:
-            Dropped: the picture is missing or, if that is checked, cannot be read.
+            Dropped: the picture is missing or, if that is checked or its link leads out of the folder, no picture.
             InputError: its path leads out of the folder, to files that are no part of the data set.
         """
         if picture.is_absolute() or ".." in picture.parts or _UNSAFE.search(str(picture)):
@@ -62,14 +62,18 @@ class Pictures:
         file = self.folder / picture
         if not file.is_file():
             raise Dropped("missing image")
-        if self.check:
-            try:
-                open_image(file.read_bytes(), str(file))
-            except BadRow as error:
-                raise Dropped("unreadable image") from error
+        try:
+            data = b"" if self.as_paths and not self.check else read_file(file, str(file))
+            if self.check:
+                open_image(data, str(file))
+            elif data and not file.resolve().is_relative_to(self.folder.resolve()):
+                with opened(data, str(file)):  # a link leads out of the folder, to what may be no picture
+                    pass
+        except BadRow as error:
+            raise Dropped("unreadable image") from error
         if self.as_paths:
             return os.path.join(self.seen_from(tsv), picture)
-        return base64.b64encode(file.read_bytes()).decode("ascii")
+        return base64.b64encode(data).decode("ascii")
 
     def seen_from(self, tsv: Path) -> str:
         """Return the relative path from a TSV file's folder to that of the pictures."""

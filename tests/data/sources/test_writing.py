@@ -100,6 +100,18 @@ def test_pictures_that_cannot_be_read_are_dropped_if_asked_for(
     assert [name for name, _ in read_rows(tmp_path / "a.tsv")] == ["a/good.jpg"]
 
 
+def test_links_out_of_the_folder_lead_to_pictures_alone(
+    raw: Path, tmp_path: Path, names: list[str], read_rows: Callable[..., Any]
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "outside.jpg").write_bytes((raw / "a/good.jpg").read_bytes())
+    (raw / "stolen.jpg").symlink_to(tmp_path / "secret")
+    (raw / "linked.jpg").symlink_to(tmp_path / "outside.jpg")
+    outcome = write(tmp_path / "a.tsv", ["stolen.jpg", "linked.jpg"], Pictures(raw))
+    assert outcome.counts == {"rows written": 1, "dropped (unreadable image)": 1}
+    assert [name for name, _ in read_rows(tmp_path / "a.tsv")] == ["linked.jpg"]
+
+
 def test_paths_are_found_from_the_tsv_file_even_through_links(
     raw: Path, tmp_path: Path, names: list[str], read_rows: Callable[..., Any]
 ) -> None:
