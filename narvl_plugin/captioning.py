@@ -22,7 +22,7 @@ from narvl_plugin import checkpoints
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
-from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, harmless
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.whole_files import sole_writer
@@ -50,8 +50,8 @@ OTHER_SUFFIXES = {
 } - {*PICTURE_SUFFIXES}
 """What pictures are called that cannot be read here."""
 COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
-UNWRITABLE = re.compile(r"[\t\r\n\ud800-\udfff]")
-"""What a column of a TSV file cannot hold: line ends, tabs, bytes that are no UTF-8."""
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What a line of text cannot hold: line ends, tabs and other control characters, bytes that are no UTF-8."""
 
 
 class Count(NamedTuple):
@@ -267,7 +267,7 @@ class Captioner:
             moved = move_batch(batch, self.device)
             hypotheses = self.task.inference_step(self.generator, self.models, moved)
             for name, (best, *_) in zip(batch["id"].tolist(), hypotheses, strict=True):
-                yield name, " ".join(self.task.codec.decode(best["tokens"]).split())
+                yield name, harmless(" ".join(self.task.codec.decode(best["tokens"]).split()), "")
 
 
 class PictureTable:

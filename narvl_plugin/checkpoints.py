@@ -19,7 +19,7 @@ from fairseq.utils import split_paths
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import InputError, harmless
 from narvl_plugin.models.interop import QUERIES, SINGLE_TASKS
 from narvl_plugin.tasks.base import PER_RUN, BaseTask, BaseTaskConfig
 
@@ -224,8 +224,8 @@ def task_options(file: Path, trained: Mapping[str, Any], task_name: str, given: 
         raise InputError(f"{file}: the options of its task cannot be used ({reason})") from error
     for name in sorted(kept.keys() & given.keys() - COMPARED_BY_CONTENT):
         if _differ(options[name], before[name]):
-            option = name.replace("_", "-")
-            logger.warning("%s: was trained with --%s %s, now --%s %s", file, option, before[name], option, given[name])
+            option, trained_with = name.replace("_", "-"), harmless(str(before[name]))
+            logger.warning("%s: was trained with --%s %s, now --%s %s", file, option, trained_with, option, given[name])
     return options
 
 

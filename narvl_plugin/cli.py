@@ -12,7 +12,7 @@ import typer
 import narvl_command
 from narvl_plugin import bench_commands, data_commands
 from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import InputError, harmless
 
 SETTINGS_FILE = "settings.txt"
 """Where a run script keeps its settings in the run's folder, as lines KEY=value."""
@@ -334,5 +334,5 @@ def run() -> None:
     except (InputError, OSError, ValueError) as error:
         if os.environ.get("NARVL_DEBUG") == "1":
             raise
-        print(f"narvl: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"narvl: {harmless(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)

@@ -11,15 +11,27 @@ from collections.abc import Sequence
 logger = logging.getLogger(__name__)
 
 
+_CONTROL = re.compile(r"[^\n\t -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
+"""Control characters, those that turn the direction of writing, and halves of surrogate pairs."""
+
+
+def harmless(text: str, replacement: str = "?") -> str:
+    """Return a text in which a terminal finds no commands, whatever file it comes from."""
+    return _CONTROL.sub(replacement, text)
+
+
 class InputError(Exception):
-    """An error in what the user gave (files, flags) whose message says all there is to know."""
+    """An error in what the user gave (files, flags) whose message says all there is to know.
+
+    The message may hold names and texts of a file, made `harmless`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(harmless(message))
 
 
 class MissingInput(InputError, FileNotFoundError):
     """A file or folder that does not exist; the message names it and says what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
 
 
 class BadRow(InputError, ValueError):

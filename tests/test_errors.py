@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from narvl_plugin.errors import BadRow, InputError, SkipBudget
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 
 
 def bad(file: str, row: int, reason: str = "has no words") -> BadRow:
@@ -87,3 +87,9 @@ def test_rows_that_are_not_met_again_are_charged() -> None:
         budget.skip(bad("a", 2))
     with pytest.raises(InputError, match="--skip-bad-rows 1: 2 rows were skipped before"):
         SkipBudget(1).charge(2)
+
+
+@pytest.mark.parametrize("kind", [InputError, MissingInput, BadRow])
+def test_messages_hold_no_commands_to_a_terminal(kind: type[InputError]) -> None:
+    name = "a\x1b]0;title\x07\x9b31m\u202egpj\ud800.tsv"
+    assert str(kind(f"{name}:3: {'é漢 €'}\tb")) == "a?]0;title??31m?gpj?.tsv:3: é漢 €\tb"
