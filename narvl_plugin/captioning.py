@@ -104,6 +104,8 @@ def caption_pictures(
     if out is not None and out.exists() and not out.is_file():
         raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
     files, others = search_pictures(given)
+    if out is not None and out.exists() and any(out.samefile(file) for file in files.values() if file.exists()):
+        raise InputError(f"--out {out}: is one of the pictures, which it would replace; give the name of another file")
     as_json = out is not None and out.suffix.lower() == ".json"
     ids = coco_ids(files) if as_json else {}
     if others:

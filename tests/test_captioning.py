@@ -186,6 +186,16 @@ def test_an_older_output_stays_until_all_is_captioned(
     assert not list(tmp_path.glob("captions.json.*"))
 
 
+def test_an_output_that_is_one_of_the_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
+    picture = folder / "a.webp"
+    before = picture.read_bytes()
+    (tmp_path / "link.txt").symlink_to(picture)
+    for out in (picture, tmp_path / "link.txt"):
+        with pytest.raises(InputError, match=f"--out {out}: is one of the pictures"):
+            caption_pictures([folder], checkpoint=tmp_path / "none.pt", out=out)
+    assert picture.read_bytes() == before
+
+
 @pytest.mark.integration
 def test_pictures_are_read_as_people_see_them(
     make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
