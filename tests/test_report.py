@@ -223,6 +223,31 @@ def test_missing_files_are_named(tmp_path: Path, run_folder: Path) -> None:
         build_report(run_folder)
 
 
+@pytest.mark.parametrize("name", ["latency.json", "calibration.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "{", "[]", '{"systems": 3}', '{"systems": {"student": {"p50_ms": "<b>", "n": 1}}, "machine": {}}'],
+)
+def test_measurements_of_another_form_are_named(run_folder: Path, name: str, content: str) -> None:
+    (run_folder / name).write_text(content)
+    with pytest.raises(InputError, match=name):
+        build_report(run_folder)
+
+
+def test_texts_of_a_run_are_no_html(run_folder: Path) -> None:
+    attack = "<script>x</script>\"'><img src=x onerror=x>"
+    for file in run_folder.glob("generate/*/generate-test.txt"):
+        file.write_text(re.sub("(?m)^(D-[^\t]*\t[^\t]*\t).*$", lambda line: line[1] + attack, file.read_text()))
+    test_tsv = run_folder / "data" / "caption" / "test.tsv"
+    test_tsv.write_text("".join(f"{line.replace('a ', attack)}\n" for line in test_tsv.read_text().splitlines()))
+    measured = json.loads((run_folder / "latency.json").read_text()) | {"machine": {attack: attack}}
+    (run_folder / "latency.json").write_text(json.dumps(measured))
+    (run_folder / "generate/student").rename(run_folder / "generate/<script>[bold]")
+    build_report(run_folder, settings={attack: attack})
+    page = (run_folder / "report.html").read_text()
+    assert "&lt;script&gt;" in page and "<script" not in page and "<img src=x" not in page
+
+
 class TestCaptionsByRow:
     """Which row of the test file a caption belongs to."""
 
@@ -254,11 +279,14 @@ class TestTrainingLog:
             '{"epoch": 1, "loss": "inf", "num_updates": "20"}\n'
             '{"epoch": 1, "valid_loss": "4.5", "valid_num_updates": "20"}\n'
             '{"epoch": 1, "train_loss": "4.8", "train_num_updates": "20"}\n'
+            '{"num_updates": NaN, "loss": 1}\n{"num_updates": [1], "loss": 1}\n{"num_updates": 1e999, "loss": 1}\n'
+            f'{{"num_updates": 30, "loss": 1{"0" * 400}, "acc": 1e300}}\n{{"a":{"[" * 100_000}\n'
             '{"epoch": 2, "los'
         )
         log = read_training_log(path)
         assert log.curves["loss"] == [(10, 5.0)]
         assert log.curves["valid_loss"] == [(20, 4.5)]
+        assert "acc" not in log.curves
 
     def test_updates_done_again_after_a_stop_count_once(self, tmp_path: Path) -> None:
         path = tmp_path / "train.jsonl"

@@ -8,7 +8,9 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from narvl_plugin.errors import harmless
 from narvl_plugin.evaluation.benchmarks import Scores
 from narvl_plugin.whole_files import write_whole
 
@@ -20,9 +22,9 @@ def print_scores(scores: Scores) -> None:
         columns = list(dict.fromkeys(name for values in rows.values() for name in values))
         table = RichTable(title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for name in columns:
-            table.add_column(name, justify="right")
+            table.add_column(Text(harmless(name)), justify="right")
         for row, values in rows.items():
-            table.add_row(row, *(_number(values.get(name)) for name in columns))
+            table.add_row(Text(harmless(row)), *(_number(values.get(name)) for name in columns))
         console.print(table)
         console.print()
     for note in scores.notes:

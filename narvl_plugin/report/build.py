@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from narvl_plugin.bench import Predictor
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.report.charts import confidence_charts, training_charts
 from narvl_plugin.report.outputs import outputs_by_row, read_pictures, read_rows, read_training_log
@@ -79,7 +82,10 @@ def build_report(
     results = evaluate(subject, outputs, scored, measured["systems"])
     sentences = notes(subject, results, scored, measured["machine"], left_out)
     calibration = _read_calibration(out_dir / "calibration.json")
-    tables = further_tables(subject, results) + confidence_tables(calibration)
+    with _blaming(out_dir / "calibration.json"):
+        confidence = confidence_tables(calibration)
+        calibration_charts = confidence_charts(calibration["systems"]) if calibration else []
+    tables = further_tables(subject, results) + confidence
     content = {
         "systems": {result.name: result.as_json() for result in results},
         "test": {"file": str(test_tsv), subject.unit: len(scored), "left_out": left_out},
@@ -101,7 +107,7 @@ def build_report(
         tables=tables,
         charts={
             "Training": training_charts(logs, TRAINING_LABELS, subject.curve),
-            "Confidence": confidence_charts(calibration["systems"]) if calibration else [],
+            "Confidence": calibration_charts,
         },
         rows=shown,
         readings=_readings(student, shown, images),
@@ -120,11 +126,11 @@ def print_table(columns: Sequence[str], results: Sequence[SystemResult], sentenc
         heading = name.replace(" ", "\n").replace("/", "/\n")
         table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     for result in results:
-        table.add_row(*result.cells())
+        table.add_row(*(Text(harmless(cell)) for cell in result.cells()))
     console = Console()
     console.print(table)
     for sentence in sentences:
-        console.print(f"- {sentence}", highlight=False, markup=False)
+        console.print(f"- {harmless(sentence)}", highlight=False, markup=False)
 
 
 def _read_systems(out_dir: Path, rows: Sequence[Row]) -> dict[str, dict[int, str]]:
@@ -140,7 +146,12 @@ def _read_latency(path: Path) -> dict[str, Any]:
     if not path.exists():
         logger.warning("%s: no such file; the table has no latencies", path)
         return {"systems": {}, "machine": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    measured = _read_json(path)
+    with _blaming(path):
+        numbers = [found[key] for found in measured["systems"].values() for key in ("p50_ms", "n")]
+        if not all(map(math.isfinite, numbers)) or not isinstance(measured["machine"], dict):
+            raise ValueError("a number that is none")
+    return measured
 
 
 def _load_student(
@@ -158,7 +169,27 @@ def _load_student(
 
 def _read_calibration(path: Path) -> dict[str, Any]:
     """Read what `narvl calibrate` measured; nothing, if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises InputError where the file holds none."""
+    with _blaming(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+    return content
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Raise InputError for a file whose content is not as narvl writes it, whatever goes wrong with it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not as narvl writes it ({type(error).__name__}: {error}); measure again"
+        ) from error
 
 
 def _readings(student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]) -> list[Reading] | None:

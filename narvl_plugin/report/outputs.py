@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.report.subjects.base import Row, RowT, Subject
 
 logger = logging.getLogger(__name__)
+
+LARGEST_VALUE = 1e30  # of a curve
 
 
 def read_rows(path: Path, subject: Subject[RowT]) -> list[RowT]:
@@ -95,12 +96,12 @@ class TrainingLog:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def add(self, name: str, updates: int, value: Any) -> None:
-        """Add a point, unless its value is no finite number."""
+        """Add a point, unless its value is no number that a chart can show."""
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return
-        if math.isfinite(number):
+        if abs(number) < LARGEST_VALUE:
             self.curves.setdefault(name, []).append((updates, number))
 
 
@@ -115,19 +116,13 @@ def read_training_log(path: Path) -> TrainingLog:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # a killed run leaves half a line
+            updates = record.get("valid_num_updates", record.get("num_updates"))
+            number = int(float(updates))
+        except (ValueError, TypeError, OverflowError, RecursionError):  # a killed run leaves half a line
             continue
-        if "valid_num_updates" in record:
-            updates, names = (
-                record["valid_num_updates"],
-                [name for name in record if name.startswith("valid_")],
-            )
-        elif "num_updates" in record:
-            updates, names = record["num_updates"], list(record)
-        else:
-            continue
+        names = [name for name in record if "valid_num_updates" not in record or name.startswith("valid_")]
         for name in names:
-            log.add(name, int(float(updates)), record[name])
+            log.add(name, number, record[name])
     # A training that was stopped does some updates again: the later values are those of the model.
     log.curves = {name: sorted(dict(points).items()) for name, points in log.curves.items()}
     return log

@@ -29,6 +29,9 @@ _METEOR_BASE_SECONDS = 120.0
 _METEOR_SECONDS_PER_CAPTION = 0.1
 _METEOR_SEPARATOR = " ||| "
 
+MOST_WORDS = 500
+"""Words of a caption: ROUGE-L compares each word of a caption with each of a reference."""
+
 
 @dataclass(frozen=True)
 class CaptionScores:
@@ -80,7 +83,8 @@ def score_systems(
     Raises:
         ValueError: when there is nothing to score, the ids differ, or a picture has no reference.
         JavaError: when ``tokenizer="ptb"`` cannot be run.
-        InputError: when a Java program gives back another number of lines than it was given.
+        InputError: when a Java program gives back another number of lines than it was given, or a text has more than
+            ``MOST_WORDS``.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -92,6 +96,12 @@ def score_systems(
         key: [*(hypotheses[key] for hypotheses in systems.values()), *texts] for key, texts in references.items()
     }
     words, used = tokenize_captions(together, tokenizer)
+    for key, texts in words.items():
+        longest = max(text.count(" ") + 1 for text in texts)
+        if longest > MOST_WORDS:
+            raise InputError(
+                f"picture {key} has a caption or reference of {longest:,} words; at most {MOST_WORDS} count"
+            )
     targets = {key: texts[len(systems) :] for key, texts in words.items()}
     candidates = {name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)}
     meteors, missing = {}, {}

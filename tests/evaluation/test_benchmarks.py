@@ -241,3 +241,10 @@ def test_tables_are_printed_and_written(
     assert lines[2:] == [["val", "1.0000", "5,000", "–"], ["test", "–", "2", "0.2500"], ["-", *scores.notes[0].split()]]
     write_scores(scores, tmp_path / "new" / "scores.json")
     assert written(tmp_path / "new" / "scores.json") == {"tables": tables, "notes": scores.notes}
+
+
+def test_names_in_annotations_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    # "[/x]" would end a style that nobody began.
+    print_scores(Scores({"questions": {"[/x] [bold]how\x1b[2J": {"[/y]": 1.0}}}))
+    shown = capsys.readouterr().out
+    assert "[/x] [bold]how?[2J" in shown and "[/y]" in shown

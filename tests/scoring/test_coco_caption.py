@@ -206,6 +206,17 @@ def test_bad_input_is_named(hypotheses: dict[str, str], references: dict[str, li
 
 
 @pytest.mark.usefixtures("no_java")
+@pytest.mark.parametrize("words", [501, 100_000])
+def test_a_text_too_long_for_a_caption_is_refused(words: int) -> None:
+    # ROUGE-L would take as many steps, and as much memory, as the words of both texts multiplied.
+    long = "a b " * (words // 2) + "a"
+    for hypothesis, reference in ((long, "a"), ("a", long)):
+        with pytest.raises(InputError, match=rf"picture p has a caption or reference of {words // 2 * 2 + 1:,} words"):
+            score_captions({"p": hypothesis}, {"p": [reference]})
+    assert score_captions({"p": "a " * 500}, {"p": ["a"]}).values["ROUGE-L"] > 0
+
+
+@pytest.mark.usefixtures("no_java")
 def test_fairseq_builds_the_scorer_by_name() -> None:
     scorer = scoring._build_scorer("coco_caption")
     scorer.add_string("a dog&&one dog", "a dog")
