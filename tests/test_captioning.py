@@ -17,6 +17,7 @@ from narvl_plugin.bench import Predictor
 from narvl_plugin.captioning import PictureTable, caption_pictures, coco_ids, find_pictures, search_pictures
 from narvl_plugin.cli import app
 from narvl_plugin.data.images import PICTURE_SUFFIXES
+from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.tasks.caption import CaptionTask
 
@@ -54,9 +55,15 @@ def test_what_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
         find_pictures([tmp_path / "gone"])
     with pytest.raises(InputError, match=r"notes.txt: is no picture by its name"):
         find_pictures([folder / "notes.txt"])
-    (folder / "a\tb.png").touch()
-    with pytest.raises(InputError, match=r"'a\\tb.png': .* rename it"):
-        find_pictures([folder])
+    for name, shown in (
+        ("a\tb.png", r"'a\\tb.png'"),
+        ("a\x1b[2J.png", r"'a\\x1b\[2J.png'"),
+        ("a\x85.png", r"'a\\x85.png'"),
+    ):
+        (folder / name).touch()
+        with pytest.raises(InputError, match=rf"{shown}: .* rename it"):
+            find_pictures([folder])
+        (folder / name).unlink()
 
 
 def test_a_folder_is_searched_for_every_format_that_is_read(tmp_path: Path) -> None:
@@ -243,6 +250,20 @@ def test_the_last_line_counts_pictures_of_other_formats(
 
 
 @pytest.mark.integration
+def test_captions_hold_no_commands_to_a_terminal(
+    write_checkpoint: Callable[..., Path],
+    vocabulary: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), patch_image_size=32)
+    # as a vocabulary of others, or GPT-2's, may spell
+    monkeypatch.setattr(TextCodec, "decode", lambda *_: "a \x1b[2Jcat \x9b31m on\nred")
+    caption_pictures([folder], checkpoint=student, workers=0, device="cpu")
+    assert {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()} == {"a [2Jcat 31m on red"}
+
+
 def test_captions_are_those_of_one_picture_at_a_time(
     make_model: Callable[..., Path], folder: Path, write_tsv: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:

@@ -150,6 +150,12 @@ class TestPickle:
         with pytest.raises(MissingInput, match="gone.pkl"):
             read_pickle(tmp_path / "gone.pkl")
 
+    def test_a_file_of_any_size_is_not_read(self, tmp_path: Path) -> None:
+        with (tmp_path / "a.pkl").open("wb") as file:
+            file.truncate(1 << 40)  # takes no room on the disk
+        with pytest.raises(InputError, match=r"a\.pkl: has 1,099,511,627,776 bytes; at most"):
+            read_pickle(tmp_path / "a.pkl")
+
     def test_of_the_published_answers_is_read(self, goldens: Path) -> None:
         answers = read_pickle(goldens / "data" / "trainval_ans2label.pkl")
         assert isinstance(answers, dict) and all(isinstance(label, int) for label in answers.values())
