@@ -153,10 +153,16 @@ class ResumableWriter:
 
     def _take_up(self) -> None:
         """Read how far an earlier run came, after checking that it was the same run."""
-        record = json.loads(self.record.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            before: dict[str, Any] = dict(record["settings"])
+            counts = Counter({str(name): int(count) for name, count in record.get("counts", {}).items()})
+            if min(int(record["rows"]), int(record["bytes"]), *counts.values()) < 0:
+                raise ValueError("a number below 0")
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+            raise StalePart(f"{self.record}: is damaged ({error}); delete it and {self.part} to start anew") from error
         if not record["rows"]:
             return
-        before: dict[str, Any] = record["settings"]
         for key in sorted(before.keys() | self.settings.keys()):
             if before.get(key) != self.settings.get(key):
                 raise StalePart(
@@ -170,7 +176,7 @@ class ResumableWriter:
                 f" {record['bytes']}; delete it to start anew"
             )
         self.rows_done, self._bytes_done = record["rows"], record["bytes"]
-        self.counts = Counter(record.get("counts", {}))
+        self.counts = counts
 
     def _save_record(self) -> None:
         """Replace the record in one step, so that a kill leaves the old one or the new one."""

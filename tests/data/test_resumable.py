@@ -58,6 +58,27 @@ def test_a_part_that_lost_bytes_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"rows": 1}',
+        '{"rows": "x", "bytes": 0, "settings": {}}',
+        '{"rows": 1, "bytes": -5, "settings": {}}',
+        '{"rows": 1, "bytes": 0, "settings": {}, "counts": {"dropped": []}}',
+        '{"rows": 1, "bytes": 0, "settings": {}, "counts": {"dropped": -1}}',
+    ],
+)
+def test_a_damaged_record_is_named(record: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    write_from(ResumableWriter(out, {}), stop_after=1)
+    (tmp_path / "out.tsv.part.json").write_text(record)
+    with pytest.raises(StalePart, match=r"out.tsv.part.json: is damaged .*; delete it"), ResumableWriter(out, {}):
+        pass
+
+
 def test_counts_go_on_where_they_stopped(tmp_path: Path) -> None:
     out = tmp_path / "out.tsv"
     with ResumableWriter(out, {}) as writer:
