@@ -97,7 +97,9 @@ class BinSizes:
 
     @classmethod
     def of(cls, generated: Path, given: Mapping[str, int | None]) -> BinSizes:
-        """Return the sizes with which a file was generated, as its first line says (`compat.write_sizes_of_bins`).
+        """Return the sizes with which a file was generated, as it says (`compat.write_sizes_of_bins`).
+
+        Of a program's whole output, log lines may come first; of several shards in one file, each says its sizes.
 
         Args:
             generated: what fairseq-generate wrote.
@@ -105,17 +107,20 @@ class BinSizes:
 
         Raises:
             MissingInput: there is no such file.
-            InputError: neither the file nor the caller says a size.
+            InputError: neither the file nor the caller says a size, or parts of the file have others.
         """
         try:
             with generated.open("rb") as stream:
-                line = stream.readline(MAX_SIZES_LINE)
+                lines = {line[:MAX_SIZES_LINE].strip() for line in stream if line.startswith(SIZES_MARK)}
         except FileNotFoundError as error:
             raise MissingInput(f"{generated}: no such file; run fairseq-generate --results-path") from error
+        if len(lines) > 1:
+            shown = "; ".join(sorted(line.decode(errors="replace") for line in lines))
+            raise InputError(f"{generated}: its parts were generated with other sizes ({shown:.300}); generate again")
         try:
-            said = dict(json.loads(line.removeprefix(SIZES_MARK))) if line.startswith(SIZES_MARK) else {}
+            said = dict(json.loads(lines.pop().removeprefix(SIZES_MARK))) if lines else {}
         except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{generated}: its first line has no JSON object after O- ({error})") from error
+            raise InputError(f"{generated}: its line O- has no JSON object ({error})") from error
         sizes = {}
         for field in fields(cls):
             written, option = said.get(field.name), "--" + field.name.replace("_", "-")

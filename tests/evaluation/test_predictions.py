@@ -43,7 +43,7 @@ class TestGenerated:
 
 
 class TestSizesOfBins:
-    """They are those with which a file was generated, which its first line says."""
+    """They are those with which a file was generated, as it says."""
 
     SIZES = {"num_bins": 11, "max_image_size": 160, "patch_image_size": 80}
 
@@ -56,6 +56,14 @@ class TestSizesOfBins:
     def test_what_generated_a_file_says_them(self, generated: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert BinSizes.of(generated, dict.fromkeys(self.SIZES)) == BinSizes(**self.SIZES)
         assert not caplog.records
+
+    def test_log_lines_may_come_first_and_shards_one_after_the_other(self, generated: Path) -> None:
+        content = generated.read_text()
+        generated.write_text(f"2024 | INFO | loading\r\n{content}H-1\t-1\tO-\t3\n{content}")
+        assert BinSizes.of(generated, {}) == BinSizes(**self.SIZES)
+        generated.write_text(content + content.replace("160", "512"))
+        with pytest.raises(InputError, match=r"its parts were generated with other sizes \(.*160.*512"):
+            BinSizes.of(generated, {})
 
     def test_what_is_given_otherwise_counts_and_is_warned_of(
         self, generated: Path, caplog: pytest.LogCaptureFixture
