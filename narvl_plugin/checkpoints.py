@@ -169,8 +169,8 @@ def trained_options(file: Path, state: Mapping[str, Any], member: str) -> Mappin
     if isinstance(members, dict) and members:
         if not isinstance(members.get(member), dict):
             raise InputError(
-                f"{file}: was trained on {', '.join(map(str, members))}, not on {member!r:.40}; choose by --member, or "
-                "make a student of one of them: narvl convert CHECKPOINT OUT --member NAME"
+                f"{file}: was trained on {', '.join(map(str, members)):.200}, not on {member!r:.40}; choose by "
+                "--member, or make a student of one of them: narvl convert CHECKPOINT OUT --member NAME"
             )
         return members[member]
     options = state["cfg"].get("task") or {}
