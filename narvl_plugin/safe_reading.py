@@ -266,9 +266,10 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
         raise InputError(f"{description}: holds no configuration (cfg), so it cannot be told which model it is")
     try:
-        return whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
+        whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
     except Exception as error:  # among others KeyError, for types of numbers that torch does not know
         raise InputError(f"{file}: is cut off, damaged or no safetensors file ({_reason(error)})") from error
+    return whole | {"task_state": state.get("task_state", {})}
 
 
 def _check_parts(file: Path, state: Any) -> None:

@@ -108,6 +108,7 @@ class TestConvert:
         assert read_checkpoint(tmp_path / "out.pt")["task_state"] == state["task_state"]
         convert(tmp_path / "mixture.pt", tmp_path / "out.safetensors")
         assert json.loads((tmp_path / "out.json").read_text())["task_state"] == state["task_state"]
+        assert read_checkpoint(tmp_path / "out.safetensors")["task_state"] == state["task_state"]
 
     def test_sizes_that_differ_are_refused(self, teacher: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"ofa.pt: the checkpoint and the model differ in .* tensors \(reshaped: "):
