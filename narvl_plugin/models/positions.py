@@ -9,12 +9,21 @@ import math
 import torch
 from torch import Tensor, nn
 
+from narvl_plugin.errors import InputError
+
 
 def token_buckets(length: int, *, bucket_size: int, max_positions: int, device: torch.device | None = None) -> Tensor:
     """Return the bucket of each pair of text positions, (length, length), in [0, 2 * bucket_size - 2].
 
     Distances up to half of `bucket_size` have a bucket each, larger ones share buckets logarithmically.
+
+    Raises InputError for more positions than there are, before anything takes memory for each pair of them.
     """
+    if length > max_positions:
+        raise InputError(
+            f"a text of {length:,} tokens is longer than the model's {max_positions:,} positions; cut it, or leave its "
+            "row out"
+        )
     middle = bucket_size // 2
     distance = torch.arange(length, dtype=torch.double)
     scale = (bucket_size - 1 - middle) / math.log((max_positions - 1) / middle)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
 from narvl_plugin.models.attention import Attention
 
@@ -46,6 +47,15 @@ def test_shapes():
     logits, extra = make("narvl_tiny", num_queries=7)(**batch())
     assert logits.shape == (2, 7, 50)
     assert extra["encoder_out"].shape == (4 * 6 + 6, 2, 32)
+
+
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+def test_a_text_longer_than_the_positions_is_refused_before_it_takes_memory(arch):
+    model, inputs = make(arch, max_positions=20, token_bucket_size=10), batch()
+    model(**inputs | {"src_tokens": torch.full((2, 20), 5), "src_lengths": torch.full((2,), 20)})
+    for length in (21, 2_000_000):  # of which the biases of one head alone would take 16 terabytes
+        with pytest.raises(InputError, match=f"a text of {length:,} tokens is longer than the model's 20 positions"):
+            model(**inputs | {"src_tokens": torch.full((2, length), 5), "src_lengths": torch.full((2,), length)})
 
 
 def test_the_teacher_is_causal():
