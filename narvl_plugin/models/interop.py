@@ -38,6 +38,9 @@ FIXED_FLAGS = {
 FOREIGN_ARCHS = ("ofa_", "na_ofa_", "narvl_")
 """How the names of architectures that we know begin in foreign checkpoints."""
 
+LARGEST_TABLES = {"max_positions": 4_096, "image_bucket_size": 64}
+"""Sizes up to which OFA's tables take no more than a gigabyte; its own are 1,024 and 42."""
+
 EMBEDDING = "encoder.embed_tokens.weight"
 """The one embedding of all labels (V, D), and below its other names."""
 EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
@@ -229,6 +232,9 @@ def flags_of(config: OfaConfig) -> Namespace:
             break
     else:
         raise InputError("OFA's layout is for its own sizes, ofa_tiny to ofa_huge; this model has another one")
+    for name, largest in LARGEST_TABLES.items():
+        if values[name] > largest:
+            raise InputError(f"OFA's layout has a table of all pairs of positions; {name}={values[name]} is too large")
     for name in (
         "vision_pretrained",
         "normalise_features",

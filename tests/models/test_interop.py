@@ -194,3 +194,11 @@ def test_a_students_configuration_adds_queries_and_calibration() -> None:
     names = [{field for field in config.__dataclass_fields__} for config in (OfaConfig, NarvlConfig)]
     calibration = {"temperature", "confidence_slope", "confidence_offset"}
     assert names[1] - names[0] == {"num_queries", "member_queries"} | calibration
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("image_bucket_size", 65), ("image_bucket_size", 256), ("max_positions", 16_384)]
+)
+def test_tables_that_take_all_memory_are_refused(name: str, size: int) -> None:
+    with pytest.raises(InputError, match=f"{name}={size} is too large"):
+        flags_of(OfaConfig(**{name: size}))
