@@ -172,9 +172,9 @@ class TestFolder:
             load_codec(tmp_path, num_bins=0).encode("yx")
 
     def test_refuses_pieces_that_are_no_text(self, tmp_path: Path) -> None:
-        unknown, piece = b"\n\x07\n\x05<unk>\x18\x02", b"\n\x02\xff\xfe"
+        unknown, piece = b"\n\x09\n\x05<unk>\x18\x02", b"\n\x02\xff\xfe"
         (tmp_path / "spm.model").write_bytes(unknown + b"\n" + bytes([len(piece)]) + piece + b"\x12\x02\x18\x02")
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="vocabulary cannot be read .*utf-8"):
             load_codec(tmp_path)
 
     def test_refuses_a_name_that_no_file_system_has(self) -> None:
