@@ -20,6 +20,8 @@ from narvl_plugin.safe_reading import read_pickle
 
 logger = logging.getLogger(__name__)
 
+LONGEST_ANSWER = 1_000
+"""Characters; what a list of answers takes grows with the square of its longest one."""
 PROMPT_TYPES = ("none", "src", "prev_output")
 
 
@@ -90,6 +92,11 @@ def read_answers(file: str | Path) -> list[str]:
     answers = read_pickle(file)
     if not isinstance(answers, dict) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f"--ans2label-file {file}: expected a pickled dict from answer to number, with some answers")
+    longest = max(map(len, answers))
+    if longest > LONGEST_ANSWER:
+        raise InputError(
+            f"--ans2label-file {file}: has an answer of {longest:,} characters; at most {LONGEST_ANSWER:,} are read"
+        )
     return list(answers)
 
 

@@ -173,7 +173,7 @@ class CommonTask(FairseqTask):
 
     def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
         """Take over what a checkpoint kept; fairseq calls it where a training goes on, not where one starts anew."""
-        self.skip_budget.restore(kept["skipped_rows"])
+        self.skip_budget.restore(kept.get("skipped_rows", []))
 
     def measure_targets(self, model: torch.nn.Module) -> None:
         """Log how many targets of the training files do not fit a student's queries."""

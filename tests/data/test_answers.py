@@ -64,5 +64,8 @@ def test_answer_files_are_pickled_dicts(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"red": Path}))
     with pytest.raises(InputError, match="refused"):
         read_answers(path)
+    path.write_bytes(pickle.dumps({"red": 0, "a" * 1_001: 1}))
+    with pytest.raises(InputError, match=r"answers\.pkl: has an answer of 1,001 characters; at most 1,000 are read"):
+        read_answers(path)
     with pytest.raises(MissingInput, match=r"none\.pkl: no such file"):
         read_answers(tmp_path / "none.pkl")

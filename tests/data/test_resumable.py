@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import time
 from pathlib import Path
@@ -133,7 +134,8 @@ def test_of_processes_that_start_together_one_writes(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert said.count("written") == 1
-    assert all("out.tsv: process" in result for result in said if result != "written")
+    # The others come while it writes, perhaps before its lock names it, or, on a busy machine, when it has finished.
+    assert all(re.search(r"out\.tsv: (another )?process|^finished$", result) for result in said if result != "written")
     assert out.read_bytes() == WHOLE
     assert [path.name for path in tmp_path.iterdir()] == ["out.tsv"]
     write_all(out, start, results)
