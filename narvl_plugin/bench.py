@@ -347,11 +347,7 @@ def latency(
     """
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
-    if type(asked.task) is not type(parallel.task):
-        raise InputError(
-            f"{teacher} was trained for {asked.task.cfg._name}, {student} for {parallel.task.cfg._name}; give "
-            "checkpoints of one task"
-        )
+    checkpoints.require_one_task(teacher, asked.task, student, parallel.task)
     systems = {
         name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})
         for name, search in teacher_searches(asked.task).items()

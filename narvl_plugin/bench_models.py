@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from narvl_plugin import checkpoints
 from narvl_plugin.bench import (
     SPLIT,
     STAGED,
@@ -121,6 +122,7 @@ def compare(
     """
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
+    checkpoints.require_one_task(teacher, asked.task, student, parallel.task)
     systems: dict[str, Any] = {}
     for predictor, searches in ((asked, teacher_searches), (parallel, student_searches)):
         for way, search in searches(predictor.task).items():

@@ -241,11 +241,8 @@ def calibrate(
             "narvl convert CHECKPOINT OUT --member NAME"
         )
     asked = None if teacher is None or test is None else Judge(teacher, test, *common, "teacher")
-    if asked and type(asked.task) is not type(judge.task):
-        raise InputError(
-            f"{teacher} was trained for {asked.task.cfg._name}, {student} for {judge.task.cfg._name}; give checkpoints "
-            "of one task"
-        )
+    if asked is not None:
+        checkpoints.require_one_task(teacher, asked.task, student, judge.task)
     # First every fourth temperature, then those around the best of them.
     coarse = TEMPERATURES[::COARSE]
     place = TEMPERATURES.index(best_temperature(coarse, *judge.answer(batch_size, coarse)))

@@ -88,6 +88,15 @@ def load(
     return Loaded(models, task, cfg)
 
 
+def require_one_task(teacher: Path, asked: BaseTask, student: Path, parallel: BaseTask) -> None:
+    """Raise InputError, which names both checkpoints, unless teacher and student were trained for one task."""
+    if type(asked) is not type(parallel):
+        raise InputError(
+            f"{teacher} was trained for {asked.cfg._name}, {student} for {parallel.cfg._name}; give checkpoints of one "
+            "task"
+        )
+
+
 def is_ours(task_name: str) -> bool:
     """Say whether a task is one of our single tasks."""
     known = TASK_DATACLASS_REGISTRY.get(task_name)
