@@ -23,6 +23,10 @@ from fairseq_cli import generate, train
 from omegaconf import OmegaConf
 from PIL import Image
 
+sys.path.append(str(Path(__file__).parent))  # where what tests share lies
+
+from device_waits import DeviceWaits
+
 import narvl_plugin  # noqa: F401 - registers the tasks
 from narvl_plugin.data.text import TextCodec, load_codec, train_sentencepiece
 from narvl_plugin.models.factory import FAMILIES
@@ -223,6 +227,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+@pytest.fixture
+def device() -> Iterator[DeviceWaits]:
+    """Give a pretended device that counts what a GPU would be waited for (see device_waits.py)."""
+    with DeviceWaits() as waits:
+        yield waits
 
 
 @pytest.fixture
