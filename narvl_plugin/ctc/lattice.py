@@ -66,20 +66,25 @@ def queries_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
 
 
 def check_targets(
-    targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, *, blank: int, num_labels: int
+    targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, *, blank: int, num_queries: int, num_labels: int
 ) -> None:
     """Refuse targets that no path can spell.
 
     targets: (B, S) padded with anything; target_lengths, query_lengths: (B,).
-    Raises ValueError that names the sample for a label outside [0, num_labels) or equal to the blank, and
-    TargetsDoNotFit for targets that need more queries than query_lengths grants.
+    Raises ValueError for lengths outside [0, S] and [0, num_queries], and one that names the sample for a label outside
+    [0, num_labels) or equal to the blank; TargetsDoNotFit for targets that need more queries than query_lengths grants.
     """
+    bounded = (("target", target_lengths, targets.size(1)), ("query", query_lengths, num_queries))
+    outside = [(lengths < 0) | (lengths > limit) for _, lengths, limit in bounded]
     unusable = (targets < 0) | (targets >= num_labels) | (targets == blank)
     unusable &= inside(target_lengths, targets.size(1))
     needs = queries_needed(targets, target_lengths)
     too_long = needs > query_lengths
-    if not bool(unusable.any() | too_long.any()):  # one transfer from the device in the usual case
+    if not bool(unusable.any() | (too_long | outside[0] | outside[1]).any()):  # in the usual case one wait
         return
+    for (name, lengths, limit), wrong in zip(bounded, outside, strict=True):
+        if bool(wrong.any()):
+            raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
     if bool(unusable.any()):
         sample, position = unusable.nonzero()[0].tolist()
         raise ValueError(

@@ -60,13 +60,16 @@ class _QueryCtc(torch.autograd.Function):
     """Negative log marginals with the gradient: softmax minus the posterior of each label.
 
     logits: (B, N, V); targets: (B, K, S), K of each sample, which share one pass over its logits; target_lengths:
-    (B, K); query_lengths: (B,). Returns (B, K).
+    (B, K); query_lengths: (B,), or None for all N. Returns (B, K).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, blank: int
+        ctx: Any, logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, blank: int
     ) -> Tensor:
+        ctx.in_use = None if query_lengths is None else inside(query_lengths, logits.size(1))
+        if query_lengths is None:
+            query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
         shape = target_lengths.shape
         lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
         labels = lattice.labels.unflatten(0, shape).flatten(1)  # (B, K L): the states of all targets side by side
@@ -78,17 +81,17 @@ class _QueryCtc(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             states = posteriors(forward, backward_scores(emissions, lattice, lengths))
             states = states.unflatten(0, shape).transpose(1, 2)  # (B, N, K, L)
-            ctx.save_for_backward(logits, normalisers, labels, states, query_lengths, marginals)
+            ctx.save_for_backward(logits, normalisers, labels, states, marginals)
         return -marginals
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, normalisers, labels, states, query_lengths, marginals = ctx.saved_tensors
+        logits, normalisers, labels, states, marginals = ctx.saved_tensors
         # An impossible target has an infinite loss and no direction to improve in.
         upstream = upstream.masked_fill(marginals.isneginf(), 0.0)
-        in_use = inside(query_lengths, logits.size(1))
-        scale = (in_use * upstream.sum(1, keepdim=True))[..., None]
+        scale = upstream.sum(1, keepdim=True).expand(logits.shape[:2])
+        scale = (scale if ctx.in_use is None else ctx.in_use * scale)[..., None]
 
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         rows, row_scales, row_gradients = logits.flatten(0, 1), scale.flatten(0, 1), gradient.flatten(0, 1)
@@ -105,23 +108,23 @@ class _QueryCtc(torch.autograd.Function):
         probabilities = (gather_labels(logits, labels) - normalisers[..., None]).exp()
         values = probabilities * scale - label_posteriors
         gradient.scatter_(2, labels[:, None].expand_as(values), values.to(gradient.dtype))
-        if not bool(in_use.all()):  # nothing at all comes from a query out of use, whatever its logits hold
-            gradient.masked_fill_(~in_use[..., None], 0.0)
+        if ctx.in_use is not None:  # nothing at all comes from a query out of use, whatever its logits hold
+            gradient.masked_fill_(~ctx.in_use[..., None], 0.0)
         return gradient, None, None, None, None
 
 
-def _check(logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, *, blank: int) -> None:
+def _check(
+    logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, *, blank: int
+) -> None:
     """Refuse, as `query_ctc_loss` says, what has no loss: targets (M, S), lengths (M,)."""
     num_queries, num_labels = logits.shape[1:]
     if not 0 <= blank < num_labels:
         raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
-    for name, lengths, limit in (
-        ("target", target_lengths, targets.size(1)),
-        ("query", query_lengths, num_queries),
-    ):
-        if bool(((lengths < 0) | (lengths > limit)).any()):
-            raise ValueError(f"{name} lengths {lengths.tolist()} must be in [0, {limit}]")
-    check_targets(targets, target_lengths, query_lengths, blank=blank, num_labels=num_labels)
+    if query_lengths is None:
+        query_lengths = torch.full_like(target_lengths, num_queries)
+    check_targets(
+        targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels
+    )
 
 
 def query_ctc_loss(
@@ -149,8 +152,6 @@ def query_ctc_loss(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
-    if query_lengths is None:
-        query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
     _check(logits, targets, target_lengths, query_lengths, blank=blank)
     losses = _QueryCtc.apply(logits, targets[:, None], target_lengths[:, None], query_lengths, blank)[:, 0]
     if weights is not None:
@@ -173,8 +174,6 @@ def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, 
     Raises what `query_ctc_loss` raises; indices of targets are then those of the B K targets in a row.
     """
     lengths = target_lengths.clamp(min=0)
-    query_lengths = lengths.new_full((logits.size(0),), logits.size(1))
-    of_each = query_lengths.repeat_interleave(targets.size(1))
-    _check(logits, targets.flatten(0, 1), lengths.flatten(), of_each, blank=blank)
-    losses = _QueryCtc.apply(logits, targets, lengths, query_lengths, blank)
+    _check(logits, targets.flatten(0, 1), lengths.flatten(), None, blank=blank)
+    losses = _QueryCtc.apply(logits, targets, lengths, None, blank)
     return -(-losses.masked_fill(target_lengths < 0, float("inf"))).logsumexp(1)
