@@ -43,16 +43,18 @@ class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterio
         self, model: nn.Module, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return loss and negative log-likelihood, in nats: summed, or unless `reduce` of each token of the targets."""
-        targets = sample["target"]
-        real = targets.ne(self.padding_idx)
-        logits = net_output[0][real].float()
-        allowed = sample["constraint_masks"][real] if "constraint_masks" in sample else torch.ones_like(logits).bool()
+        # By their places, since each mask would have the device waited for.
+        real = sample["target"].flatten().ne(self.padding_idx).nonzero()[:, 0]
+        targets = sample["target"].flatten()[real]
+        logits = net_output[0].flatten(0, 1)[real].float()
+        masks = sample.get("constraint_masks")
+        allowed = torch.ones_like(logits).bool() if masks is None else masks.flatten(0, 1)[real]
         log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(1)
-        nll = -log_probs.gather(1, targets[real][:, None])[:, 0]
+        nll = -log_probs.gather(1, targets[:, None])[:, 0]
         # Where one label alone is allowed its loss is nought, and there is no other to spread anything over.
         share = self.eps / (allowed.sum(1) - 1).clamp(min=1)
         loss = (1 - self.eps - share) * nll - share * log_probs.masked_fill(~allowed, 0).sum(1)
         if "conf" in sample:
-            weights = sample["conf"][:, None].expand_as(targets)[real].float()
+            weights = sample["conf"][:, None].expand_as(sample["target"]).flatten()[real].float()
             loss, nll = loss * weights, nll * weights
         return (loss.sum(), nll.sum()) if reduce else (loss, nll)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from narvl_plugin.ctc import queries_needed
 from narvl_plugin.ctc.lattice import accumulation_dtype
-from narvl_plugin.errors import BadRow
+from narvl_plugin.data.survey import does_not_fit
 
 
 @dataclass
@@ -51,8 +52,9 @@ class QueryCriterion(FairseqCriterion):
     """Sums a loss over samples whose every query predicts a label or blank; subclasses give `any_losses`.
 
     The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
-    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); and, if a
-    sample has several good targets, `alternatives` (B, K, T), of which any will do.
+    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); if a sample
+    has several good targets, `alternatives` (B, K, T), of which any will do; and `target_lengths` and `target_needs`,
+    see `sizes`.
     Losses are in nats and summed, and the sample size is additive too, so that fairseq's division of the summed
     gradient by the summed sample size gives one result however a batch is cut into steps or processes.
     """
@@ -78,8 +80,8 @@ class QueryCriterion(FairseqCriterion):
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return the loss (summed; (B,) unless `reduce`), the sample size and what to log.
 
-        Raises ValueError for a model without a blank, and BadRow, by way of the task's skip budget, for a target
-        that needs more queries than the model has.
+        A target that needs more queries than the model has is left out and counted. In training it also draws on the
+        task's skip budget. Raises ValueError for a model without a blank, and BadRow when the budget is spent.
         """
         blank = getattr(model, "blank", None)
         if blank is None:
@@ -92,23 +94,26 @@ class QueryCriterion(FairseqCriterion):
         lengths = self.target_lengths(targets)
         weights = sample.get("conf")
 
-        fits = self.fits(targets, lengths, logits.size(1), sample["where"])
+        alternatives = sample.get("alternatives")
+
+        # What decides is counted on the host: the device would have to be waited for.
+        said, needs = self.sizes(sample)
+        fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
         if len(fits) < len(targets):
             logits, targets, lengths = logits[fits], targets[fits], lengths[fits]
             weights = None if weights is None else weights[fits]
+            alternatives = None if alternatives is None else alternatives[fits]
 
-        if "alternatives" in sample:
-            choices = sample["alternatives"][fits]
-            choice_lengths = self.alternative_lengths(choices, logits.size(1))
-        else:
-            choices, choice_lengths = targets[:, None], lengths[:, None]
+        choices, choice_lengths = targets[:, None], lengths[:, None]
+        if alternatives is not None:
+            choices, choice_lengths = alternatives, self.alternative_lengths(alternatives, logits.size(1))
         nll = self.any_losses(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
-        num_tokens, num_sentences = int(lengths.sum()), len(targets)
+        num_tokens, num_sentences = sum(said[index] for index in fits), len(fits)
         sample_size = num_sentences if self.sentence_avg else num_tokens
         silent = logits[:, :, blank] >= logits.amax(2)
         logging_output = {
@@ -153,20 +158,35 @@ class QueryCriterion(FairseqCriterion):
         last = targets.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
         return lengths - last.eq(self.eos).long()
 
-    def fits(self, targets: Tensor, lengths: Tensor, num_queries: int, where: list[str]) -> Tensor:
-        """Find the samples whose target the queries can spell, and hand the others to the task's skip budget.
+    def sizes(self, sample: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Return the tokens to be spelled of each of B targets, and the queries that they need, on the host.
 
-        targets: (B, T); lengths: (B,); where: "FILE:ROW" of each sample. Returns their indices.
+        Where any of several targets will do, the need is that of the one that takes the fewest. A batch from another
+        data set than ours has no such numbers; they are counted, for which its device is waited for.
         """
+        if "target_needs" in sample:
+            closing = int(self.keep_eos)
+            return tuple([size + closing for size in sample[key]] for key in ("target_lengths", "target_needs"))
+        targets = sample["target"]
+        lengths = self.target_lengths(targets)
         needs = queries_needed(targets, lengths)
-        too_long = needs > num_queries
-        for index in too_long.nonzero().flatten().tolist():
-            message = (
-                f"{where[index]}: target needs {int(needs[index])} queries but the model has {num_queries}; "
-                "raise --num-queries or shorten targets with --max-tgt-length"
-            )
-            self.task.skip_budget.skip(BadRow(message))
-        return (~too_long).nonzero().flatten()
+        if "alternatives" in sample:
+            shape = sample["alternatives"].shape[:2]
+            others = sample["alternatives"].flatten(0, 1)
+            of_each = self.target_lengths(others)
+            unlimited = torch.iinfo(of_each.dtype).max
+            needs = queries_needed(others, of_each).masked_fill(of_each == 0, unlimited).view(shape).amin(1)
+        return lengths.tolist(), needs.tolist()
+
+    def fits(self, needs: list[int], num_queries: int, where: list[str], *, is_training: bool) -> list[int]:
+        """Find the samples that the queries can spell, and in training hand the others to the task's skip budget.
+
+        needs: queries that each of B samples needs; where: "FILE:ROW" of each. Returns their indices.
+        """
+        for need, place in zip(needs, where, strict=True):
+            if need > num_queries and is_training:
+                self.task.skip_budget.skip(does_not_fit(place, need, num_queries))
+        return [index for index, need in enumerate(needs) if need <= num_queries]
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

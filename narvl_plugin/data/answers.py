@@ -126,11 +126,10 @@ class AnswerDataset(TsvDataset):
         self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
 
     def answer_sample(
-        self, row: int, unique_id: str, image: str, question: str, answer: str, answers: Mapping[str, float]
+        self, row: int, unique_id: str, image: str, source: torch.Tensor, answer: str, answers: Mapping[str, float]
     ) -> Sample:
         """Return the sample of a question (as the encoder reads it) and the answer to learn; raises BadRow."""
         dictionary = self.options.codec.dictionary
-        source = self.with_specials(self.options.codec.encode(question))
         prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
         said = self.as_target(self.options.codec.encode(f" {answer}"))
         sample = self.as_input(row, unique_id, source, self.read_image(image, self.tsv.where(row)))

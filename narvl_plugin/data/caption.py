@@ -17,10 +17,11 @@ class CaptionDataset(TsvDataset):
     """Rows of (id, image, caption), selected in this order from the TSV file.
 
     For training the caption is cut to `max_tgt_length` words; of several references joined by `&&` each epoch
-    learns another one, or with `any_reference` the batch holds all of them, too, as `alternatives` (B, K, T), padded.
+    learns another one, or with `any_reference` the batch holds all of them, too, as `alternatives` (B, K, T), padded,
+    and `target_needs` counts the queries of the one that takes the fewest.
     For evaluation the target is the text of all references, uncut and joined, and the batch also holds `references`
     (list of lists of str), `target_texts` (list of str), which are the targets as text, and `first_reference`, the
-    target to take a loss on.
+    target to take a loss on, with all that is counted of it.
     """
 
     column_names = ("id", "image", "caption")
@@ -52,12 +53,29 @@ class CaptionDataset(TsvDataset):
             }
         )
 
+    def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the question that is asked of all images, int64 (S,)."""
+        return self._source
+
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the tokens of the caption that this epoch teaches, int64 (T,); raises BadRow for an empty one."""
+        """Return the tokens of the caption that this epoch teaches, int64 (T,); raises BadRow for an empty one.
+
+        For evaluation that is the first one, on which the loss is taken.
+        """
         references = self._references(row, columns[-1])
         # Another reference in each epoch, and not the same number for all rows of an epoch.
-        reference = references[(row + self.epoch) % len(references)]
-        return self.options.codec.encode(f" {clean_target(reference, self.options.max_tgt_length)}")
+        chosen = (row + self.epoch) % len(references) if self.training else 0
+        return self._tokens(references[chosen])
+
+    def possible_targets(self, row: int, columns: list[str]) -> list[torch.Tensor]:
+        """Return the tokens of the captions that training teaches in its epochs, int64 (T,) each; raises BadRow.
+
+        With `any_reference` that is the shortest one: a student that can say it learns from the row.
+        """
+        if not self.training:
+            return [self.target_tokens(row, columns)]
+        targets = [self._tokens(reference) for reference in self._references(row, columns[-1])]
+        return [min(targets, key=lambda tokens: self._sizes([tokens])[1])] if self.any_reference else targets
 
     def all_references(self) -> Iterator[list[str]]:
         """Yield the cleaned references of every row that has some, without reading the images."""
@@ -75,6 +93,9 @@ class CaptionDataset(TsvDataset):
             raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols")
         return references
 
+    def _tokens(self, reference: str) -> torch.Tensor:
+        return self.options.codec.encode(f" {clean_target(reference, self.options.max_tgt_length)}")
+
     def _target(self, text: str) -> Sample:
         return self.as_target(self.options.codec.encode(f" {text}"))
 
@@ -87,9 +108,13 @@ class CaptionDataset(TsvDataset):
             none = torch.empty(0, dtype=torch.int64)
             rows = [row for sample in samples for row in (sample["alternatives"] + most * [none])[:most]]
             batch["alternatives"] = pad_tokens(rows, pad).view(len(samples), most, -1)
+            batch["target_needs"] = [min(self._sizes(sample["alternatives"])[1]) for sample in samples]
         if not self.training:
             firsts = [sample["first_reference"] for sample in samples]
+            lengths, needs = self._sizes([first["target"] for first in firsts])
             batch["references"] = [sample["references"] for sample in samples]
             batch["target_texts"] = [sample["target_text"] for sample in samples]
             batch["first_reference"] = {key: pad_tokens([first[key] for first in firsts], pad) for key in firsts[0]}
+            tokens = sum(len(first["target"]) for first in firsts)
+            batch["first_reference"] |= {"ntokens": tokens, "target_lengths": lengths, "target_needs": needs}
         return batch

@@ -19,6 +19,21 @@ def pad_tokens(rows: Sequence[torch.Tensor], pad: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
 
 
+def target_sizes(targets: Sequence[torch.Tensor], *, pad: int, eos: int) -> tuple[list[int], list[int]]:
+    """Count the tokens of targets (T,), and the queries that a student needs for each.
+
+    A repeated token needs a query more, for the blank between the two. Neither padding nor the closing `</s>` counts.
+    Both are plain numbers: tensors of a batch move to the model's device, which would have to be waited for.
+    """
+    lengths, needs = [], []
+    for target in targets:
+        tokens = target[target != pad]
+        tokens = tokens[:-1] if len(tokens) and tokens[-1] == eos else tokens
+        lengths.append(len(tokens))
+        needs.append(len(tokens) + int((tokens[1:] == tokens[:-1]).sum()))
+    return lengths, needs
+
+
 def collate(samples: Sequence[Sample], pad: int) -> Batch:
     """Return the batch of one or more samples, its tokens padded on the right, and counted without padding.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from narvl_plugin.data.collate import Batch, Sample, collate
+from narvl_plugin.data.collate import Batch, Sample, collate, target_sizes
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
@@ -29,7 +29,8 @@ STAND_IN = "stand_in"
 class DatasetOptions:
     """What turns rows into samples, the same for all splits and all tasks.
 
-    max_src_length and max_tgt_length are in words.
+    max_src_length and max_tgt_length are in words. source_positions and target_positions are the longest texts, in
+    tokens, that the model's encoder and decoder read, None where any will do: a student's decoder reads no text.
     """
 
     codec: TextCodec
@@ -38,6 +39,8 @@ class DatasetOptions:
     max_tgt_length: int
     imagenet_normalisation: bool
     skip_budget: SkipBudget
+    source_positions: int | None = None
+    target_positions: int | None = None
 
 
 class EqualRows(FairseqDataset):
@@ -67,6 +70,8 @@ class TsvDataset(EqualRows):
     that the skip budget forgives are left out of their batch. Where that leaves nothing, a batch of the split
     "test" is empty, and fairseq-generate passes over it; fairseq's trainer cannot, so in other splits the file's
     first good row stands in, and the batch says so by the key `stand_in`.
+
+    A batch also holds `target_lengths` and `target_needs`, what `target_sizes` counts of its B targets.
     """
 
     column_names: ClassVar[tuple[str, ...]]
@@ -79,6 +84,7 @@ class TsvDataset(EqualRows):
             )
         self.tsv = tsv
         self.options = options
+        self.split = split
         self.training = split == "train"
         self.needs_full_batches = split != "test"
         self.epoch = 1
@@ -95,6 +101,10 @@ class TsvDataset(EqualRows):
         """Return the sample of one row; raises BadRow."""
         raise NotImplementedError
 
+    def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the text that the encoder reads of a row, int64 (S,), with `<s>` and `</s>`; raises BadRow."""
+        raise NotImplementedError
+
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
         """Return what a model is to say for a row, int64 (T,), without `</s>` and without reading the image.
 
@@ -102,10 +112,28 @@ class TsvDataset(EqualRows):
         """
         raise NotImplementedError
 
+    def possible_targets(self, row: int, columns: list[str]) -> list[torch.Tensor]:
+        """Return what a model is to say for a row, int64 (T,) each, in any of the epochs; raises BadRow."""
+        return [self.target_tokens(row, columns)]
+
+    def queries_needed(self, row: int) -> int:
+        """Return how many queries a row takes in any of the epochs, without reading the image.
+
+        Raises BadRow where its texts cannot be used.
+        """
+        columns = self.tsv[row]
+        targets = [self.with_specials(tokens)[1:] for tokens in self.possible_targets(row, columns)]
+        self._check_lengths(row, self.source_tokens(row, columns), targets)
+        return max(self._sizes(targets)[1])
+
     def __getitem__(self, row: int) -> Sample | None:
         """Return a row's sample, or None for a bad row that the skip budget forgives."""
         try:
-            return self.make_sample(row, self.tsv[row])
+            sample = self.make_sample(row, self.tsv[row])
+            # In the split "test" the decoder does not read the target, which may be all references joined.
+            read = [] if self.split == "test" else [sample.get("first_reference", sample)["prev_output_tokens"]]
+            self._check_lengths(row, sample["source"], read)
+            return sample
         except BadRow as error:
             self.options.skip_budget.skip(error)
             return None
@@ -122,7 +150,9 @@ class TsvDataset(EqualRows):
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of one or more samples."""
-        return collate(samples, pad=self.options.codec.dictionary.pad())
+        lengths, needs = self._sizes([sample["target"] for sample in samples])
+        batch = collate(samples, pad=self.options.codec.dictionary.pad())
+        return batch | {"target_lengths": lengths, "target_needs": needs}
 
     def _first_good_sample(self) -> Sample:
         for row in range(len(self)):
@@ -156,6 +186,23 @@ class TsvDataset(EqualRows):
         """Return `target` (tokens, `</s>`) and `prev_output_tokens` (`<s>`, tokens), int64 (T + 1,) each."""
         whole = self.with_specials(tokens)
         return {"target": whole[1:], "prev_output_tokens": whole[:-1]}
+
+    def _sizes(self, targets: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
+        dictionary = self.options.codec.dictionary
+        return target_sizes(targets, pad=dictionary.pad(), eos=dictionary.eos())
+
+    def _check_lengths(self, row: int, source: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+        """Raise BadRow for texts that have more tokens than the model has places."""
+        longest = max(map(len, targets), default=0)
+        for name, length, places, option in (
+            ("text", len(source), self.options.source_positions, "--max-src-length"),
+            ("target", longest, self.options.target_positions, "--max-tgt-length"),
+        ):
+            if places is not None and length > places:
+                raise BadRow(
+                    f"{self.where(row)}: the {name} has {length:,} tokens, and the model reads at most {places:,}; "
+                    f"shorten it, or keep fewer words with {option}"
+                )
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

@@ -44,23 +44,28 @@ class RefcocoDataset(TsvDataset):
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow for words, a box or an image that cannot be used."""
-        unique_id, image, text, column = columns
+        unique_id, image, _, column = columns
         where = self.tsv.where(row)
-        words = clean_caption(text, self.options.max_src_length)
-        if not words:
-            raise BadRow(f"{where}: the text {text!r} has no words; check --selected-cols")
+        source = self.source_tokens(row, columns)
         pixels, maybe_size, turned = self.read_image.read(image, where)
         if turned:
             self._warn_of_turned_image(where)
         size = self._known(maybe_size, where)
         box = self._box(column, size, where)
         ratios = self._ratios(size)
-        source = self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
         return (
             self.as_input(row, unique_id, source, pixels)
             | self.as_target(self._tokens(box * ratios.repeat(2)))
             | {"region_coord": box, "w_resize_ratio": ratios[0], "h_resize_ratio": ratios[1]}
         )
+
+    def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the question that the encoder reads, int64 (S,); raises BadRow for missing words."""
+        text = columns[2]
+        words = clean_caption(text, self.options.max_src_length)
+        if not words:
+            raise BadRow(f"{self.tsv.where(row)}: the text {text!r} has no words; check --selected-cols")
+        return self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
         """Return the four bins of a row, int64 (4,); raises BadRow."""

@@ -32,13 +32,18 @@ class SnliVeDataset(AnswerDataset):
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow for missing words, an unknown label, an unreadable image."""
-        unique_id, image, hypothesis, caption, label = columns
+        unique_id, image, *_, label = columns
         answer = self._answer(row, label)
+        return self.answer_sample(row, unique_id, image, self.source_tokens(row, columns), answer, {answer: 1.0})
+
+    def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the question that the encoder reads, int64 (S,); raises BadRow for missing words."""
+        _, _, hypothesis, caption, _ = columns
         values = {"hypothesis": self._cleaned(row, "hypothesis", hypothesis)}
         if self.add_caption:
             values["caption"] = self._cleaned(row, "caption", caption)
         prompt = PROMPTS["snli_ve_caption" if self.add_caption else "snli_ve"]
-        return self.answer_sample(row, unique_id, image, prompt.format(**values), answer, {answer: 1.0})
+        return self.with_specials(self.options.codec.encode(prompt.format(**values)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
         """Return the tokens of a row's answer, int64 (T,); raises BadRow."""

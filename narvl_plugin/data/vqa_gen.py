@@ -45,7 +45,18 @@ class VqaGenDataset(AnswerDataset):
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow for a question, answers or an image that cannot be used."""
-        unique_id, image, question, column, objects = columns
+        unique_id, image, _, column, _ = columns
+        where = self.tsv.where(row)
+        source = self.source_tokens(row, columns)
+        answers = parse_answers(column, where)
+        best = self._best(answers, where)
+        target = column if self.for_scorers else best
+        sample = self.answer_sample(row, unique_id, image, source, target, answers)
+        return sample | {"conf": torch.tensor([answers[best]])}
+
+    def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
+        """Return the question that the encoder reads, int64 (S,), with its objects; raises BadRow for missing words."""
+        _, _, question, _, objects = columns
         where = self.tsv.where(row)
         cleaned = clean_question(question, self.options.max_src_length).removesuffix("?")
         if not cleaned:
@@ -54,11 +65,7 @@ class VqaGenDataset(AnswerDataset):
         if self.max_objects is not None:
             names = objects.strip().split(REFERENCE_SEPARATOR)[: self.max_objects]
             source += f" object: {' '.join(names)}"
-        answers = parse_answers(column, where)
-        best = self._best(answers, where)
-        target = column if self.for_scorers else best
-        sample = self.answer_sample(row, unique_id, image, source, target, answers)
-        return sample | {"conf": torch.tensor([answers[best]])}
+        return self.with_specials(self.options.codec.encode(source))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
         """Return the tokens of the answer to learn, int64 (T,); raises BadRow."""

@@ -3,9 +3,9 @@
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
@@ -15,17 +15,17 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import MISSING
 
-from narvl_plugin.ctc import Lengths, queries_needed
+from narvl_plugin.ctc import Lengths
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
+from narvl_plugin.data.survey import Survey, survey
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import ParallelGenerator, TeacherRescorer
 from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step, counting_nothing
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
-MEASURED_ROWS = 10_000  # whose targets are measured before training; grounding opens every image's header for it
 
 PER_RUN = frozenset(
     {
@@ -180,9 +180,20 @@ class BaseTask(CommonTask):
         """Return the data set of a split's file, as the task's options have it."""
         raise NotImplementedError
 
-    def measure_targets(self, model: torch.nn.Module) -> None:
-        """Log how many targets of the training file do not fit a student's queries."""
-        log_what_does_not_fit(self.datasets["train"], int(model.num_queries))
+    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
+        """Look at the rows of all files that the training reads."""
+        return list(self.surveys(getattr(model, "num_queries", None), self.keeps_eos))
+
+    def surveys(self, num_queries: int | None, keeps_eos: bool) -> Iterator[Survey]:
+        """Look at the training files of all epochs, then at those of validation; num_queries: those of a student."""
+        loaded = self.datasets["train"]
+        for path in self.training_paths:
+            is_loaded = path == loaded.tsv.path
+            dataset = loaded if is_loaded else self.build_dataset(TsvFile(path, self.cfg.selected_cols), "train")
+            yield survey(dataset, num_queries, keeps_eos=keeps_eos)
+        for split, dataset in self.datasets.items():
+            if split != "train":
+                yield survey(dataset, num_queries, keeps_eos=keeps_eos)
 
     @property
     def generates_in_validation(self) -> bool:
@@ -214,7 +225,15 @@ class BaseTask(CommonTask):
         return model
 
     def serve(self, model: torch.nn.Module) -> None:
-        """Make the generator of validation, if it generates; raises InputError for a model that options rule out."""
+        """Note how long texts may be, and make the generator of validation, if it generates.
+
+        Raises InputError for a model that options rule out.
+        """
+        self.options = replace(
+            self.options,
+            source_positions=model.encoder.max_positions(),
+            target_positions=None if hasattr(model, "blank") else model.decoder.max_positions(),
+        )
         if self.generates_in_validation:
             self.generator = self.build_generator([model], self.generator_options())
 
@@ -339,7 +358,7 @@ class BaseTask(CommonTask):
                 self.generator = self.build_generator([ema_model], self.generator_options())
         judged = sample
         if "first_reference" in sample:
-            judged = with_first_reference(sample, self.target_dictionary.pad())
+            judged = with_first_reference(sample)
         loss, sample_size, logging_output = super().valid_step(judged, model, criterion)
         if self.generates_in_validation:
             hypotheses = self.inference_step(self.generator, [model], sample)
@@ -373,34 +392,8 @@ class BaseTask(CommonTask):
         return Namespace(**options)
 
 
-def with_first_reference(sample: dict[str, Any], pad: int) -> dict[str, Any]:
+def with_first_reference(sample: dict[str, Any]) -> dict[str, Any]:
     """Return the batch with the first reference as its target in place of all of them joined."""
-    target = sample["first_reference"]["target"]
-    previous = sample["first_reference"]["prev_output_tokens"]
-    return sample | {
-        "target": target,
-        "ntokens": int(target.ne(pad).sum()),
-        "net_input": sample["net_input"] | {"prev_output_tokens": previous},
-    }
-
-
-def log_what_does_not_fit(dataset: TsvDataset, num_queries: int) -> None:
-    """Log how many targets of a training file (of its first rows, if there are many) need more than N queries.
-
-    Without `</s>`, which costs a query only with a criterion's --keep-eos.
-    """
-    rows = min(len(dataset), MEASURED_ROWS)
-    needs = []
-    for row in range(rows):
-        try:
-            tokens = dataset.target_tokens(row, dataset.tsv[row])
-        except BadRow:
-            continue  # told of when the row's turn comes
-        needs.append(int(queries_needed(tokens[None], torch.tensor([len(tokens)]))))
-    too_long = sum(need > num_queries for need in needs)
-    part = f" of its first {rows:,} rows" if rows < len(dataset) else ""
-    logger.log(
-        logging.WARNING if too_long else logging.INFO,
-        "%s: %d of %d targets%s do not fit the model's %d queries; the longest needs %d (see --num-queries)",
-        *(dataset.tsv.path, too_long, len(needs), part, num_queries, max(needs, default=0)),
-    )
+    first = dict(sample["first_reference"])
+    previous = first.pop("prev_output_tokens")
+    return sample | first | {"net_input": sample["net_input"] | {"prev_output_tokens": previous}}

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.data.dataset import STAND_IN
+from narvl_plugin.data.survey import Survey, refuse_what_will_fail
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.errors import InputError, SkipBudget
 from narvl_plugin.models.interop import Use
@@ -83,7 +84,9 @@ class CommonTask(FairseqTask):
         self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
         self.skip_budget.number_files(str(cfg.data).split(","))
         self.target_texts: TargetTexts | None = None  # of fairseq-generate alone
-        self._measured = False
+        self.keeps_eos = False
+        """Whether the criterion has a student say `</s>`, too, which takes a query."""
+        self._surveyed = False
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -141,7 +144,9 @@ class CommonTask(FairseqTask):
                 f"--criterion {name!r:.80}: is not for --task {self.cfg._name}; take qctc for a student, "
                 "label_smoothed_cross_entropy for a teacher"
             )
-        return super().build_criterion(cfg, from_checkpoint)
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        self.keeps_eos = getattr(criterion, "keep_eos", False)
+        return criterion
 
     def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
         """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
@@ -158,14 +163,15 @@ class CommonTask(FairseqTask):
         return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products, and once say how many targets do not fit a student's queries.
+        """Set the precision of matrix products, and once look at the rows of all files that the training reads.
 
-        Only fairseq's trainer calls this, so generation is left as it is.
+        Only fairseq's trainer calls this, so generation is left as it is. Raises InputError where more rows cannot be
+        used than --skip-bad-rows forgives.
         """
         torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
-        if hasattr(model, "num_queries") and not self._measured:
-            self._measured = True
-            self.measure_targets(model)
+        if not self._surveyed:
+            self._surveyed = True
+            refuse_what_will_fail(self.survey_files(model), self.skip_budget)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """Return what fairseq adds to a checkpoint's extra_state: the bad rows that were skipped so far."""
@@ -175,8 +181,8 @@ class CommonTask(FairseqTask):
         """Take over what a checkpoint kept; fairseq calls it where a training goes on, not where one starts anew."""
         self.skip_budget.restore(kept.get("skipped_rows", []))
 
-    def measure_targets(self, model: torch.nn.Module) -> None:
-        """Log how many targets of the training files do not fit a student's queries."""
+    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
+        """Look at the rows of all files that the training reads."""
         raise NotImplementedError
 
     def output_scores(

@@ -14,8 +14,9 @@ from fairseq.tasks import TASK_REGISTRY, register_task
 from omegaconf import MISSING, OmegaConf
 
 from narvl_plugin.data.mixture import Mixture, rows_drawn
+from narvl_plugin.data.survey import Survey
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.base import BaseTask, log_what_does_not_fit
+from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step
 from narvl_plugin.tasks.members import read_members
 
@@ -115,10 +116,14 @@ class MultitaskTask(CommonTask):
         choices = [f"--task {task}" + ("" if name == task else f" --member {name}") for name, task in tasks.items()]
         raise InputError(f"--task multitask only trains; to generate take {' or '.join(choices)} with its checkpoint")
 
-    def measure_targets(self, model: torch.nn.Module) -> None:
-        """Log how many targets of each member's training file do not fit its queries."""
-        for name, task in self.tasks.items():
-            log_what_does_not_fit(task.datasets["train"], self.members[name].num_queries)
+    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
+        """Look at the rows of all files of all members."""
+        is_student = hasattr(model, "num_queries")
+        return [
+            found
+            for name, task in self.tasks.items()
+            for found in task.surveys(self.members[name].num_queries if is_student else None, self.keeps_eos)
+        ]
 
     def train_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion, *args: Any, **kwargs: Any

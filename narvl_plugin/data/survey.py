@@ -1,0 +1,91 @@
+"""A look at the rows of a training's files before it starts: those that would end it later."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from narvl_plugin.data.dataset import TsvDataset
+from narvl_plugin.errors import BadRow, InputError, SkipBudget
+
+logger = logging.getLogger(__name__)
+
+ROWS_LOOKED_AT = 10_000
+"""Of each file; grounding opens the header of each one's image."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a file: the queries that rows need, and the rows that cannot be used as they are.
+
+    `missed` of the file's rows were not looked at. In validation a target that does not fit is left out of the loss;
+    it is in `too_long` without being in `unusable`.
+    """
+
+    path: str
+    needs: list[int]
+    too_long: int
+    unusable: list[BadRow]
+    missed: int
+
+
+def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = False) -> Survey:
+    """Look at the texts of a file's rows, or of some that are spread over it, and log what does not fit a student.
+
+    num_queries: those of a student, of which keeps_eos takes one; None for a teacher. Images are not decoded.
+    """
+    total = len(dataset)
+    rows = np.linspace(0, total - 1, min(total, ROWS_LOOKED_AT)).round().astype(int).tolist()
+    needs, too_long, unusable = [], 0, []
+    for row in rows:
+        try:
+            need = dataset.queries_needed(row) + keeps_eos
+        except BadRow as error:
+            unusable.append(error)
+            continue
+        needs.append(need)
+        if num_queries is not None and need > num_queries:
+            too_long += 1
+            if dataset.training:
+                unusable.append(does_not_fit(dataset.where(row), need, num_queries))
+    if num_queries is not None:
+        part = f" of a sample of {len(rows):,} of its {total:,} rows" if len(rows) < total else ""
+        left_out = "" if dataset.training else ", and are left out of the loss"
+        logger.log(
+            logging.WARNING if too_long else logging.INFO,
+            "%s: %d of %d targets%s do not fit the model's %d queries%s; the longest needs %d (see --num-queries)",
+            *(dataset.tsv.path, too_long, len(needs), part, num_queries, left_out if too_long else ""),
+            max(needs, default=0),
+        )
+    return Survey(dataset.tsv.path, needs, too_long, unusable, total - len(rows))
+
+
+def does_not_fit(where: str, need: int, num_queries: int) -> BadRow:
+    """Return what is wrong with a row whose target needs more queries than a student has."""
+    return BadRow(
+        f"{where}: target needs {need} queries but the model has {num_queries}; "
+        "raise --num-queries or shorten targets with --max-tgt-length"
+    )
+
+
+def refuse_what_will_fail(surveys: Sequence[Survey], budget: SkipBudget) -> None:
+    """Raise InputError if the rows that cannot be used are more than the skip budget forgives."""
+    unusable = [error for found in surveys for error in found.unusable]
+    if len(unusable) <= budget.limit:
+        return
+    looked_at = sum(len(found.needs) + len(found.unusable) for found in surveys)
+    missed = sum(found.missed for found in surveys)
+    # Of the files of which only a sample was looked at, the others are likely to have as many.
+    likely = sum(
+        round(len(found.unusable) * (1 + found.missed / max(1, len(found.needs) + len(found.unusable))))
+        for found in surveys
+    )
+    sample = f", some {likely:,} of all {looked_at + missed:,}" if missed else ""
+    raise InputError(
+        f"{len(unusable):,} of {looked_at:,} rows cannot be used{sample}, and the training would end at the first that "
+        f"--skip-bad-rows {budget.limit} does not forgive. Mend them, or let it go on without them by --skip-bad-rows "
+        f"{likely}. The first one is {unusable[0]}"
+    )
