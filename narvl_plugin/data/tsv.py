@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.mistaken_files import mistaken, read_head
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,9 @@ class TsvFile:
     memory-mapped and rows are read one by one, so that opening is quick and no more than the index, 8 bytes a
     row, can come to stay in memory. Instances travel to worker processes as their path only.
 
-    Raises MissingInput when there is no such file, InputError when it is empty.
+    A byte order mark of UTF-8 at the file's start is no part of the first column.
+
+    Raises MissingInput when there is no such file, InputError when it is empty or no text in UTF-8 with line ends.
     """
 
     def __init__(self, path: str | os.PathLike[str], selected_cols: str | Sequence[int]) -> None:
@@ -52,8 +56,11 @@ class TsvFile:
             raise MissingInput(f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)")
         if os.path.getsize(self.path) == 0:
             raise InputError(f"{self.path}: the file is empty")
+        refuse_other_files(self.path)
         self._offsets = load_index(self.path)
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the instance
+        if len(self) == 1:
+            self._refuse_other_line_ends()
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "columns": self.columns}
@@ -97,12 +104,37 @@ class TsvFile:
             raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
         # A position of its own for each read: forked processes share that of the file.
         line = os.pread(self._file.fileno(), end - start, start)
+        if row == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
         return line.rstrip(b"\r\n").split(b"\t")
+
+    def _refuse_other_line_ends(self) -> None:
+        """Raise InputError for a file without line ends that carriage returns divide into rows."""
+        end = int(self._offsets[-1])
+        rows = os.pread(self._file.fileno(), CHUNK, 0).strip(b"\r").split(b"\r")
+        if end > CHUNK:
+            rows.pop()  # which is cut off
+        has_line_end = os.pread(self._file.fileno(), 1, end - 1) == b"\n"
+        columns = {row.count(b"\t") + 1 for row in rows}
+        if not has_line_end and len(rows) > 1 and len(columns) == 1 and min(columns) > max(self.columns, default=0):
+            raise InputError(
+                f"{self.path}: its rows end in carriage returns, as of old Macs, so that all read as one; convert it "
+                "(tr '\\r' '\\n' < FILE > NEW)"
+            )
+
+
+def refuse_other_files(path: str) -> None:
+    """Raise InputError, which says what a file is, for one that is no text in UTF-8 or was never downloaded."""
+    head = read_head(path)
+    if head == codecs.BOM_UTF8:
+        raise InputError(f"{path}: the file is empty")
+    if (what := mistaken(head)) is not None:
+        raise InputError(f"{path}: {what}; a table of text in columns (TSV) is expected")
 
 
 def load_index(path: str) -> np.ndarray:
     """Return the offset of every row of `path` and of its end, int64 (rows + 1), in bytes, memory-mapped."""
-    candidates = [Path(path + ".idx.npy"), cached_index_path(path)]
+    candidates = [candidate for candidate in (Path(path + ".idx.npy"), cached_index_path(path)) if candidate]
     stamp = file_stamp(path)
     for candidate in candidates:
         index = read_index(candidate, stamp)
@@ -129,9 +161,12 @@ def file_stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def cached_index_path(path: str) -> Path:
-    """Return where the index is kept when the file's own folder cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cached_index_path(path: str) -> Path | None:
+    """Return where the index is kept when the file's own folder cannot be written; None for a user without a home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user may have neither HOME nor an entry in passwd
+        return None
     name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:24]
     return cache / "narvl" / "index" / f"{name}.idx.npy"
 

@@ -1,5 +1,6 @@
 """Random access to TSV rows: offsets, the stored index and its upkeep, errors, memory."""
 
+import codecs
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narvl_plugin.data import tsv
+from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.data.tsv import TsvFile, build_index, cached_index_path
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 
@@ -88,6 +90,60 @@ def test_the_index_goes_to_the_cache_where_the_folder_cannot_be_written(
     assert TsvFile(path, "0")[1] == ["b"]
     assert not Path(f"{path}.idx.npy").exists()
     assert cached_index_path(str(path)).is_file()
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_user_without_a_home_reads_a_file(
+    is_writable: bool,
+    write_tsv: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a container whose user has neither HOME nor an entry in passwd: the file's own folder, or memory."""
+
+    def refuse(_: Path, __: np.ndarray) -> None:
+        raise PermissionError("read-only")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("uid not found")))
+    with pytest.raises(RuntimeError, match="home"):
+        Path.home()
+    if not is_writable:
+        monkeypatch.setattr(tsv, "write_index", refuse)
+    path = write_tsv("a.tsv", [["a"], ["b"]])
+    assert [TsvFile(path, "0")[row] for row in range(2)] == [["a"], ["b"]]
+    assert Path(f"{path}.idx.npy").is_file() == is_writable
+    assert ("could not be stored; it stays in memory" in caplog.text) == (not is_writable)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("7\ta\n\ufeff8\tb\n", encoding="utf-8-sig")
+    file = TsvFile(tmp_path / "a.tsv", "0,1")
+    assert [file[row] for row in range(len(file))] == [["7", "a"], ["\ufeff8", "b"]]  # it is text elsewhere
+    assert pickle.loads(pickle.dumps(file))[0] == ["7", "a"]
+    assert list(whole_rows(tmp_path / "a.tsv")[0]) == ["7", "a"]
+    (tmp_path / "b.tsv").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(InputError, match=r"b\.tsv: the file is empty"):
+        TsvFile(tmp_path / "b.tsv", "0")
+
+
+@pytest.mark.parametrize("end", [b"", b"\r"])
+@pytest.mark.parametrize("rows", [[b"0\ta", b"1\tb", b"2\tc"], [b"a cat", b"a dog"]])
+def test_rows_that_end_in_carriage_returns_are_refused(rows: list[bytes], end: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"\r".join(rows) + end)
+    for open_file in (lambda path: TsvFile(path, "0"), whole_rows):
+        with pytest.raises(InputError, match=r"a\.tsv: its rows end in carriage returns, .* convert it"):
+            open_file(tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize(
+    "content", [b"0\ta\rb\n", b"0\ta\r\n", b"0\ta\rb", b"a cat\r", b"0\ta\r\n1\tb\r\n", b"0\ta\rb\n1\tb\n"]
+)
+def test_one_carriage_return_is_no_line_end(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(content)
+    assert len(TsvFile(tmp_path / "a.tsv", "0")) == max(1, content.count(b"\n"))
 
 
 def _open_and_read(path: Path) -> list[list[str]]:
