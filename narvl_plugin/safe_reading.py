@@ -21,6 +21,7 @@ import torch
 
 from narvl_plugin.checkpoint_pickle import NOT_NEEDED, CheckpointUnpickler, Storage
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
 from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of
 
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -50,6 +51,8 @@ PARTS = {
 
 def existing(file: Path) -> Path:
     """Return the path of a checkpoint; raises MissingInput if it is not there."""
+    if file.is_dir():
+        raise MissingInput(f"{file}: is a folder; give the checkpoint in it, such as {file / 'checkpoint_best.pt'}")
     if not file.is_file():
         raise MissingInput(f"{file}: no such checkpoint; train the model first, or check the path")
     return file
@@ -67,10 +70,12 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
             need: types, functions, or values out of all proportion to its size.
     """
     file = existing(Path(file))
+    head = read_head(file)
+    _check_head(file, head)
     try:
         if file.suffix == SAFETENSORS_SUFFIX:
             state = _read_safetensors(file)
-        elif _begins_as_archive(file):
+        elif head.startswith(ZIP):  # as torch has written them since 1.6
             state = _read_archive(file)
         else:
             state = _read_old_format(file)
@@ -80,7 +85,8 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     except Refused as error:
         raise InputError(f"{file}: refused, because it {error}") from error
     except Exception as error:  # a damaged file raises nearly anything
-        raise InputError(f"{file}: is damaged or no checkpoint of fairseq ({_reason(error)})") from error
+        reason = _reason(error, head)
+        raise InputError(f"{file}: is damaged or no checkpoint of fairseq ({reason})") from error
     return state
 
 
@@ -101,6 +107,9 @@ def read_pickle(file: str | Path) -> Any:
         raise InputError(f"{file}: has {file.stat().st_size:,} bytes; at most {LARGEST_LIST:,} are read")
     with file.open("rb") as stream:
         data = stream.read(file.stat().st_size)
+    what = mistaken(data[:HEAD], wanted=[PICKLE])
+    if what is not None or not data:
+        raise InputError(f"{file}: {what or 'is damaged or no pickle: it is empty; copy or download it again'}")
     unpickler = PlainUnpickler(io.BytesIO(data), len(data), {}, "and only numbers, strings, lists and dicts are read")
     try:
         value = unpickler.load()
@@ -108,7 +117,7 @@ def read_pickle(file: str | Path) -> Any:
     except Refused as error:
         raise InputError(f"{file}: refused, because it {error}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise InputError(f"{file}: is damaged or no pickle ({_reason(error)})") from error
+        raise InputError(f"{file}: is damaged or no pickle ({_reason(error, data[:HEAD])})") from error
     return value
 
 
@@ -134,10 +143,24 @@ def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> d
     }
 
 
-def _begins_as_archive(file: Path) -> bool:
-    """Say whether a checkpoint is a zip archive, as torch has written them since 1.6."""
-    with file.open("rb") as stream:
-        return stream.read(2) == b"PK"
+def _check_head(file: Path, head: bytes) -> None:
+    """Raise InputError, which says what a file is, for one that cannot be a checkpoint by its first bytes."""
+    if not head:
+        raise InputError(f"{file}: is cut off: it is empty; copy or download it again")
+    is_safetensors = head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < file.stat().st_size
+    if is_safetensors and file.suffix != SAFETENSORS_SUFFIX:
+        raise InputError(
+            f"{file}: is a safetensors file; name it NAME{SAFETENSORS_SUFFIX}, with the NAME.json that says which "
+            "model it is beside it"
+        )
+    wanted = () if file.suffix == SAFETENSORS_SUFFIX else (ZIP, PICKLE)
+    what = None if is_safetensors else mistaken(head, wanted)
+    if what is None and head.lstrip()[:1] in (b"{", b"["):
+        what = "is JSON, not a checkpoint; give the file of the weights"
+    if what is None and as_text(head) and b"\t" in head:
+        what = "is a table of text (TSV), not a checkpoint; check the order of the files"
+    if what is not None:
+        raise InputError(f"{file}: {what}")
 
 
 def _read_archive(file: Path) -> Any:
@@ -256,8 +279,10 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     if not description.is_file():
         raise MissingInput(f"{description}: no such file; it says which model the weights of {file} are for")
     text = description.read_bytes()
+    if what := mistaken(text[:HEAD]):
+        raise InputError(f"{description}: {what}")
     try:
-        state = json.loads(text.decode("utf-8"))
+        state = json.loads(text.decode("utf-8-sig"))
         check_extent(state, allowance(len(text)))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{description}: is not JSON ({_reason(error)})") from error
@@ -268,7 +293,8 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
     except Exception as error:  # among others KeyError, for types of numbers that torch does not know
-        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({_reason(error)})") from error
+        reason = _reason(error, read_head(file))
+        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({reason})") from error
     return whole | {"task_state": state.get("task_state", {})}
 
 
@@ -296,8 +322,13 @@ def _check_parts(file: Path, state: Any) -> None:
                 raise InputError(f"{file}: refused, because its {name} holds the text {brief(text)}, a reference")
 
 
-def _reason(error: Exception) -> str:
-    """Return what an error says in one short line; its type, too, where the message alone says little."""
+def _reason(error: Exception, head: bytes = b"") -> str:
+    """Return what an error says in one short line; its type, too, where the message alone says little.
+
+    Of a file that is text by its first bytes, it says how the text begins: a server may say there what failed.
+    """
     message = brief(error)
     says_all = message and isinstance(error, ValueError | pickle.UnpicklingError | zipfile.BadZipFile | EOFError)
-    return message if says_all else f"{type(error).__name__} {message}".strip()
+    reason = message if says_all else f"{type(error).__name__} {message}".strip()
+    text = as_text(head)
+    return reason if text is None else f"{reason}; it is text that begins {text!r}"

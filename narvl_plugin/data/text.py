@@ -19,6 +19,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.mistaken_files import as_text, mistaken, read_head
 from narvl_plugin.whole_files import write_whole
 
 REFERENCE_SEPARATOR = "&&"
@@ -145,7 +146,7 @@ class Gpt2Codec(TextCodec):
     """
 
     def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
-        dictionary = Dictionary.load(str(dict_path))
+        dictionary = Dictionary.load(io.StringIO(dict_path.read_text(encoding="utf-8-sig")))
         dictionary.add_symbol("<mask>")
         for code in range(NUM_CODES):
             dictionary.add_symbol(f"<code_{code}>")
@@ -185,7 +186,11 @@ class SentencePieceCodec(TextCodec):
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{model_path}: is not a sentencepiece model ({error})") from error
+            text = as_text(read_head(model_path))
+            reason = str(error) if text is None else f"it is text that begins {text!r}"
+            raise InputError(
+                f"{model_path}: is not a sentencepiece model ({reason}); copy or download it again"
+            ) from error
         dictionary = Dictionary()
         for piece in range(self._pieces.get_piece_size()):
             if not (self._pieces.is_unknown(piece) or self._pieces.is_control(piece)):
@@ -233,15 +238,26 @@ def _codec_of(folder: Path, num_bins: int) -> TextCodec:
     if has_pieces and has_dict:
         raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used")
     if has_pieces:
-        return SentencePieceCodec(folder / SPM_FILE, num_bins)
+        return SentencePieceCodec(_plausible(folder / SPM_FILE), num_bins)
     if has_dict:
-        return Gpt2Codec(
-            folder / DICT_FILE, gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe"), num_bins
-        )
+        files = [folder / DICT_FILE, gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe")]
+        return Gpt2Codec(*map(_plausible, files), num_bins)
     raise MissingInput(
         f"--bpe-dir {folder}: no {SPM_FILE} (a vocabulary trained on the data) and no {DICT_FILE} (GPT-2 BPE "
         "of the published checkpoints) there"
     )
+
+
+def _plausible(file: Path) -> Path:
+    """Return a file of a vocabulary; raises InputError, which says what it is, if its beginning is of no such file.
+
+    A Git LFS pointer would pass for merges of GPT-2.
+    """
+    head = read_head(file)
+    what = mistaken(head) if head else "is empty; copy or download it again"
+    if what is not None:
+        raise InputError(f"{file}: {what}")
+    return file
 
 
 def gpt2_file(folder: Path, name: str) -> Path:

@@ -1,0 +1,90 @@
+"""What a file is that was given for another: most often what a download has left in its place.
+
+It goes by a file's beginning, so that a message can name the cause and not only what failed to be read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from narvl_plugin.errors import InputError
+
+HEAD = 512
+"""Bytes of a file's beginning that are looked at."""
+
+_AGAIN = "download it again"
+_UNPACK = "unpack it, and give the file in it"
+_CONVERT = "convert it to UTF-8 (iconv -f UTF-{bits} -t UTF-8 FILE > NEW)"
+
+KINDS: dict[bytes, str] = {
+    b"version https://git-lfs.github.com/spec/": "is a Git LFS pointer, not the file itself; fetch it with `git lfs "
+    "pull`",
+    b"\xff\xfe\0\0": f"is text in UTF-32; {_CONVERT.format(bits=32)}",
+    b"\0\0\xfe\xff": f"is text in UTF-32; {_CONVERT.format(bits=32)}",
+    codecs.BOM_UTF16_LE: f"is text in UTF-16; {_CONVERT.format(bits=16)}",
+    codecs.BOM_UTF16_BE: f"is text in UTF-16; {_CONVERT.format(bits=16)}",
+    b"\x1f\x8b": f"is compressed by gzip; {_UNPACK} (gunzip)",
+    b"BZh": f"is compressed by bzip2; {_UNPACK} (bunzip2)",
+    b"\xfd7zXZ\0": f"is compressed by xz; {_UNPACK} (unxz)",
+    b"\x28\xb5\x2f\xfd": f"is compressed by Zstandard; {_UNPACK} (unzstd)",
+    b"7z\xbc\xaf\x27\x1c": f"is a 7z archive; {_UNPACK}",
+    b"Rar!\x1a\x07": f"is a RAR archive; {_UNPACK}",
+    b"PK\x03\x04": f"is a zip archive; {_UNPACK}",
+    b"PK\x05\x06": "is an empty zip archive",
+    b"%PDF-": "is a PDF",
+    b"\x89PNG": "is a picture (PNG)",
+    b"\xff\xd8\xff": "is a picture (JPEG)",
+    b"\x93NUMPY": "is an array of numpy (.npy)",
+    b"\x89HDF\r\n": "is an HDF5 file",
+    b"PAR1": "is a Parquet file",
+    b"GGUF": "is a model in GGUF",
+    b"SQLite format 3\0": "is an SQLite database",
+    **{bytes([0x80, protocol]): "is a pickle of Python" for protocol in range(2, 6)},
+}
+"""How files of a kind begin -> what to say of such a file."""
+
+ZIP, PICKLE = b"PK", b"\x80"
+"""How files begin that some readers want."""
+
+_HTML = re.compile(rb"\s*(<!doctype html|<html|<head)", re.IGNORECASE)
+_XML = re.compile(rb"\s*<\?xml")
+
+
+def read_head(file: str | Path) -> bytes:
+    """Return the first bytes of a file; raises InputError where it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(HEAD)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def mistaken(head: bytes, wanted: Iterable[bytes] = ()) -> str | None:
+    """Return what the first bytes of a file show it to be, and what to do, such as "is a PDF"; None if nothing known.
+
+    Args:
+        head: HEAD bytes, or all of a shorter file.
+        wanted: how files begin that the caller can read.
+    """
+    if head.startswith(tuple(wanted)):
+        return None
+    unmarked = head.removeprefix(codecs.BOM_UTF8)
+    if _HTML.match(unmarked):
+        return f"is an HTML page, as a failed download leaves it; {_AGAIN}, from the address of the file itself"
+    if _XML.match(unmarked):
+        return f"is XML, such as a server's message of an error; {_AGAIN}"
+    if head[257:262] == b"ustar":
+        return f"is a tar archive; {_UNPACK} (tar -x)"
+    if len(head) > 2 and head[:2].count(0) == 1:
+        return f"is text in UTF-16 or no text; {_CONVERT.format(bits=16)}"
+    return next((what for beginning, what in KINDS.items() if head.startswith(beginning)), None)
+
+
+def as_text(head: bytes) -> str | None:
+    """Return the first characters of a file that is text; None for one that is not, or has no words."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head).strip()
+    readable = "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
+    return " ".join(text.split())[:40] if text and readable else None
