@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 24  # bytes read at a time while searching for line ends
 MAX_ROW = 1 << 30  # bytes; a file without line ends would be read into memory as one row
+LONGEST_BLANK = 256  # bytes of white space in a line that is taken for a blank one
 HEADER = 2  # an index starts with the size and the modification time of its file
 
 
@@ -41,7 +42,7 @@ class TsvFile:
     memory-mapped and rows are read one by one, so that opening is quick and no more than the index, 8 bytes a
     row, can come to stay in memory. Instances travel to worker processes as their path only.
 
-    A byte order mark of UTF-8 at the file's start is no part of the first column.
+    Blank lines at the file's end are no rows. A byte order mark of UTF-8 at its start is no part of the first column.
 
     Raises MissingInput when there is no such file, InputError when it is empty or no text in UTF-8 with line ends.
     """
@@ -50,6 +51,8 @@ class TsvFile:
         self.path = str(path)
         self.columns = parse_columns(selected_cols)
         self._open()
+        if blank := len(self._offsets) - 1 - self._rows:
+            logger.warning("%s: the file ends in %d blank lines, which are no rows", self.path, blank)
 
     def _open(self) -> None:
         if not os.path.isfile(self.path):
@@ -59,6 +62,9 @@ class TsvFile:
         refuse_other_files(self.path)
         self._offsets = load_index(self.path)
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open as long as the instance
+        self._rows = self._rows_before_blank_lines()
+        if not self._rows:
+            raise InputError(f"{self.path}: the file holds blank lines only")
         if len(self) == 1:
             self._refuse_other_line_ends()
 
@@ -70,7 +76,7 @@ class TsvFile:
         self._open()
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return self._rows
 
     def where(self, row: int) -> str:
         """Return `FILE:ROW` with the path as it was given and the row counted from 1."""
@@ -79,6 +85,8 @@ class TsvFile:
     def __getitem__(self, row: int) -> list[str]:
         """Return the selected columns of `row`; raises BadRow if one is missing or not UTF-8, and as `fields` does."""
         fields = self.fields(row)
+        if not b"".join(fields).strip():
+            raise BadRow(f"{self.where(row)}: is a blank line; delete it")
         missing = [column for column in self.columns if column >= len(fields)]
         if missing:
             raise BadRow(
@@ -99,14 +107,33 @@ class TsvFile:
             raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
         start, end = self._offsets[row : row + 2].tolist()
         if not 0 <= start < end <= self._offsets[-1]:  # a file may come with an index that is not its own
-            raise InputError(f"{self.path}: its index is damaged at row {row + 1}; delete {self.path}.idx.npy")
+            raise self._damaged_index(row)
         if end - start > MAX_ROW:
             raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
         # A position of its own for each read: forked processes share that of the file.
         line = os.pread(self._file.fileno(), end - start, start)
+        first_end = line.find(b"\n") + 1 or self._offsets[-1] - start  # only the file's last row may have none
+        if first_end != len(line):
+            raise self._damaged_index(row)
         if row == 0:
             line = line.removeprefix(codecs.BOM_UTF8)
         return line.rstrip(b"\r\n").split(b"\t")
+
+    def _damaged_index(self, row: int) -> InputError:
+        index = getattr(self._offsets, "filename", f"{self.path}.idx.npy")
+        return InputError(
+            f"{self.path}: its index is damaged at row {row + 1}; delete {index}, which may be of an earlier file"
+        )
+
+    def _rows_before_blank_lines(self) -> int:
+        """Count the rows without the blank lines that end the file, as editors leave them."""
+        rows = len(self._offsets) - 1
+        while rows:
+            start, end = self._offsets[rows - 1 : rows + 1].tolist()
+            if not 0 < end - start <= LONGEST_BLANK or os.pread(self._file.fileno(), end - start, start).strip():
+                break
+            rows -= 1
+        return rows
 
     def _refuse_other_line_ends(self) -> None:
         """Raise InputError for a file without line ends that carriage returns divide into rows."""

@@ -1,6 +1,7 @@
 """Random access to TSV rows: offsets, the stored index and its upkeep, errors, memory."""
 
 import codecs
+import logging
 import multiprocessing
 import os
 import pickle
@@ -193,6 +194,45 @@ def test_an_index_of_a_stranger_leads_nowhere(offsets: list[int], write_tsv: Cal
             TsvFile(path, "0")[row]
 
 
+@pytest.mark.parametrize("replaced", [b"a\nbb\nc\n", b"aa\n\n\nc\n", b"aa\nbcc\n", b"a\tb\nb\nc"])
+def test_an_index_of_an_earlier_file_of_equal_size_and_time_is_named(replaced: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"aa\nb\nc\n"[: len(replaced)])
+    TsvFile(path, "0")
+    status = os.stat(path)
+    path.write_bytes(replaced)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    file = TsvFile(path, "0")
+    with pytest.raises(InputError, match=r"a.tsv: its index is damaged at row \d; delete .*, which may be"):
+        for row in range(len(file)):
+            file[row]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \n\n", "\t\t\n", "\n \t"])
+def test_blank_lines_at_the_end_are_no_rows_and_are_told_of(
+    end: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text(f"a\tb\nc\td\n{end}", newline="")
+    with caplog.at_level(logging.WARNING):
+        file = TsvFile(path, "1")
+    assert [file[row] for row in range(len(file))] == [["b"], ["d"]]
+    assert f"{path}: the file ends in {len(end.splitlines())} blank lines, which are no rows" in caplog.messages
+    caplog.clear()
+    assert len(pickle.loads(pickle.dumps(file))) == 2
+    assert caplog.messages == []
+
+
+def test_a_blank_line_between_rows_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("a\tb\n\t\nc\td\n")
+    with pytest.raises(BadRow, match=r"a\.tsv:2: is a blank line; delete it"):
+        TsvFile(path, "1")[1]
+    path.write_text("\n\n \n")
+    with pytest.raises(InputError, match=r"a\.tsv: the file holds blank lines only"):
+        TsvFile(path, "1")
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -247,8 +287,11 @@ def _open_large(path: Path, answer: "multiprocessing.Queue[tuple[float, int, int
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_ten_gigabytes_with_their_index_take_neither_time_nor_memory(tmp_path: Path) -> None:
     path, row_bytes, rows = tmp_path / "large.tsv", 10_000, 1_000_000
-    with open(path, "wb") as file:  # a sparse file: zeros but for the last row
+    with open(path, "wb") as file:  # a sparse file: zeros but for the last row, and the ends of those that are read
         file.truncate(row_bytes * rows)
+        for row in range(0, rows, rows // 2000):
+            file.seek(row_bytes * (row + 1) - 1)
+            file.write(b"\n")
         file.seek(row_bytes * rows - 5)
         file.write(b"\nlast")
     starts = np.arange(rows, dtype=np.int64) * row_bytes
@@ -259,9 +302,9 @@ def test_ten_gigabytes_with_their_index_take_neither_time_nor_memory(tmp_path: P
     answer = context.Queue()
     process = context.Process(target=_open_large, args=(path, answer))
     process.start()
-    seconds, opened, read, row = answer.get(timeout=30)
+    seconds, opened, read, last = answer.get(timeout=30)
     process.join()
-    assert row == ["last"]
+    assert last == ["last"]
     assert seconds < 1
     assert opened < 4 << 20
     assert read < index.nbytes + (4 << 20)  # the index is mapped, of the rows nothing stays
