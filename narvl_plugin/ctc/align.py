@@ -71,9 +71,7 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
     """
     batch, num_queries, num_labels = log_probs.shape
     query_lengths = torch.full_like(target_lengths, num_queries)
-    check_targets(
-        targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels
-    )
+    check_targets(targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels)
     lattice = build_lattice(targets, target_lengths, blank=blank)
     emissions = state_emissions(log_probs.detach(), lattice).clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)

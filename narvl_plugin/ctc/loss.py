@@ -122,9 +122,7 @@ def _check(
         raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
     if query_lengths is None:
         query_lengths = torch.full_like(target_lengths, num_queries)
-    check_targets(
-        targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels
-    )
+    check_targets(targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels)
 
 
 def query_ctc_loss(

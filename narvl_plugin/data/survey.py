@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,17 +20,11 @@ ROWS_LOOKED_AT = 10_000
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a file: the queries that rows need, and the rows that cannot be used as they are.
+    """What was found in a file: how many of all its rows were looked at, and those that cannot be used."""
 
-    `missed` of the file's rows were not looked at. In validation a target that does not fit is left out of the loss;
-    it is in `too_long` without being in `unusable`.
-    """
-
-    path: str
-    needs: list[int]
-    too_long: int
+    looked_at: int
+    total: int
     unusable: list[BadRow]
-    missed: int
 
 
 def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = False) -> Survey:
@@ -49,7 +44,7 @@ def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = Fa
         needs.append(need)
         if num_queries is not None and need > num_queries:
             too_long += 1
-            if dataset.training:
+            if dataset.training:  # validation leaves it out of the loss
                 unusable.append(does_not_fit(dataset.where(row), need, num_queries))
     if num_queries is not None:
         part = f" of a sample of {len(rows):,} of its {total:,} rows" if len(rows) < total else ""
@@ -60,7 +55,7 @@ def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = Fa
             *(dataset.tsv.path, too_long, len(needs), part, num_queries, left_out if too_long else ""),
             max(needs, default=0),
         )
-    return Survey(dataset.tsv.path, needs, too_long, unusable, total - len(rows))
+    return Survey(len(rows), total, unusable)
 
 
 def does_not_fit(where: str, need: int, num_queries: int) -> BadRow:
@@ -76,14 +71,10 @@ def refuse_what_will_fail(surveys: Sequence[Survey], budget: SkipBudget) -> None
     unusable = [error for found in surveys for error in found.unusable]
     if len(unusable) <= budget.limit:
         return
-    looked_at = sum(len(found.needs) + len(found.unusable) for found in surveys)
-    missed = sum(found.missed for found in surveys)
-    # Of the files of which only a sample was looked at, the others are likely to have as many.
-    likely = sum(
-        round(len(found.unusable) * (1 + found.missed / max(1, len(found.needs) + len(found.unusable))))
-        for found in surveys
-    )
-    sample = f", some {likely:,} of all {looked_at + missed:,}" if missed else ""
+    looked_at, total = sum(found.looked_at for found in surveys), sum(found.total for found in surveys)
+    # The rows that were not looked at are likely to be as bad.
+    likely = sum(math.ceil(len(found.unusable) * found.total / found.looked_at) for found in surveys)
+    sample = f", probably {likely:,} of all {total:,}" if looked_at < total else ""
     raise InputError(
         f"{len(unusable):,} of {looked_at:,} rows cannot be used{sample}, and the training would end at the first that "
         f"--skip-bad-rows {budget.limit} does not forgive. Mend them, or let it go on without them by --skip-bad-rows "

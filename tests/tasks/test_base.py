@@ -15,11 +15,11 @@ from fairseq.logging import metrics
 from fairseq.sequence_generator import SequenceGenerator
 
 from narvl_plugin.ctc import Lengths
+from narvl_plugin.data import survey
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import ParallelGenerator
 from narvl_plugin.models import build
-from narvl_plugin.tasks import base
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
@@ -207,7 +207,7 @@ class TestTargetsAreMeasured:
         """Make a task whose rows need 3, 2, 1 and 3 queries, beside one that is of no use."""
         for row, caption in enumerate(("a red hat", "two dogs", "", "cat", "a a")):
             caption_rows[row][2] = caption
-        task = make_task(write_tsv("train.tsv", caption_rows[:5]), "valid.tsv")
+        task = make_task(write_tsv("train.tsv", caption_rows[:5]), "valid.tsv", skip_bad_rows=3)
         task.datasets["train"] = task.build_dataset(TsvFile(task.training_paths[0], "0,4,2"), "train")
         return task
 
@@ -230,12 +230,12 @@ class TestTargetsAreMeasured:
         assert "0 of 4 targets do not fit" in message
         assert caplog.records[-1].levelno == logging.INFO
 
-    def test_in_the_first_rows_of_long_files(
+    def test_in_a_sample_of_long_files(
         self, task: CaptionTask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(base, "MEASURED_ROWS", 4)
+        monkeypatch.setattr(survey, "ROWS_LOOKED_AT", 2)
         (message,) = self.measure(task, caplog, 2)
-        assert "1 of 3 targets of its first 4 rows do not fit the model's 2 queries" in message
+        assert "2 of 2 targets of a sample of 2 of its 5 rows do not fit the model's 2 queries" in message
 
     def test_not_for_teachers(self, task: CaptionTask, caplog: pytest.LogCaptureFixture) -> None:
         assert self.measure(task, caplog, None) == []

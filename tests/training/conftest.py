@@ -92,7 +92,7 @@ def train(run_train: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Ru
 
     def keep(self: trainer.Trainer, logged: list[dict[str, Any]], sample_size: Any, grad_norm: Any = None) -> Any:
         if grad_norm is not None:
-            losses[self.get_num_updates()] = sum(float(log["loss"]) for log in logged) / float(sample_size)
+            losses[self.get_num_updates()] = sum(float(log["loss"]) for log in logged) / float(sample_size or 1)
         return reduce(self, logged, sample_size, grad_norm)
 
     monkeypatch.setattr(trainer.Trainer, "_reduce_and_log_stats", keep)
