@@ -28,7 +28,7 @@ from fairseq.registry import REGISTRIES
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 
-from narvl_plugin.data.dataset import STAND_IN, EqualRows
+from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
@@ -52,6 +52,7 @@ def apply() -> None:
     block_repeated_ngrams()
     show_input_errors_briefly()
     stand_in_for_missing_batches()
+    check_limits_of_validation_first()
     average_weights()
     plan_schedules()
     unscale_gradients_once()
@@ -366,6 +367,24 @@ def stand_in_for_missing_batches() -> None:
     trainer.Trainer.get_train_iterator = get_train_iterator
     trainer.Trainer.stand_in = None
     trainer.Trainer.train_step = train_step
+
+
+def check_limits_of_validation_first() -> None:
+    """Refuse limits of validation's batches before the first update.
+
+    Mends `fairseq-train --batch-size 8 --max-tokens-valid 500`, which would raise after an epoch of training.
+    """
+    get_iterator = trainer.Trainer.get_train_iterator
+
+    @functools.wraps(get_iterator)
+    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
+        iterator = get_iterator(self, *args, **kwargs)
+        limits = self.cfg.dataset
+        if isinstance(iterator.dataset, EqualRows) and not limits.disable_validation:
+            check_limits(limits.max_tokens_valid, limits.batch_size_valid, "-valid")
+        return iterator
+
+    trainer.Trainer.get_train_iterator = get_train_iterator
 
 
 def average_weights() -> None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,3 +185,22 @@ def test_repairs_are_made_once() -> None:
     before = (sys.excepthook, distributed_utils.call_main, data_utils._find_extra_valid_paths)
     compat.apply()
     assert before == (sys.excepthook, distributed_utils.call_main, data_utils._find_extra_valid_paths)
+
+
+@pytest.mark.parametrize("limit", [("--max-tokens-valid", 999), ("--batch-size-valid", 0)])
+def test_limits_of_validation_are_checked_before_training(
+    limit: tuple[str, int],
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> None:
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+    options = ["--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32, "--cpu"]
+    options += ["--arch", "narvl_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16]
+    options += ["--encoder-attention-heads", 2, "--vision-trunk", "test_resnet", "--freeze-resnet"]
+    options += ["--criterion", "qctc", "--batch-size", 2, "--optimizer", "adam"]
+    with pytest.raises(InputError, match=f"{limit[0]} {limit[1]}: .*(each row counts 1000|needs 1 row)"):
+        run_train(data, *options, *limit, "--save-dir", tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.pt"))

@@ -25,6 +25,20 @@ STAND_IN = "stand_in"
 """Key of a batch that only keeps a process busy, and counts neither in the loss nor in what is logged."""
 
 
+def check_limits(max_tokens: int | None, batch_size: int | None, flags: str = "") -> None:
+    """Raise InputError for limits of a batch that leave no room for one row; `flags` is what the flags' names end in.
+
+    fairseq would take limits of 0 and below for none.
+    """
+    if max_tokens is not None and max_tokens < TOKENS_PER_ROW:
+        raise InputError(
+            f"--max-tokens{flags} {max_tokens}: each row counts {TOKENS_PER_ROW} tokens, so that N rows need N * "
+            f"{TOKENS_PER_ROW}; give {TOKENS_PER_ROW} or more, or give the number of rows by --batch-size{flags}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size{flags} {batch_size}: a batch needs 1 row or more")
+
+
 @dataclass(frozen=True)
 class DatasetOptions:
     """What turns rows into samples, the same for all splits and all tasks.

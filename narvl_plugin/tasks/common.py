@@ -17,7 +17,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import MISSING, DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from narvl_plugin.data.dataset import STAND_IN
+from narvl_plugin.data.dataset import STAND_IN, check_limits
 from narvl_plugin.data.survey import Survey, refuse_what_will_fail
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.errors import InputError, SkipBudget
@@ -148,12 +148,22 @@ class CommonTask(FairseqTask):
         self.keeps_eos = getattr(criterion, "keep_eos", False)
         return criterion
 
-    def get_batch_iterator(self, dataset: FairseqDataset, *args: Any, **kwargs: Any) -> EpochBatchIterator:
+    def get_batch_iterator(
+        self,
+        dataset: FairseqDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> EpochBatchIterator:
         """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
 
-        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too.
+        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too. Raises
+        InputError where the limits leave no room for a row.
         """
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs | {"required_batch_size_multiple": 1})
+        check_limits(max_tokens, max_sentences)
+        kwargs |= {"required_batch_size_multiple": 1}
+        iterator = super().get_batch_iterator(dataset, max_tokens, max_sentences, *args, **kwargs)
         # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
         # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
         iterator.persistent_workers = False

@@ -155,6 +155,18 @@ class TestBatches:
         rows = [name for share in shares for batch in share for name in batch]
         assert sorted(rows, key=int) == [str(number) for number in range(20)]
 
+    @pytest.mark.parametrize("tokens", [999, 1, 0, -5])
+    def test_tokens_below_those_of_a_row_are_an_error(self, task: CaptionTask, tokens: int) -> None:
+        message = rf"--max-tokens {tokens}: each row counts 1000 tokens, .* give 1000 or more, or .* --batch-size"
+        with pytest.raises(InputError, match=message):
+            ids_of_epoch(task, 1, "test", max_tokens=tokens)
+        assert ids_of_epoch(task, 1, "test", max_tokens=1000) == [[str(number)] for number in range(20)]
+
+    @pytest.mark.parametrize("rows", [0, -2])
+    def test_batches_without_rows_are_an_error(self, task: CaptionTask, rows: int) -> None:
+        with pytest.raises(InputError, match=f"--batch-size {rows}: a batch needs 1 row or more"):
+            ids_of_epoch(task, 1, max_sentences=rows)
+
     def test_tokens_limit_batches_by_rows(self, task: CaptionTask) -> None:
         assert [len(batch) for batch in ids_of_epoch(task, 1, "test", max_tokens=12_000)] == [12, 8]
 

@@ -82,6 +82,13 @@ def batches_of(task: MultitaskTask, epoch: int, split: str = "train", **options:
     return [(batch["member"], batch["id"].tolist()) for batch in batches if batch]
 
 
+@pytest.mark.parametrize("limit", [{"max_tokens": 500, "max_sentences": None}, {"max_sentences": 0}])
+def test_limits_without_room_for_a_row_are_an_error(task: MultitaskTask, limit: dict[str, int | None]) -> None:
+    task.load_dataset("train")
+    with pytest.raises(InputError, match=r"--(max-tokens 500: each row counts 1000|batch-size 0: a batch needs 1 row)"):
+        task.get_batch_iterator(task.dataset("train"), **limit)
+
+
 class TestOrder:
     def test_an_epoch_reads_members_by_weight_and_in_turns(self, task: MultitaskTask) -> None:
         batches = batches_of(task, 1)
