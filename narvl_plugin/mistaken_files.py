@@ -50,6 +50,7 @@ ZIP, PICKLE = b"PK", b"\x80"
 """How files begin that some readers want."""
 
 _HTML = re.compile(rb"\s*(<!doctype html|<html|<head)", re.IGNORECASE)
+_SVG = re.compile(rb"\s*(<\?xml.*)?(<!.*)?<svg\b", re.DOTALL)
 _XML = re.compile(rb"\s*<\?xml")
 
 
@@ -74,13 +75,20 @@ def mistaken(head: bytes, wanted: Iterable[bytes] = ()) -> str | None:
     unmarked = head.removeprefix(codecs.BOM_UTF8)
     if _HTML.match(unmarked):
         return f"is an HTML page, as a failed download leaves it; {_AGAIN}, from the address of the file itself"
+    if _SVG.match(unmarked):
+        return "is a drawing (SVG), not a picture of pixels; save it as PNG"
     if _XML.match(unmarked):
         return f"is XML, such as a server's message of an error; {_AGAIN}"
     if head[257:262] == b"ustar":
         return f"is a tar archive; {_UNPACK} (tar -x)"
-    if len(head) > 2 and head[:2].count(0) == 1:
-        return f"is text in UTF-16 or no text; {_CONVERT.format(bits=16)}"
+    if _is_utf_16(head[:16]):
+        return f"is text in UTF-16; {_CONVERT.format(bits=16)}"
     return next((what for beginning, what in KINDS.items() if head.startswith(beginning)), None)
+
+
+def _is_utf_16(head: bytes) -> bool:
+    """Say whether every other byte is zero, and no more, as in letters of ASCII in UTF-16 without a mark."""
+    return len(head) > 1 and any(all(head[1 - zeros :: 2]) and not any(head[zeros::2]) for zeros in (0, 1))
 
 
 def as_text(head: bytes) -> str | None:

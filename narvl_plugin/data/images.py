@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import math
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torchvision.transforms import functional
 
 from narvl_plugin.errors import BadRow
+from narvl_plugin.mistaken_files import HEAD, as_text, mistaken
 
 _AVIF = find_spec("PIL._avif") is not None  # Pillow has it from 11.3 on, where the library was there
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
@@ -30,6 +32,8 @@ PICTURE_SUFFIXES = (
 )
 PATH_SUFFIXES = (*PICTURE_SUFFIXES, ".npy")
 NPY_MAGIC = b"\x93NUMPY"
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", NPY_MAGIC)
+"""How picture files and features begin that are no mistakes here."""
 MAX_PIXELS = 89_478_485  # Pillow's own border to decompression bombs: a quarter gigabyte of RGB
 MAX_SIDE = 65_535  # of a JPEG; resizing a longer one would unpack it sideways
 MAX_BYTES = 1 << 28  # of a file: as much as MAX_PIXELS take in RGB, not compressed
@@ -47,6 +51,12 @@ TRANSPOSED = {
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+SHORTEST = 36
+"""Characters of the smallest picture, a GIF, as base64."""
+LONGEST_PATH = 1024
+
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DATA_URL = re.compile(r"\s*data:[^,]*,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # that a segment with a length follows
 _SCAN, _END = b"\xda", b"\xd9"
@@ -105,19 +115,38 @@ class ImageReader:
 
     def read_bytes(self, column: str, where: str) -> bytes:
         """Return the file that a column holds as base64, of either alphabet, or names by its path; raises BadRow."""
+        if not column.strip():
+            raise BadRow(f"{where}: the image is not readable: the image column is empty; check --selected-cols")
+        if _URL.match(column):
+            raise BadRow(
+                f"{where}: the image column is an address, {_shown(column, 60)}, and pictures are not downloaded; "
+                "download it, and give its path or its base64"
+            )
+        if _DATA_URL.match(column):
+            raise BadRow(f"{where}: the image column is a data URL, {_shown(column)}; keep only what follows the comma")
         # No base64 alphabet has a dot, so a suffix tells a path from a picture.
         if column[-5:].lower().endswith(PATH_SUFFIXES):
             return read_file(self.folder / column, where)
         if len(column) > MAX_BYTES // 3 * 4:
             raise BadRow(f"{where}: the image has more than {MAX_BYTES:,} bytes; make it smaller")
         try:
-            return base64.b64decode(column.translate(_URL_SAFE), validate=True)
+            data = base64.b64decode(column.translate(_URL_SAFE), validate=True)
         except (binascii.Error, ValueError) as error:
-            shown = column if len(column) <= 20 else column[:20] + "…"
             raise BadRow(
                 f"{where}: the image column is neither base64 nor a path ending in "
-                f"{', '.join(PATH_SUFFIXES)}: {shown!r} ({error}); check --selected-cols"
+                f"{', '.join(PATH_SUFFIXES)}: {_shown(column)} ({error}); check --selected-cols"
             ) from error
+        if len(column) < SHORTEST or (len(column) <= LONGEST_PATH and os.path.isfile(self.folder / column)):
+            raise BadRow(
+                f"{where}: the image is not readable: the image column, {_shown(column)}, is no picture as base64, and "
+                f"a path must end in {', '.join(PATH_SUFFIXES)}; check --selected-cols"
+            )
+        return data
+
+
+def _shown(column: str, length: int = 20) -> str:
+    """Return the beginning of an image column, for a message."""
+    return repr(column if len(column) <= length else column[:length] + "…")
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -151,6 +180,8 @@ def read_file(path: Path, where: str) -> bytes:
         raise BadRow(
             f"{where}: the image file {path} has {max(status.st_size, len(data)):,} bytes; expected 1 to {MAX_BYTES:,}"
         )
+    if (what := mistaken(data[:HEAD], BEGINNINGS)) is not None:
+        raise BadRow(f"{where}: the image file {path} {what}")
     return data
 
 
@@ -244,7 +275,10 @@ def opened(data: bytes, where: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRow(f"{where}: the image is refused ({error})") from error
     except UnidentifiedImageError as error:
-        raise BadRow(f"{where}: the image is not readable (it is broken, or none of {', '.join(FORMATS)})") from error
+        what, text = mistaken(data[:HEAD], BEGINNINGS), as_text(data[:HEAD])
+        reason = what or f"is broken, or none of {', '.join(FORMATS)}"
+        reason += f"; it is text that begins {text!r}" if text is not None and what is None else ""
+        raise BadRow(f"{where}: the image is not readable (it {reason})") from error
     except Exception as error:  # whatever a decoder raises on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"{where}: the image is not readable ({reason})") from error

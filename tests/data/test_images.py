@@ -1,6 +1,7 @@
 """Pictures from TSV columns: every kind that is read, every kind that is refused."""
 
 import base64
+import gzip
 import io
 import struct
 import zlib
@@ -171,6 +172,46 @@ def test_what_is_no_image_is_named(column: str, message: str) -> None:
         ImageReader(8)(column, WHERE)
     assert str(error.value).startswith("train.tsv:3: ")
     assert error.value.where == WHERE
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("", "the image column is empty; check --selected-cols"),
+        (" ", "the image column is empty"),
+        ("\u3000 \r", "the image column is empty"),
+        ("http://example.org/a.jpg", "is an address, 'http://example.org/a.jpg', and pictures are not downloaded"),
+        ("HTTPS://example.org/" + 60 * "a", "is an address, 'HTTPS://example.org/a+…', and pict"),
+        ("s3://bucket/picture.png", "is an address, .*, and pictures are not downloaded"),
+        ("data:image/png;base64,iVBORw0KGgo=", "is a data URL, 'data:image/png;base6…'; keep only what foll"),
+        ("photo", r"neither base64 nor a path ending in \.jpg, .*: 'photo' .*; check --selected-cols"),
+        ("images/photo", r"column, 'images/photo', is no picture as base64, and a path must end in \.jpg, .*; check"),
+        ("images/photo.heic", r"neither base64 nor a path ending in \.jpg, .*: 'images/photo.heic'"),
+        ("2014/COCO/train2014/000000000009/abc", r"'2014/COCO/train2014/…', is no picture as base64, and a path"),
+        (base64.b64encode(b"plain text " * 9).decode(), "is broken, or none of .*; it is text that begins 'plain text"),
+        (base64.b64encode(b"<html>" * 9).decode(), r"not readable \(it is an HTML page"),
+        ("pointer.jpg", r"file \S*pointer\.jpg is a Git LFS pointer, .* `git lfs pull`"),
+        ("page.png", r"file \S*page\.png is an HTML page"),
+        ("drawing.png", r"file \S*drawing\.png is a drawing \(SVG\)"),
+        ("packed.npy", r"file \S*packed\.npy is compressed by gzip"),
+    ],
+)
+def test_what_users_take_for_an_image_column_is_said(column: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "2014/COCO/train2014/000000000009").mkdir(parents=True)
+    (tmp_path / "2014/COCO/train2014/000000000009/abc").touch()
+    (tmp_path / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    (tmp_path / "page.png").write_text("<!doctype html><title>404</title>")
+    (tmp_path / "drawing.png").write_text('<?xml version="1.0"?><!-- made by hand --><svg/>')
+    (tmp_path / "packed.npy").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(BadRow, match=rf"train\.tsv:3: the image .*{message}"):
+        ImageReader(8, folder=tmp_path)(column, WHERE)
+
+
+def test_the_smallest_pictures_are_read() -> None:
+    for kind in ("GIF", "PNG", "BMP", "JPEG", "TIFF", "WEBP"):
+        stream = io.BytesIO()
+        Image.new("L", (1, 1)).save(stream, format=kind)
+        assert ImageReader(8)(base64.b64encode(stream.getvalue()).decode(), WHERE).shape == (3, 8, 8)
 
 
 def test_the_size_is_known_from_the_header() -> None:
