@@ -28,6 +28,7 @@ from fairseq.registry import REGISTRIES
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 
+from narvl_plugin import command_lines
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 def apply() -> None:
     """Make all repairs, once."""
     read_checkpoints_safely()
+    refuse_unusable_command_lines()
     take_options_from_checkpoints()
     write_sizes_of_bins()
     copy_checkpoints_whole()
@@ -79,6 +81,9 @@ def read_checkpoints_safely() -> None:
         state = read_checkpoint(local_path)
         if state.get("model") is None:
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        criterion = (arg_overrides or {}).get("criterion")
+        if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
+            state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
         if (arg_overrides or {}).get("ema_eval"):
             state["model"] = averaged_weights(state, path)
         adopt(state, path)
@@ -134,6 +139,32 @@ def task_of_command(file: str, given: dict[str, Any]) -> Any:
     from narvl_plugin import checkpoints  # which knows all tasks
 
     return checkpoints.task_for(file, str(given.get("task")), given)
+
+
+def refuse_unusable_command_lines() -> None:
+    """Say in one line which option of a command line is missing, or that a program does not serve a task of ours.
+
+    Mends `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
+    KeyError(None), and `fairseq-interactive --task caption`, which fails after it has loaded the model.
+    """
+    parse = options.parse_args_and_arch
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(
+        parser: ArgumentParser, input_args: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        command_lines.refuse_at_length(parser)
+        try:
+            parsed = parse(parser, input_args, *args, **kwargs)
+        except (RuntimeError, KeyError) as error:
+            command_lines.explain_failure(parser, input_args, error)
+            raise
+        arguments = parsed[0] if isinstance(parsed, tuple) else parsed
+        if not kwargs.get("suppress_defaults"):
+            command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
+        return parsed
+
+    options.parse_args_and_arch = parse_args_and_arch
 
 
 def take_options_from_checkpoints() -> None:

@@ -43,7 +43,7 @@ CAPTIONS = (
     "a bird and a boat",
     "one tree",
 )
-PRELOADED = ("narvl", "fairseq-train", "fairseq-generate", "fairseq-hydra-train")
+PRELOADED = ("narvl", *(f"fairseq-{name}" for name in ("train", "generate", "validate", "hydra-train", "interactive")))
 TEXTS_WITH_ANSWERS = (*CAPTIONS[:4], "yes", "no", "maybe", "0123456789.|!+")
 
 

@@ -21,6 +21,8 @@ PROGRAMS = {
     "fairseq-train": ("fairseq_cli.train", "cli_main"),
     "fairseq-generate": ("fairseq_cli.generate", "cli_main"),
     "fairseq-hydra-train": ("fairseq_cli.hydra_train", "cli_main"),
+    "fairseq-validate": ("fairseq_cli.validate", "cli_main"),
+    "fairseq-interactive": ("fairseq_cli.interactive", "cli_main"),
 }
 
 

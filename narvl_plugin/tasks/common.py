@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -14,7 +16,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.data.dataset import STAND_IN, check_limits
@@ -27,6 +29,14 @@ from narvl_plugin.tasks.target_texts import TargetTexts
 
 STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
 """fairseq's criterions that a teacher may be trained with."""
+TEACHER_CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
+"""Their classes. Those that are derived from them are for teachers, too."""
+
+REQUIRED = {
+    "data": ("the data argument", "the files to read"),
+    "bpe_dir": ("--bpe-dir", "the folder of the vocabulary"),
+}
+"""Options without a default: how an error names them, and what to give."""
 
 Step = tuple[torch.Tensor, Any, dict[str, Any]]
 """Loss, sample size and what to log of a batch."""
@@ -80,6 +90,10 @@ class CommonTask(FairseqTask):
         self, cfg: CommonConfig, *, codec: TextCodec | None = None, skip_budget: SkipBudget | None = None, **kwargs: Any
     ) -> None:
         super().__init__(cfg)
+        for name, (shown, what) in REQUIRED.items():
+            missing = OmegaConf.is_missing(cfg, name) if isinstance(cfg, DictConfig) else getattr(cfg, name) == MISSING
+            if missing or not getattr(cfg, name):
+                raise InputError(f"{shown} is not given (task.{name} in a configuration); give {what}")
         self.codec: TextCodec = codec or load_codec(cfg.bpe_dir, cfg.num_bins)
         self.skip_budget = skip_budget or SkipBudget(cfg.skip_bad_rows)
         self.skip_budget.number_files(str(cfg.data).split(","))
@@ -87,6 +101,15 @@ class CommonTask(FairseqTask):
         self.keeps_eos = False
         """Whether the criterion has a student say `</s>`, too, which takes a query."""
         self._surveyed = False
+        self._last_built = ""
+
+    @classmethod
+    def build_dictionary(cls, *args: Any, **kwargs: Any) -> Dictionary:
+        """Raise InputError: fairseq-preprocess, which asks for it, makes files that no task of ours reads."""
+        raise InputError(
+            "fairseq-preprocess does not serve our tasks, which read TSV files as they are; narvl vocab makes a "
+            "vocabulary of one"
+        )
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -129,13 +152,16 @@ class CommonTask(FairseqTask):
             if not from_checkpoint:
                 raise
             raise InputError(f"the checkpoint's model cannot be built ({type(error).__name__}: {error})") from error
+        self._last_built, self._built_student = str(name), hasattr(model, "blank")
         model.use = Use(self.task_names, self.codec.checksum, not from_checkpoint, self.cfg.allow_transfer)
         return model
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint: bool = False) -> FairseqCriterion:
-        """Return the criterion; raises InputError for one of fairseq's that is not for tokens.
+        """Return the criterion for the model that was built last.
 
-        fairseq-validate takes it from the checkpoint, and some of fairseq's evaluate strings of their options.
+        Raises InputError for a student's criterion where that model is a teacher, for a teacher's where it is a
+        student, and for one of fairseq's that is not for tokens. fairseq-validate takes it from the checkpoint, and
+        some of fairseq's evaluate strings of their options.
         """
         name = _model_name(cfg)
         known = CRITERION_REGISTRY.get(name)
@@ -144,9 +170,27 @@ class CommonTask(FairseqTask):
                 f"--criterion {name!r:.80}: is not for --task {self.cfg._name}; take qctc for a student, "
                 "label_smoothed_cross_entropy for a teacher"
             )
+        self._check_family(name, known)
         criterion = super().build_criterion(cfg, from_checkpoint)
         self.keeps_eos = getattr(criterion, "keep_eos", False)
         return criterion
+
+    def _check_family(self, name: str, criterion: type[FairseqCriterion]) -> None:
+        """Raise InputError unless a criterion is for the kind of model that was built last, where one was."""
+        from criterions.query_criterion import QueryCriterion  # which imports this package
+
+        if not self._last_built:
+            return
+        if self._built_student and issubclass(criterion, TEACHER_CRITERIONS):
+            raise InputError(
+                f"--criterion {name}: is for teachers (ofa_SIZE), and the model {self._last_built} is a student; take "
+                "--criterion qctc"
+            )
+        if not self._built_student and issubclass(criterion, QueryCriterion):
+            raise InputError(
+                f"--criterion {name}: is for students (narvl_SIZE), and the model {self._last_built} is a teacher; "
+                "take --criterion label_smoothed_cross_entropy, or adjust_label_smoothed_cross_entropy for answers"
+            )
 
     def get_batch_iterator(
         self,

@@ -1,0 +1,73 @@
+"""Command lines of fairseq's programs that cannot work: which option is missing, and which program serves instead."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import NoReturn
+
+from fairseq.tasks import TASK_REGISTRY
+
+from narvl_plugin.errors import InputError
+
+OUR_TASKS = "caption, vqa_gen, refcoco, snli_ve or multitask"
+TSV_SUFFIX = ".tsv"
+PROGRAM_OPTIONS = {"fairseq-interactive": "buffer_size", "fairseq-eval-lm": "context_window"}
+"""Programs that have no use for our tasks, and an option that no other program has."""
+
+
+def is_our_task(name: object) -> bool:
+    """Say whether a task is one of this plugin, a mixture of several too."""
+    from narvl_plugin.tasks.common import CommonTask  # which imports what is mended here
+
+    known = TASK_REGISTRY.get(name)
+    return known is not None and issubclass(known, CommonTask)
+
+
+def refuse_at_length(parser: ArgumentParser) -> None:
+    """Have a parser say what is wrong in one line, in place of the list of some hundred options before it."""
+
+    def error(message: str) -> NoReturn:
+        parser.exit(2, f"error: {' '.join(message.split())} ({parser.prog} --help lists all options)\n")
+
+    parser.error = error  # type: ignore[method-assign]
+
+
+def explain_failure(parser: ArgumentParser, words: list[str] | None, error: Exception) -> None:
+    """Raise InputError where fairseq's parsing failed for an option that nobody gave, and do nothing otherwise."""
+    found = parser.parse_known_args(words)[0]
+    if isinstance(error, RuntimeError) and getattr(found, "arch", "") is None:
+        raise InputError("--arch is not given; take narvl_SIZE for a student, ofa_SIZE for a teacher") from error
+    if isinstance(error, KeyError) and getattr(found, "task", "") is None:
+        raise InputError(f"--task is not given; take {OUR_TASKS}") from error
+
+
+def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None:
+    """Raise InputError for arguments of a program of fairseq that lack an option, or that it cannot serve.
+
+    Args:
+        arguments: what was parsed.
+        given: returns the names of the arguments that the command line itself gave.
+    """
+    data = str(getattr(arguments, "data", ""))
+    if not is_our_task(arguments.task):
+        if data.split(",")[0].endswith(TSV_SUFFIX) and "task" not in given():
+            raise InputError(f"--task is not given, and {data} names TSV files; take {OUR_TASKS}")
+        return
+    for program, option in PROGRAM_OPTIONS.items():
+        if hasattr(arguments, option):
+            refuse_program(program, str(arguments.task))
+    trains, generates = hasattr(arguments, "max_update"), hasattr(arguments, "nbest")
+    if trains and not arguments.optimizer:
+        raise InputError("--optimizer is not given; take --optimizer adam, and --lr RATE")
+    if not trains and not getattr(arguments, "path", None):
+        raise InputError("--path is not given; give the checkpoint of the model to use")
+    if not generates and not (arguments.batch_size or arguments.max_tokens):
+        raise InputError("--batch-size is not given; give the number of rows in a batch")
+
+
+def refuse_program(program: str, task: str) -> NoReturn:
+    """Raise InputError that names the programs which answer for a task, in place of one that does not."""
+    generate = f"fairseq-generate FILE.tsv --task {'TASK' if task == 'multitask' else task} --path CHECKPOINT"
+    pictures = ", for picture files narvl caption PICTURES --checkpoint CHECKPOINT" if task == "caption" else ""
+    raise InputError(f"{program} does not serve --task {task}, whose rows hold pictures; take {generate}{pictures}")
