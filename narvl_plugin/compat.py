@@ -33,6 +33,7 @@ from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
+from narvl_plugin.resuming import check_resumed
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 
@@ -57,6 +58,7 @@ def apply() -> None:
     check_limits_of_validation_first()
     check_place_in_epoch()
     average_weights()
+    refuse_other_models_on_resume()
     plan_schedules()
     unscale_gradients_once()
 
@@ -502,6 +504,34 @@ def average_weights() -> None:
             if self.cfg.ema.ema_fp32:
                 self.ema.build_fp32_params(extra_state.get("ema_fp32_params"))
         return extra_state
+
+    trainer.Trainer.load_checkpoint = load_checkpoint
+
+
+def refuse_other_models_on_resume() -> None:
+    """Refuse to go on with a training by another model, criterion or optimizer than it began with.
+
+    Mends `fairseq-train --num-queries 40` in the --save-dir of a training with 20. Its weights are fitted to 40, but
+    not the optimizer's state, at which the first update stops with a RuntimeError about sizes of tensors.
+    """
+    load = trainer.Trainer.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(
+        self: trainer.Trainer,
+        filename: str,
+        reset_optimizer: bool = False,
+        reset_lr_scheduler: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if not reset_optimizer and PathManager.isfile(filename):
+            state = read_checkpoint(PathManager.get_local_path(filename))
+            check_resumed(filename, state, self.cfg, reset_lr_scheduler)
+        try:
+            return load(self, filename, reset_optimizer, reset_lr_scheduler, *args, **kwargs)
+        except AssertionError as error:  # of an optimizer with --fp16 and one without, both of which it names
+            raise InputError(f"{filename}: {error}") from error
 
     trainer.Trainer.load_checkpoint = load_checkpoint
 

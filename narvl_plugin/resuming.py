@@ -1,0 +1,62 @@
+"""Whether a training can go on at a checkpoint: a model of other sizes has no use for its optimizer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from narvl_plugin.errors import InputError
+from narvl_plugin.models.interop import own_options
+
+SHAPING = (
+    *("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "decoder_layers", "encoder_attention_heads"),
+    *("vision_trunk", "normalise_features", "max_positions", "token_bucket_size", "image_bucket_size"),
+    *("freeze_resnet", "freeze_embedding", "num_queries"),
+)
+"""Options of a model that decide which weights are trained, and their shapes."""
+
+
+def check_resumed(file: str, state: Mapping[str, Any], cfg: Mapping[str, Any], reset_lr_scheduler: bool) -> None:
+    """Raise InputError, with both values, where a training would go on with another model than it began with.
+
+    Other kinds of criterion, optimizer and schedule are refused, too.
+
+    Args:
+        file: the checkpoint, for the message.
+        state: what it holds; one without an optimizer's state is where a training may start, and is not checked.
+        cfg: the whole configuration of the training that is to go on.
+        reset_lr_scheduler: whether the schedule starts anew.
+    """
+    if not state.get("model") or state.get("last_optimizer_state") is None:
+        return
+    trained, wanted = own_options(dict(state)), cfg["model"]
+    if trained is None:
+        return
+    before, now = str(trained["_name"]), str(wanted["_name"])
+    differences = []
+    if before.partition("_")[0] != now.partition("_")[0]:
+        differences.append(f"--arch {before}, now {now}")
+    elif trained.get("member_queries", "") != wanted.get("member_queries", ""):
+        members = [str(options.get("member_queries", "") or "of one task") for options in (trained, wanted)]
+        differences.append(f"queries {members[0]}, now {members[1]}")
+    else:
+        differences += [
+            f"--{name.replace('_', '-')} {trained[name]}, now {wanted[name]}"
+            for name in SHAPING
+            if name in trained and name in wanted and trained[name] != wanted[name]
+        ]
+    for part in ("criterion", "optimizer", "lr_scheduler"):
+        names = [_name(parts.get(part)) for parts in (state["cfg"], cfg)]
+        if None not in names and names[0] != names[1] and not (part == "lr_scheduler" and reset_lr_scheduler):
+            differences.append(f"--{part.replace('_', '-')} {names[0]}, now {names[1]}")
+    if differences:
+        archs = f" (--arch {before}, now {now})" if before != now and "--arch" not in differences[0] else ""
+        raise InputError(
+            f"{file}: its training began with {'; '.join(differences)}{archs}; give what it began with, take another "
+            "--save-dir, or --reset-optimizer to go on with its weights alone"
+        )
+
+
+def _name(part: object) -> str | None:
+    """Return the name by which fairseq builds a part of a training; None where it cannot be told."""
+    return str(part["_name"]) if isinstance(part, Mapping) and part.get("_name") else None
