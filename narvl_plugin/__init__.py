@@ -1,8 +1,18 @@
 """NARVL as a fairseq plugin: importing this package registers what it adds."""
 
-from narvl_plugin import compat
+import logging
 
-compat.apply()
+# A module of fairseq calls logging.basicConfig(level=logging.DEBUG) when it is imported. That sets nothing where the
+# root logger has a handler; the one that logging itself takes where there is none prints what it would print anyway.
+_stand_in = logging.lastResort or logging.NullHandler()
+if not logging.root.handlers:
+    logging.root.addHandler(_stand_in)
+try:
+    from narvl_plugin import compat
 
-import criterions  # noqa: E402, F401
-from narvl_plugin import fused_adam, models, scoring, tasks  # noqa: E402, F401
+    compat.apply()
+
+    import criterions  # noqa: F401
+    from narvl_plugin import fused_adam, models, scoring, tasks  # noqa: F401
+finally:
+    logging.root.removeHandler(_stand_in)
