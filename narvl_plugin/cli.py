@@ -40,21 +40,29 @@ def path() -> None:
 
 @app.command()
 def vocab(
-    data: Annotated[Path, typer.Argument(help="TSV file to train on.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="TSV file to train on, or the YAML file of a mixture: the training files of its members."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for spm.model, to be used as --bpe-dir.")],
     vocab_size: Annotated[int, typer.Option(min=1, help="Most pieces to learn.")] = 1000,
     column: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Numbers (from 0) of the columns with what models read and say: 2 of captions and regions, 2,3 of "
-            "questions, 3,4,5 of entailment."
+            help="Numbers (from 0) of the columns with what models read and say: 2 (if none is given) of captions and "
+            "regions, 2,3 of questions, 3,4,5 of entailment. Of a mixture the tasks of its members say it."
         ),
-    ] = "2",
+    ] = None,
 ) -> None:
-    """Train a small sentencepiece vocabulary on the text of a TSV file."""
-    from narvl_plugin.data.text import train_sentencepiece
+    """Train a small sentencepiece vocabulary on the text of a TSV file, or of all members of a mixture."""
+    from narvl_plugin.data.text import train_vocabulary
+    from narvl_plugin.tasks.members import texts_of_members
 
-    print(train_sentencepiece(data, column, out, vocab_size))
+    mixture = data.suffix in (".yaml", ".yml")
+    if mixture and column is not None:
+        raise InputError(f"--column {column}: is for a TSV file; the tasks of {data} say which columns hold texts")
+    files = texts_of_members(str(data)) if mixture else [(str(data), "2" if column is None else column)]
+    print(train_vocabulary(files, out, vocab_size))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from PIL import Image
 import narvl_command
 import narvl_plugin
 from narvl_plugin import cli
+from narvl_plugin.data.text import load_codec
 
 
 def narvl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
@@ -72,6 +73,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
             "narvl_giant: there is no such architecture",
         ),
         (["vocab", "gone.tsv", "--out", "vocab"], "gone.tsv: no such TSV file"),
+        (["vocab", "gone.yaml", "--out", "vocab"], "gone.yaml: no such file"),
         (
             ["distill", "--teacher", "gone.pt", "--data", "gone.tsv", "--out", "o.tsv"],
             "gone.tsv: no such TSV file",
@@ -158,6 +160,85 @@ def test_scenes_and_their_vocabulary(
     train = tmp_path / "caption" / "train.tsv"
     code, out, _ = narvl(capsys, monkeypatch, "vocab", str(train), "--out", str(tmp_path / "v"), "--vocab-size", "99")
     assert (code, out) == (0, f"{tmp_path / 'v' / 'spm.model'}\n")
+
+
+MIXTURE = """
+caption: {data: 'caption.tsv,unread.tsv', num_queries: 20}
+snli_ve: {data: 'snli.tsv,unread.tsv', num_queries: 3}
+vqa_gen: {data: 'questions.tsv,unread.tsv', num_queries: 6, selected_cols: '0,1,2,3,4'}
+"""
+
+
+@pytest.fixture
+def mixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give the file of a mixture in its folder, with training files of one row, and validation files of other words."""
+    monkeypatch.chdir(tmp_path)
+    Path("caption.tsv").write_text("1\t1\ta zebra runs&&the zebra runs\t\tpicture\n")
+    Path("snli.tsv").write_text("1\t1\tpicture\ta cat sits\ta cat\tneutral\n")
+    Path("questions.tsv").write_text("1\tpicture\twhat colour\t0.6|!+purple&&0.3|!+rose\tsofa\n")
+    Path("unread.tsv").write_text("1\t1\tŵ\tŵ\tŵ\tŵ\n")
+    Path("mixture.yaml").write_text(MIXTURE)
+    return Path("mixture.yaml")
+
+
+def test_a_vocabulary_of_a_mixture_holds_what_its_members_read_and_say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mixture: Path
+) -> None:
+    assert narvl(capsys, monkeypatch, "vocab", str(mixture), "--out", "v") == (0, "v/spm.model\n", "")
+    codec = load_codec("v", num_bins=0)
+    for text in (" zebra", " cat", " maybe", " colour", " purple", " rose"):
+        assert len(codec.encode(text)) == 1, text
+    pieces = "".join(codec.dictionary.symbols)
+    assert "&&" in pieces  # joins captions
+    assert "ŵ" not in pieces and "sofa" not in pieces and "neutral" not in pieces and "purple&&" not in pieces
+
+
+def test_a_vocabulary_of_one_member_is_that_of_its_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mixture: Path
+) -> None:
+    mixture.write_text("snli_ve: {data: 'snli.tsv,unread.tsv', num_queries: 3}")
+    assert narvl(capsys, monkeypatch, "vocab", str(mixture), "--out", "v")[0] == 0
+    assert narvl(capsys, monkeypatch, "vocab", "snli.tsv", "--column", "3,4,5", "--out", "w")[0] == 0
+    assert Path("v/spm.model").read_bytes() == Path("w/spm.model").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "complaint"),
+    [
+        (
+            "caption: {data: 'caption.tsv,gone.tsv', num_queries: 20}",
+            ["--column", "2"],
+            "--column 2: is for a TSV file",
+        ),
+        ("caption: {data: 'gone.tsv,unread.tsv', num_queries: 20}", [], "gone.tsv: no such TSV file"),
+        ("caption: {num_queries: 20}", [], "mixture.yaml: member caption: lacks data"),
+        ("caption: [", [], "mixture.yaml: is no YAML file of members"),
+        (
+            "caption: {data: caption.tsv, num_queries: 20, selected_cols: '0,4,9'}",
+            [],
+            "caption.tsv:1: has 5 columns, column 9",
+        ),
+        (
+            "caption: {data: caption.tsv, num_queries: 20, selected_cols: '0,4,3'}",
+            [],
+            "caption.tsv: column 3 (columns count from 0) holds no words",
+        ),
+    ],
+)
+def test_a_mixture_that_no_vocabulary_can_be_trained_on_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mixture: Path,
+    text: str,
+    options: list[str],
+    complaint: str,
+) -> None:
+    mixture.write_text(text)
+    code, out, err = narvl(capsys, monkeypatch, "vocab", str(mixture), "--out", "v", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("narvl: ") and err.count("\n") == 1
+    assert complaint in err
+    assert not Path("v").exists()
 
 
 def test_raw_data_become_a_tsv_file(

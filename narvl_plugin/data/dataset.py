@@ -91,11 +91,7 @@ class TsvDataset(EqualRows):
     column_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
-        if len(tsv.columns) != len(self.column_names):
-            raise InputError(
-                f"--selected-cols {','.join(map(str, tsv.columns))}: names {len(tsv.columns)} columns, and this task "
-                f"reads {len(self.column_names)}: {', '.join(self.column_names)}"
-            )
+        self.columns_by_name(tsv.columns)
         self.tsv = tsv
         self.options = options
         self.split = split
@@ -110,6 +106,16 @@ class TsvDataset(EqualRows):
         dictionary = options.codec.dictionary
         self._bos = torch.tensor([dictionary.bos()])
         self._eos = torch.tensor([dictionary.eos()])
+
+    @classmethod
+    def columns_by_name(cls, columns: Sequence[int]) -> dict[str, int]:
+        """Return the selected columns' numbers by what the task reads there; raises InputError for another count."""
+        if len(columns) != len(cls.column_names):
+            raise InputError(
+                f"--selected-cols {','.join(map(str, columns))}: names {len(columns)} columns, and this task "
+                f"reads {len(cls.column_names)}: {', '.join(cls.column_names)}"
+            )
+        return dict(zip(cls.column_names, columns, strict=True))
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row; raises BadRow."""

@@ -279,20 +279,40 @@ def sayings(text: str) -> list[str]:
 def train_sentencepiece(
     tsv_path: str | Path, columns: str | Sequence[int], out_dir: str | Path, vocab_size: int
 ) -> Path:
-    """Train a sentencepiece model on text columns of a TSV file and return the path of OUT_DIR/spm.model.
+    """Train a vocabulary on text columns of one TSV file, see `train_vocabulary`."""
+    return train_vocabulary([(tsv_path, columns)], out_dir, vocab_size)
+
+
+def train_vocabulary(
+    files: Iterable[tuple[str | Path, str | Sequence[int]]], out_dir: str | Path, vocab_size: int
+) -> Path:
+    """Train a sentencepiece model on text columns of TSV files and return the path of OUT_DIR/spm.model.
 
     `vocab_size` is an upper limit: byte-pair merges end when every word is one piece. (The unigram trainer
     stops at about two pieces a word on small vocabularies.) The prompts of all tasks are learned along, and
     no character of the columns is left out. The same input gives the same bytes.
+
+    Args:
+        files: each file with the numbers (from 0) of its columns.
+        out_dir: folder of the model.
+        vocab_size: most pieces to learn.
+
+    Raises:
+        InputError: a file, or a column of a row, is missing, or a file's columns hold no words.
     """
-    rows = TsvFile(tsv_path, columns)
-    texts = [text for row in range(len(rows)) for text in rows[row]]
-    sentences = [said for text in texts for said in sayings(text)]
-    if not sentences:
-        raise InputError(
-            f"{tsv_path}: column {','.join(map(str, rows.columns))} (columns count from 0) holds no words to learn a "
-            "vocabulary from"
-        )
+    texts: list[str] = []
+    sentences: list[str] = []
+    for tsv_path, columns in files:
+        rows = TsvFile(tsv_path, columns)
+        read = [text for row in range(len(rows)) for text in rows[row]]
+        learned = [said for text in read for said in sayings(text)]
+        if not learned:
+            raise InputError(
+                f"{tsv_path}: column {','.join(map(str, rows.columns))} (columns count from 0) holds no words to learn "
+                "a vocabulary from"
+            )
+        texts += read
+        sentences += learned
     # The words around a prompt's {place} for the row's own text.
     prompts = [_PLACE.sub(" ", prompt) for prompt in PROMPTS.values()]
     model = io.BytesIO()

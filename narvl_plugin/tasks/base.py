@@ -105,15 +105,22 @@ class BaseTaskConfig(CommonConfig):
     )
 
 
+def training_paths(data: str) -> list[str]:
+    """Return the training files that a data argument names: all but the last, or a single one."""
+    paths = data.split(",")
+    return paths[:-1] or paths
+
+
 class BaseTask(CommonTask):
     """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
 
-    What validation logs of hypotheses begins with `score_prefix`, which is empty but in a mixture of tasks.
-    `target_place` is where the target stands among the selected columns, and `holds_several_targets` says whether
-    that column may hold several, any of which a student may learn to say.
+    `dataset_class` reads the rows. What validation logs of hypotheses begins with `score_prefix`, which is empty but in
+    a mixture of tasks. `target_place` is where the target stands among the selected columns, and
+    `holds_several_targets` says whether that column may hold several, any of which a student may learn to say.
     """
 
     validation_metrics: ClassVar[tuple[str, ...]]
+    dataset_class: ClassVar[type[TsvDataset]]
     target_place: ClassVar[int]
     holds_several_targets: ClassVar[bool] = False
     cfg: BaseTaskConfig
@@ -138,9 +145,8 @@ class BaseTask(CommonTask):
 
     @property
     def training_paths(self) -> list[str]:
-        """Return the training files: all of the data argument but the last, or a single one."""
-        paths = self.cfg.data.split(",")
-        return paths[:-1] or paths
+        """Return the training files."""
+        return training_paths(self.cfg.data)
 
     def has_sharded_data(self, split: str) -> bool:
         """Say whether epochs read different files, which has fairseq load the dataset for every epoch."""

@@ -69,6 +69,7 @@ class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
     validation_metrics = ("cider",)
+    dataset_class = CaptionDataset
     target_place = 2
     holds_several_targets = True
     cfg: CaptionConfig

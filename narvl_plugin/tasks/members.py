@@ -8,17 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.tasks.base import BaseTaskConfig
+from narvl_plugin.tasks.base import BaseTaskConfig, training_paths
 from narvl_plugin.tasks.common import CommonConfig
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
 """Options that all members share, and that are the mixture's."""
+NO_TEXT = ("id", "image", "box")
+"""Columns that hold nothing to be read or said in words."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,28 @@ def read_members(file: str, common: CommonConfig) -> list[Member]:
         raise InputError(f"{file}: has no members; expected NAME: and below it the options of its task")
     shared = {name: getattr(common, name) for name in COMMON}
     return [_member(f"{file}: member {name}", str(name), options, shared) for name, options in described.items()]
+
+
+def texts_of_members(file: str) -> list[tuple[str, list[int]]]:
+    """Return the training files of all members, each with the columns of what models read and say there.
+
+    Raises InputError as `read_members` does, and for a member whose selected columns are not those of its task.
+    """
+    files = []
+    for member in read_members(file, CommonConfig()):
+        columns = _text_columns(f"{file}: member {member.name}", member.options)
+        files += [(path, columns) for path in training_paths(member.options.data)]
+    return files
+
+
+def _text_columns(where: str, options: DictConfig) -> list[int]:
+    """Return the columns with texts among a task's selected ones; raises InputError that begins with `where`."""
+    try:
+        columns = TASK_REGISTRY[options._name].dataset_class.columns_by_name(parse_columns(options.selected_cols))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    unread = NO_TEXT if options.get("add_object") else (*NO_TEXT, "objects")
+    return [column for name, column in columns.items() if name not in unread]
 
 
 def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Member:

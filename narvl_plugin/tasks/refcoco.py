@@ -48,6 +48,7 @@ class RefcocoTask(BaseTask):
     """Grounding; see RefcocoDataset for the columns. A student needs 7 queries: four bins, and three repeats."""
 
     validation_metrics = ("score", "mean_iou", "no_box")
+    dataset_class = RefcocoDataset
     target_place = 3
     cfg: RefcocoConfig
 

@@ -29,6 +29,7 @@ class SnliVeTask(AnswerTask):
     """Visual entailment; see SnliVeDataset for the columns. A student needs 3 queries."""
 
     validation_metrics = ("snli_score",)
+    dataset_class = SnliVeDataset
     target_place = 4
     cfg: SnliVeConfig
 

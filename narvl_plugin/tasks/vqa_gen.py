@@ -36,6 +36,7 @@ class VqaGenTask(AnswerTask):
     """Visual question answering; see VqaGenDataset for the columns. A student needs 6 queries."""
 
     validation_metrics = ("vqa_score",)
+    dataset_class = VqaGenDataset
     target_place = 3
     cfg: VqaGenConfig
 

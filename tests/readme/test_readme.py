@@ -280,10 +280,12 @@ def test_commands_and_options_in_the_text_exist(command: str) -> None:
 
 @pytest.mark.integration
 @of_block("caption:  ", "mixture")
-@of_block("fairseq-train mixture.yaml")
+@of_block("narvl vocab mixture.yaml")
 def test_one_file_trains_a_teacher_and_a_student_of_several_tasks(mixture: str, block: str, newcomer: Newcomer) -> None:
     (newcomer.folder / "mixture.yaml").write_text(mixture, encoding="utf-8")
-    train, generate = commands(block)
+    shutil.rmtree(newcomer.folder / "vocab")
+    vocabulary, train, generate = commands(block)
+    newcomer.types(vocabulary)
     teacher = train.replace("--arch narvl_base --criterion qctc", in_text("--arch ofa_base --criterion"))
     assert teacher != train
     newcomer.types(teacher, f"{SMALL} {SHORT} --save-dir teacher")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.tasks.members import Member, read_members
+from narvl_plugin.tasks.members import Member, read_members, texts_of_members
 from narvl_plugin.tasks.multitask import MultitaskConfig
 
 COMMON = MultitaskConfig(bpe_dir="vocabulary", num_bins=11, skip_bad_rows=3)
@@ -80,3 +80,37 @@ def test_what_is_wrong_is_named(read: Callable[[str], list[Member]], text: str, 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(MissingInput, match=r"nowhere\.yaml: no such file; --task multitask reads"):
         read_members("nowhere.yaml", COMMON)
+
+
+def test_a_vocabulary_is_trained_on_the_texts_of_training_files(tmp_path: Path) -> None:
+    (tmp_path / "mixture.yaml").write_text(
+        "caption: {data: 'a.tsv,b.tsv,valid.tsv', num_queries: 20}\n"
+        "refcoco: {data: 'r.tsv,v.tsv', num_queries: 7}\n"
+        "snli_ve: {data: 's.tsv,v.tsv', num_queries: 3}\n"
+        "vqa_gen: {data: 'q.tsv', num_queries: 6}\n"
+        "gqa: {task: vqa_gen, data: 'g.tsv,v.tsv', num_queries: 6, selected_cols: '0,1,2,3,9', add_object: true}\n"
+    )
+    assert texts_of_members(str(tmp_path / "mixture.yaml")) == [
+        ("a.tsv", [2]),
+        ("b.tsv", [2]),
+        ("r.tsv", [2]),  # boxes are no text
+        ("s.tsv", [3, 4, 5]),
+        ("q.tsv", [2, 3]),  # objects are not read
+        ("g.tsv", [2, 3, 9]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("0,4", r"member caption: --selected-cols 0,4: names 2 columns"),
+        ("0,4,x", "member caption: --selected-cols 0,4,x"),
+    ],
+)
+def test_a_vocabulary_of_columns_that_a_task_does_not_have_is_refused(
+    tmp_path: Path, columns: str, message: str
+) -> None:
+    file = tmp_path / "mixture.yaml"
+    file.write_text(f"caption: {{data: a.tsv, num_queries: 20, selected_cols: '{columns}'}}\n")
+    with pytest.raises(InputError, match=message):
+        texts_of_members(str(file))
