@@ -173,6 +173,8 @@ class _Calls(TorchFunctionMode):
             return function(*arguments, **options | {"device": "cpu"}).to(DEVICE)
         if function is Tensor.new_tensor and isinstance(first, _OnDevice):
             return torch.tensor(*arguments[1:], **{"dtype": first.dtype} | options).to(DEVICE)
+        if function == Tensor.data.__set__ and isinstance(first, _OnDevice):
+            first.numbers = arguments[1].numbers
         if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(first, _OnDevice):
             index = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
             listed = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)

@@ -125,6 +125,12 @@ def test_a_view_is_written_through(device: DeviceWaits) -> None:
     assert moved.tolist() == [[0, 0, 0], [0, 9, 4]]
 
 
+def test_numbers_that_are_replaced_are_others(device: DeviceWaits) -> None:
+    moved = device.move(numbers())
+    moved.data = moved.data * 2
+    assert moved.sum().item() == 30
+
+
 def test_a_model_learns_there_as_on_the_cpu(device: DeviceWaits) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2))
