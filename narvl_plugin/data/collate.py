@@ -49,15 +49,19 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
                 f"{samples[0]['where']} has {tuple(shape)}; "
                 "a file holds either pictures or precomputed features"
             )
+    source = pad_tokens([sample["source"] for sample in samples], pad)
+    patch_masks = torch.cat([sample["patch_mask"] for sample in samples])
     return {
         "id": np.array([sample["id"] for sample in samples]),
         "nsentences": len(samples),
         "ntokens": sum(int(sample["target"].ne(pad).sum()) for sample in samples),
         "net_input": {
-            "src_tokens": pad_tokens([sample["source"] for sample in samples], pad),
+            "src_tokens": source,
             "src_lengths": torch.tensor([len(sample["source"]) for sample in samples]),
             "patch_images": torch.stack([sample["patch_image"] for sample in samples]),
-            "patch_masks": torch.cat([sample["patch_mask"] for sample in samples]),
+            "patch_masks": patch_masks,
+            # No tensor, since those move to the model's device, which would have to be waited for.
+            "padded": (source.eq(pad).any(1) | ~patch_masks).numpy(),
             "prev_output_tokens": pad_tokens([sample["prev_output_tokens"] for sample in samples], pad),
         },
         "target": pad_tokens([sample["target"] for sample in samples], pad),

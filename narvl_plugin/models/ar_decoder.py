@@ -49,9 +49,9 @@ class AutoregressiveDecoder(Decoder):
                 torch.where(is_code, code, text) for code, text in zip(code_biases, self_biases, strict=True)
             ]
             cross_bias = torch.where(is_code, code_cross_bias, cross_bias)
+        # Also where nothing is padded, which a GPU would have to be asked.
         padding = prev_output_tokens.eq(PADDING_INDEX)
-        if bool(padding.any()):
-            self_biases = [bias.masked_fill(padding[:, None, None, :], float("-inf")) for bias in self_biases]
+        self_biases = [bias.masked_fill(padding[:, None, None, :], float("-inf")) for bias in self_biases]
         return self.run_layers(self.dropout(x), encoder_out, self_biases, cross_bias)
 
     def reorder_incremental_state_scripting(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fairseq.models import FairseqEncoder
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .attention import score_scaling
@@ -88,11 +90,13 @@ class OfaEncoder(FairseqEncoder):
         src_lengths: Tensor | None = None,
         patch_images: Tensor | None = None,
         patch_masks: Tensor | None = None,
+        padded: NDArray[np.bool_] | None = None,
     ) -> EncoderOutput:
         """Encode a batch of texts (B, L), each with an image or none.
 
         `patch_images` holds pixels (B, 3, height, width) or features of the trunk (B, C, rows, columns);
-        `patch_masks` (B,) is False for a sample whose image is to be ignored. `src_lengths` is not needed.
+        `patch_masks` (B,) is False for a sample whose image is to be ignored. `src_lengths` is not needed. `padded`,
+        (B,) on the CPU, says which samples hold padding or an ignored image; without it a GPU is asked, and waited for.
         """
         padding = src_tokens.eq(PADDING_INDEX)
         x = self._embed_text(src_tokens)
@@ -104,7 +108,10 @@ class OfaEncoder(FairseqEncoder):
             if patch_masks is not None:
                 ignored = ignored | ~patch_masks[:, None]
             padding = torch.cat([ignored, padding], dim=1)
-        padding_mask = padding if self.is_padded or self.is_padded is None and bool(padding.any()) else None
+        is_padded = self.is_padded
+        if is_padded is None:
+            is_padded = bool(padding.any() if padded is None else padded.any())
+        padding_mask = padding if is_padded else None
 
         positions, biases = self._positions_and_biases(src_tokens.shape[1], grid)
         if padding_mask is not None:
@@ -117,7 +124,7 @@ class OfaEncoder(FairseqEncoder):
         """Select rows of the batch, as fairseq's beam search asks; new_order (B',).
 
         Equal numbers of copies of all samples stay one sample each, which the decoder then projects to keys and values
-        once.
+        once. With new_order on the CPU no device is waited for.
         """
         samples, copies = samples_of(new_order, encoder_out.copies)
         everyone = torch.arange(len(encoder_out.features), device=new_order.device)
@@ -125,6 +132,7 @@ class OfaEncoder(FairseqEncoder):
             samples, copies = everyone, len(new_order) // len(everyone)
         if torch.equal(samples, everyone):
             return encoder_out._replace(copies=copies)
+        samples = samples.to(encoder_out.features.device, non_blocking=True)
         padding_mask = encoder_out.padding_mask
         if padding_mask is not None:
             padding_mask = padding_mask.index_select(0, samples)

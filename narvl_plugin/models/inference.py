@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +19,57 @@ LARGE = 2**19
 PROBE = 512
 """Side of the square matrices whose product says how fast a device is."""
 Value = TypeVar("Value")
+
+
+class Doubts:
+    """Kept values that were taken before it was known whether they still hold.
+
+    flags: a bool of each on its device, which says so. To read them asks the device to finish all that it has to do.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Kept[Any]] = []
+        self.flags: list[Tensor] = []
+
+    def add(self, kept: Kept[Any], flag: Tensor) -> None:
+        """Remember a value that was taken."""
+        self._kept.append(kept)
+        self.flags.append(flag)
+
+    def settled(self, flags: Sequence[Tensor]) -> bool:
+        """Tell, by the flags as read, whether all values hold; those that do not are forgotten."""
+        stale = [kept for kept, flag in zip(self._kept, flags, strict=True) if not bool(flag)]
+        for kept in stale:
+            kept.forget()
+        return not stale
+
+
+_doubts: ContextVar[Doubts | None] = ContextVar("doubts", default=None)
+
+
+@contextmanager
+def believing() -> Iterator[Doubts]:
+    """Take kept values on trust in the block, which a GPU need not be waited for; then `Doubts.settled` must be asked.
+
+    Where it says no, what was computed in the block is wrong and must be computed again.
+    """
+    doubts = Doubts()
+    token = _doubts.set(doubts)
+    try:
+        yield doubts
+    finally:
+        _doubts.reset(token)
+
+
+def on_kept_values(run: Callable[[], Value]) -> Value:
+    """Return what a pass does, for whose kept values a GPU is asked once, at its end; on a CPU there is no doubt."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _doubts.get() is not None:
+        return run()
+    with believing() as doubts:
+        result = run()
+    if doubts.flags and not doubts.settled(list(torch.stack(doubts.flags).cpu())):
+        return run()
+    return result
 
 
 class Kept(Generic[Value]):
@@ -46,7 +99,7 @@ class Kept(Generic[Value]):
         tensors = list(tensors)
         key = (key, *map(_autocast_type, sorted({tensor.device.type for tensor in tensors})))
         slot = self._slot
-        if slot is not None and slot[0] == key and slot[1] == tensors:
+        if slot is not None and slot[0] == key and self._holds(slot[1], tensors):
             return slot[2]
         slot = None
         self.forget()  # frees the old value before there is a new one
@@ -54,6 +107,21 @@ class Kept(Generic[Value]):
         value = compute()
         self._slot = (key, sources, value)
         return value
+
+    def _holds(self, sources: list[_Copy] | list[_State], tensors: list[Tensor]) -> bool:
+        """Tell whether the tensors are as they were; on a device all numbers are compared at once (see `believing`)."""
+        copies = [source.copy for source in sources if isinstance(source, _Copy)]
+        devices = {copy.device for copy in copies}
+        if len(devices) != 1 or devices == {torch.device("cpu")}:
+            return sources == tensors
+        if [_kind(copy) for copy in copies] != [_kind(tensor) for tensor in tensors]:
+            return False
+        flag = torch.stack([(copy == tensor).all() for copy, tensor in zip(copies, tensors, strict=True)]).all()
+        doubts = _doubts.get()
+        if doubts is None:
+            return bool(flag)
+        doubts.add(self, flag)
+        return True
 
     def forget(self) -> None:
         """Keep nothing any more."""
@@ -93,6 +161,11 @@ def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 def _autocast_type(device: str) -> torch.dtype | None:
     """Return the type of a device's products under autocast, None without."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tensors of equal numbers must have in common."""
+    return tensor.dtype, tensor.device, tensor.shape
 
 
 class _Copy:

@@ -5,13 +5,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from fairseq.models import register_model
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 
 from narvl_plugin.errors import InputError
 
 from .config import NarvlConfig
+from .inference import on_kept_values
 from .interop import ORIGIN, QUERIES, Origin
 from .ofa import OfaModel, register_sizes
 from .query_decoder import ALL, QueryDecoder
@@ -125,14 +128,19 @@ class NarvlModel(OfaModel):
         patch_images: Tensor | None = None,
         patch_masks: Tensor | None = None,
         queries: str | None = None,
+        padded: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits (B, N, V) and a dictionary of inner results; `prev_output_tokens` is ignored.
 
         `queries` names the member of a mixture of tasks whose queries answer the batch; without it they are those of
-        the member that `answer_as` chose, or all of a student of one task.
+        the member that `answer_as` chose, or all of a student of one task. `padded` is that of `OfaEncoder.forward`.
         """
         rows = self._rows(self.member if queries is None else queries)
-        return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks), rows)
+
+        def run() -> tuple[Tensor, dict[str, Any]]:
+            return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded), rows)
+
+        return on_kept_values(run)
 
 
 def query_rows(layout: str) -> dict[str, slice]:

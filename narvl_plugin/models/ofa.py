@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.tasks import FairseqTask
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +20,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
 from .encoder import OfaEncoder
-from .inference import kept_values, multiply_in, optimise_trunk, pack_linear_layers, product_time
+from .inference import kept_values, multiply_in, on_kept_values, optimise_trunk, pack_linear_layers, product_time
 from .interop import ORIGIN, Origin, Use, fit_state
 
 logger = logging.getLogger(__name__)
@@ -143,14 +145,19 @@ class OfaModel(FairseqEncoderDecoderModel):
         patch_images: Tensor | None = None,
         patch_masks: Tensor | None = None,
         code_masks: Tensor | None = None,
+        padded: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits (B, T, V) and a dictionary of inner results (see `Decoder.run_layers`).
 
         Shapes: src_tokens (B, L), prev_output_tokens (B, T), patch_images (B, 3, height, width), patch_masks and
-        code_masks (B,).
+        code_masks (B,). `padded` is that of `OfaEncoder.forward`.
         """
-        encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks)
-        return self.decoder(prev_output_tokens, encoder_out, code_masks)
+
+        def run() -> tuple[Tensor, dict[str, Any]]:
+            encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded)
+            return self.decoder(prev_output_tokens, encoder_out, code_masks)
+
+        return on_kept_values(run)
 
 
 def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None = None) -> None:

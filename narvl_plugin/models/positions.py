@@ -28,7 +28,7 @@ def token_buckets(length: int, *, bucket_size: int, max_positions: int, device: 
     distance = torch.arange(length, dtype=torch.double)
     scale = (bucket_size - 1 - middle) / math.log((max_positions - 1) / middle)
     far = torch.ceil(torch.log(distance.clamp(min=1) / middle) * scale) + middle
-    magnitude = torch.where(distance <= middle, distance, far).long().to(device)
+    magnitude = torch.where(distance <= middle, distance, far).long().to(device, non_blocking=True)
     i = torch.arange(length, device=device)
     relative = i[:, None] - i[None, :]
     return relative.sign() * magnitude[relative.abs()] + bucket_size - 1
