@@ -10,6 +10,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc.lattice import (
     IMPOSSIBLE,
+    Lattice,
     arrivals,
     backward_scores,
     build_lattice,
@@ -42,10 +43,14 @@ def score_targets(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *,
     log_probs: (B, N, V), normalised; targets: (B, K, S) padded with anything; target_lengths: (B, K). The same as
     `-query_ctc_loss`, without its gradient and normalisation.
     """
-    lengths = target_lengths.flatten()
-    lattice = build_lattice(targets.flatten(0, 1), lengths, blank=blank)
-    forward = forward_scores(state_emissions(log_probs, lattice), lattice, torch.full_like(lengths, log_probs.size(1)))
-    return log_marginals(forward, lattice).view(target_lengths.shape)
+    lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
+    return total_scores(state_emissions(log_probs, lattice), lattice).view(target_lengths.shape)
+
+
+def total_scores(emissions: Tensor, lattice: Lattice) -> Tensor:
+    """Do the same for targets of whose lattice, (M, L), the log-probabilities are known: (M, N, L) -> (M,)."""
+    query_lengths = lattice.labels.new_full((len(emissions),), emissions.size(1))
+    return log_marginals(forward_scores(emissions, lattice, query_lengths), lattice)
 
 
 def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -56,11 +61,18 @@ def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor,
     log_probs: (B, N, V), normalised; targets: (B, S) padded with anything; target_lengths: (B,).
     """
     lattice = build_lattice(targets, target_lengths, blank=blank)
-    emissions = state_emissions(log_probs, lattice)
-    query_lengths = torch.full_like(target_lengths, log_probs.size(1))
+    shares = state_posteriors(state_emissions(log_probs, lattice), lattice)[:, :, 1::2].transpose(1, 2)
+    return shares * inside(target_lengths, targets.size(1))[..., None]
+
+
+def state_posteriors(emissions: Tensor, lattice: Lattice) -> Tensor:
+    """Return the probability that a query is in a state of its target's lattice, (B, L), given the target: (B, N, L).
+
+    emissions: (B, N, L), log-probabilities of the states' labels.
+    """
+    query_lengths = lattice.labels.new_full((len(emissions),), emissions.size(1))
     forward = forward_scores(emissions, lattice, query_lengths)
-    states = posteriors(forward, backward_scores(emissions, lattice, query_lengths))
-    return states[:, :, 1::2].transpose(1, 2) * inside(target_lengths, targets.size(1))[..., None]
+    return posteriors(forward, backward_scores(emissions, lattice, query_lengths))
 
 
 def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Alignment:
@@ -69,11 +81,17 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
     log_probs: (B, N, V); targets: (B, S) padded with anything; target_lengths: (B,).
     Raises TargetsDoNotFit and ValueError as `query_ctc_loss` does. Source: Viterbi's algorithm on CTC's lattice.
     """
-    batch, num_queries, num_labels = log_probs.shape
+    num_queries, num_labels = log_probs.shape[1:]
     query_lengths = torch.full_like(target_lengths, num_queries)
     check_targets(targets, target_lengths, query_lengths, blank=blank, num_queries=num_queries, num_labels=num_labels)
     lattice = build_lattice(targets, target_lengths, blank=blank)
-    emissions = state_emissions(log_probs.detach(), lattice).clamp(min=IMPOSSIBLE)
+    return best_states(state_emissions(log_probs.detach(), lattice), lattice)
+
+
+def best_states(emissions: Tensor, lattice: Lattice) -> Alignment:
+    """Do the same for targets of whose lattice, (B, L), the log-probabilities are known: (B, N, L)."""
+    batch, num_queries, _ = emissions.shape
+    emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
 
     scores = start_scores(emissions)

@@ -7,52 +7,14 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from narvl_plugin.ctc.constrained import constrained_search
+from narvl_plugin.ctc.constrained import Greedy, constrain
+from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import Language
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
-
-
-class Scored(NamedTuple):
-    """An output, tokens (T,), and the log of its probability, a scalar in nats: the sum over the paths to it."""
-
-    tokens: Tensor
-    score: Tensor
-
-
-class Outputs(NamedTuple):
-    """Some outputs of each sample, best first.
-
-    tokens: (B, W, S) padded with the blank; lengths: (B, W); scores: (B, W) log-probabilities, in nats, -inf for an
-    entry that is no output.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    scores: Tensor
-
-    def with_scores(self, scores: Tensor) -> "Outputs":
-        """Return the outputs with other scores (B, W), the best of them first."""
-        return self._replace(scores=scores).take(scores.argsort(dim=1, descending=True, stable=True))
-
-    def first(self, number: int) -> "Outputs":
-        """Return the best outputs, at most `number` of each sample."""
-        return Outputs(*(part[:, :number] for part in self))
-
-    def take(self, places: Tensor) -> "Outputs":
-        """Return the outputs at places (B, W') of each sample, in that order."""
-        tokens = self.tokens.gather(1, places[..., None].expand(-1, -1, self.tokens.size(2)))
-        return Outputs(tokens, self.lengths.gather(1, places), self.scores.gather(1, places))
-
-    def lists(self) -> list[list[Scored]]:
-        """Return the outputs of each sample as a list."""
-        number = (self.scores > -torch.inf).sum(1).tolist()
-        lengths = self.lengths.tolist()
-        return [
-            [Scored(tokens[place, : lengths[row][place]], scores[place]) for place in range(number[row])]
-            for row, (tokens, scores) in enumerate(zip(self.tokens, self.scores, strict=True))
-        ]
+from narvl_plugin.ctc.outputs import Outputs, Scored
 
 
 class Beam(NamedTuple):
@@ -146,30 +108,65 @@ def language_outputs(
 
     log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
     """
-    language = language.to(log_probs.device)
-    search = partial(beam_outputs, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
-    labels = language.alphabet()
-    if labels is None:
-        found = search(log_probs, blank=blank)
-    else:
-        index = torch.cat([labels, labels.new_tensor([blank])])
-        found = search(log_probs[:, :, index], blank=len(labels))
-        found = found._replace(tokens=index[found.tokens])
-    longest = int(found.lengths.max()) if len(log_probs) else 0
-    fits = language.accepts(found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten())
-    scores = found.scores.masked_fill(~fits.view_as(found.lengths), -torch.inf)
+    asked = BeamAndGreedy.of(
+        log_probs, language, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
+    )
+    found = to_host(asked).join(log_probs, language, blank=blank, no_repeat_ngram=no_repeat_ngram)
+    tokens, lengths, scores, _ = found
+    return Outputs(*(part.to(log_probs.device) for part in (tokens, lengths, scores)))
 
-    paths = constrained_search(log_probs, language, blank=blank)
-    best = torch.full_like(found.tokens[:, :1], blank)
-    for row, path in enumerate(paths):
-        best[row, 0, : len(path.tokens)] = path.tokens
-    best_scores = torch.stack([path.score for path in paths])[:, None] if paths else scores[:, :0].sum(1, keepdim=True)
-    known = ((found.tokens == best).all(2) & (scores > -torch.inf)).any(1, keepdim=True)
-    if no_repeat_ngram:
-        known |= (scores > -torch.inf).any(1, keepdim=True)
-    lengths = (best != blank).sum(2)
-    outputs = Outputs(torch.cat([found.tokens, best], 1), torch.cat([found.lengths, lengths], 1), scores)
-    return outputs.with_scores(torch.cat([scores, best_scores.masked_fill(known, -torch.inf)], 1))
+
+class BeamAndGreedy(NamedTuple):
+    """What a beam search finds in a language, with its emissions, and the path of each query's most probable label."""
+
+    beam: Outputs
+    greedy: Greedy
+
+    @classmethod
+    def of(
+        cls,
+        log_probs: Tensor,
+        language: Language,
+        *,
+        blank: int,
+        beam_size: int,
+        top_k: int | None,
+        no_repeat_ngram: int,
+    ) -> "BeamAndGreedy":
+        """Search (B, N, V); a device is not waited for."""
+        search = partial(beam_outputs, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
+        labels = language.alphabet()
+        if labels is None:
+            found = search(log_probs, blank=blank)
+        else:
+            index = torch.cat([labels, labels.new_tensor([blank])]).to(log_probs.device, non_blocking=True)
+            found = search(log_probs[:, :, index], blank=len(labels))
+            found = found._replace(tokens=index[found.tokens])
+        longest = log_probs.size(1)
+        if log_probs.device.type == "cpu":  # a device would be waited for
+            longest = int(found.lengths.max()) if len(log_probs) else 0
+        fits = language.to(log_probs.device).accepts(
+            found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten()
+        )
+        found = found._replace(scores=found.scores.masked_fill(~fits.view_as(found.lengths), -torch.inf))
+        return cls(found.explained_by(log_probs, blank=blank), Greedy.of(log_probs, language, blank=blank))
+
+    def join(self, log_probs: Tensor, language: Language, *, blank: int, no_repeat_ngram: int) -> Outputs:
+        """Return, on the CPU, the outputs of both, best first, on any device (B, N, V) where paths are searched."""
+        found, scores = self.beam, self.beam.scores
+        _, best = constrain(self.greedy, log_probs, language, blank=blank)
+        tokens = F.pad(best.tokens, (0, found.tokens.size(2) - best.tokens.size(2)), value=blank)
+        known = ((found.tokens == tokens).all(2) & (scores > -torch.inf)).any(1, keepdim=True)
+        if no_repeat_ngram:
+            known |= (scores > -torch.inf).any(1, keepdim=True)
+        emissions = None
+        if found.emissions is not None and best.emissions is not None:
+            padding = best.emissions[..., :1].expand(-1, -1, -1, found.emissions.size(3) - best.emissions.size(3))
+            emissions = torch.cat([found.emissions, torch.cat([best.emissions, padding], 3)], 1)
+        outputs = Outputs(
+            torch.cat([found.tokens, tokens], 1), torch.cat([found.lengths, best.lengths], 1), scores, emissions
+        )
+        return outputs.with_scores(torch.cat([scores, best.scores.masked_fill(known, -torch.inf)], 1))
 
 
 def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from narvl_plugin.ctc.candidates import build_trie
-from narvl_plugin.ctc.search import collapse
+from narvl_plugin.ctc.host import to_host
+from narvl_plugin.ctc.search import Paths, collapse
 
 NEVER = -torch.inf
 
@@ -33,10 +34,10 @@ class Language(Protocol):
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell which outputs are in the language: (B, T), (B,) -> (B,) bool."""
 
-    def best_paths(self, log_probs: Tensor, *, blank: int) -> Tensor:
-        """Return the labels of each sample's most probable path into the language: (B, N, V) -> (B, N).
+    def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
+        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
 
-        Raises ValueError if there is none.
+        The search itself runs on the CPU, so that a device is waited for once. Raises ValueError if there is no path.
         """
 
 
@@ -53,8 +54,8 @@ class Automaton(NamedTuple):
     accepting: Tensor
 
     def to(self, device: torch.device) -> "Automaton":
-        """Return the same automaton on another device."""
-        return Automaton(*(part.to(device) for part in self))
+        """Return the same automaton on another device, which is not waited for."""
+        return Automaton(*(part.to(device, non_blocking=True) for part in self))
 
     def ending_in(self, label: int) -> "Automaton":
         """Return the automaton of the same outputs, and of each of them with `label` after it."""
@@ -82,15 +83,22 @@ class Automaton(NamedTuple):
             reached = torch.where((place < lengths)[:, None], after, reached)
         return (reached & self.accepting).any(1)
 
-    def best_paths(self, log_probs: Tensor, *, blank: int) -> Tensor:
-        """Return the labels of each sample's most probable path into the language: (B, N, V) -> (B, N).
+    def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
+        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
 
         Raises ValueError if there is none.
         """
-        paths, scores = self.search(log_probs, blank=blank)
+        vocabulary, automaton = self.numbered()
+        read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
+        paths, scores = automaton.search(read.log_probs, blank=len(vocabulary))
         if bool((scores == NEVER).any()):
             raise no_path(log_probs)
-        return paths
+        return read.paths(paths)
+
+    def numbered(self) -> tuple[Tensor, "Automaton"]:
+        """Return the labels that it reads, (K,), in order, and the automaton that reads their numbers instead."""
+        vocabulary, numbers = self.labels.unique(return_inverse=True)
+        return vocabulary, self._replace(labels=numbers)
 
     def search(self, log_probs: Tensor, *, blank: int) -> tuple[Tensor, Tensor]:
         """Return each sample's most probable path, and its log-probability, -inf if there is none: (B, N), (B,).
@@ -177,18 +185,22 @@ class Ordered(NamedTuple):
                 accepted = accepted & (tokens[:, first] <= tokens[:, second])
         return accepted
 
-    def best_paths(self, log_probs: Tensor, *, blank: int) -> Tensor:
-        """Return the labels of each sample's most probable path into the language: (B, N, V) -> (B, N).
+    def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
+        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
 
         An automaton would need a state for every token that a later one is compared with. Instead the best path out
         of order is excluded by halves: with m between the two tokens, either the first is at most m, or both are
         above. Of all parts the one with the best path is searched next, so that the first path in order is the best.
         Raises ValueError if there is none.
         """
-        return torch.cat([self._best_path(row[None], blank) for row in log_probs])
+        vocabulary, automaton = self.automaton.numbered()  # whose order is that of the labels
+        read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
+        numbered = Ordered(automaton, self.pairs)
+        paths = [numbered._best_path(row[None], len(vocabulary)) for row in read.log_probs]
+        return read.paths(torch.cat(paths))
 
     def _best_path(self, log_probs: Tensor, blank: int) -> Tensor:
-        """Do the same for one sample: (1, N, V) -> (1, N)."""
+        """Find the labels of one sample's path, on the CPU: (1, N, V) -> (1, N)."""
         parts: list[tuple[float, int, Tensor, Automaton]] = []
         number = count()
 
@@ -242,38 +254,75 @@ class Lengths(NamedTuple):
             lengths = lengths - (is_end & is_last).sum(1)
         return within & (lengths >= self.minimum) & (lengths <= self.maximum)
 
-    def best_paths(self, log_probs: Tensor, *, blank: int) -> Tensor:
-        """Return the labels of each sample's most probable path into the language: (B, N, V) -> (B, N).
+    def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
+        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
 
         Raises ValueError if there is none.
         """
+        num_queries = log_probs.size(1)
+        excluded = [blank] if self.end is None else [blank, self.end]
+        found = torch.stack([labels_of_best_runs(row, excluded) for row in log_probs])  # some of them many times
+        if self.end is not None:
+            found = torch.cat([found, found.new_full((len(found), 1), self.end)], 1)
+        read = Emissions.of(log_probs, found, blank=blank)
         paths = []
-        for row in log_probs:
-            labels = labels_of_best_runs(row, [blank] if self.end is None else [blank, self.end])
-            automaton = sequence_of([labels] * min(self.maximum, len(row)))
+        end, number_of_blank = found.size(1) - 1, found.size(1)
+        for read_labels, row in zip(read.labels[:, :-1], read.log_probs, strict=True):
+            labels, which = read_labels.unique(return_inverse=True)
+            # The number of each label; any will do of a label that was read more than once.
+            numbers = torch.empty_like(labels).scatter_(0, which, torch.arange(len(which)))
+            allowed = numbers[~torch.isin(labels, torch.tensor(excluded))]
+            automaton = sequence_of([allowed] * min(self.maximum, num_queries))
             automaton.accepting[:] = torch.arange(len(automaton.accepting)) >= self.minimum
             if self.end is not None:
-                automaton = automaton.ending_in(self.end)
-            paths.append(automaton.best_paths(row[None], blank=blank))
-        return torch.cat(paths)
+                automaton = automaton.ending_in(end)
+            path, score = automaton.search(row[None], blank=number_of_blank)
+            if float(score) == NEVER:
+                raise no_path(log_probs)
+            paths.append(path)
+        return read.paths(torch.cat(paths))
 
 
 def labels_of_best_runs(log_probs: Tensor, excluded: Sequence[int]) -> Tensor:
     """Return the labels that are one of the three most probable of some run of neighbouring queries: (N, V) -> (K,).
 
     Where only the number of tokens counts, there is a best path of these alone: the label of any run can be
-    exchanged for one of that run's best three, of which at least one is none of its two neighbours.
+    exchanged for one of that run's best three, of which at least one is none of its two neighbours. There are as many
+    for any numbers: labels come as often as they are found, and `excluded` ones where there are no others.
     """
     sums = log_probs.clone()
-    sums[:, list(excluded)] = NEVER
+    for label in excluded:
+        sums[:, label] = NEVER
     single = sums
     best = []
     for longer in range(len(log_probs)):
         if longer:
             sums = sums[:-1] + single[longer:]
         best.append(sums.topk(min(3, sums.size(1)), dim=1).indices.flatten())
-    labels = torch.cat(best).unique()
-    return labels[~torch.isin(labels, labels.new_tensor(excluded))]
+    return torch.cat(best)
+
+
+class Emissions(NamedTuple):
+    """What a search reads, on the CPU, instead of all labels.
+
+    labels: (B, K + 1), of which the blank is the last; log_probs: (B, N, K + 1), of each at each query.
+    """
+
+    labels: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, log_probs: Tensor, labels: Tensor, *, blank: int) -> "Emissions":
+        """Take the log-probabilities of some labels (B, K) and of the blank out of (B, N, V), waiting for them once."""
+        index = torch.cat([labels, labels.new_full((len(labels), 1), blank)], 1)
+        there = index.to(log_probs.device, non_blocking=True)
+        return to_host(cls(there, log_probs.gather(2, there[:, None].expand(-1, log_probs.size(1), -1))))
+
+    def paths(self, numbers: Tensor) -> Paths:
+        """Return paths through them, (B, N), whose labels are numbers in `labels`."""
+        return Paths.of(self.log_probs, numbers, blank=self.labels.size(1) - 1)._replace(
+            labels=self.labels.gather(1, numbers)
+        )
 
 
 def no_path(log_probs: Tensor) -> ValueError:

@@ -24,7 +24,7 @@ def spread_paths(log_probs: Tensor, number: int) -> Tensor:
     Means over them are nearer to the expectation than over as many random paths; best where M is a power of two.
     Source: Sobol's sequence (Sobol, 1967), in the middle of its cells.
     """
-    points = SobolEngine(log_probs.size(1)).draw(number).to(log_probs) + 0.5 / number  # (M, N)
+    points = SobolEngine(log_probs.size(1)).draw(number).to(log_probs, non_blocking=True) + 0.5 / number  # (M, N)
     reached = log_probs.exp().cumsum(2)
     labels = torch.searchsorted(reached, points.T.repeat(len(log_probs), 1, 1))
     return labels.clamp(max=log_probs.size(2) - 1).transpose(1, 2)

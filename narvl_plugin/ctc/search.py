@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from narvl_plugin.ctc.lattice import gather_labels
 from narvl_plugin.ctc.loss import log_sum_exp
 
 
@@ -36,8 +37,42 @@ class Hypothesis(NamedTuple):
     alignment: Tensor
 
 
+class Paths(NamedTuple):
+    """One path of each sample, with the log-probabilities that its output is scored by.
+
+    labels: (B, N); log_probs: (B, N, N + 1), at each query, of the label that each of the queries has on the path, and
+    last of the blank.
+    """
+
+    labels: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, log_probs: Tensor, labels: Tensor, *, blank: int) -> "Paths":
+        """Pick what some paths (B, N) are scored by out of log-probabilities (B, N, V)."""
+        index = torch.cat([labels, labels.new_full((len(labels), 1), blank)], 1)
+        return cls(labels, log_probs.gather(2, index[:, None].expand(-1, labels.size(1), -1)))
+
+    @property
+    def positional(self) -> Tensor:
+        """(B, N): log-probability of the path's label at each query."""
+        return self.log_probs.diagonal(dim1=1, dim2=2)
+
+    def emissions(self, queries: Tensor) -> Tensor:
+        """Return the log-probabilities of the states of the lattice of what the paths say, (B, N, 2 T + 1).
+
+        queries: (B, T) the query that each token comes from, -1 on padding.
+        """
+        blank = self.labels.size(1)
+        index = queries.new_full((len(queries), 2 * queries.size(1) + 1), blank)
+        index[:, 1::2] = torch.where(queries < 0, blank, queries)
+        return gather_labels(self.log_probs, index)
+
+
 def collapse(labels: Tensor, *, blank: int) -> Collapsed:
     """Merge runs of the same label, then drop blanks: (B, N) labels, one for each query.
+
+    On the CPU T is the length of the longest output. On a device it is N, as that length would have to be waited for.
 
     Source: Graves et al., ICML 2006, section 3.1 (the map B).
     """
@@ -45,7 +80,9 @@ def collapse(labels: Tensor, *, blank: int) -> Collapsed:
     kept = labels != blank
     kept[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     lengths = kept.sum(1)
-    longest = int(lengths.max()) if batch else 0
+    longest = num_queries
+    if labels.device.type == "cpu":
+        longest = int(lengths.max()) if batch else 0
     # Each kept query knows its place in the output; the others all go to one column more, which is cut off.
     place = torch.where(kept, kept.cumsum(1) - 1, longest)
     query = torch.arange(num_queries, device=labels.device).expand(batch, -1)

@@ -14,8 +14,10 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
+from narvl_plugin.ctc import to_host
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.models.inference import believing
 
 
 class TrieBeamSearch(BeamSearch):
@@ -111,15 +113,21 @@ class CandidateGenerator:
         `score` is the sum over tokens, in nats, `positional_scores` (T,) are its parts.
         """
         source = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
-        encoded = [(model, model.encoder(**source)) for model in models]
         prompts = sample["decoder_prompts"]
         places = list(self._places.items())
-        log_probs = [
-            self._children(encoded, prompts, places[start : start + self.batch_size])
-            for start in range(0, len(places), self.batch_size)
-        ]
+        with believing() as doubts:
+            encoded = [(model, model.encoder(**source)) for model in models]
+            weights = [
+                self._children(encoded, prompts, places[start : start + self.batch_size])
+                for start in range(0, len(places), self.batch_size)
+            ]
+        weights, flags = to_host((weights, doubts.flags))
+        if not doubts.settled(flags):
+            return self.generate(models, sample)
         nought = torch.zeros(len(prompts), 1)
-        positional = torch.cat([*log_probs, nought], dim=1)[:, self._index]  # (B, A, T)
+        of_places = torch.cat([*weights, nought], dim=1).split([*(len(children) for _, children in places), 1], dim=1)
+        log_probs = [part.log_softmax(1) for part in of_places]  # the last, of one number, is 0
+        positional = torch.cat(log_probs, dim=1)[:, self._index]  # (B, A, T)
         scores, best = positional.sum(2).topk(self.nbest, dim=1)
         return [
             [
@@ -141,16 +149,31 @@ class CandidateGenerator:
         prompts: Sequence[Tensor],
         places: Sequence[tuple[tuple[int, ...], list[int]]],
     ) -> Tensor:
-        """Return the log-probabilities of the children of some places of the trie, one after another: (B, sum C)."""
+        """Return weights of the children of some places of the trie, one after another: (B, sum C).
+
+        They are logs of unnormalised probabilities, on the device, which is not waited for.
+        """
         device = prompts[0].device
-        rows = [torch.cat([prompt, prompt.new_tensor(prefix)]) for prompt in prompts for prefix, _ in places]
-        samples = torch.arange(len(prompts), device=device).repeat_interleave(len(places))
-        last = torch.tensor([len(row) - 1 for row in rows], device=device)
-        tokens = pad_tokens(rows, self.pad)
+        prefixes = [prefix for prefix, _ in places]
+        starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]  # (B, 1)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes])
+        longest = int(lengths.max())
+        # Each place's tokens, (places, longest), come right after the prompt of each sample.
+        added = pad_tokens([torch.tensor(prefix, dtype=torch.int64) for prefix in prefixes], self.pad)
+        after = (starts + torch.arange(longest))[:, None].expand(-1, len(places), -1)
+        padding = torch.full((len(prompts), longest), self.pad)
+        added, after, padding, last = (
+            part.to(device, non_blocking=True) for part in (added, after, padding, (starts + lengths - 1).flatten())
+        )
+        tokens = torch.cat([pad_tokens(prompts, self.pad), padding], 1)[:, None].repeat(1, len(places), 1)
+        tokens = tokens.scatter(2, after, added.expand(len(prompts), -1, -1)).flatten(0, 1)
+        samples = torch.arange(len(prompts)).repeat_interleave(len(places))
+        row = torch.arange(len(tokens), device=device)
         log_probs = []
         for model, encoder_out in encoded:
             logits, _ = model.decoder(tokens, model.encoder.reorder_encoder_out(encoder_out, samples))
-            log_probs.append(logits[torch.arange(len(rows), device=device), last].float().log_softmax(1))
-        mean = torch.stack(log_probs).logsumexp(0).unflatten(0, (len(prompts), len(places)))  # of unnormalised weights
-        parts = [mean[:, number, children].log_softmax(1) for number, (_, children) in enumerate(places)]
-        return torch.cat(parts, dim=1).cpu()
+            log_probs.append(logits[row, last].float().log_softmax(1))
+        mean = torch.stack(log_probs).logsumexp(0).unflatten(0, (len(prompts), len(places)))
+        which = torch.tensor([number for number, (_, children) in enumerate(places) for _ in children])
+        children = torch.tensor([child for _, children in places for child in children])
+        return mean[:, which.to(device, non_blocking=True), children.to(device, non_blocking=True)]

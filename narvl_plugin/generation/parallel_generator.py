@@ -11,23 +11,28 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import (
+    BeamAndGreedy,
+    Greedy,
     Hypothesis,
     Language,
     Lengths,
     Outputs,
     Trie,
+    best_states,
+    build_lattice,
     build_trie,
-    constrained_search,
+    constrain,
     hypotheses_of,
-    language_outputs,
     outputs_of,
-    score_targets,
     score_trie,
     spread_paths,
-    token_posteriors,
-    viterbi,
+    state_posteriors,
+    to_host,
+    total_scores,
 )
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.generation.rescoring import TeacherRescorer
+from narvl_plugin.models.inference import believing
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
@@ -128,15 +133,24 @@ class ParallelGenerator:
         """
         if prefix_tokens is not None or constraints is not None:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
-        log_probs = self._log_probs(models, sample["net_input"])
-        if self.beam_size == 1 and self.answers is None and not self.no_repeat_ngram:
-            paths = [[path] for path in constrained_search(log_probs, self.language, blank=self.blank)]
-            confidences = [path.score.exp()[None] for (path,) in paths]
+        with believing() as doubts:
+            log_probs = self._log_probs(models, sample["net_input"])
+        drawn = None if self.output_scores is None else spread_paths(log_probs, PATHS_DRAWN)
+        # A GPU is waited for here, and once more where paths into the language are searched; the rest is on the CPU.
+        asked, drawn, flags = to_host((self._ask(log_probs), drawn, doubts.flags))
+        if not doubts.settled(flags):
+            return self.generate(models, sample)
+        if isinstance(asked, Greedy):
+            said, outputs = constrain(asked, log_probs, self.language, blank=self.blank)
+            paths = [[path] for path in said]
+            confidences = [path.score.exp()[None] for path in said]
         else:
-            outputs, confidences = self._choose(*self._search(log_probs, sample))
-            paths = explain(log_probs, outputs, blank=self.blank)
-        if self.output_scores is not None:
-            confidences = self._expected_scores(log_probs, paths)
+            if isinstance(self.rescorer, TeacherRescorer):
+                self.rescorer.follow(models[0])
+            outputs, confidences = self._choose(*self._rank(asked, log_probs, sample))
+            paths = explain(outputs, blank=self.blank)
+        if drawn is not None:
+            confidences = self._expected_scores(drawn, paths)
         if len(models) == 1 and models[0].odds != UNCHANGED:
             confidences = [change_odds(sure, *models[0].odds) for sure in confidences]
         found = [
@@ -144,7 +158,7 @@ class ParallelGenerator:
             for beam, sure in zip(paths, confidences, strict=True)
         ]
         if self.print_alignment is not None:
-            self._write_alignments(log_probs, found)
+            self._write_alignments(outputs, found)
         return found
 
     def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
@@ -154,20 +168,34 @@ class ParallelGenerator:
             return log_probs[0]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _search(self, log_probs: Tensor, sample: dict[str, Any]) -> tuple[Outputs, Tensor]:
-        """Search for the most probable outputs of each sample: (B, N, V).
+    def _ask(self, log_probs: Tensor) -> Greedy | BeamAndGreedy | tuple[Outputs, Tensor]:
+        """Return what is to be known of (B, N, V), on its device, which is not waited for."""
+        if self.answers is not None:
+            return self.answers.best(log_probs, self.beam_size, self.blank)
+        if self.beam_size == 1 and not self.no_repeat_ngram:
+            return Greedy.of(log_probs, self.language, blank=self.blank)
+        sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
+        return BeamAndGreedy.of(log_probs, self.language, blank=self.blank, **sizes)
+
+    def _rank(
+        self, asked: BeamAndGreedy | tuple[Outputs, Tensor], log_probs: Tensor, sample: dict[str, Any]
+    ) -> tuple[Outputs, Tensor]:
+        """Rank the most probable outputs of each sample: what was asked, on the CPU, of (B, N, V), on any device.
 
         Returns them, with the sums over all of their paths and what the rescorer adds; and (B, W) the share of each of
-        the probability of all outputs that there are.
+        the probability of all outputs that there are. Raises ValueError if every answer needs more than N queries.
         """
-        if self.answers is not None:
-            outputs, totals = self.answers.best(log_probs, self.beam_size, self.blank)
-        else:
-            sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
-            outputs = language_outputs(log_probs, self.language, blank=self.blank, **sizes)
-            scores = score_targets(log_probs, outputs.tokens, outputs.lengths, blank=self.blank)
+        if isinstance(asked, BeamAndGreedy):
+            outputs = asked.join(log_probs, self.language, blank=self.blank, no_repeat_ngram=self.no_repeat_ngram)
+            assert outputs.emissions is not None
+            scores = total_scores(outputs.emissions.flatten(0, 1), outputs.lattice(blank=self.blank))
+            scores = scores.view(outputs.scores.shape)
             outputs = outputs.with_scores(scores.masked_fill(outputs.scores == -torch.inf, -torch.inf))
             totals = scores.new_zeros(len(scores), 1)
+        else:
+            outputs, totals = asked
+            if bool((totals == -torch.inf).any()):
+                raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
         shares = (outputs.scores - totals).exp()
         if self.rescorer is not None:
             scores = outputs.scores.clone()
@@ -194,21 +222,24 @@ class ParallelGenerator:
         order = order[:, : self.nbest]
         return outputs.take(order), shares.gather(1, order)
 
-    def _expected_scores(self, log_probs: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
-        """Return the score to be expected of what the student says if each output of a beam is right: (B, N, V)."""
+    def _expected_scores(self, drawn: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
+        """Return the score to be expected of what the student says if each output of a beam is right.
+
+        drawn: (B, M, N), paths of what it says.
+        """
         assert self.output_scores is not None
-        tokens, _ = outputs_of(spread_paths(log_probs, PATHS_DRAWN), blank=self.blank)
+        tokens, _ = outputs_of(drawn, blank=self.blank)
         lengths = ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)  # up to a `</s>` of their own
         expected = []
         for row, beam in enumerate(beams):
             if not beam:
-                expected.append(log_probs.new_empty(0))
+                expected.append(torch.empty(0))
                 continue
             outputs = [path.tokens[: int((path.tokens != self.eos).sum())] for path in beam]
             right = pad_tokens(outputs, self.blank)[:, None]
             right_lengths = torch.tensor([[len(output)] for output in outputs], device=right.device)
-            drawn = tokens[row].expand(len(beam), -1, -1), lengths[row].expand(len(beam), -1)
-            expected.append(self.output_scores(*drawn, right, right_lengths).mean(1))
+            said = tokens[row].expand(len(beam), -1, -1), lengths[row].expand(len(beam), -1)
+            expected.append(self.output_scores(*said, right, right_lengths).mean(1))
         return expected
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
@@ -232,17 +263,18 @@ class ParallelGenerator:
             "positional_scores": positional,
         }
 
-    def _write_alignments(self, log_probs: Tensor, found: list[list[dict[str, Any]]]) -> None:
-        """Put alignments as fairseq-generate prints them into the hypotheses of each sample: (B, N, V)."""
-        for row, beam in enumerate(found):
-            for hypothesis in beam:
+    def _write_alignments(self, outputs: Outputs, found: list[list[dict[str, Any]]]) -> None:
+        """Put alignments as fairseq-generate prints them into the hypotheses, (B, W), of some outputs."""
+        assert outputs.emissions is not None
+        for emissions, beam in zip(outputs.emissions, found, strict=True):
+            for hypothesis, states in zip(beam, emissions, strict=False):
                 if self.print_alignment == "hard":
                     pairs = [(query, place) for place, query in enumerate(hypothesis["alignment"].tolist())]
                     hypothesis["alignment"] = pairs
                     continue
                 tokens = hypothesis["tokens"][None, :-1]
-                length = torch.tensor([tokens.size(1)], device=tokens.device)
-                shares = token_posteriors(log_probs[row, None], tokens, length, blank=self.blank)[0]
+                lattice = build_lattice(tokens, torch.tensor([tokens.size(1)]), blank=self.blank)
+                shares = state_posteriors(states[None, :, : lattice.labels.size(1)], lattice)[0, :, 1::2].T
                 hypothesis["alignment"] = [[f"{share:.6f}" for share in token] for token in shares.tolist()]
 
 
@@ -272,27 +304,27 @@ class Answers(NamedTuple):
     def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[Outputs, Tensor]:
         """Return the most probable answers of each sample and, (B, 1), the log-probability of all: (B, N, V).
 
-        Raises ValueError if every answer needs more than N queries.
+        A device is not waited for.
         """
-        device = log_probs.device
-        trie = Trie(*(part.to(device) for part in self.trie))
-        scores = score_trie(log_probs, trie, blank=blank).unflatten(1, (2, -1)).logsumexp(1)
+        tokens, lengths, *trie = (part.to(log_probs.device, non_blocking=True) for part in (*self[:2], *self.trie))
+        scores = score_trie(log_probs, Trie(*trie), blank=blank).unflatten(1, (2, -1)).logsumexp(1)
         totals = scores.logsumexp(1, keepdim=True)
-        if bool((totals == -torch.inf).any()):
-            raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
         scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
-        return Outputs(self.tokens.to(device)[best], self.lengths.to(device)[best], scores), totals
+        return Outputs(tokens[best], lengths[best], scores).explained_by(log_probs, blank=blank), totals
 
 
-def explain(log_probs: Tensor, outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
-    """Find the most probable path to each output, which says from which query each token comes: (B, N, V)."""
-    explained: list[list[Hypothesis]] = [[] for _ in log_probs]
+def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
+    """Find the most probable path to each output, which says from which query each token comes."""
+    assert outputs.emissions is not None
+    explained: list[list[Hypothesis]] = [[] for _ in outputs.scores]
     there = outputs.scores > -torch.inf
     for rank in range(there.size(1)):
         rows = there[:, rank].nonzero()[:, 0]
-        of_rows = log_probs if len(rows) == len(log_probs) else log_probs[rows]
-        labels = viterbi(of_rows, outputs.tokens[rows, rank], outputs.lengths[rows, rank], blank=blank).labels
-        paths = hypotheses_of(labels, of_rows.gather(2, labels[..., None])[..., 0], blank=blank)
+        emissions = outputs.emissions[rows, rank]
+        lattice = build_lattice(outputs.tokens[rows, rank], outputs.lengths[rows, rank], blank=blank)
+        best = best_states(emissions, lattice)
+        states = (2 * best.positions + 1).clamp(min=0)  # all blanks are as probable as the first
+        paths = hypotheses_of(best.labels, emissions.gather(2, states[..., None])[..., 0], blank=blank)
         for row, path in zip(rows.tolist(), paths, strict=True):
             explained[row].append(path._replace(score=outputs.scores[row, rank]))
     return explained

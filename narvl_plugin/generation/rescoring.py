@@ -12,7 +12,9 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
+from narvl_plugin.ctc import to_host
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.models.inference import believing
 
 OUTPUTS_AT_A_TIME = 256
 
@@ -25,24 +27,44 @@ class TeacherRescorer:
         self.bos, self.eos, self.pad = dictionary.bos(), dictionary.eos(), dictionary.pad()
         self.weight = weight
 
+    def follow(self, student: nn.Module) -> None:
+        """Move the teacher to a student's device and type, which may change after both were loaded."""
+        like = next(student.parameters(), None)
+        own = next(self.teacher.parameters())
+        if like is not None and (own.device, own.dtype) != (like.device, like.dtype):
+            self.teacher.to(like.device, like.dtype)
+
     @torch.no_grad()
     def __call__(self, sample: dict[str, Any], outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Score the outputs, (T,) each, of each of the B samples of a batch: one tensor a sample."""
-        net_input = sample["net_input"]
-        source = {name: net_input[name] for name in ("src_tokens", "src_lengths", "patch_images", "patch_masks")}
-        encoded = self.teacher.encoder(**source)
+        """Score the outputs, (T,) each, of each of the B samples of a batch: one tensor a sample, all on the CPU.
+
+        The outputs are on the CPU; a GPU is waited for once.
+        """
         spoken = [tokens[tokens != self.eos] for beam in outputs for tokens in beam]
-        rows = [torch.cat([one.new_tensor([self.bos]), one, one.new_tensor([self.eos])]) for one in spoken]
-        if not rows:
-            return [net_input["src_tokens"].new_zeros(0, dtype=torch.float32) for _ in outputs]
+        if not spoken:
+            return [torch.empty(0) for _ in outputs]
+        net_input = sample["net_input"]
+        source = {
+            name: net_input[name]
+            for name in ("src_tokens", "src_lengths", "patch_images", "patch_masks", "padded")
+            if name in net_input
+        }
+        own = next(self.teacher.parameters())
+        source["patch_images"] = source["patch_images"].to(own.dtype)
         counts = [len(beam) for beam in outputs]
-        samples = torch.arange(len(outputs)).repeat_interleave(torch.tensor(counts)).to(rows[0].device)
-        tokens = pad_tokens(rows, self.pad)  # (H, T + 2)
-        scores = [
-            self._score(encoded, *part)
-            for part in zip(tokens.split(OUTPUTS_AT_A_TIME), samples.split(OUTPUTS_AT_A_TIME), strict=True)
-        ]
-        return list((self.weight * torch.cat(scores)).split(counts))
+        samples = torch.arange(len(outputs)).repeat_interleave(torch.tensor(counts))
+        rows = [torch.cat([one.new_tensor([self.bos]), one, one.new_tensor([self.eos])]) for one in spoken]
+        tokens = pad_tokens(rows, self.pad).to(own.device, non_blocking=True)  # (H, T + 2)
+        with believing() as doubts:
+            encoded = self.teacher.encoder(**source)
+            scores = [
+                self._score(encoded, *part)
+                for part in zip(tokens.split(OUTPUTS_AT_A_TIME), samples.split(OUTPUTS_AT_A_TIME), strict=True)
+            ]
+        total, flags = to_host((self.weight * torch.cat(scores), doubts.flags))
+        if not doubts.settled(flags):
+            return self(sample, outputs)
+        return list(total.split(counts))
 
     def _score(self, encoded: Any, tokens: Tensor, samples: Tensor) -> Tensor:
         """Return the log-probability of some outputs, (H, T + 2) from `<s>` to `</s>`, of these samples: (H,)."""

@@ -83,11 +83,11 @@ def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
         answer = found[0]["tokens"][None, :-1]
         with cross_attention(student.model.decoder) as layers:
             logits = student.model(**batch["net_input"])[0].float()
-        log_probs = (logits / student.model.temperature).log_softmax(dim=-1)  # (1, N, V)
+        log_probs = (logits / student.model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
         length = torch.tensor([answer.size(1)], device=answer.device)
         labels = viterbi(log_probs, answer, length, blank=blank).labels[0]  # (N,)
         probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
-        attention = torch.stack(layers).mean((0, 2))[0]  # (N, S): patches, then text
+        attention = torch.stack(layers).mean((0, 2))[0].cpu()  # (N, S): patches, then text
         patches = attention[:, : attention.size(1) - batch["net_input"]["src_tokens"].size(1)]
         shares = token_posteriors(log_probs, answer, length, blank=blank)[0]  # (T, N)
         maps = (shares / shares.sum(1, keepdim=True)) @ patches  # (T, P)
