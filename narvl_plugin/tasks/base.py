@@ -292,10 +292,10 @@ class BaseTask(CommonTask):
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def load_rescorer(self, like: torch.Tensor) -> TeacherRescorer:
-        """Return the teacher of --rescore-with, on the device and in the type of `like`.
+        """Return the teacher of --rescore-with, on the device and in the type of `like`, if that has weights yet.
 
-        Raises InputError for a student, and for a teacher that starts from a prompt, which a student's batch does not
-        have.
+        The generator has it follow the student from then on. Raises InputError for a student, and for a teacher that
+        starts from a prompt, which a student's batch does not have.
         """
         from narvl_plugin import checkpoints  # which knows all tasks
 
@@ -310,7 +310,8 @@ class BaseTask(CommonTask):
         prompt = str(getattr(task.cfg, "prompt_type", "none"))
         if prompt != "none":
             raise InputError(f"--rescore-with {file}: was trained with --prompt-type {prompt}; it must be none")
-        return TeacherRescorer(teacher.to(like), self.target_dictionary, self.cfg.rescore_weight)
+        moved = teacher if like.is_meta else teacher.to(like)
+        return TeacherRescorer(moved, self.target_dictionary, self.cfg.rescore_weight)
 
     def right(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
         """Return how right (0 to 1) the best hypothesis of each of B samples is, which its confidence should tell."""
