@@ -58,7 +58,8 @@ def write_features(
 
     Raises:
         MissingInput, InputError: the file or the architecture cannot be used, or another process writes `out`.
-        BadRow: a row lacks the image column or holds no picture, and the budget is spent.
+        BadRow: a row lacks the image column or holds no picture, or features are too large to be stored, and the budget
+            is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
     trunk_name = frozen_trunk(arch)
@@ -84,7 +85,7 @@ def write_features(
         trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
         optimise_trunk(trunk)
         for batch in writer.batches(len(rows), batch_size, "features"):
-            kept: list[list[str]] = []
+            kept: list[tuple[int, list[str]]] = []
             pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share a picture
             for row in batch:
                 try:
@@ -100,21 +101,28 @@ def write_features(
                         if len(picture) != RGB:
                             raise BadRow(f"{rows.where(row)}: the image column holds features already")
                         pictures[column] = picture, image_size
-                    kept.append(columns)
+                    kept.append((row, columns))
                 except BadRow as error:
                     budget.skip(error)
+            lines = []
             if kept:
                 stacked = torch.stack([picture for picture, _ in pictures.values()])
                 with torch.inference_mode():
-                    features = trunk_features(trunk, stacked.to(chosen))
-                encoded = {
-                    column: base64.b64encode(images.encode_features(feature, image_size)).decode("ascii")
-                    for (column, (_, image_size)), feature in zip(pictures.items(), features, strict=True)
-                }
-                for columns in kept:
-                    columns[image_column] = encoded[columns[image_column]]
+                    features = dict(zip(pictures, trunk_features(trunk, stacked.to(chosen)), strict=True))
+                encoded: dict[str, str] = {}
+                for row, columns in kept:
+                    column = columns[image_column]
+                    try:
+                        if column not in encoded:
+                            file = images.encode_features(features[column], pictures[column][1])
+                            encoded[column] = base64.b64encode(file).decode("ascii")
+                    except ValueError as error:
+                        budget.skip(BadRow(f"{rows.where(row)}: {error}"))
+                        continue
+                    columns[image_column] = encoded[column]
+                    lines.append("\t".join(columns))
             skipped = budget.count - writer.counts[SKIPPED]
-            writer.append(["\t".join(columns) for columns in kept], rows=len(batch), counts={SKIPPED: skipped})
+            writer.append(lines, rows=len(batch), counts={SKIPPED: skipped})
         writer.finish()
     return True
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from narvl_plugin import features
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.features import frozen_trunk, write_features
 from narvl_plugin.models import build
+from narvl_plugin.models.vision import trunk_features
 from narvl_plugin.whole_files import sole_writer
 
 SIZE = 64
@@ -148,3 +150,27 @@ def test_the_skip_budget_is_that_of_all_parts_of_a_run(
         write_features(tmp_path / "in.tsv", out, **OPTIONS)
     assert write_features(tmp_path / "in.tsv", out, skip_bad_rows=2, **OPTIONS)
     assert out.read_bytes() == (tmp_path / "whole.tsv").read_bytes()
+
+
+def test_features_too_large_to_be_stored_are_bad_rows(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of such a picture is named, and its neighbours in the batch are written as before."""
+    lines = data.read_bytes().splitlines()
+    (tmp_path / "in.tsv").write_bytes(b"\n".join([lines[0], lines[1], lines[2], lines[1]]) + b"\n")
+    options = {**OPTIONS, "batch_size": 4}
+    write_features(tmp_path / "in.tsv", tmp_path / "whole.tsv", **options)
+
+    def overflowing(trunk: Any, images: torch.Tensor) -> torch.Tensor:
+        found = trunk_features(trunk, images)
+        found[1, 0, 0, 0] = 1e5
+        return found
+
+    monkeypatch.setattr(features, "trunk_features", overflowing)
+    with pytest.raises(BadRow, match=r"in.tsv:2: the features of the image are up to 1e[+]05"):
+        write_features(tmp_path / "in.tsv", tmp_path / "strict.tsv", **options)
+    with pytest.raises(BadRow, match=r"in.tsv:4: the features of the image are up to 1e[+]05"):
+        write_features(tmp_path / "in.tsv", tmp_path / "less.tsv", skip_bad_rows=1, **options)
+    write_features(tmp_path / "in.tsv", tmp_path / "out.tsv", skip_bad_rows=2, **options)
+    whole = columns(tmp_path / "whole.tsv")
+    assert columns(tmp_path / "out.tsv") == [whole[0], whole[2]]

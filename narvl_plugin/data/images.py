@@ -49,6 +49,7 @@ TRANSPOSED = {
 }
 """What puts a picture of an EXIF orientation upright; 1 is upright."""
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF_MAX = torch.finfo(torch.float16).max
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 SHORTEST = 36
@@ -313,9 +314,17 @@ def _count_scans(data: bytes) -> int:
 
 
 def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
-    """Return features (C, h, w) as a `.npy` file in float16, followed by one of the picture's width and height."""
+    """Return features (C, h, w) as a `.npy` file in float16, followed by one of the picture's width and height.
+
+    Raises ValueError for features that are not finite, or too large for float16.
+    """
     stream = io.BytesIO()
-    np.save(stream, features.to(torch.float16).cpu().numpy(), allow_pickle=False)
+    halves = features.to(torch.float16).cpu()
+    if not bool(halves.isfinite().all()):
+        largest = float(features.abs().amax())
+        found = f"up to {largest:.3g}" if math.isfinite(largest) else "NaN or infinity"
+        raise ValueError(f"the features of the image are {found}; they are stored as numbers up to {HALF_MAX:,.0f}")
+    np.save(stream, halves.numpy(), allow_pickle=False)
     np.save(stream, np.array(size, dtype=np.int32), allow_pickle=False)
     return stream.getvalue()
 
@@ -323,7 +332,7 @@ def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
 def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
     """Return features, float32 (C, h, w), and width and height of their picture, None where they are not told.
 
-    Raises BadRow for any other array.
+    Raises BadRow for any other array, and for numbers that are not finite in float32.
     """
     stream = io.BytesIO(data)
     size = None
@@ -333,6 +342,12 @@ def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int
             raise ValueError(
                 f"expected floating-point features of shape (C, h, w), found {features.dtype} {features.shape}"
             )
+        with np.errstate(over="ignore"):
+            features = features.astype(np.float32)
+        if wrong := features.size - np.count_nonzero(np.isfinite(features)):
+            raise ValueError(
+                f"{wrong:,} of {features.size:,} numbers are NaN, infinite or too large for float32; compute them again"
+            )
         if stream.tell() < len(data):
             width, height = read_array(stream).tolist()
             size = int(width), int(height)
@@ -341,7 +356,7 @@ def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int
     except Exception as error:  # numpy reads the header as Python's literals, and raises what its tokenizer does
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"{where}: the .npy features cannot be used ({reason})") from error
-    return torch.from_numpy(features.astype(np.float32)), size
+    return torch.from_numpy(features), size
 
 
 def read_array(stream: io.BytesIO) -> np.ndarray:

@@ -103,6 +103,39 @@ def test_features_tell_the_size_of_their_picture() -> None:
     assert ImageReader(64).with_size(base64.b64encode(encode(noise(31, 17))).decode(), WHERE)[1] == (31, 17)
 
 
+def with_number(number: float, dtype: type) -> str:
+    """Give features of which one is this number, as base64."""
+    features = np.zeros((2, 3, 4), dtype)
+    features[1, 2, 3] = number
+    return npy(features)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_features_that_are_not_finite_are_a_bad_row(number: float, dtype: type) -> None:
+    with pytest.raises(BadRow, match=r"^train\.tsv:3: the \.npy features .*1 of 24 numbers are NaN, infinite"):
+        ImageReader(8)(with_number(number, dtype), WHERE)
+    with pytest.raises(BadRow, match=r"^train\.tsv:3: "):
+        image_size(base64.b64decode(with_number(number, dtype)), WHERE)
+
+
+def test_features_that_are_too_large_for_the_model_are_a_bad_row() -> None:
+    assert ImageReader(8)(with_number(3e38, np.float64), WHERE).max() > 2e38
+    with pytest.raises(BadRow, match=r"^train\.tsv:3: .*too large for float32"):
+        ImageReader(8)(with_number(1e39, np.float64), WHERE)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(65_520.0, "up to 6.55e[+]04; .* up to 65,504"), (np.nan, "NaN"), (np.inf, "infinity")]
+)
+def test_features_that_half_precision_does_not_hold_are_not_written(number: float, message: str) -> None:
+    features = torch.zeros(2, 3, 4)
+    assert encode_features(features.fill_(65_504), (8, 6))
+    features[1, 2, 3] = number
+    with pytest.raises(ValueError, match=message):
+        encode_features(features, (8, 6))
+
+
 def features_and(more: bytes) -> str:
     """Give features, and bytes after them."""
     return base64.b64encode(base64.b64decode(npy(np.zeros((1, 2, 2), np.float16))) + more).decode()
