@@ -109,7 +109,7 @@ class TrainingStep:
         channels, scale = (self.student.encoder.embed_images.out_channels, STRIDE) if features else (3, 1)
         self.inputs = {
             "src_tokens": torch.randint(4, labels - 1, (batch, PROMPT), device=device),
-            "patch_images": torch.randn(batch, channels, side // scale, side // scale, device=device),
+            "patch_images": torch.randn(batch, channels, -(-side // scale), -(-side // scale), device=device),
             "patch_masks": torch.ones(batch, dtype=torch.bool, device=device),
         }
         self.targets = torch.randint(4, labels - 1, (batch, TARGET), device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib.util
 import io
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train
@@ -24,7 +26,9 @@ from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question
 from narvl_plugin.errors import InputError
 from narvl_plugin.export import FORMATS, export, runner
+from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.export.runner import Student, clean
+from narvl_plugin.models import build
 
 ALONE = """
 import runpy, sys
@@ -262,3 +266,47 @@ def test_what_cannot_be_exported_is_refused(make_model: Callable[..., Path], tmp
         export(teacher, tmp_path / "out", to="tflite")
     with pytest.raises(InputError, match="--int8: is for --to onnx, not torch-export"):
         export(teacher, tmp_path / "out", to="torch-export", int8=True)
+
+
+@pytest.mark.parametrize("trunk", ["test_resnet", "tf_efficientnet_lite0"])
+def test_a_graph_of_any_side_says_what_the_model_does(trunk: str) -> None:
+    """Also where the side is no multiple of the 16 pixels of a patch, of which there is then one more."""
+    torch.manual_seed(1)
+    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
+    options = {"encoder_attention_heads": 2, "vision_trunk": trunk, "vision_pretrained": False}
+    model = build("narvl_tiny", vocab_size=50, num_queries=6, **sizes, **options).eval()
+    prompts = torch.randint(4, 49, (2, 7))
+    prompts[0, 5:] = 1
+    for side in (16, 20, *range(96, 113)):
+        images = torch.randn(2, 3, side, side)
+        graph = StudentGraph(copy.deepcopy(model), side=side, length=7, padded=True)
+        with torch.no_grad():
+            expected = model(prompts, patch_images=images)[0].log_softmax(2)
+            torch.testing.assert_close(graph(images, prompts), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("task", ["caption", "refcoco", "vqa_gen", "snli_ve"])
+def test_a_student_of_a_side_that_is_no_multiple_of_16_is_exported(
+    task: str, answer_vocabulary: Path, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = {"val_inference_type": "beamsearch"} if task == "vqa_gen" else {}
+    checkpoint = write_checkpoint(
+        "student.pt", "narvl", task, bpe_dir=str(answer_vocabulary), num_bins=10, patch_image_size=100, **options
+    )
+    assert export(checkpoint, tmp_path / "out", to="torch-export") < 1e-4
+    student = Student(tmp_path / "out")
+    fields = {"caption": {}, "refcoco": {"text": "a hat"}, "vqa_gen": {"question": "a hat"}}
+    answers = student([png(size=(90, 60))], [fields.get(task, {"hypothesis": "a hat", "caption": "a hat"})])
+    assert len(answers) == 1
+
+
+def test_a_side_that_the_model_cannot_take_is_refused_before_anything_is_written(
+    vocabulary: Path, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(
+        "student.pt", "narvl", "caption", bpe_dir=str(vocabulary), num_bins=10, patch_image_size=700
+    )
+    with pytest.raises(ValueError, match="an image grid of 44 x 44 patches does not fit the position table of 42 x 42"):
+        export(checkpoint, tmp_path / "out", to="torch-export")
+    assert not (tmp_path / "out").exists()

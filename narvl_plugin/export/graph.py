@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from narvl_plugin.models.inference import Fixed
 from narvl_plugin.models.narvl import NarvlModel
-from narvl_plugin.models.vision import STRIDE
+from narvl_plugin.models.vision import trunk_features
 
 
 class StudentGraph(nn.Module):
@@ -29,7 +29,8 @@ class StudentGraph(nn.Module):
         encoder, decoder = student.encoder, student.decoder
         encoder.is_padded = padded
         with torch.no_grad():
-            positions, biases = encoder._positions_and_biases(length, (side // STRIDE, side // STRIDE))
+            rows, columns = trunk_features(encoder.embed_images, torch.zeros(1, 3, side, side)).shape[2:]
+            positions, biases = encoder._positions_and_biases(length, (rows, columns))
             encoder._kept = Fixed((positions, biases))
             self_biases, cross_bias = decoder.text_biases(student.num_queries, positions)
             decoder._kept = Fixed((self_biases, cross_bias))
