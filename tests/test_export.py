@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import io
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +26,9 @@ from narvl_plugin.calibration import keep_calibration
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question
 from narvl_plugin.errors import InputError
-from narvl_plugin.export import FORMATS, export, runner
+from narvl_plugin.export import FORMATS, RUN, _write_code, export, runner
 from narvl_plugin.export.graph import StudentGraph
-from narvl_plugin.export.runner import Student, clean
+from narvl_plugin.export.runner import Answer, Student, clean
 from narvl_plugin.models import build
 
 ALONE = """
@@ -176,6 +177,12 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
         (["{good}", "txt=a hat", "text=a hat"], 2, "txt=: the task reads text=TEXT"),
         (["{good}", "text=?!"], 2, "text='?!' has no words"),
         (["{good}", f"text={'a red square ' * 30}"], 2, "was exported for 40"),
+        (["{good}", "text=a hat", "text=a cat"], 2, "text= is given twice"),
+        (["{good}", "text=a \udcff hat"], 2, "is not UTF-8 text"),
+        (["text=a hat"], 2, "'text=a hat': a picture is missing; it comes first, and the task reads text=TEXT"),
+        (["", "text=a hat"], 2, "'': a picture is missing; it comes first"),
+        (["{folder}/pointer.png", "text=a hat"], 1, "pointer.png: is a Git LFS pointer"),
+        (["{folder}/page.png", "text=a hat"], 1, "page.png: is an HTML page, as a failed download leaves it; download"),
         (["{folder}/none.png", "text=a hat"], 1, "none.png: No such file"),
         (["{folder}", "text=a hat"], 1, "Is a directory"),
         (["{folder}/empty.png", "text=a hat"], 1, "empty.png: the picture is broken, or none of JPEG"),
@@ -192,7 +199,9 @@ def test_what_run_py_cannot_do_is_said_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good = png()
-    for name, content in {"good.png": good, "empty.png": b"", "cut.png": good[:80]}.items():
+    files = {"good.png": good, "empty.png": b"", "cut.png": good[:80]}
+    files |= {"pointer.png": b"version https://git-lfs.github.com/spec/v1\n", "page.png": b"\n<!DOCTYPE html>"}
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     given = [argument.format(good=tmp_path / "good.png", folder=tmp_path) for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["run.py", *given])
@@ -226,6 +235,55 @@ def test_a_student_that_is_damaged_or_lacks_its_runtime_is_said_in_a_line(
         said = capsys.readouterr()
         assert ended.value.code == 1
         assert "the student cannot be loaded" in said.err and message in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_a_file_of_a_student_that_was_never_downloaded_is_named(
+    exported_grounding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = shutil.copytree(exported_grounding, tmp_path / "student")
+    (student / "student.pt2").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    monkeypatch.setattr(sys, "argv", ["run.py", "picture.png", "text=a hat"])
+    with pytest.raises(SystemExit) as ended:
+        runner.main(student)
+    assert ended.value.code == 1
+    assert "cannot be loaded (student.pt2 is a Git LFS pointer, not the file itself; fetch" in capsys.readouterr().err
+
+
+def test_run_py_without_what_it_imports_ends_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(RUN)
+    for refused, message in {(): "No module named 'narvl_student'", ("numpy",): "numpy"}.items():
+        code = ALONE.format(refused=("narvl_plugin", *refused), argv=[str(tmp_path / "run.py"), "a.png"])
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert ended.returncode == 1 and ended.stdout == ""
+        assert ended.stderr.startswith("run.py: ") and ended.stderr.count("\n") == 1
+        assert message in ended.stderr and "pip install numpy pillow" in ended.stderr
+        _write_code(tmp_path)
+
+
+@pytest.mark.integration
+def test_a_terminal_without_utf_8_is_told_the_answer(
+    exported_grounding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.png").write_bytes(png())
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "picture.png"), "text=a hat"])
+    answer = Answer("café ☃", [], [], 1.0, 1.0, None)
+    monkeypatch.setattr(Student, "__call__", lambda *_: [answer])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    runner.main(exported_grounding)
+    sys.stdout.seek(0)
+    assert sys.stdout.read() == "caf\\xe9 \\u2603\t1.0000\n"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_run_py_says_how_it_is_used(
+    asked: str, exported_grounding: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", asked])
+    with pytest.raises(SystemExit) as ended:
+        runner.main(exported_grounding)
+    assert not ended.value.code and "python run.py PICTURE" in capsys.readouterr().out
 
 
 @pytest.mark.integration

@@ -50,7 +50,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from {PACKAGE}.runner import Student, main
+try:
+    from {PACKAGE}.runner import Student, main
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"run.py: {{error}}; it needs numpy and Pillow (pip install numpy pillow), and {PACKAGE}/ beside it")
 
 if __name__ == "__main__":
     main(Path(__file__).parent)

