@@ -1,0 +1,228 @@
+"""What the first rows of a TSV file say about its columns: whether --selected-cols names the right ones.
+
+A column that is certainly of another kind than the task reads is refused, and a doubtful one is warned of. Otherwise a
+model would learn to say, in silence, the labels of objects in place of captions, or the numbers of rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from statistics import mean
+from typing import NamedTuple
+
+from narvl_plugin.data.images import PATH_SUFFIXES
+from narvl_plugin.data.text import CONFIDENCE_MARK, ENTAILMENT_ANSWERS, REFERENCE_SEPARATOR
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError
+
+logger = logging.getLogger(__name__)
+
+ROWS_LOOKED_AT = 32
+MOST = 0.9
+"""Share of a column's values that must be of one kind for the column to be of that kind."""
+FEWEST_ROWS = 4
+"""Rows that a comparison of how long texts are takes at least."""
+
+_IMAGE = re.compile(r"(/9j/|_9j_|iVBOR|R0lG|UklG|Qk[0-9]|SUkq|TU0A|AAAA|k05V)[\w+/=-]{36,}")
+"""How the base64 of a picture or of features begins, in either alphabet; the value is cut to `_SHOWN` before."""
+_SHOWN = 64
+_EDGE = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
+_BOX = re.compile(rf"{_EDGE}(,{_EDGE}){{3}}")
+_ANSWERS = re.compile(rf"\s*[0-9.]+([eE]-?[0-9]+)?{re.escape(CONFIDENCE_MARK)}.+")
+_ID = re.compile(r"(?=.*\d)[\w.:/#-]+", re.ASCII)
+_WORD = re.compile(r"\w[\w']*")
+_FUNCTION_WORDS = frozenset(
+    [
+        *("a", "an", "the", "this", "that", "his", "her", "its", "their", "there", "and", "or", "is", "are", "do"),
+        *("does", "how", "what", "which", "where", "who", "by", "for", "from", "in", "next", "near", "of", "on"),
+        *("over", "to", "under", "at", "with"),
+    ]
+)
+"""Words that English sentences have, and names of objects have not."""
+
+
+class Kind(Enum):
+    """What values of a column look like; the value is how an error calls it."""
+
+    EMPTY = "nothing"
+    IMAGE = "images (base64)"
+    PATH = "paths of picture files"
+    BOX = "boxes (x0,y0,x1,y1)"
+    ANSWERS = f"answers with their confidence (CONFIDENCE{CONFIDENCE_MARK}ANSWER)"
+    LABEL = f"labels of entailment ({', '.join(ENTAILMENT_ANSWERS)})"
+    ID = "ids"
+    TEXT = "text"
+    MIXED = "no one kind of value"
+
+
+TYPED = {
+    "image": (Kind.IMAGE, Kind.PATH),
+    "box": (Kind.BOX,),
+    "answers": (Kind.ANSWERS,),
+    "label": (Kind.LABEL,),
+}
+"""Columns that are always of one of these kinds, by the name that a task has for them."""
+ID_COLUMNS = (0, 1)
+"""Where all files in OFA's columns have the ids of a row and of its image."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the first rows say about a column.
+
+    words: words in a value, on average; sentences: share of the values that hold a word which names of objects lack;
+    longest_name: words in the longest part of a value, the parts being joined by `&&`.
+    """
+
+    number: int
+    kind: Kind
+    words: float
+    sentences: float
+    longest_name: int
+
+    @property
+    def is_sentences(self) -> bool:
+        """Say whether the column holds whole sentences."""
+        return self.kind is Kind.TEXT and self.words >= 4 and self.sentences >= 0.7
+
+    @property
+    def is_names(self) -> bool:
+        """Say whether the column holds names of objects, or other words that make no sentence."""
+        return self.kind is Kind.TEXT and self.sentences == 0 and self.longest_name <= 3
+
+
+def kind_of(value: str) -> Kind:
+    """Return what one value looks like."""
+    if not value.strip():
+        return Kind.EMPTY
+    if value[-5:].lower().endswith(PATH_SUFFIXES):
+        return Kind.PATH
+    if _IMAGE.fullmatch(value[:_SHOWN]):
+        return Kind.IMAGE
+    if value in ENTAILMENT_ANSWERS:
+        return Kind.LABEL
+    if _BOX.fullmatch(value[:200]):
+        return Kind.BOX
+    if all(_ANSWERS.fullmatch(part) for part in value.split(REFERENCE_SEPARATOR)):
+        return Kind.ANSWERS
+    return Kind.ID if _ID.fullmatch(value) else Kind.TEXT
+
+
+def look_at(number: int, values: Sequence[str]) -> Column:
+    """Return what the values of a column, those of the first rows, say about it."""
+    kinds = Counter(kind_of(value) for value in values)
+    kinds.pop(Kind.EMPTY, None)
+    kind, count = kinds.most_common(1)[0] if kinds else (Kind.EMPTY, 0)
+    if count < MOST * kinds.total():
+        kind = Kind.MIXED
+    if kind is not Kind.TEXT:
+        return Column(number, kind, 0.0, 0.0, 0)
+    texts = [value for value in values if value.strip()]
+    words = [[_WORD.findall(part.lower()) for part in value.split(REFERENCE_SEPARATOR)] for value in texts]
+    return Column(
+        number,
+        kind,
+        words=mean(sum(map(len, parts)) / len(parts) for parts in words),
+        sentences=mean(any(not _FUNCTION_WORDS.isdisjoint(part) for part in parts) for parts in words),
+        longest_name=max(len(part) for parts in words for part in parts),
+    )
+
+
+def first_columns(tsv: TsvFile) -> list[Column]:
+    """Return what the first rows say about all columns of a file; rows that lack a selected column do not count."""
+    rows = []
+    for row in range(min(len(tsv), ROWS_LOOKED_AT)):
+        try:
+            fields = tsv.fields(row)
+        except BadRow:
+            continue  # told of when the row's turn comes
+        if len(fields) > max(tsv.columns):
+            rows.append([field.decode("utf-8", "replace") for field in fields])
+    width = min(map(len, rows), default=0)
+    return [look_at(number, [row[number] for row in rows]) for number in range(width)]
+
+
+def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
+    """Refuse selected columns that are certainly of another kind than a task reads, and warn of doubtful ones.
+
+    Args:
+        tsv: a file, with as many selected columns as there are names.
+        names: what the task reads, in the order of the selected columns.
+
+    Raises:
+        InputError: a column that is to hold words holds images, boxes, answers, labels or ids, or another column
+            holds the images, boxes, answers or labels that a selected one lacks.
+    """
+    columns = first_columns(tsv)
+    if not columns:
+        return
+    for name, number in zip(names, tsv.columns, strict=True):
+        column = columns[number]
+        # A task reads them only with an option of its own. Any column may stand in for one that a file lacks.
+        maybe_unread = name == "objects" or (name == "caption" and "label" in names)
+        doubt = _doubt(name, column, columns, maybe_unread)
+        if doubt is None:
+            continue
+        found = "names of objects" if column.is_names else "sentences" if column.is_sentences else column.kind.value
+        hint = f"; column {' or '.join(str(other.number) for other in doubt.right)} looks right" if doubt.right else ""
+        message = (
+            f"{tsv.path}: column {number} is read as the {name}, and looks like {found}{hint} (--selected-cols "
+            f"{','.join(map(str, tsv.columns))} names the columns, from 0, of {', '.join(names)})"
+        )
+        if doubt.certain:
+            raise InputError(message)
+        logger.warning(message)
+    _compare_texts(tsv, names, columns)
+
+
+class Doubt(NamedTuple):
+    """Columns that look right in place of a selected one, and whether that is certainly wrong."""
+
+    right: list[Column]
+    certain: bool
+
+
+def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool) -> Doubt | None:
+    """Return what speaks against a column for what a task calls `name`; None where it may be right.
+
+    A column of mixed or no values is left to the errors of its rows.
+    """
+    if column.kind in (Kind.EMPTY, Kind.MIXED):
+        return None
+    if name in TYPED:
+        right = [other for other in columns if other.kind in TYPED[name]]
+        return Doubt(right, certain=True) if right and column.kind not in TYPED[name] else None
+    if name == "id":
+        right = [other for other in columns if other.kind is Kind.ID]
+        if column.kind in (Kind.ID, Kind.PATH) or (column.kind is Kind.TEXT and not right):
+            return None
+        return Doubt(right, certain=column.kind is Kind.IMAGE)
+    sentences = [other for other in columns if other.is_sentences]
+    if name == "objects":
+        right = [other for other in columns if other.is_names]
+        return None if column.kind is Kind.TEXT and not column.is_sentences else Doubt(right, certain=False)
+    if column.kind is Kind.TEXT:
+        return Doubt(sentences, certain=False) if column.is_names and sentences and not maybe_unread else None
+    right = sentences or [other for other in columns if other.kind is Kind.TEXT]
+    # Words of one piece with digits may be a text to read off, but not where files have their ids.
+    is_id = bool(sentences) or (column.number in ID_COLUMNS and bool(right))
+    return Doubt(right, certain=not maybe_unread and (column.kind is not Kind.ID or is_id))
+
+
+def _compare_texts(tsv: TsvFile, names: Sequence[str], columns: Sequence[Column]) -> None:
+    """Warn where a hypothesis is longer than the caption that it is about, as where the two are exchanged."""
+    if "hypothesis" not in names or len(tsv) < FEWEST_ROWS:
+        return
+    number = dict(zip(names, tsv.columns, strict=True))
+    hypothesis, caption = columns[number["hypothesis"]], columns[number["caption"]]
+    if caption.kind is Kind.TEXT and hypothesis.words > 1.2 * caption.words:
+        logger.warning(
+            "%s: the hypotheses (column %d) have %.1f words on average, the captions (column %d) %.1f; if these are "
+            "exchanged, exchange their numbers in --selected-cols",
+            *(tsv.path, hypothesis.number, hypothesis.words, caption.number, caption.words),
+        )
