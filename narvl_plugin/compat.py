@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from narvl_plugin import command_lines
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
 from narvl_plugin.resuming import check_resumed
 from narvl_plugin.safe_reading import read_checkpoint
@@ -71,7 +71,8 @@ def read_checkpoints_safely() -> None:
     number, and a variable of the environment turns its safety off. It also reads the optimizer's state, which is
     twice the model, into memory to generate.
 
-    With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others.
+    With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others. A missing file of
+    --finetune-from-model, at which fairseq raises ValueError, is an error of the user's.
     """
 
     def load_checkpoint_to_cpu(
@@ -120,6 +121,18 @@ def read_checkpoints_safely() -> None:
             arg_overrides = {**(arg_overrides or {}), "ema_eval": True}
         return load_models(filenames, arg_overrides, task, *args, **kwargs)
 
+    load_into_training = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(load_into_training)
+    def load_checkpoint(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load_into_training(cfg, *args, **kwargs)
+        except ValueError as error:
+            if "--finetune-from-model" in str(error) and "does not exist" in str(error):
+                raise MissingInput(f"{error}; give the checkpoint that this training starts from") from error
+            raise
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     checkpoint_utils.load_ema_from_checkpoint = load_ema_from_checkpoint
     checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task

@@ -13,13 +13,13 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils, iterators
-from fairseq.dataclass.configs import CommonConfig, DistributedTrainingConfig
+from fairseq.dataclass.configs import CheckpointConfig, CommonConfig, DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 
 from narvl_plugin import compat
-from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 
 class Attack:
@@ -55,6 +55,11 @@ class TestCheckpointTypes:
         torch.save({"model": Attack()}, tmp_path / "checkpoint.pt")
         with pytest.raises(InputError, match="asks for exec"):
             checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))
+
+    def test_a_missing_one_to_start_from_is_an_error_of_the_user(self, tmp_path: Path) -> None:
+        cfg = CheckpointConfig(save_dir=str(tmp_path), finetune_from_model=str(tmp_path / "gone.pt"))
+        with pytest.raises(MissingInput, match=r"--finetune-from-model .*gone\.pt does not exist; give the checkpoint"):
+            checkpoint_utils.load_checkpoint(cfg, SimpleNamespace(checkpoint_suffix=""))
 
     def test_are_refused_by_torch_alone(self, tmp_path: Path) -> None:
         torch.save({"cfg": {"model": argparse.Namespace()}}, tmp_path / "checkpoint.pt")
