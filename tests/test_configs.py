@@ -184,6 +184,54 @@ def test_embedded_recipes_are_those_of_the_scripts(composed: Any, task: str, tmp
     assert student.criterion.score_weight == float(script["SCORE_WEIGHT"])
 
 
+def files_named(cfg: DictConfig) -> set[str]:
+    """Return the files and folders that a configuration reads."""
+    named = {cfg.task.bpe_dir, cfg.task.get("ans2label_file"), cfg.checkpoint.finetune_from_model}
+    return (named | set(cfg.task.data.split(","))) - {None}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("task", ["caption", "vqa", "gqa", "refcoco", "snli_ve"])
+def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
+    composed: Any, task: str, tmp_path: Path
+) -> None:
+    """Of which the programs are stand-ins that make the files that the real ones make, by name."""
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for program in ("narvl", "fairseq-train", "fairseq-generate"):
+        recorder = ROOT / "tests" / "readme" / "recorder.py"
+        (programs / program).write_text(f'#!/bin/sh\nexec {sys.executable} -SE {recorder} {program} "$@"\n')
+        (programs / program).chmod(0o755)
+    environment = {**os.environ, "RECORD": str(tmp_path / "record"), "PLUGIN": str(ROOT / "narvl_plugin")}
+    command = OmegaConf.load(CONFIGS / "embedded" / f"{task}.yaml").hydra.callbacks.narvl.made_by
+    subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    for role in ((), ("role=nano_teacher", "model._name=ofa_nano")):
+        for file in files_named(composed(f"{task}_nano", *role)):
+            assert (tmp_path / file).exists(), file
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_nano")])
+def test_files_that_other_configurations_read_are_named_in_the_readme(composed: Any, name: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    cfg = composed(name, "task.data=DATA", "task.bpe_dir=BPE")
+    assert files_named(cfg) == {"DATA", "BPE", "teacher.pt"}
+    for option in ("task.data", "task.bpe_dir", "checkpoint.finetune_from_model=teacher.pt"):
+        assert option in readme
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("_nano", "_base"))])
+def test_other_sizes_are_trained_as_base_is(composed: Any, name: str) -> None:
+    task, _, _ = name.rpartition("_")
+    cfg, base = (copy.deepcopy(composed(other)) for other in (name, f"{task}_base"))
+    for each in (cfg, base):
+        del each["model"]
+        each.checkpoint.save_dir = ""
+    assert cfg == base
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_unknown_options_are_refused(composed: Any) -> None:
     with pytest.raises(ConfigCompositionException, match=r"optimization\.epochs"):
@@ -291,3 +339,129 @@ def test_several_processes_without_a_gpu_are_refused(folder: Path) -> None:
     done = hydra_train(folder, "caption_tiny", *TINY, *world)
     assert done.returncode != 0
     assert "fairseq would start no process and train nothing" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with small data of all tasks where the embedded configurations look for them."""
+    folder = tmp_path_factory.mktemp("embedded")
+    tasks = {"caption": "2", "refcoco": "2", "snli_ve": "3,4,5", "vqa_gen": "2,3"}
+    write_scenes(folder / "data", train=4, valid=2, test=2, size=32, nouns=8, max_objects=1, tasks=tuple(tasks))
+    for name in ("caption", "refcoco", "refcocog", "snli_ve", "vqa", "gqa"):
+        task = {"vqa": "vqa_gen", "gqa": "vqa_gen", "refcocog": "refcoco"}.get(name, name)
+        run = folder / "runs" / f"{name}_quick_seed1"
+        for copied in (f"data/{task}", "features", "distilled"):  # pictures train like their features
+            shutil.copytree(folder / "data" / task, run / copied)
+        train_sentencepiece(run / "features" / "train.tsv", tasks[task], run / "vocab", 300)
+    return folder
+
+
+def start(programs: Path, folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run fairseq-hydra-train in a folder for one update."""
+    short = ("common.cpu=true", "dataset.num_workers=0", "dataset.batch_size=2", "optimization.max_update=1")
+    command = ["fairseq-hydra-train", "--config-dir", str(CONFIGS), "--config-name", name, *overrides, *short]
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_nano")])
+def test_embedded_configurations_train_a_teacher_and_a_student(embedded: Path, programs: Path, name: str) -> None:
+    """As embedded/common.yaml says."""
+    teacher = f"runs/{name}/teacher/checkpoint_last.pt"
+    done = start(programs, embedded, name, "role=nano_teacher", "model._name=ofa_nano")
+    assert done.returncode == 0, done.stderr
+    done = start(programs, embedded, name, f"checkpoint.finetune_from_model={teacher}")
+    assert done.returncode == 0, done.stderr
+    assert (embedded / "runs" / name / "student" / "checkpoint_last.pt").is_file()
+
+
+SMALL = (
+    *("encoder_embed_dim=16", "encoder_ffn_embed_dim=32", "encoder_attention_heads=2", "encoder_layers=1"),
+    *("decoder_layers=1", "vision_trunk=test_resnet", "freeze_resnet=true"),
+)
+"""Sizes of a model that is trained in no time."""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("task", TASKS)
+def test_published_configurations_train_on_files_of_the_user(embedded: Path, programs: Path, task: str) -> None:
+    """Of size base: the others differ in the model alone."""
+    run = f"runs/{task}_quick_seed1"
+    files = (f"task.data='{run}/features/train.tsv,{run}/features/valid.tsv'", f"task.bpe_dir={run}/vocab")
+    small = (*(f"+model.{option}" for option in SMALL), "task.patch_image_size=32")
+    done = start(programs, embedded, f"{task}_base", *files, *small, "checkpoint.finetune_from_model=null")
+    assert done.returncode == 0, done.stderr
+    assert (embedded / "runs" / f"{task}_base" / "student" / "checkpoint_last.pt").is_file()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "overrides", "complaint"),
+    [
+        (
+            "caption_base",
+            ["task.bpe_dir=vocab"],
+            "task.data: not given; add task.data=VALUE to the command",
+        ),
+        (
+            "gqa_base",
+            [],
+            "task.bpe_dir and task.data: not given; add task.bpe_dir=VALUE task.data=VALUE to the command",
+        ),
+        (
+            "gqa_nano",
+            [],
+            "--bpe-dir runs/gqa_quick_seed1/vocab: no spm.model (a vocabulary trained on the data) and no dict.txt "
+            "(GPT-2 BPE of the published checkpoints) there; bash run_scripts/gqa.sh makes it",
+        ),
+    ],
+)
+def test_what_a_user_must_bring_is_one_line(
+    programs: Path, tmp_path: Path, name: str, overrides: list[str], complaint: str
+) -> None:
+    done = start(programs, tmp_path, name, *overrides)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {complaint}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        ("data/vqa_gen/trainval_ans2label.pkl", "trainval_ans2label.pkl"),
+        ("features/train.tsv", "features/train.tsv: no such TSV file"),
+        ("teacher/checkpoint_last.pt", "--finetune-from-model runs/vqa_quick_seed1/teacher/checkpoint_last.pt"),
+    ],
+)
+def test_each_missing_file_of_an_embedded_configuration_is_one_line(
+    embedded: Path, programs: Path, tmp_path: Path, missing: str, complaint: str
+) -> None:
+    shutil.copytree(embedded / "runs" / "vqa_quick_seed1", tmp_path / "runs" / "vqa_quick_seed1")
+    (tmp_path / "runs" / "vqa_quick_seed1" / missing).unlink(missing_ok=True)
+    teacher = () if missing.startswith("teacher") else ("role=nano_teacher", "model._name=ofa_nano")
+    done = start(programs, tmp_path, "vqa_nano", *teacher)
+    assert done.returncode == 1
+    assert complaint in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert done.stderr.endswith("; bash run_scripts/vqa.sh makes it\n")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.integration
+def test_a_teacher_of_questions_without_a_list_of_answers_is_told_what_to_do(embedded: Path, programs: Path) -> None:
+    run = "runs/gqa_quick_seed1"
+    files = (f"task.data='{run}/features/train.tsv,{run}/features/valid.tsv'", f"task.bpe_dir={run}/vocab")
+    small = (
+        *(f"+model.{option}" for option in SMALL),
+        "task.patch_image_size=32",
+        "role=teacher",
+        "model._name=ofa_base",
+    )
+    done = start(programs, embedded, "gqa_base", *files, *small)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: --val-inference-type allcand needs a list of answers")
+    done = start(programs, embedded, "gqa_base", *files, *small, "+task.val_inference_type=beamsearch")
+    assert done.returncode == 0, done.stderr

@@ -37,7 +37,9 @@ def outputs(program: str, words: list[str]) -> list[Path]:
         case "narvl", "vocab", *_:
             return [given["--out"] / "spm.model"]
         case "narvl", "data", "scenes", *_:
-            return [given["--out"] / given["--tasks"] / "test.tsv"]
+            folder = given["--out"] / given["--tasks"]
+            answers = [folder / "trainval_ans2label.pkl"] if folder.name == "vqa_gen" else []
+            return [folder / "train.tsv", folder / "valid.tsv", folder / "test.tsv", *answers]
         case "narvl", "data", *_:
             files = ("train.tsv", "val.tsv", "test.tsv", "trainval_ans2label.pkl")
             return [given["--out"] / file for file in files]
