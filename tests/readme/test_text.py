@@ -1,0 +1,217 @@
+"""What README and other files say of commands, options, settings and files outside of README's blocks is there.
+
+README's blocks are run by test_readme.py. A command in its text that no rule here is about is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from fairseq import options
+from fairseq.dataclass.initialize import hydra_init
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import narvl_plugin.hydra_start  # noqa: F401 - registers ${narvl_path:}
+from narvl_plugin.cli import app
+from narvl_plugin.models.config import SIZES
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "SECURITY.md")
+SOURCES = ("narvl_plugin/**/*.py", "criterions/*.py", "run_scripts/*.sh", "run_scripts/config/**/*.yaml", "*.md")
+CONFIGS = ROOT / "run_scripts" / "config"
+FENCED = re.compile(r"^```\w*\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+OTHERS = {"--config-dir", "--config-name"}
+"""Options of hydra, whose parser is made when it runs."""
+
+
+@cache
+def text_of(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+@cache
+def spans(file: str) -> list[str]:
+    """Return what stands between backticks in a document's text, outside of its blocks."""
+    return sorted({" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCED.sub("", text_of(file)))})
+
+
+def words_of(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield a command and all below it, by the words after `narvl`."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from words_of(below, (*path, name))
+
+
+NARVL = dict(words_of(typer.main.get_command(app)))
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+RULES = {
+    r"narvl( .*)?": "its command and options are looked up, here and in test_readme.py",
+    r"make [a-z-]+": "a target of the Makefile",
+    r"bash run_scripts/\w+\.sh": "the script is there; test_main_road.py runs each",
+    r"bash run_scripts/\{.*\}\.sh \[.*\]": "the scripts are there, and the settings are looked up",
+    r"fairseq-(train|generate|validate|hydra-train)( .*)?": "the options are looked up; blocks run the programs",
+    r"python OUT/run\.py .*": "a block of README runs it",
+    r"pip install ('narvl\[\w+\]'|\.)": "not run, since it downloads packages; what it names is looked up",
+}
+"""Form of a command in the text -> how it is checked, or why it is not run."""
+PROGRAM = re.compile(r"(narvl|make|bash|sh|python\S*|pip|git|docker|conda|torchrun|fairseq-[a-z-]+)( |$)")
+
+
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_every_command_in_the_text_has_a_rule(file: str) -> None:
+    commands = [span for span in spans(file) if PROGRAM.match(span)]
+    assert [command for command in commands if not any(re.fullmatch(rule, command) for rule in RULES)] == []
+
+
+def test_targets_and_scripts_and_extras_that_the_readme_names_are_there() -> None:
+    whole = " ".join(spans("README.md")) + text_of("README.md")
+    targets = set(re.findall(r"^([a-z-]+):.*##", text_of("Makefile"), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)(?=[`\s]+(?:#|`|$|ends|draws|runs))", whole)) <= targets
+    for listed in re.findall(r"run_scripts/\{([\w,]+)\}\.sh", whole):
+        assert all((ROOT / "run_scripts" / f"{name}.sh").is_file() for name in listed.split(","))
+    for script in re.findall(r"run_scripts/\w+\.sh", whole):
+        assert (ROOT / script).is_file()
+    for extra in re.findall(r"narvl\[(\w+)\]", whole):
+        assert f'"{extra}": ' in text_of("setup.py")
+
+
+@pytest.mark.parametrize("pattern", SOURCES)
+def test_commands_of_narvl_that_comments_messages_and_documents_name_are_there(pattern: str) -> None:
+    groups = {path[0] for path in NARVL if len(path) == 2}
+    for file in ROOT.glob(pattern):
+        for first, second in re.findall(
+            r"[`(]narvl ([a-z]\S*?)(?: ([a-z][a-z-]*))?(?=[`\s),.;:])", file.read_text("utf-8")
+        ):
+            assert (first,) in NARVL, f"{file}: narvl {first}"
+            assert first not in groups or not second or (first, second) in NARVL, f"{file}: narvl {first} {second}"
+
+
+def test_blocks_of_commands_are_well_formed() -> None:
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of("README.md"), flags=re.MULTILINE | re.DOTALL):
+        if language == "bash":
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+# --- Options and settings --------------------------------------------------------------------------------------------
+
+
+@cache
+def known_options() -> set[str]:
+    """Return all options of fairseq's programs, with our tasks, models and criterions, and of narvl."""
+    known = set(OTHERS)
+    for command in NARVL.values():
+        known |= {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    known |= options.get_generation_parser()._option_string_actions.keys()
+    chosen = ["--arch", "narvl_tiny", "--optimizer", "adam", "--lr-scheduler", "polynomial_decay_ratio"]
+    for task in ("caption", "refcoco", "snli_ve", "vqa_gen", "multitask"):
+        parser = options.get_training_parser(task)
+        words = ["data", "--task", task, "--bpe-dir", "vocab", "--criterion", "qctc", "--num-queries", "7", *chosen]
+        options.parse_args_and_arch(parser, words)  # which adds those of the parts that are chosen
+        known |= parser._option_string_actions.keys()
+    return known
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_options_that_documents_name_are_there(file: str) -> None:
+    text = re.sub(r"^pip .*", "", text_of(file), flags=re.MULTILINE)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*(?!…)\b", text)) - {"--reset"}  # --reset-…
+    assert named - known_options() == set()
+
+
+def test_settings_that_the_readme_names_are_those_of_the_scripts() -> None:
+    scripts = "".join(text_of(f"run_scripts/{file.name}") for file in (ROOT / "run_scripts").glob("*.sh"))
+    keys = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(re.findall(r'(?:KEPT_KEYS|task_keys)="([^"]*)"', scripts))))
+    keys |= set(
+        re.findall(r"[A-Z_]+", "".join(re.findall(r'^read_settings "\$KEPT_KEYS (.*?)"', scripts, re.MULTILINE)))
+    )
+    named = {span.partition("=")[0] for span in spans("README.md") if re.fullmatch(r"[A-Z_]+=\S+", span)}
+    for command in re.findall(r"bash run_scripts/\S+ (.*)", text_of("README.md")):
+        named |= set(re.findall(r"\b([A-Z_]+)=", command))
+    assert len(named) >= 8
+    assert named - {"KEY"} <= keys
+
+
+def test_scripts_are_well_formed_and_their_headers_name_them() -> None:
+    for script in (ROOT / "run_scripts").glob("*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+        usage = re.findall(r"^#   bash (\S+)", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert usage in ([], [f"run_scripts/{script.name}"]), script
+        assert usage or script.name in ("road.sh", "common.sh", "questions.sh")  # which others source
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_the_repository_that_the_readme_names_are_there() -> None:
+    made = {"generate-test.txt", "spm.model", "dict.txt", "run.py", "runs/", "NAME.json", "vqa.sh"}
+    for span in spans("README.md"):
+        if not re.fullmatch(r"[\w*./-]+(/|\.py|\.sh|\.md|\.yaml)", span) or span in made:
+            continue
+        places = (ROOT, ROOT / "narvl_plugin", ROOT / "run_scripts")
+        assert any(list(place.glob(span.rstrip("/"))) for place in places), span
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text_of("README.md")):
+        assert (ROOT / link).exists(), link
+
+
+# --- Hydra -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def composes() -> Iterator[Any]:
+    """Give a function that composes a configuration, which raises for options that are not there."""
+
+    def run(name: str, overrides: list[str]) -> Any:
+        hydra_init(name)
+        with initialize_config_dir(str(CONFIGS), version_base="1.1"):
+            return compose(name, overrides)
+
+    yield run
+    GlobalHydra.instance().clear()
+
+
+def commented_commands(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the configuration and the overrides of each command in a YAML file's comments."""
+    text = re.sub(r"\\\n#", " ", file.read_text(encoding="utf-8"))
+    for name, overrides in re.findall(r"--config-name (\S+)(.*)", text):
+        yield name, shlex.split(overrides)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "file", sorted((*CONFIGS.glob("recipe/*.yaml"), *CONFIGS.glob("embedded/*.yaml"))), ids=lambda f: f.stem
+)
+def test_commands_in_the_comments_of_configurations_compose(composes: Any, file: Path) -> None:
+    for name, overrides in commented_commands(file):
+        for each in ("caption_nano", "gqa_nano") if name == "TASK_nano" else (name,):
+            composes(each, overrides)
+    for added in re.findall(r"(role=teacher(?: \S+=\S+)+),", file.read_text(encoding="utf-8").replace("\n# ", " ")):
+        words = added.split()
+        cfg = composes(f"{'vqa' if file.stem == 'vqa' else 'gqa'}_base", words)
+        assert cfg.model._name == "ofa_base"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_overrides_in_the_readme_compose(composes: Any) -> None:
+    found = [word for span in spans("README.md") for word in span.split() if re.fullmatch(r"\+?[a-z0-9_.]+=\S+", word)]
+    found = [word for word in found if re.match(r"\+?(task|model|role|optimization|common)[.=]", word)]
+    assert len(found) >= 4
+    composes("gqa_base", found)
+
+
+def test_sizes_that_the_readme_names_are_there() -> None:
+    for family, first, last in re.findall(r"--arch (\w+?)_(\w+) … \1_(\w+)", text_of("README.md")):
+        assert family in ("ofa", "narvl") and {first, last} <= set(SIZES)
