@@ -12,7 +12,6 @@ import torch
 from fairseq.data import FairseqDataset
 
 from narvl_plugin.data.collate import Batch, Sample, collate, target_sizes
-from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
@@ -93,7 +92,6 @@ class TsvDataset(EqualRows):
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
         self.columns_by_name(tsv.columns)
-        check_columns(tsv, self.column_names)
         self.tsv = tsv
         self.options = options
         self.split = split

@@ -16,6 +16,7 @@ from fairseq.logging import metrics
 from omegaconf import MISSING
 
 from narvl_plugin.ctc import Lengths
+from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.survey import Survey, survey
 from narvl_plugin.data.tsv import TsvFile
@@ -178,9 +179,16 @@ class BaseTask(CommonTask):
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split: for train the file of this epoch, for valid and test the last file."""
-        tsv = TsvFile(self.split_path(split, epoch), self.cfg.selected_cols)
-        self.datasets[split] = self.build_dataset(tsv, split)
-        logger.info("%s: %d rows for split %r", tsv.path, len(tsv), split)
+        dataset = self.open_file(self.split_path(split, epoch), split)
+        self.datasets[split] = dataset
+        logger.info("%s: %d rows for split %r", dataset.tsv.path, len(dataset), split)
+
+    def open_file(self, path: str, split: str) -> TsvDataset:
+        """Return the data set of a TSV file; raises InputError where its columns are of other kinds, see `columns`."""
+        tsv = TsvFile(path, self.cfg.selected_cols)
+        dataset = self.build_dataset(tsv, split)
+        check_columns(tsv, dataset.column_names)
+        return dataset
 
     def build_dataset(self, tsv: TsvFile, split: str) -> TsvDataset:
         """Return the data set of a split's file, as the task's options have it."""
@@ -194,8 +202,7 @@ class BaseTask(CommonTask):
         """Look at the training files of all epochs, then at those of validation; num_queries: those of a student."""
         loaded = self.datasets["train"]
         for path in self.training_paths:
-            is_loaded = path == loaded.tsv.path
-            dataset = loaded if is_loaded else self.build_dataset(TsvFile(path, self.cfg.selected_cols), "train")
+            dataset = loaded if path == loaded.tsv.path else self.open_file(path, "train")
             yield survey(dataset, num_queries, keeps_eos=keeps_eos)
         for split, dataset in self.datasets.items():
             if split != "train":

@@ -104,7 +104,7 @@ class CaptionTask(BaseTask):
         if str(self.cfg.mbr) == "cider":
             if not self.cfg.mbr_frequencies:
                 raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
-            captions = self.build_dataset(TsvFile(self.cfg.mbr_frequencies, self.cfg.selected_cols), "valid")
+            captions = self.open_file(self.cfg.mbr_frequencies, "valid")
             options["agreement"] = partial(self._agreement, BatchwiseCider(captions.all_references()))
         return options
 

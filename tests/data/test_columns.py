@@ -11,13 +11,12 @@ import pytest
 
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.columns import Kind, check_columns, kind_of
-from narvl_plugin.data.dataset import DatasetOptions
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.snli_ve import SnliVeDataset
-from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.data.vqa_gen import VqaGenDataset
-from narvl_plugin.errors import InputError, SkipBudget
+from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAGCAIAAABxZ0isAAAAF0lEQVR4nGM4ISCAFTHgEhcQGGQ6AKljGOFHFTDgAAAAAElFTkSuQmCC"
 SENTENCES = (
@@ -197,11 +196,12 @@ def test_what_is_unusual_is_not_refused(check: Callable[..., str], case: str) ->
     assert not said or case in WARNED_OF or "in their place" in case
 
 
-def test_data_sets_are_checked_as_they_are_made(write_tsv: Callable[..., Path], codec: TextCodec) -> None:
-    tsv = TsvFile(write_tsv("rows.tsv", list(zip(*FILES["caption"], strict=True))), "0,4,1")
-    options = DatasetOptions(codec, 8, 10, 10, imagenet_normalisation=False, skip_budget=SkipBudget(9))
-    with pytest.raises(InputError, match="column 1 is read as the caption, and looks like ids"):
-        CaptionDataset(tsv, options, "train")
+def test_files_are_checked_as_a_task_opens_them(write_tsv: Callable[..., Path], vocabulary: Path) -> None:
+    file = write_tsv("rows.tsv", list(zip(*FILES["caption"], strict=True)))
+    options = CaptionConfig(data=str(file), bpe_dir=str(vocabulary), num_bins=10, selected_cols="0,4,1")
+    for split in ("train", "test"):
+        with pytest.raises(InputError, match="column 1 is read as the caption, and looks like ids"):
+            CaptionTask.setup_task(options).load_dataset(split)
 
 
 @pytest.mark.parametrize(
