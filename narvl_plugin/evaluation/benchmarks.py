@@ -16,7 +16,7 @@ from narvl_plugin.scoring.coco_caption import METRICS, score_captions
 from narvl_plugin.scoring.entailment import OTHER
 from narvl_plugin.scoring.gqa import same_answer
 from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
-from narvl_plugin.scoring.tokenization import java_available
+from narvl_plugin.scoring.tokenization import why_plain
 from narvl_plugin.scoring.vqa_answers import official_accuracy
 
 ALL = "all"
@@ -143,8 +143,7 @@ def caption_scores(pairs: Pairs) -> Scores:
         )
         values = {name: scores.values[name] for name in METRICS if name in scores.values}
         result.tables["captions"][split] = values | {"pictures": len(captions)}
-        why = "Java failed, see the warning" if java_available() else "no Java"
-        words = "by the Penn Treebank tokeniser" if scores.tokenizer == "ptb" else f"plainly ({why})"
+        words = "by the Penn Treebank tokeniser" if scores.tokenizer == "ptb" else f"plainly ({why_plain()})"
         result.notes = [f"Words are split {words}.", *(f"No {name}: {why}." for name, why in scores.missing.items())]
     return result
 

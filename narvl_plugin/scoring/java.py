@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -30,13 +31,18 @@ def java(name: str, arguments: Sequence[str | Path], limit: float) -> Iterator[s
             block raises OSError, EOFError or ValueError, as talking to a program that has died does.
     """
     expired = threading.Event()
-    with tempfile.TemporaryFile() as complaints:
+    try:
+        # A file: a pipe that nobody reads would fill up and stop the program.
+        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - a block of its own would catch what runs in it
+    except OSError as error:
+        raise JavaError(f"{name} cannot be started: {error}; set TMPDIR to a folder with room") from error
+    with complaints:
         try:
             process = subprocess.Popen(
                 ["java", *map(str, arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=complaints,  # a file: a pipe that nobody reads would fill up and stop the program
+                stderr=complaints,
                 start_new_session=True,
             )
         except OSError as error:
@@ -54,8 +60,11 @@ def java(name: str, arguments: Sequence[str | Path], limit: float) -> Iterator[s
             if expired.is_set():
                 raise EOFError
         except (OSError, EOFError, ValueError) as error:
+            has_ended = _ends(process)
             _kill(process)
-            reason = "it did not end, and was stopped" if expired.is_set() else f"{error}{_last_line(complaints)}"
+            ended = _status(process.wait()) if has_ended else ""
+            said = f"{error}{ended}{_last_line(complaints)}"
+            reason = "it did not end, and was stopped" if expired.is_set() else said
             raise JavaError(f"{name} failed within {limit:.0f} s: {reason}; check `java -version`") from error
         finally:
             watchdog.cancel()
@@ -71,6 +80,20 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.returncode is None:  # else the number of its group may be another's by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Say whether a program ends by itself within a second; its process group keeps its number."""
+    for _ in range(20):
+        if process.returncode is not None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _status(status: int) -> str:
+    """Return how a program has ended, for a message."""
+    return f", ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f", exit status {status}"
 
 
 def _last_line(complaints: IO[bytes]) -> str:

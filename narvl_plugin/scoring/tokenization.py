@@ -1,6 +1,7 @@
 """Words of captions for the metrics: by the Penn Treebank tokeniser of the COCO tools, or plainly."""
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,8 +28,21 @@ _NOT_IN_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 def java_available() -> bool:
-    """Say whether a ``java`` program is on the path (the Treebank tokeniser and METEOR are Java programs)."""
-    return shutil.which("java") is not None
+    """Say whether there is a ``java`` on the path, also one that cannot be run.
+
+    The Treebank tokeniser and METEOR are Java programs.
+    """
+    return shutil.which("java") is not None or any(Path(folder, "java").is_file() for folder in _closed_folders())
+
+
+def _closed_folders() -> list[str]:
+    """Return the folders of the path whose ``java`` nobody may execute, which ``shutil.which`` passes over."""
+    return [folder for folder in os.get_exec_path() if not os.access(os.path.join(folder, "java"), os.X_OK)]
+
+
+def why_plain() -> str:
+    """Return why words were split plainly under ``auto``: Java is not there, or failed, of which a warning tells."""
+    return "Java failed, see the warning" if java_available() else "no Java"
 
 
 def plain_words(text: str) -> str:

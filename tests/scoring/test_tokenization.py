@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.scoring import tokenization
+from narvl_plugin.scoring import coco_caption, tokenization
 from narvl_plugin.scoring.java import JavaError
 from narvl_plugin.scoring.tokenization import plain_words, tokenize_captions
 
@@ -118,3 +118,68 @@ def test_broken_java_falls_back_only_under_auto(caplog: pytest.LogCaptureFixture
     assert "using the plain tokeniser" in caplog.text
     with pytest.raises(RuntimeError, match="lines for 2 captions"):
         tokenize_captions(captions, "ptb")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'no memory' >&2; exit 1", "it gave 0 lines for 1 captions, exit status 1 (no memory)"),
+        ("kill -9 $$", "it gave 0 lines for 1 captions, ended by signal 9 (Killed)"),
+        ("kill -SEGV $$", "it gave 0 lines for 1 captions, ended by signal 11 (Segmentation fault)"),
+    ],
+)
+def test_how_java_failed_is_said(
+    script: str, reason: str, put_java: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    put_java(script)
+    assert tokenize_captions({"p": ["A dog."]}) == ({"p": ["a dog"]}, "plain")
+    assert reason in caplog.text
+    assert tokenization.why_plain() == "Java failed, see the warning"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o000])
+def test_java_that_cannot_be_executed_is_not_said_to_be_missing(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\n")
+    (tmp_path / "java").chmod(mode)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tokenize_captions({"p": ["A dog."]}) == ({"p": ["a dog"]}, "plain")
+    assert "the Treebank tokeniser cannot be started: [Errno 13] Permission denied" in caplog.text
+    assert tokenization.why_plain() == "Java failed, see the warning"
+    (tmp_path / "java").unlink()
+    assert tokenization.why_plain() == "no Java"
+
+
+def test_java_of_another_kind_of_machine_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "java").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tokenize_captions({"p": ["A dog."]}) == ({"p": ["a dog"]}, "plain")
+    assert "the Treebank tokeniser cannot be started: [Errno 8] Exec format error" in caplog.text
+
+
+def test_without_any_temporary_folder_words_are_split_plainly(
+    put_java: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    put_java("cat")
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert tokenize_captions({"p": ["A dog."]}) == ({"p": ["a dog"]}, "plain")
+    assert "No usable temporary directory found; set TMPDIR to a folder with room" in caplog.text
+
+
+def test_children_of_java_end_with_it(put_java: Callable[[str], None], tmp_path: Path) -> None:
+    put_java(f"sleep 60 > /dev/null & echo $! > {tmp_path}/child; exit 3")
+    with pytest.raises(JavaError, match="exit status 3"):
+        coco_caption._meteor({"p": ["a dog"]}, {"": {"p": ["a dog"]}})
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    for _ in range(100):  # a process that is killed ends when the system comes to it
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the child of java still runs")

@@ -8,6 +8,7 @@ from narvl_plugin.errors import BadRow
 from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, Subject
 from narvl_plugin.scoring.coco_caption import score_systems
 from narvl_plugin.scoring.objects import object_recall
+from narvl_plugin.scoring.tokenization import why_plain
 
 NOUNS_ONLY = "nouns_only"
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -76,7 +77,7 @@ class CaptionSubject(Subject[CaptionRow]):
     def notes(self, rows: Sequence[CaptionRow], scores: Mapping[str, Scores]) -> list[str]:
         """Say how many pictures there are and how words were split."""
         ptb = next(iter(scores.values())).details["tokenizer"] == "ptb"
-        tokenizer = "the Penn Treebank tokeniser" if ptb else "the plain tokeniser (Java is missing or failed)"
+        tokenizer = "the Penn Treebank tokeniser" if ptb else f"the plain tokeniser ({why_plain()})"
         return [f"{len(rows):,} test pictures; words split by {tokenizer}."]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
