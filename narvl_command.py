@@ -4,11 +4,19 @@ It stands outside the package because importing anything of `narvl_plugin` impor
 takes seconds and, unless told otherwise first, writes to the screen.
 """
 
+import atexit
 import importlib.util
 import logging
+import os
+import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType, TracebackType
+
+ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that ask a program to end, and what it then says."""
 
 
 def plugin_folder() -> Path:
@@ -19,8 +27,40 @@ def plugin_folder() -> Path:
     return Path(package.submodule_search_locations[0]).resolve()
 
 
+def ask_to_end(number: int, frame: FrameType | None = None) -> None:
+    """End the program after a signal in one line, with the exit status that shells give to it: 130 or 143.
+
+    What is open is closed on the way, and worker processes end. A second signal ends the program at once. A run
+    script says the line itself, for all programs that it has started.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    if "NARVL_RUN" not in os.environ:
+        atexit.register(_say, f"{ENDINGS[signal.Signals(number)]}; start the same command again to go on")
+    raise SystemExit(128 + number)
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):  # whoever reads it may have ended before
+        print(message, file=sys.stderr)
+
+
+def explain_interrupts() -> None:
+    """Have an interrupt (Ctrl-C) that nothing else handles end the program as `ask_to_end` does."""
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, "ps1"):  # ps1: at Python's own prompt
+            previous(kind, error, traceback)
+            return
+        ask_to_end(signal.SIGINT)
+
+    sys.excepthook = excepthook
+
+
 def main() -> None:
     """Run the command line."""
+    for number in ENDINGS:
+        signal.signal(number, ask_to_end)
     if sys.argv[1:] == ["path"]:
         print(plugin_folder())
         return

@@ -2,6 +2,11 @@
 
 import logging
 
+import narvl_command
+
+narvl_command.explain_interrupts()  # first, since the other imports take seconds
+
+
 # A module of fairseq calls logging.basicConfig(level=logging.DEBUG) when it is imported. That sets nothing where the
 # root logger has a handler; the one that logging itself takes where there is none prints what it would print anyway.
 _stand_in = logging.lastResort or logging.NullHandler()

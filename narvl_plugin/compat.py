@@ -8,13 +8,15 @@ import contextlib
 import functools
 import json
 import logging
+import multiprocessing
 import os
 import queue
+import signal
 import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -26,8 +28,11 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.registry import REGISTRIES
 from fairseq_cli import generate
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from torch.utils.data._utils import worker
 
+from narvl_command import ask_to_end
 from narvl_plugin import command_lines
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
@@ -54,6 +59,7 @@ def apply() -> None:
     share_checkpoints_among_processes()
     block_repeated_ngrams()
     show_input_errors_briefly()
+    end_briefly_on_signals()
     stand_in_for_missing_batches()
     check_limits_of_validation_first()
     check_place_in_epoch()
@@ -389,6 +395,53 @@ def show_input_errors_briefly() -> None:
         print(f"error: {message}" if isinstance(error, InputError) else f"error: {message} {hidden}", file=sys.stderr)
 
     sys.excepthook = excepthook
+
+
+def end_briefly_on_signals() -> None:
+    """Let a program that is terminated end in one line, and take its processes along.
+
+    Mends data workers that outlive a terminated program by seconds, and the traceback of each of them after Ctrl-C: a
+    terminal interrupts them, too, and they leave it to the program to end them. That this ends in one line itself,
+    the package sees to before all other imports.
+    """
+    work, call_main, parse = worker._worker_loop, distributed_utils.call_main, options.parse_args_and_arch
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            if not process.daemon:  # one of several that train, on a GPU each, for which Python would wait
+                process.terminate()
+        ask_to_end(number)
+
+    def end_when_terminated() -> None:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, terminate)
+
+    @functools.wraps(work)
+    def ignore_interrupts_and_work(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work(*args, **kwargs)
+
+    @functools.wraps(call_main)
+    def call_main_until_terminated(*args: Any, **kwargs: Any) -> None:
+        end_when_terminated()
+        try:
+            call_main(*args, **kwargs)
+        except Exception as error:
+            ours = isinstance(error, InputError) or isinstance(error.__context__, InputError)
+            if not (ours and HydraConfig.initialized()):
+                raise
+            sys.excepthook(type(error), error, error.__traceback__)  # or hydra would show the way it took
+            raise SystemExit(1) from error
+
+    @functools.wraps(parse)
+    def parse_until_terminated(*args: Any, **kwargs: Any) -> Any:
+        end_when_terminated()
+        return parse(*args, **kwargs)
+
+    worker._worker_loop = ignore_interrupts_and_work
+    distributed_utils.call_main, options.parse_args_and_arch = call_main_until_terminated, parse_until_terminated
 
 
 def stand_in_for_missing_batches() -> None:
