@@ -26,7 +26,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 SPLIT = "test"
 RGB = 3
@@ -345,6 +345,7 @@ def latency(
     Raises:
         InputError: for files or options that cannot be used.
     """
+    require_writable(out)
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     checkpoints.require_one_task(teacher, asked.task, student, parallel.task)

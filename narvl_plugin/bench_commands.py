@@ -9,7 +9,7 @@ import typer
 
 from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
 from narvl_plugin.errors import InputError
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -183,6 +183,8 @@ def limit(
 
     from narvl_plugin import bench, bench_limit
 
+    if out is not None:
+        require_writable(out, folder=True)
     gpu = bench_limit.Processor(tflops * 1e12, bandwidth * 1e9, launch * 1e-6)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     found, drawn = {}, {}
@@ -222,6 +224,8 @@ def sweep(
 
     from narvl_plugin import bench, bench_limit, bench_sweep
 
+    if out is not None:
+        require_writable(out, folder=True)
     asked_lengths, asked_queries = _numbers("--lengths", lengths), _numbers("--queries", queries)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     pixels = side or _usual_side(size)

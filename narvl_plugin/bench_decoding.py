@@ -25,7 +25,7 @@ from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 SPLIT = "test"
 FREE = "greedy, nothing ruled out"
@@ -128,6 +128,7 @@ def decoding(
     Raises:
         InputError: for files that cannot be used.
     """
+    require_writable(out)
     loaded = Predictor.load(student, data, task_overrides=task_overrides, role="student", device=device)
     predictors = {
         name: loaded.with_options(way.task_options, **{**way.generation, "beam": way.beam})

@@ -33,7 +33,7 @@ from narvl_plugin.export.runner import Student
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 BATCHES = (8, 32)
 """Pictures at a time of which throughput is measured, beside one at a time."""
@@ -120,6 +120,8 @@ def compare(
     Raises:
         InputError: for files or options that cannot be used.
     """
+    for file in (out, out.with_suffix(".svg")):
+        require_writable(file)
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     checkpoints.require_one_task(teacher, asked.task, student, parallel.task)

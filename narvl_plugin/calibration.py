@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
-from narvl_plugin.whole_files import whole_file, write_whole
+from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -231,15 +232,19 @@ def calibrate(
         `student` and `teacher`, as far as there is something to measure, each a `Reliability`.
 
     Raises:
-        MissingInput, InputError: when a checkpoint or the data cannot be used.
+        MissingInput, InputError: when a checkpoint or the data cannot be used, or what is fitted could not be written.
     """
+    for file in (student, *([] if out is None else [out])):
+        require_writable(file)
     common = (task_overrides or {}, generation or {}, choose_device(device))
     judge = Judge(student, data, *common, "student")
+    model_options(student, read_checkpoint(existing(student)))
     if judge.model.members:
         raise InputError(
             f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
             "narvl convert CHECKPOINT OUT --member NAME"
         )
+    on_test = None if test is None else Judge(student, test, *common, "student")
     asked = None if teacher is None or test is None else Judge(teacher, test, *common, "teacher")
     if asked is not None:
         checkpoints.require_one_task(teacher, asked.task, student, judge.task)
@@ -257,9 +262,8 @@ def calibrate(
         slope, offset = best_odds(confidence[fitted], right[fitted])
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
-    if test is not None:
-        judge = Judge(student, test, *common, "student")
-        confidence, right = judge.answer(batch_size, [1.0, temperature])
+    if on_test is not None:
+        confidence, right = on_test.answer(batch_size, [1.0, temperature])
         confidence[1] = with_odds(confidence[1], slope, offset)
         for place, name in enumerate(("student_uncalibrated", "student")):
             result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
@@ -275,7 +279,7 @@ def calibrate(
 def keep_calibration(student: Path, **fitted: float) -> None:
     """Write a student's checkpoint anew, in one step, with options of its model; nothing else in it changes."""
     state = read_checkpoint(existing(student))
-    state["cfg"]["model"].update(fitted)
+    model_options(student, state).update(fitted)
     if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
         file = student.with_suffix(".json")
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
@@ -283,3 +287,19 @@ def keep_calibration(student: Path, **fitted: float) -> None:
         return
     with whole_file(student) as part:
         torch.save(state, part)
+
+
+def model_options(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a checkpoint's model, which may be changed in place.
+
+    Other programs keep them as a namespace, older ones in `args`. Raises InputError, which names the file, where there
+    are none.
+    """
+    options = state["cfg"].get("model") if state.get("cfg") else state.get("args")
+    options = vars(options) if isinstance(options, Namespace) else options
+    if not isinstance(options, dict):
+        raise InputError(
+            f"{file}: has no options of its model (cfg.model) that could keep what is fitted; make a checkpoint that "
+            "has them first: narvl convert CHECKPOINT OUT"
+        )
+    return options

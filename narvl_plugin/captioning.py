@@ -25,7 +25,7 @@ from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, harmless
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.whole_files import sole_writer
+from narvl_plugin.whole_files import require_writable, sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def caption_pictures(
     """
     if out is not None and out.exists() and not out.is_file():
         raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
+    if out is not None:
+        require_writable(out)
     files, others = search_pictures(given)
     if out is not None and out.exists() and any(out.samefile(file) for file in files.values() if file.exists()):
         raise InputError(f"--out {out}: is one of the pictures, which it would replace; give the name of another file")

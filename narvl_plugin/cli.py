@@ -299,7 +299,10 @@ def evaluate(
 ) -> None:
     """Score predictions against a benchmark's official annotations, as its own evaluation does."""
     from narvl_plugin.evaluation import benchmarks, tables
+    from narvl_plugin.whole_files import require_writable
 
+    if out is not None:
+        require_writable(out)
     scores = benchmarks.evaluate(predictions, annotations, task)
     if out is not None:
         tables.write_scores(scores, out)

@@ -28,7 +28,7 @@ from narvl_plugin.models.interop import (
 )
 from narvl_plugin.models.narvl import query_rows
 from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
-from narvl_plugin.whole_files import whole_file, write_whole
+from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 
 def convert(
@@ -63,6 +63,9 @@ def convert(
     """
     if out.exists() and out.samefile(source):
         raise InputError(f"{out}: is the source; write to another file")
+    require_writable(out)
+    if out.suffix == SAFETENSORS_SUFFIX:
+        require_writable(out.with_suffix(".json"))
     state = read_checkpoint(source)
     weights = _weights(source, state, ema)
     adopt(state, str(source))

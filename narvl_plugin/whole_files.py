@@ -37,6 +37,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
+def require_writable(path: Path, *, folder: bool = False) -> None:
+    """Raise InputError where a file (or folder) cannot be written, before the work that it is to hold; writes nothing.
+
+    What stands at `path` already may be replaced. Folders above that are missing will be made.
+    """
+    if not folder and path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; give the name of a folder")
+    above = path.absolute() if folder else path.absolute().parent
+    while not above.exists() and not above.is_symlink():
+        above = above.parent
+    if not above.is_dir():
+        raise InputError(f"{path}: cannot be written, because {above} is no folder; give another path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written, because {above} may not be written to; give another path")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give `PATH.part` to write a large file to; it becomes `path` at the end of the block, and goes with an error.

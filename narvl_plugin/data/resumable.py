@@ -15,7 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.whole_files import sole_writer
+from narvl_plugin.whole_files import require_writable, sole_writer
 
 EDGE_BYTES = 1 << 16
 SKIPPED = "bad rows skipped"
@@ -66,12 +66,13 @@ class ResumableWriter:
             refused.
 
     Raises:
-        InputError: on entering, if another process writes the file.
+        InputError: if the file cannot be written; on entering, if another process writes it.
         StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
         self.path = Path(path)
+        require_writable(self.path)
         self.part = self.path.with_name(self.path.name + ".part")
         self.record = self.path.with_name(self.path.name + ".part.json")
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))

@@ -30,7 +30,7 @@ from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.scoring.tokenization import one_line
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,7 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
         InputError: a file is missing, both do not belong together, or a row has no hypothesis.
         BadRow: an id is none of the benchmark's or is another row's, too, or an image cannot be read.
     """
+    require_writable(out)
     form = form_of(task)
     said = read_generated(generated)
     tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))

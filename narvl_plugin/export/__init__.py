@@ -30,7 +30,7 @@ from narvl_plugin.scoring.grounding import GOOD_IOU
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
-from narvl_plugin.whole_files import sole_writer
+from narvl_plugin.whole_files import require_writable, sole_writer
 
 FORMATS = {
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -95,6 +95,7 @@ def export(
         raise InputError(f"--int8: is for --to onnx, not {to}")
     if missing := [name for name in FORMATS[to] if importlib.util.find_spec(name) is None]:
         raise InputError(f"--to {to}: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    require_writable(out, folder=True)
     (model,), task, _ = checkpoints.load(checkpoint, task_overrides=task_overrides)
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")

@@ -31,7 +31,7 @@ from narvl_plugin.report.results import (
     notes,
 )
 from narvl_plugin.report.subjects import SUBJECTS, Row
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def build_report(
     """
     if task not in SUBJECTS:
         raise InputError(f"--task {task}: choose one of {', '.join(SUBJECTS)}")
+    for name in ("results.json", "table.md", "report.html"):
+        require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
     subject = SUBJECTS[task](student and student.task, test_tsv.parent)
