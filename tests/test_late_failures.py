@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from typer.testing import CliRunner
 
@@ -54,6 +55,7 @@ FILES: dict[str, Command] = {
 FOLDERS: dict[str, Command] = {
     "export": lambda file, out: export(file, out, to="torch-export"),
     "report": lambda file, out: build_report(out),
+    "vocab": lambda file, out: invoke("vocab", file, "--out", out),
     "bench limit": lambda file, out: invoke("bench", "limit", "--out", out),
     "bench sweep": lambda file, out: invoke("bench", "sweep", "--out", out),
 }
@@ -70,6 +72,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bench_limit, "Pair", work)
     monkeypatch.setattr(benchmarks, "evaluate", work)
     monkeypatch.setattr(features, "build_trunk", work)
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", work)
     monkeypatch.setattr(convert, "read_checkpoint", work)
     monkeypatch.setattr(calibration, "read_checkpoint", work)
     path = tmp_path / "given.png"

@@ -20,7 +20,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.mistaken_files import as_text, mistaken, read_head
-from narvl_plugin.whole_files import write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 REFERENCE_SEPARATOR = "&&"
 CONFIDENCE_MARK = "|!+"  # between the confidence of an answer and the answer
@@ -300,6 +300,7 @@ def train_vocabulary(
     Raises:
         InputError: a file, or a column of a row, is missing, or a file's columns hold no words.
     """
+    require_writable(Path(out_dir), folder=True)
     texts: list[str] = []
     sentences: list[str] = []
     for tsv_path, columns in files:
