@@ -285,8 +285,8 @@ def keep_calibration(student: Path, **fitted: float) -> None:
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
         write_whole(file, json.dumps(description, indent=2) + "\n")
         return
-    with whole_file(student) as part:
-        torch.save(state, part)
+    with whole_file(student) as part, open(part, "wb") as stream:
+        torch.save(state, stream)
 
 
 def model_options(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, harmless
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.whole_files import require_writable, sole_writer
+from narvl_plugin.whole_files import naming, require_writable, sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _replacing(path: Path) -> Iterator[TextIO]:
     """
     path = path.resolve()  # where a link leads
     part = path.with_name(path.name + ".part")
-    with sole_writer(path):
+    with naming(path), sole_writer(path):
         with open(part, "w", encoding="utf-8") as stream:
             yield stream
         os.replace(part, path)

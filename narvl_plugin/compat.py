@@ -41,6 +41,7 @@ from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, ow
 from narvl_plugin.resuming import check_resumed
 from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
+from narvl_plugin.whole_files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def apply() -> None:
     refuse_unusable_command_lines()
     take_options_from_checkpoints()
     write_sizes_of_bins()
+    save_checkpoints_whole()
     copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
@@ -241,9 +243,40 @@ def write_sizes_of_bins() -> None:
         if cfg.task._name == "refcoco" and not cfg.common_eval.quiet:
             sizes = {name: cfg.task[name] for name in ("num_bins", "max_image_size", "patch_image_size")}
             print(f"O-\t{json.dumps(sizes)}", file=output_file)
-        return run(cfg, output_file)
+        logging.raiseExceptions = False  # of a log line for which there is no space, the next result tells
+        try:
+            with naming(getattr(output_file, "name", "the output")):
+                return run(cfg, output_file)
+        except InputError:
+            if output_file is not sys.stdout:
+                with contextlib.suppress(OSError):  # what a full disk did not take is tried again, and fails once more
+                    output_file.close()
+            raise
 
     program._main = run_and_write
+
+
+def save_checkpoints_whole() -> None:
+    """Name a checkpoint for which there is no space, and leave nothing behind that is not whole.
+
+    Mends `torch_persistent_save(state, "checkpoint_last.pt")` on a full disk: it tries three times, for five seconds,
+    each time behind what it wrote before, and ends in two tracebacks that do not name the file, which stays as
+    `checkpoint_last.pt.tmp`. So does what Ctrl-C interrupts.
+    """
+    save = checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(save)
+    def torch_persistent_save(obj: Any, filename: str, *args: Any, **kwargs: Any) -> None:
+        with naming(filename):
+            try:
+                save(obj, filename, *args, **kwargs)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.remove(f"{filename}.tmp")
+                raise
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils._torch_persistent_save = torch.save
 
 
 def copy_checkpoints_whole() -> None:
@@ -260,8 +293,14 @@ def copy_checkpoints_whole() -> None:
         if os.path.exists(dst_path) and not overwrite:
             return bool(copy(src_path, dst_path, overwrite))
         partial = f"{dst_path}.part"
-        copied = copy(src_path, partial, overwrite=True)
-        os.replace(partial, dst_path)
+        with naming(dst_path):
+            try:
+                copied = copy(src_path, partial, overwrite=True)
+                os.replace(partial, dst_path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.remove(partial)
+                raise
         return bool(copied)
 
     PathManager.copy = staticmethod(copy_whole)

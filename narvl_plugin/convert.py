@@ -146,7 +146,8 @@ def _write(out: Path, weights: dict[str, Tensor], cfg: dict[str, Any], task_stat
     """Write a checkpoint that appears all at once. `task_state` holds the members of a mixture of tasks."""
     with whole_file(out) as part:
         if out.suffix != SAFETENSORS_SUFFIX:
-            torch.save(whole_checkpoint(weights, cfg) | {"task_state": task_state}, part)
+            with open(part, "wb") as stream:  # to a path, torch would not say why it cannot write
+                torch.save(whole_checkpoint(weights, cfg) | {"task_state": task_state}, stream)
             return
         own_names = {name: tensor.contiguous() for name, tensor in weights.items() if name not in EMBEDDING_ALIASES}
         safetensors.torch.save_file(own_names, part)

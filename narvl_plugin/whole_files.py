@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import platform
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,24 +18,62 @@ from narvl_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk, a quota or a limit of a file's size answers when it is full."""
+_NO_SPACE_OF_LIBRARIES = re.compile("|".join([*map(os.strerror, NO_SPACE), "iostream error", "inline_container"]))
+"""How libraries in other languages say it; torch, when it writes to a path, does not tell why it could not."""
+
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers."""
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file in the error of a disk that is full, however a library words that.
+
+    Raises:
+        InputError: what runs in the block finds no space to write to.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if reason := _no_space(error):
+            raise InputError(f"{path}: {reason}; make room, and start the same command again") from error
+        raise
+
+
+def _no_space(error: BaseException | None) -> str:
+    """Return what a disk that is full answered, as far as an error or what it came from says it; empty for others."""
+    reason = ""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return os.strerror(error.errno)
+        if found := _NO_SPACE_OF_LIBRARIES.search(str(error)):
+            reason = found[0] if found[0] in map(os.strerror, NO_SPACE) else "is not whole, as where no space is left"
+        error = error.__cause__ or error.__context__
+    return reason
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a small file in one step, and the folders above it where they are missing.
 
     When two programs write it at a time, the file is that of one of them, whole.
+
+    Raises:
+        InputError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with open(part, "xb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
@@ -60,9 +99,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give `PATH.part` to write a large file to; it becomes `path` at the end of the block, and goes with an error.
 
     Raises:
-        InputError: another program writes `path`.
+        InputError: another program writes `path`, or the disk is full.
     """
-    with sole_writer(path):
+    with naming(path), sole_writer(path):
         part = path.with_name(path.name + ".part")
         try:
             yield part
@@ -97,7 +136,8 @@ def sole_writer(path: str | Path) -> Iterator[None]:
             raise
         logger.warning("%s: this file system has no locks; start no second program that writes it", path)
     try:
-        file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        with naming(path):
+            file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         file.unlink(missing_ok=True)  # still locked: whoever has opened it sees that it is gone, and makes another

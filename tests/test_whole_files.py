@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
 
+from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.errors import InputError
-from narvl_plugin.whole_files import sole_writer, whole_file, write_whole
+from narvl_plugin.whole_files import naming, sole_writer, whole_file, write_whole
 
 FORK = multiprocessing.get_context("fork")
 
@@ -132,3 +140,117 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path, fail: Callable[[Pa
         fail(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
     assert (tmp_path / "out").read_text() == "before"
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 2,000 bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_small(path: Path) -> None:
+    """Write a small file."""
+    write_whole(path, 5_000 * "a")
+
+
+def write_large(path: Path) -> None:
+    """Write a large file line by line."""
+    with whole_file(path) as part, part.open("w") as stream:
+        stream.writelines(5_000 * ["a\n"])
+
+
+def write_with_torch(path: Path) -> None:
+    """Write tensors, in a way in which torch does not say what went wrong."""
+    with whole_file(path) as part:
+        torch.save(torch.zeros(9_000), part)
+
+
+def write_safetensors(path: Path) -> None:
+    """Write tensors with a library in another language."""
+    with whole_file(path) as part:
+        safetensors.torch.save_file({"a": torch.zeros(9_000)}, part)
+
+
+def save_checkpoint(path: Path) -> None:
+    """Write a checkpoint as fairseq's trainer does."""
+    checkpoint_utils.torch_persistent_save({"a": torch.zeros(9_000)}, str(path))
+
+
+def copy_checkpoint(path: Path) -> None:
+    """Copy a checkpoint as fairseq's trainer does."""
+    PathManager.copy(str(path.with_name("large")), str(path), overwrite=True)
+
+
+def write_in_batches(path: Path) -> None:
+    """Write a file that can be gone on with."""
+    with ResumableWriter(path.with_name("rows.tsv"), {}) as writer:
+        writer.append(["short"], 1)
+        writer.append([5_000 * "a"], 1)
+
+
+WRITERS = (
+    *(write_small, write_large, write_with_torch, write_safetensors, save_checkpoint, copy_checkpoint),
+    write_in_batches,
+)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_is_told_of_with_the_files_name_and_leaves_the_old_file(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    (tmp_path / "large").write_bytes(bytes(5_000))
+    path.write_text("old")
+    with full_disk(), pytest.raises(InputError) as failed:
+        write(path)
+    name = "rows.tsv" if write is write_in_batches else "file"
+    reason = "is not whole, as where no space is left" if write is write_with_torch else "File too large"
+    assert str(failed.value) == f"{tmp_path / name}: {reason}; make room, and start the same command again"
+    assert path.read_text() == "old"
+    left = {"rows.tsv.part", "rows.tsv.part.json"} if write is write_in_batches else set()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "large"} | left
+
+
+def test_what_a_full_disk_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    with full_disk(), pytest.raises(InputError, match=r"rows\.tsv: File too large"):
+        write_in_batches(path)
+    with ResumableWriter(path, {}) as writer:
+        assert writer.rows_done == 1
+        writer.append(["second"], 1)
+        writer.finish()
+    assert path.read_text() == "short\nsecond\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "Permission denied"), ValueError("x"), InputError("a.tsv: No space left on device")]
+)
+def test_other_errors_are_left_as_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, naming(tmp_path / "file"):
+        raise error
+    assert raised.value is error
+
+
+def test_the_disks_own_words_are_kept(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"/file: No space left on device; make room"), naming(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_results_of_generation_for_which_there_is_no_space_are_named(
+    write_checkpoint: Callable[..., Path],
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    run_generate: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    options = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
+    student = write_checkpoint("student.pt", "narvl", "caption", **options)
+    command = (write_tsv("test.tsv", 5 * caption_rows), "--task", "caption", "--path", student, "--cpu")
+    with full_disk(), pytest.raises(InputError, match=r"out/generate-test\.txt: File too large; make room"):
+        run_generate(*command, "--batch-size", 9, "--num-workers", 0, "--results-path", tmp_path / "out")

@@ -15,7 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.whole_files import require_writable, sole_writer
+from narvl_plugin.whole_files import naming, require_writable, sole_writer
 
 EDGE_BYTES = 1 << 16
 SKIPPED = "bad rows skipped"
@@ -66,7 +66,8 @@ class ResumableWriter:
             refused.
 
     Raises:
-        InputError: if the file cannot be written; on entering, if another process writes it.
+        InputError: if the file cannot be written; on entering, if another process writes it; from `append` and
+            `finish`, if the disk is full.
         StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
     """
 
@@ -104,7 +105,11 @@ class ResumableWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError:  # what a full disk did not take is tried again
+                if kind is None:
+                    raise
             self._file = None
             if not self.rows_done:
                 self.discard()
@@ -128,8 +133,9 @@ class ResumableWriter:
         """
         assert self._file is not None, "append() needs the writer's with-block"
         content = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
-        self._file.write(content)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(content)
+            self._file.flush()
         self.rows_done += rows
         self.counts.update(counts or {})
         self._bytes_done += len(content)
@@ -141,8 +147,9 @@ class ResumableWriter:
         if not self._bytes_done:
             self.discard()
             raise InputError(f"{self.path}: no row is left to write; all {self.rows_done} rows were skipped")
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
         self._file = None
         os.replace(self.part, self.path)
         self.record.unlink()
@@ -184,5 +191,6 @@ class ResumableWriter:
         state = {"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done, "counts": self.counts}
         content = json.dumps(state, indent=1)
         fresh = self.record.with_name(self.record.name + ".new")
-        fresh.write_text(content + "\n", encoding="utf-8")
-        os.replace(fresh, self.record)
+        with naming(self.path):
+            fresh.write_text(content + "\n", encoding="utf-8")
+            os.replace(fresh, self.record)

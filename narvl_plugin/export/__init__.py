@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +31,7 @@ from narvl_plugin.scoring.grounding import GOOD_IOU
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
-from narvl_plugin.whole_files import require_writable, sole_writer
+from narvl_plugin.whole_files import naming, require_writable, sole_writer, write_whole
 
 FORMATS = {
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -107,7 +108,7 @@ def export(
         padded="prompt" not in settings,
     ).eval()
     example = _example(settings)
-    with sole_writer(out):
+    with naming(out), sole_writer(out):
         out.mkdir(exist_ok=True)
         write_graph(graph, example, out, to, int8)
         (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
@@ -203,7 +204,9 @@ def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, 
     batch = torch.export.Dim("batch")
     program = torch.export.export(graph, example, dynamic_shapes=({0: batch}, {0: batch}))
     if to == "torch-export":
-        torch.export.save(program, out / "student.pt2")
+        content = BytesIO()  # torch ends the process where it finds no space for a file
+        torch.export.save(program, content)
+        write_whole(out / "student.pt2", content.getvalue())
         return
     with TemporaryDirectory(dir=out) as folder:
         file = Path(folder) / "student.onnx"

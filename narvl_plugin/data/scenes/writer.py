@@ -22,7 +22,7 @@ from narvl_plugin.data.scenes.nouns import NOUNS
 from narvl_plugin.data.scenes.rows import ROWS, Example
 from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
 from narvl_plugin.data.vqa_gen import parse_answers
-from narvl_plugin.whole_files import sole_writer
+from narvl_plugin.whole_files import naming, sole_writer
 
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
@@ -134,15 +134,17 @@ class _Rows(Dataset[list[str]]):
 
 
 def _write_split(out: Path, rows: _Rows) -> None:
-    """Write one split of every task, first under temporary names so that a finished file is a whole one."""
+    """Write one split of every task, first under temporary names so that a finished file is a whole one.
+
+    Raises InputError where the disk is full.
+    """
     paths = [out / task / f"{rows.split}.tsv" for task in rows.tasks]
     parts = [path.with_name(f"{path.name}.part") for path in paths]
     workers = min(os.cpu_count() or 1, len(rows) // _PICTURES_PER_PROCESS)
     drawn = DataLoader(rows, batch_size=None, num_workers=workers)  # in order
     with ExitStack() as stack:
-        files = []
-        for part in parts:
-            files.append(stack.enter_context(part.open("w", encoding="utf-8", newline="\n")))
+        stack.enter_context(naming(paths[0]))
+        files = [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
         for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="picture"):
             for file, line in zip(files, lines, strict=True):
                 file.write(line + "\n")
