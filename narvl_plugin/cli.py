@@ -74,7 +74,9 @@ def features(
     imagenet_default_mean_and_std: Annotated[
         bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does.")
     ] = False,
-    image_column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with the picture.")] = 4,
+    image_column: Annotated[
+        int, typer.Option(min=0, help="Number (from 0) of the picture's column: 5 of questions, 2 of entailment.")
+    ] = 4,
     batch_size: BatchSize = 16,
     skip_bad_rows: SkipBadRows = 0,
     device: Device = None,
