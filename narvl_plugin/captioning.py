@@ -22,7 +22,7 @@ from narvl_plugin import checkpoints
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
-from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, harmless
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, encoding_advice, harmless
 from narvl_plugin.generation import generation_config
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer
@@ -50,6 +50,7 @@ OTHER_SUFFIXES = {
 } - {*PICTURE_SUFFIXES}
 """What pictures are called that cannot be read here."""
 COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
+SURROGATES = re.compile(r"[\ud800-\udfff]")
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What a line of text cannot hold: line ends, tabs and other control characters, bytes that are no UTF-8."""
 
@@ -208,7 +209,8 @@ def search_pictures(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]
         found.update({str(file.relative_to(path) if from_there else file): file for file in files})
     unwritable = [name for name in found if UNWRITABLE.search(name)]
     if unwritable:
-        raise InputError(f"{unwritable[0]!r}: a file of this name cannot be written of in a line; rename it")
+        advice = encoding_advice(unwritable[0]) if SURROGATES.search(unwritable[0]) else "rename it"
+        raise InputError(f"{unwritable[0]!r}: a file of this name cannot be written of in a line; {advice}")
     return found, others
 
 

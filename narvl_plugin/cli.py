@@ -12,7 +12,7 @@ import typer
 import narvl_command
 from narvl_plugin import bench_commands, data_commands
 from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
-from narvl_plugin.errors import InputError, harmless
+from narvl_plugin.errors import InputError, check_arguments, harmless
 
 SETTINGS_FILE = "settings.txt"
 """Where a run script keeps its settings in the run's folder, as lines KEY=value."""
@@ -343,6 +343,7 @@ def _say(out: Path, written: bool) -> None:
 def run() -> None:
     """Run the command line; what a user can mend ends in one line and code 1 (NARVL_DEBUG=1: all of it)."""
     try:
+        check_arguments(sys.argv[1:])
         app(prog_name="narvl")
     except (InputError, OSError, ValueError) as error:
         if os.environ.get("NARVL_DEBUG") == "1":

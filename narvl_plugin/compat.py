@@ -6,6 +6,7 @@ GPT-2 codec decodes `<bin_7>`.
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import multiprocessing
@@ -36,7 +37,7 @@ from narvl_command import ask_to_end
 from narvl_plugin import command_lines
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError, MissingInput, check_arguments
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
 from narvl_plugin.resuming import check_resumed
 from narvl_plugin.safe_reading import read_checkpoint
@@ -62,6 +63,7 @@ def apply() -> None:
     block_repeated_ngrams()
     show_input_errors_briefly()
     end_briefly_on_signals()
+    write_to_any_terminal()
     stand_in_for_missing_batches()
     check_limits_of_validation_first()
     check_place_in_epoch()
@@ -207,6 +209,7 @@ def take_options_from_checkpoints() -> None:
         suppress_defaults: bool = False,
         modify_parser: Any = None,
     ) -> Any:
+        check_arguments(sys.argv[1:] if input_args is None else map(str, input_args))
         parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
         arguments = parsed[0] if parse_known else parsed
         generates = hasattr(arguments, "nbest") and getattr(arguments, "path", None)
@@ -481,6 +484,16 @@ def end_briefly_on_signals() -> None:
 
     worker._worker_loop = ignore_interrupts_and_work
     distributed_utils.call_main, options.parse_args_and_arch = call_main_until_terminated, parse_until_terminated
+
+
+def write_to_any_terminal() -> None:
+    """Have standard output write what its encoding lacks as escapes.
+
+    Mends `LC_ALL=C PYTHONUTF8=0 fairseq-generate`, which ends in UnicodeEncodeError at the first letter with an accent,
+    after the work is done. Standard error does so already.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's, nor a test's
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def stand_in_for_missing_batches() -> None:

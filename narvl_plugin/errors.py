@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,24 @@ class BadRow(InputError, ValueError):
         """Return the `FILE:ROW` that the message starts with, or all of a message that names no row."""
         found = re.match(r".*?:\d+(?=: )", str(self), re.DOTALL)
         return found[0] if found else str(self)
+
+
+def check_arguments(words: Iterable[str]) -> None:
+    """Raise InputError for an argument of a command line that is not UTF-8: no checkpoint could hold or read it."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"the argument {word!r:.200} cannot be read as UTF-8; {encoding_advice(word)}") from None
+
+
+def encoding_advice(name: str) -> str:
+    """Return what to do about a name that Python reads as surrogates, as it also does in a locale without UTF-8."""
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        return "rename it"
+    return "the locale has no UTF-8: set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
 
 
 class SkipBudget:

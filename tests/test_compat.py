@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 
+from narvl_command import plugin_folder
 from narvl_plugin import compat
+from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 
@@ -209,3 +213,38 @@ def test_limits_of_validation_are_checked_before_training(
     with pytest.raises(InputError, match=f"{limit[0]} {limit[1]}: .*(each row counts 1000|needs 1 row)"):
         run_train(data, *options, *limit, "--save-dir", tmp_path / "run")
     assert not list(tmp_path.glob("run/*.pt"))
+
+
+def test_a_terminal_without_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, written in {"ascii": b"caf\\xe9 \\u2603\n", "utf-8": "café ☃\n".encode()}.items():
+        buffer = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding, write_through=True))
+        compat.write_to_any_terminal()
+        print("café ☃")
+        assert buffer.getvalue() == written
+
+
+def test_programs_of_fairseq_refuse_arguments_that_are_not_utf_8(run_generate: Callable[..., None]) -> None:
+    with pytest.raises(InputError, match="the argument .* cannot be read as UTF-8; rename it"):
+        run_generate("a.tsv", "--task", "caption", "--path", "x\udcff/checkpoint_best.pt")
+
+
+@pytest.mark.integration
+def test_fairseq_generate_writes_letters_that_the_locale_lacks(
+    write_tsv: Callable[..., Path], tmp_path: Path, save_checkpoint: Callable[..., Path], caption_rows: list[list[str]]
+) -> None:
+    (tmp_path / "texts.tsv").write_text("café ☃ rouge\n", encoding="utf-8")
+    train_sentencepiece(tmp_path / "texts.tsv", [0], tmp_path, 300)
+    options = {"bpe_dir": str(tmp_path), "num_bins": 10, "patch_image_size": 32}
+    model = save_checkpoint(tmp_path / "a.pt", "narvl", "caption", **options)
+    data = write_tsv("a.tsv", [[*row[:2], "café ☃", *row[3:]] for row in caption_rows[:1]])
+    words = [sys.executable, "-m", "fairseq_cli.generate", data, "--task", "caption", "--path", model, "--cpu"]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run(
+        [*map(str, words), "--user-dir", str(plugin_folder())],
+        env=os.environ | locale | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr.decode(errors="replace")[-2000:]
+    assert b"T-0\tcaf\\xe9 \\u2603\n" in run.stdout

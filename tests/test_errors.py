@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, check_arguments
 
 
 def bad(file: str, row: int, reason: str = "has no words") -> BadRow:
@@ -93,3 +93,18 @@ def test_rows_that_are_not_met_again_are_charged() -> None:
 def test_messages_hold_no_commands_to_a_terminal(kind: type[InputError]) -> None:
     name = "a\x1b]0;title\x07\x9b31m\u202egpj\ud800.tsv"
     assert str(kind(f"{name}:3: {'é漢 €'}\tb")) == "a?]0;title??31m?gpj?.tsv:3: é漢 €\tb"
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [("--data=\udcff", "rename it"), ("\ud800", "rename the file or folder")],
+)
+def test_arguments_that_are_not_utf_8_are_refused(word: str, advice: str) -> None:
+    check_arguments(["--data", "café ☃ 🐕"])
+    with pytest.raises(InputError, match=rf"the argument .*\\ud.* cannot be read as UTF-8; {advice}"):
+        check_arguments(["--data", word])
+
+
+def test_arguments_in_a_locale_without_utf_8_are_refused_for_that() -> None:
+    with pytest.raises(InputError, match="cannot be read as UTF-8; the locale has no UTF-8: set LC_ALL=C.UTF-8"):
+        check_arguments(["caf\udcc3\udca9.tsv"])  # the bytes of é, as ASCII reads them

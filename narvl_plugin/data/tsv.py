@@ -194,7 +194,7 @@ def cached_index_path(path: str) -> Path | None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a container's user may have neither HOME nor an entry in passwd
         return None
-    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
     return cache / "narvl" / "index" / f"{name}.idx.npy"
 
 

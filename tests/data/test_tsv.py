@@ -119,6 +119,13 @@ def test_a_user_without_a_home_reads_a_file(
     assert ("could not be stored; it stays in memory" in caplog.text) == (not is_writable)
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"x\xff")
+    folder.mkdir()
+    (folder / "a.tsv").write_text("7\ta\n")
+    assert TsvFile(folder / "a.tsv", "0,1")[0] == ["7", "a"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("7\ta\n\ufeff8\tb\n", encoding="utf-8-sig")
     file = TsvFile(tmp_path / "a.tsv", "0,1")
