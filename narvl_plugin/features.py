@@ -76,6 +76,7 @@ def write_features(
         },
     )
     read_image = images.ImageReader(patch_image_size, imagenet_normalisation=imagenet_normalisation, folder=data.parent)
+    read_image.option = "--image-column"
     budget = SkipBudget(skip_bad_rows)
     with writer:
         if writer.finished:

@@ -82,6 +82,11 @@ def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path
     assert [row[0] for row in columns(tmp_path / "lenient.tsv")] == [line.split("\t")[0] for line in lines]
 
 
+def test_a_column_of_something_else_is_named_by_the_option_of_this_command(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRow, match=r"in.tsv:1: the image .*; check --image-column"):
+        write_features(data, tmp_path / "out.tsv", arch="narvl_nano", patch_image_size=SIZE, image_column=2)
+
+
 def test_only_a_frozen_trunk_has_features_to_keep() -> None:
     assert frozen_trunk("narvl_nano") == frozen_trunk("ofa_nano")
     with pytest.raises(InputError, match="narvl_base: trains its vision trunk"):

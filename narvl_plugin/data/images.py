@@ -89,6 +89,8 @@ class ImageReader:
         self.size = size
         self.normalisation = IMAGENET if imagenet_normalisation else HALF
         self.to_rgb: Callable[[Image.Image], Image.Image] = to_rgb
+        self.option = "--selected-cols"
+        """What says which column is read, for errors."""
 
     def __call__(self, column: str, where: str) -> torch.Tensor:
         """Return the tensor of an image column; raises BadRow, naming `where` (FILE:ROW), if it is none."""
@@ -117,7 +119,7 @@ class ImageReader:
     def read_bytes(self, column: str, where: str) -> bytes:
         """Return the file that a column holds as base64, of either alphabet, or names by its path; raises BadRow."""
         if not column.strip():
-            raise BadRow(f"{where}: the image is not readable: the image column is empty; check --selected-cols")
+            raise BadRow(f"{where}: the image is not readable: the image column is empty; check {self.option}")
         if _URL.match(column):
             raise BadRow(
                 f"{where}: the image column is an address, {_shown(column, 60)}, and pictures are not downloaded; "
@@ -135,12 +137,12 @@ class ImageReader:
         except (binascii.Error, ValueError) as error:
             raise BadRow(
                 f"{where}: the image column is neither base64 nor a path ending in "
-                f"{', '.join(PATH_SUFFIXES)}: {_shown(column)} ({error}); check --selected-cols"
+                f"{', '.join(PATH_SUFFIXES)}: {_shown(column)} ({error}); check {self.option}"
             ) from error
         if len(column) < SHORTEST or (len(column) <= LONGEST_PATH and os.path.isfile(self.folder / column)):
             raise BadRow(
                 f"{where}: the image is not readable: the image column, {_shown(column)}, is no picture as base64, and "
-                f"a path must end in {', '.join(PATH_SUFFIXES)}; check --selected-cols"
+                f"a path must end in {', '.join(PATH_SUFFIXES)}; check {self.option}"
             )
         return data
 
