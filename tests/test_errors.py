@@ -95,13 +95,10 @@ def test_messages_hold_no_commands_to_a_terminal(kind: type[InputError]) -> None
     assert str(kind(f"{name}:3: {'é漢 €'}\tb")) == "a?]0;title??31m?gpj?.tsv:3: é漢 €\tb"
 
 
-@pytest.mark.parametrize(
-    ("word", "advice"),
-    [("--data=\udcff", "rename it"), ("\ud800", "rename the file or folder")],
-)
-def test_arguments_that_are_not_utf_8_are_refused(word: str, advice: str) -> None:
+@pytest.mark.parametrize("word", ["--data=\udcff", "\ud800"])
+def test_arguments_that_are_not_utf_8_are_refused(word: str) -> None:
     check_arguments(["--data", "café ☃ 🐕"])
-    with pytest.raises(InputError, match=rf"the argument .*\\ud.* cannot be read as UTF-8; {advice}"):
+    with pytest.raises(InputError, match=r"the argument .*\\ud.* cannot be read as UTF-8; rename it"):
         check_arguments(["--data", word])
 
 
