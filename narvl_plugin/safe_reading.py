@@ -167,6 +167,10 @@ def _read_archive(file: Path) -> Any:
     """Read a zip archive: `NAME/data.pkl`, and a member `NAME/data/KEY` for each storage."""
     try:
         with zipfile.ZipFile(file) as archive:
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise InputError(
+                    f"{file}: is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"
+                )
             members = _checked_members(file, archive)
             found = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(found) != 1 or members[found[0]][1] > LARGEST_PICKLE:

@@ -35,10 +35,10 @@ def tar(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def zipped(content: bytes) -> bytes:
+def zipped(content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
     """Return a zip archive of one file."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(stream, "w", compression) as archive:
         archive.writestr("a", content)
     return stream.getvalue()
 
@@ -77,7 +77,8 @@ def test_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> None:
         (b'{"cfg": {}}', "is JSON, not a checkpoint"),
         (b"caption\timg\ta cat\n1\timg\ttwo dogs\n", r"is a table of text \(TSV\), not a checkpoint"),
         (b"Access denied", r"is damaged or no checkpoint of fairseq \(.*text that begins 'Access denied'\)"),
-        (zipped(b"a"), "is no checkpoint: not one data.pkl"),
+        (zipped(b"a"), "is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"),
+        (zipped(b"a" * 99, zipfile.ZIP_DEFLATED), "is no checkpoint: not one data.pkl is in it; unpack it, and give"),
         (zipped(b"a" * 99)[:60], "is cut off or damaged .* copy or download it again"),
     ],
 )
