@@ -17,6 +17,7 @@ import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,7 +41,7 @@ from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
 from narvl_plugin.resuming import check_resumed
-from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.safe_reading import existing, read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 from narvl_plugin.whole_files import naming
 
@@ -58,6 +59,7 @@ def apply() -> None:
     copy_checkpoints_whole()
     accept_files_as_data()
     refuse_empty_spawn()
+    ask_for_the_size_of_batches()
     end_reading_with_training()
     share_checkpoints_among_processes()
     block_repeated_ngrams()
@@ -349,6 +351,23 @@ def refuse_empty_spawn() -> None:
     distributed_utils.call_main = checked_call_main
 
 
+def ask_for_the_size_of_batches() -> None:
+    """Ask for the size of batches in a line.
+
+    Mends `fairseq-train` and `fairseq-validate` without --batch-size and --max-tokens, which end in a traceback.
+    """
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def checked_call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        is_asked = main.__module__ in ("fairseq_cli.train", "fairseq_cli.validate", "__main__")
+        if is_asked and cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+            raise InputError("the size of batches is missing; give the number of rows by --batch-size")
+        call_main(cfg, main, **kwargs)
+
+    distributed_utils.call_main = checked_call_main
+
+
 def end_reading_with_training() -> None:
     """Let the threads that read ahead end before the program does.
 
@@ -611,6 +630,8 @@ def average_weights() -> None:
     def load_checkpoint(
         self: trainer.Trainer, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
     ) -> dict[str, Any] | None:
+        if os.path.isdir(filename):  # fairseq would start anew, without a word
+            existing(Path(filename))
         store_ema = self.cfg.ema.store_ema
         self.cfg.ema.store_ema = False
         try:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from fairseq.dataclass.configs import CheckpointConfig, CommonConfig, Distribute
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq_cli import train, validate
 
 from narvl_command import plugin_folder
 from narvl_plugin import compat
@@ -248,3 +249,30 @@ def test_fairseq_generate_writes_letters_that_the_locale_lacks(
     )
     assert run.returncode == 0, run.stderr.decode(errors="replace")[-2000:]
     assert b"T-0\tcaf\\xe9 \\u2603\n" in run.stdout
+
+
+@pytest.mark.parametrize("program", [train, validate])
+def test_the_size_of_batches_is_asked_for_in_a_line(program: ModuleType) -> None:
+    dataset = SimpleNamespace(max_tokens=None, batch_size=None)
+    with pytest.raises(InputError, match="the size of batches is missing; give the number of rows by --batch-size"):
+        distributed_utils.call_main(SimpleNamespace(dataset=dataset), program.main)
+
+
+@pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model"])
+def test_training_does_not_start_anew_from_a_folder(
+    option: str,
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> None:
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+    options = ["--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32, "--cpu"]
+    options += ["--arch", "narvl_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16]
+    options += ["--encoder-attention-heads", 2, "--vision-trunk", "test_resnet", "--freeze-resnet"]
+    options += ["--criterion", "qctc", "--batch-size", 2, "--optimizer", "adam", "--save-dir", tmp_path / "run"]
+    (tmp_path / "student.pt").mkdir()
+    with pytest.raises(Exception, match="is a folder; give the checkpoint in it") as error:
+        run_train(data, *options, option, tmp_path / "student.pt")
+    assert isinstance(error.value, InputError)

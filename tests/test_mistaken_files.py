@@ -39,7 +39,7 @@ def zipped(content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
     """Return a zip archive of one file."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
-        archive.writestr("a", content)
+        archive.writestr(zipfile.ZipInfo("a"), content, compression)  # of no time, which would name the test
     return stream.getvalue()
 
 
