@@ -4,6 +4,8 @@ It stands outside the package because importing anything of `narvl_plugin` impor
 takes seconds and, unless told otherwise first, writes to the screen.
 """
 
+from __future__ import annotations
+
 import atexit
 import importlib.util
 import logging
@@ -27,16 +29,22 @@ def plugin_folder() -> Path:
     return Path(package.submodule_search_locations[0]).resolve()
 
 
-def ask_to_end(number: int, frame: FrameType | None = None) -> None:
-    """End the program after a signal in one line, with the exit status that shells give to it: 130 or 143.
+class AskedToEnd(SystemExit):
+    """The end of a program that a signal asks for; the exit status is that which shells give to it: 130 or 143."""
 
-    What is open is closed on the way, and worker processes end. A second signal ends the program at once. A run
-    script says the line itself, for all programs that it has started.
+    code: int
+
+
+def ask_to_end(number: int, frame: FrameType | None = None) -> None:
+    """End the program after a signal, in one line.
+
+    What is open is closed on the way, and worker processes end. A run script says the line itself, for all programs
+    that it has started.
     """
-    signal.signal(number, signal.SIG_DFL)
+    atexit.unregister(_say)
     if "NARVL_RUN" not in os.environ:
         atexit.register(_say, f"{ENDINGS[signal.Signals(number)]}; start the same command again to go on")
-    raise SystemExit(128 + number)
+    raise AskedToEnd(128 + number)
 
 
 def _say(message: str) -> None:
@@ -45,20 +53,33 @@ def _say(message: str) -> None:
 
 
 def explain_interrupts() -> None:
-    """Have an interrupt (Ctrl-C) that nothing else handles end the program as `ask_to_end` does."""
-    previous = sys.excepthook
+    """Have an interrupt (Ctrl-C) that nothing else handles end the program as `ask_to_end` does.
+
+    Python passes over an exception in what it calls while it starts a process: there the signal comes once more.
+    """
+    show, show_unraisable = sys.excepthook, sys.unraisablehook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt) or hasattr(sys, "ps1"):  # ps1: at Python's own prompt
-            previous(kind, error, traceback)
+            show(kind, error, traceback)
             return
         ask_to_end(signal.SIGINT)
 
-    sys.excepthook = excepthook
+    def unraisablehook(ignored: sys.UnraisableHookArgs) -> None:
+        error = ignored.exc_value
+        if not isinstance(error, KeyboardInterrupt | AskedToEnd):
+            show_unraisable(ignored)
+            return
+        number = error.code - 128 if isinstance(error, AskedToEnd) else signal.SIGINT
+        signal.signal(signal.SIGALRM, lambda *_: ask_to_end(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # after what Python is calling now
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 
 def main() -> None:
     """Run the command line."""
+    explain_interrupts()
     for number in ENDINGS:
         signal.signal(number, ask_to_end)
     if sys.argv[1:] == ["path"]:

@@ -33,6 +33,7 @@ from fairseq_cli import generate
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from narvl_command import ask_to_end
 from narvl_plugin import command_lines
@@ -501,7 +502,14 @@ def end_briefly_on_signals() -> None:
         end_when_terminated()
         return parse(*args, **kwargs)
 
-    worker._worker_loop = ignore_interrupts_and_work
+    close = _MultiProcessingDataLoaderIter.__del__
+
+    @functools.wraps(close)
+    def close_what_was_opened(self: _MultiProcessingDataLoaderIter) -> None:
+        if hasattr(self, "_workers_status"):  # and was not interrupted while it started its workers
+            close(self)
+
+    worker._worker_loop, _MultiProcessingDataLoaderIter.__del__ = ignore_interrupts_and_work, close_what_was_opened
     distributed_utils.call_main, options.parse_args_and_arch = call_main_until_terminated, parse_until_terminated
 
 
