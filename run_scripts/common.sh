@@ -78,6 +78,65 @@ except OSError as error:
   ((status == 0)) || echo "warning: $file cannot be locked here; start no second run in this folder" >&2
 }
 
+# beside COMMAND...: starts a command beside this script. What it has started itself ends with it.
+beside() {
+  (
+    trap 'end_programs 2>/dev/null' EXIT
+    "$@"
+  ) &
+}
+
+# children PID: prints the numbers of the processes that a process has started.
+children() {
+  cat "/proc/$1/task/$1/children" 2>/dev/null || true
+}
+
+# endings PID: prints a signal and a number for each program that a shell has started, also by way of other shells. These
+# are killed, since they would tell how each of their programs ended. Other programs end their own processes.
+endings() {
+  local child
+  for child in $(children "$1"); do
+    if [[ $(cat "/proc/$child/comm" 2>/dev/null) == "$(cat "/proc/$$/comm")" ]]; then
+      echo "KILL $child"
+      endings "$child"
+    else
+      echo "TERM $child"
+    fi
+  done
+}
+
+# descendants PID: prints the numbers of all processes that a process has started, and that these have.
+descendants() {
+  local child
+  for child in $(children "$1"); do
+    echo "$child"
+    descendants "$child"
+  done
+}
+
+# end_programs: ends all programs that this shell has started, and kills what has not ended after two seconds.
+end_programs() {
+  local -a all found
+  local ending self=$BASHPID
+  mapfile -t found < <(endings "$self")
+  mapfile -t all < <(descendants "$self")
+  for ending in "${found[@]}"; do kill -"${ending% *}" "${ending#* }" || true; done
+  for ((_ = 0; _ < 20; _++)); do
+    kill -0 "${all[@]}" || return 0
+    sleep 0.1
+  done
+  kill -KILL "${all[@]}" || true
+}
+
+# end_run STATUS WORD: ends a run that a signal asks to end, and all programs that it has started.
+end_run() {
+  trap '' INT TERM HUP
+  trap - EXIT
+  end_programs 2>/dev/null # where bash would tell of each program
+  echo "$2; start the same command again to go on" >&2
+  exit "$1"
+}
+
 # stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT is there; the command makes OUTPUT in one step at its
 # end. The seconds it took are added to $OUT/stages.tsv.
 stage() {
@@ -90,7 +149,8 @@ stage() {
   echo "[$name] ..."
   start=${EPOCHREALTIME/[.,]/}
   mkdir -p "$(dirname "$output")"
-  "$@"
+  beside "$@"
+  wait $! # which a signal interrupts, unlike a command
   [[ -e $output ]] || die "stage $name ended without making $output"
   seconds=$(((${EPOCHREALTIME/[.,]/} - start) / 100000))
   seconds=${seconds%?}.${seconds: -1}

@@ -44,7 +44,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/run_scripts/common.sh"
 [[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs beside
+export NARVL_RUN=1 # its programs leave it to this script to say that they were interrupted
+trap 'end_programs 2>/dev/null' EXIT # what runs beside
+trap 'end_run 130 interrupted' INT
+trap 'end_run 143 terminated' TERM
+trap 'end_run 129 "the terminal was closed"' HUP
 command -v narvl >/dev/null || die "narvl is not installed; run: make setup"
 
 KEPT_KEYS="PRESET SEED ARCH DATA TEACHER INIT BPE TRAIN VALID TEST NOUNS OBJECTS VOCAB_SIZE PATCH_IMAGE_SIZE
@@ -246,8 +250,8 @@ generate() {
 teacher_words=()
 for teacher in "${teachers[@]}"; do
   # shellcheck disable=SC2086 # options are words
-  stage "generate ${teacher%%=*}" "$OUT/generate/${teacher%%=*}/generate-test.txt" \
-    generate "${teacher%%=*}" teacher ${teacher#*=} &
+  beside stage "generate ${teacher%%=*}" "$OUT/generate/${teacher%%=*}/generate-test.txt" \
+    generate "${teacher%%=*}" teacher ${teacher#*=}
   teacher_words+=($!)
 done
 if ((DISTIL || BASELINES)); then

@@ -234,3 +234,80 @@ def test_a_stopped_run_goes_on_with_another_skip_budget_and_with_nothing_else(tm
         file.write("SKIP_BAD_ROWS=0\n")  # as earlier versions kept it
     assert "other settings" not in said("SKIP_BAD_ROWS=3")
     assert "other settings: SEED (was '1', now '2')." in said("SKIP_BAD_ROWS=3", "SEED=2")
+
+
+def lives(number: int) -> bool:
+    """Say whether there is a process of this number that has not ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.parametrize("stage", ["data", "teacher", "generate"])
+@pytest.mark.parametrize(
+    ("number", "to_group", "ending", "status"),
+    [(signal.SIGINT, True, "interrupted", 130), (signal.SIGTERM, False, "terminated", 143)],
+)
+def test_a_run_that_is_asked_to_end_takes_its_programs_along(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    number: signal.Signals,
+    to_group: bool,
+    ending: str,
+    status: int,
+) -> None:
+    """In each stage, one of whose programs has a process of its own, and then goes on."""
+    programs, started, run = tmp_path / "programs", tmp_path / "started", tmp_path / "run"
+    programs.mkdir()
+    wait = f"sleep 61 & echo $! >{started}.part; echo $$ >>{started}.part; mv {started}.part {started}; wait"
+    make = 'for word; do case $word in */*) mkdir -p "$(dirname "$word")"; touch "$word";; esac; done'
+    does = {"narvl": make, "fairseq-train": "true", "fairseq-generate": wait}
+    does |= {"narvl" if stage == "data" else "fairseq-train": wait} if stage != "generate" else {}
+    for name, lines in does.items():
+        path_first = '[ "$1" != path ] || exit 0\n' if name == "narvl" else ""
+        (programs / name).write_text(f"#!/bin/sh\n{path_first}{lines}\n")
+        (programs / name).chmod(0o755)
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    for done in ("data/caption/train.tsv", "data/caption/valid.tsv", "data/caption/test.tsv")[: 3 * (stage != "data")]:
+        (run / done).parent.mkdir(parents=True, exist_ok=True)
+        (run / done).touch()
+    if stage != "data":
+        (run / "vocab").mkdir()
+        (run / "vocab" / "spm.model").touch()
+        (run / "features").mkdir()
+        for split in ("train", "valid"):
+            (run / "features" / f"{split}.tsv").touch()
+    if stage == "generate":
+        (run / "teacher").mkdir()
+        (run / "teacher" / "train.jsonl").touch()
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={run}", "PROCESSES=1", "DISTIL=0"]
+    for _ in range(2):  # the second run is refused by nothing that the first has left behind
+        script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        wait_for(started)
+        numbers = [int(line) for line in started.read_text().split()]
+        (os.killpg if to_group else os.kill)(script.pid, number)
+        _, errors = script.communicate(timeout=20)
+        assert (script.returncode, errors) == (status, f"{ending}; start the same command again to go on\n")
+        assert not [left for left in numbers if lives(left)]
+        started.unlink()  # which a second program may have written anew
+
+
+def test_a_run_that_was_killed_with_its_programs_refuses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "narvl").write_text(f'#!/bin/sh\n[ "$1" = path ] || {{ touch {started}; exec sleep 61; }}\n')
+    (tmp_path / "narvl").chmod(0o755)
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
+    for _ in range(3):
+        script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        wait_for(started)
+        started.unlink()
+        os.killpg(script.pid, signal.SIGKILL)
+        assert script.communicate(timeout=20)[1] == ""
