@@ -117,15 +117,15 @@ descendants() {
 # end_programs: ends all programs that this shell has started, and kills what has not ended after two seconds.
 end_programs() {
   local -a all found
-  local ending self=$BASHPID
+  local ending tenths self=$BASHPID
   mapfile -t found < <(endings "$self")
   mapfile -t all < <(descendants "$self")
   for ending in "${found[@]}"; do kill -"${ending% *}" "${ending#* }" || true; done
-  for ((_ = 0; _ < 20; _++)); do
+  for ((tenths = 0; tenths < 30; tenths++)); do # the last second is for what was killed
     kill -0 "${all[@]}" || return 0
+    ((tenths != 20)) || kill -KILL "${all[@]}" || true
     sleep 0.1
   done
-  kill -KILL "${all[@]}" || true
 }
 
 # end_run STATUS WORD: ends a run that a signal asks to end, and all programs that it has started.
