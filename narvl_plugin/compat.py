@@ -44,7 +44,7 @@ from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, ow
 from narvl_plugin.resuming import check_resumed
 from narvl_plugin.safe_reading import existing, read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
-from narvl_plugin.whole_files import naming
+from narvl_plugin.whole_files import naming, sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def apply() -> None:
     save_checkpoints_whole()
     copy_checkpoints_whole()
     accept_files_as_data()
+    refuse_second_training()
     refuse_empty_spawn()
     ask_for_the_size_of_batches()
     end_reading_with_training()
@@ -325,6 +326,43 @@ def accept_files_as_data() -> None:
         return find_in_folders(dataset_path) if os.path.isdir(dataset_path) else set()
 
     data_utils._find_extra_valid_paths = find_extra_valid_paths
+
+
+def refuse_second_training() -> None:
+    """Refuse to train into a folder into which another program trains.
+
+    Mends two `fairseq-train --save-dir out` at a time, which write each other's checkpoints over, and then resume
+    from the other's. Of the processes of a distributed training the first one holds the lock, or the one that starts
+    them all. Where there is no lock to be had, training goes on without.
+    """
+    call_main = distributed_utils.call_main
+
+    @functools.wraps(call_main)
+    def call_main_alone(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        folder = folder_of_checkpoints(cfg)
+        with contextlib.ExitStack() as stack:
+            if folder is not None:
+                try:
+                    stack.enter_context(sole_writer(os.path.abspath(folder)))
+                except InputError as error:
+                    raise InputError(f"--save-dir {folder}: is in use by another training ({error})") from error
+                except OSError as error:
+                    logger.warning("%s: cannot be locked (%s); start no second training there", folder, error)
+            call_main(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main_alone
+
+
+def folder_of_checkpoints(cfg: Any) -> str | None:
+    """Return the folder into which this process, or those that it starts, write checkpoints; None if they do not."""
+    checkpoint, evaluation = getattr(cfg, "checkpoint", None), getattr(cfg, "common_eval", None)
+    if checkpoint is None or checkpoint.no_save or (evaluation is not None and evaluation.path is not None):
+        return None
+    launched = cfg.distributed_training.distributed_init_method is None
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID")) if launched else None
+    is_first = int(rank or cfg.distributed_training.distributed_rank or 0) == 0
+    folder = str(checkpoint.save_dir)
+    return folder if is_first and not PathManager.path_requires_pathmanager(folder) else None
 
 
 def refuse_empty_spawn() -> None:

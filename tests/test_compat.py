@@ -2,24 +2,29 @@
 
 import argparse
 import contextlib
+import errno
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils, iterators
-from fairseq.dataclass.configs import CheckpointConfig, CommonConfig, DistributedTrainingConfig
+from fairseq.dataclass.configs import CheckpointConfig, CommonConfig, CommonEvalConfig, DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq_cli import train, validate
+from filelock import FileLock
 
 from narvl_command import plugin_folder
 from narvl_plugin import compat
@@ -106,6 +111,57 @@ class TestDataArgument:
 def distributed_config(**training: object) -> SimpleNamespace:
     values = {"distributed_world_size": 1, "tpu": False} | training
     return SimpleNamespace(distributed_training=DistributedTrainingConfig(**values), common=CommonConfig())
+
+
+def training_config(save_dir: Path, **options: object) -> SimpleNamespace:
+    """Return the configuration of a training into a folder."""
+    config = distributed_config(**{key: value for key, value in options.items() if key.startswith("distributed")})
+    config.checkpoint = CheckpointConfig(save_dir=str(save_dir), no_save=bool(options.get("no_save")))
+    config.common_eval = CommonEvalConfig(path=options.get("path"))
+    return config
+
+
+def train_in_another_process(save_dir: Path, ready: Any) -> None:
+    """Train for a minute."""
+    distributed_utils.call_main(training_config(save_dir), lambda cfg: (ready.set(), time.sleep(60)))
+
+
+class TestTwoTrainingsInOneFolder:
+    def test_the_second_is_refused_until_the_first_is_killed(self, tmp_path: Path) -> None:
+        fork = multiprocessing.get_context("fork")
+        ready, ran = fork.Event(), []
+        first = fork.Process(target=train_in_another_process, args=(tmp_path / "out", ready))
+        first.start()
+        assert ready.wait(60)
+        with pytest.raises(InputError, match=rf"^--save-dir .*/out: is in use by another training .*{first.pid} on"):
+            distributed_utils.call_main(training_config(tmp_path / "out"), ran.append)
+        for other in (
+            training_config(tmp_path / "out", distributed_rank=1),
+            training_config(tmp_path / "out", no_save=True),
+            training_config(tmp_path / "out", path="out/checkpoint_last.pt"),
+            training_config(tmp_path / "other"),
+        ):
+            distributed_utils.call_main(other, ran.append)
+        assert len(ran) == 4
+        first.kill()
+        first.join()
+        distributed_utils.call_main(training_config(tmp_path / "out"), ran.append)
+        distributed_utils.call_main(training_config(tmp_path / "out"), ran.append)
+        assert len(ran) == 6
+        assert not list(tmp_path.glob("*.lock"))
+
+    @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOLCK])
+    def test_where_no_lock_can_be_had_training_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+    ) -> None:
+        def refuse(self: FileLock) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(FileLock, "_acquire", refuse)
+        ran: list[object] = []
+        distributed_utils.call_main(training_config(tmp_path / "out"), ran.append)
+        assert len(ran) == 1
+        assert "start no second" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU fairseq's spawn starts processes")

@@ -465,3 +465,34 @@ def test_a_teacher_of_questions_without_a_list_of_answers_is_told_what_to_do(emb
     assert done.stderr.splitlines()[-1].startswith("error: --val-inference-type allcand needs a list of answers")
     done = start(programs, embedded, "gqa_base", *files, *small, "+task.val_inference_type=beamsearch")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.integration
+def test_a_configuration_that_is_started_again_goes_on_in_its_folder(folder: Path, programs: Path) -> None:
+    """With more epochs as a resume, as it was without a step, and with another model or criterion not at all."""
+
+    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
+        words = ["--config-dir", CONFIGS, "--config-name", "caption_tiny", *TINY, "checkpoint.save_dir=runs/again"]
+        command = [programs / "fairseq-hydra-train", *words, "role=teacher", "model._name=ofa_tiny", *overrides]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    def updates() -> int:
+        state = read_checkpoint(folder / "runs" / "again" / "checkpoint_last.pt")
+        return int(state["optimizer_history"][-1]["num_updates"])
+
+    for epochs, expected in ((1, 3), (1, 3), (2, 6)):
+        done = run(f"optimization.max_epoch={epochs}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert updates() == expected
+    for override, error in (
+        ("+model.encoder_embed_dim=128", "its training began with --encoder-embed-dim 256, now 128"),
+        ("criterion._name=qctc", "--criterion qctc: is for students"),
+        ("task.bpe_dir=", "--bpe-dir is not given (task.bpe_dir in a configuration)"),
+    ):
+        done = run("optimization.max_epoch=3", override)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert error in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert updates() == 6
