@@ -116,12 +116,14 @@ class SkipBudget:
             raise InputError(f"--skip-bad-rows {self.limit}: {count} rows were skipped before the run was stopped")
         self._count.value += count
 
+    def not_yet_skipped(self, errors: Iterable[BadRow]) -> list[BadRow]:
+        """Return the bad rows that have not been skipped so far, each once."""
+        known = set(self.skipped)
+        return list({key: error for error in errors if (key := self._key(error)) not in known}.values())
+
     def skip(self, error: BadRow) -> None:
         """Forgive `error`, or raise it again (a BadRow) once more than `limit` rows are bad."""
-        file, _, row = error.where.rpartition(":")
-        name = f"{self._numbers.get(file, file)}:{row}"
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        key = int.from_bytes(digest, "little", signed=True)
+        key = self._key(error)
         with self._count.get_lock():
             count = self._count.value
             if key in self._seen[:count] and count <= self.limit:
@@ -131,3 +133,10 @@ class SkipBudget:
             self._seen[count] = key
             self._count.value = count + 1
         logger.warning("skipped bad row %d of at most %d: %s", count + 1, self.limit, error)
+
+    def _key(self, error: BadRow) -> int:
+        """Return what tells a row from others."""
+        file, _, row = error.where.rpartition(":")
+        name = f"{self._numbers.get(file, file)}:{row}"
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)

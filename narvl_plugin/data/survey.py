@@ -67,16 +67,26 @@ def does_not_fit(where: str, need: int, num_queries: int) -> BadRow:
 
 
 def refuse_what_will_fail(surveys: Sequence[Survey], budget: SkipBudget) -> None:
-    """Raise InputError if the rows that cannot be used are more than the skip budget forgives."""
-    unusable = [error for found in surveys for error in found.unusable]
-    if len(unusable) <= budget.limit:
+    """Raise InputError if the rows that cannot be used are more than the skip budget forgives.
+
+    A row counts once, in however many surveys it is. Rows that a resumed training has skipped before count, too.
+    """
+    unusable = {error.where: error for found in surveys for error in found.unusable}
+    new = len(budget.not_yet_skipped(unusable.values()))
+    if not unusable or budget.count + new <= budget.limit:
         return
     looked_at, total = sum(found.looked_at for found in surveys), sum(found.total for found in surveys)
     # The rows that were not looked at are likely to be as bad.
-    likely = sum(math.ceil(len(found.unusable) * found.total / found.looked_at) for found in surveys)
+    likely, counted = 0, set[str]()
+    for found in surveys:
+        own = {error.where for error in found.unusable} - counted
+        likely += math.ceil(len(own) * found.total / found.looked_at) if own else 0
+        counted |= own
     sample = f", probably {likely:,} of all {total:,}" if looked_at < total else ""
+    skipped_before = budget.count + new - len(unusable)
+    before = f", besides {skipped_before:,} that were skipped before" if skipped_before else ""
     raise InputError(
-        f"{len(unusable):,} of {looked_at:,} rows cannot be used{sample}, and the training would end at the first that "
-        f"--skip-bad-rows {budget.limit} does not forgive. Mend them, or let it go on without them by --skip-bad-rows "
-        f"{likely}. The first one is {unusable[0]}"
+        f"{len(unusable):,} of {looked_at:,} rows cannot be used{sample}{before}, and the training would end at the "
+        f"first that --skip-bad-rows {budget.limit} does not forgive. Mend them, or let it go on without them by "
+        f"--skip-bad-rows {likely + skipped_before}. The first one is {next(iter(unusable.values()))}"
     )

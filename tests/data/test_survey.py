@@ -102,8 +102,11 @@ def test_a_sample_is_spread_over_the_file(
 
 
 def test_files_draw_on_one_budget() -> None:
+    names = iter("abcdefgh")
+
     def found(number: int, looked_at: int, total: int) -> Survey:
-        return Survey(looked_at, total, [BadRow(f"a.tsv:{row}: is broken") for row in range(1, number + 1)])
+        name = next(names)
+        return Survey(looked_at, total, [BadRow(f"{name}.tsv:{row}: is broken") for row in range(1, number + 1)])
 
     whole = [found(1, 10, 10), found(2, 10, 10)]
     refuse_what_will_fail(whole, SkipBudget(3))
@@ -112,3 +115,17 @@ def test_files_draw_on_one_budget() -> None:
     sampled = [found(1, 10, 10), found(2, 10, 35), found(0, 5, 5)]
     with pytest.raises(InputError, match=r"^3 of 25 rows cannot be used, probably 8 of all 50, .*--skip-bad-rows 8\."):
         refuse_what_will_fail(sampled, SkipBudget(2))
+
+
+def test_a_row_of_two_surveys_counts_once_and_no_more_than_before_a_training_goes_on() -> None:
+    rows = [BadRow(f"a.tsv:{row}: is broken") for row in (1, 2)]
+    budget = SkipBudget(2)
+    twice = [Survey(10, 20, rows), Survey(10, 20, rows)]
+    refuse_what_will_fail(twice, budget)
+    budget.skip(rows[0])
+    refuse_what_will_fail(twice, budget)
+    budget.skip(BadRow("b.tsv:1: is broken"))
+    told = r"^2 of 20 rows cannot be used, probably 4 of all 40, besides 1 that were skipped .* by --skip-bad-rows 5\."
+    with pytest.raises(InputError, match=told):
+        refuse_what_will_fail(twice, budget)
+    refuse_what_will_fail([Survey(10, 20, rows[:1]), Survey(10, 20, [])], budget)

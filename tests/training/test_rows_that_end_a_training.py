@@ -33,20 +33,24 @@ def start(
         two: list[str] | None = None,
         valid: list[str] | None = None,
         student: bool = True,
+        anew: bool = True,
+        data: str = "",
     ) -> Losses:
         names = []
-        for name, captions in (("one", one), ("two", two), ("valid", valid)):
+        for name, captions in (("one", one), ("two", two), ("valid", valid)) if not data else ():
             columns = zip(captions or 4 * [FIT], caption_rows, strict=False)
             lines = ["\t".join([row[0], row[1], caption, "", row[4]]) + "\n" for caption, row in columns]
             (tmp_path / f"{name}.tsv").write_text("".join(lines))
             names.append(str(tmp_path / f"{name}.tsv"))
-        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        if anew:
+            shutil.rmtree(tmp_path / "saved", ignore_errors=True)
         model = options.index("--arch")
         of_student = ["--arch", "narvl_tiny", "--num-queries", 8, "--criterion", "qctc"]
         of_teacher = ["--arch", "ofa_tiny", "--max-positions", 64, "--token-bucket-size", 16]
         of_teacher += ["--criterion", "label_smoothed_cross_entropy"]
         return train(
-            *(",".join(names), *options[1:model], *(of_student if student else of_teacher), *options[model + 6 :]),
+            *(data or ",".join(names), *options[1:model]),
+            *(*(of_student if student else of_teacher), *options[model + 6 :]),
             *("--max-epoch", 2, "--batch-size", 2, "--save-dir", tmp_path / "saved", "--num-workers", 0, *more),
         )
 
@@ -137,3 +141,22 @@ def test_a_word_of_two_thousand_letters_is_refused_with_file_and_row(
     with caplog.at_level(logging.WARNING):
         assert len(start("--skip-bad-rows", 1, student=False, **captions)) > 0
     assert any(f"{split}.tsv:2: the target has" in line and "skipped" in line for line in caplog.messages)
+
+
+def test_a_row_counts_once_in_however_many_of_the_files_it_is(start: Callable[..., Losses], tmp_path: Path) -> None:
+    """As it draws on the skip budget once: a file that two epochs read, or that is validated on, too."""
+    start("--skip-bad-rows", 1, one=[FIT, "&&", FIT])
+    one, valid = tmp_path / "one.tsv", tmp_path / "valid.tsv"
+    for data in (f"{one},{one},{valid}", f"{valid},{one},{one}"):
+        assert len(start("--skip-bad-rows", 1, data=data)) > 0
+        with pytest.raises(InputError, match="one.tsv:2: the caption"):
+            start(data=data)
+
+
+def test_a_training_that_goes_on_counts_rows_that_were_skipped_before(start: Callable[..., Losses]) -> None:
+    skip_one = ("--skip-bad-rows", 1, "--max-epoch")
+    start(*skip_one, 1, one=[FIT, TOO_LONG])
+    assert len(start(*skip_one, 3, one=[FIT, TOO_LONG], anew=False)) > 0
+    told = r"^1 of 8 rows cannot be used, besides 1 that were skipped .*--skip-bad-rows 2\. .*two.tsv:1: target"
+    with pytest.raises(InputError, match=told):
+        start(*skip_one, 4, one=[FIT], two=[TOO_LONG, FIT, FIT, FIT], anew=False)
