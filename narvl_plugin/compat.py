@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import queue
@@ -70,6 +71,7 @@ def apply() -> None:
     write_to_any_terminal()
     stand_in_for_missing_batches()
     check_limits_of_validation_first()
+    tell_the_last_epoch()
     check_place_in_epoch()
     average_weights()
     refuse_other_models_on_resume()
@@ -600,6 +602,22 @@ def check_limits_of_validation_first() -> None:
         if isinstance(iterator.dataset, EqualRows) and not limits.disable_validation:
             check_limits(limits.max_tokens_valid, limits.batch_size_valid, "-valid")
         return iterator
+
+    trainer.Trainer.get_train_iterator = get_train_iterator
+
+
+def tell_the_last_epoch() -> None:
+    """Tell a task of ours which epoch is the last one.
+
+    Mends `task.begin_epoch(1, model)`, which does not learn of --max-epoch, and so would refuse a training for the rows
+    of a file that it never reads.
+    """
+    get_iterator = trainer.Trainer.get_train_iterator
+
+    @functools.wraps(get_iterator)
+    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
+        self.task.last_epoch = self.cfg.optimization.max_epoch or math.inf
+        return get_iterator(self, *args, **kwargs)
 
     trainer.Trainer.get_train_iterator = get_train_iterator
 

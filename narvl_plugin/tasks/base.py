@@ -194,14 +194,21 @@ class BaseTask(CommonTask):
         """Return the data set of a split's file, as the task's options have it."""
         raise NotImplementedError
 
-    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
-        """Look at the rows of all files that the training reads."""
-        return list(self.surveys(getattr(model, "num_queries", None), self.keeps_eos))
+    def training_paths_of(self, first: int, last: float) -> list[str]:
+        """Return the files, each once, that the epochs from `first` to `last`, which may be infinite, train on."""
+        paths = self.training_paths
+        epochs = range(first, int(min(last, first + len(paths) - 1)) + 1)
+        return list(dict.fromkeys(paths[(epoch - 1) % len(paths)] for epoch in epochs))
 
-    def surveys(self, num_queries: int | None, keeps_eos: bool) -> Iterator[Survey]:
-        """Look at the training files of all epochs, then at those of validation; num_queries: those of a student."""
+    def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
+        """Look at the rows of all files that the training reads from an epoch on, up to `last_epoch`."""
+        paths = self.training_paths_of(epoch, self.last_epoch)
+        return list(self.surveys(getattr(model, "num_queries", None), self.keeps_eos, paths))
+
+    def surveys(self, num_queries: int | None, keeps_eos: bool, paths: Sequence[str]) -> Iterator[Survey]:
+        """Look at these training files, then at those of validation; num_queries: those of a student."""
         loaded = self.datasets["train"]
-        for path in self.training_paths:
+        for path in paths:
             dataset = loaded if path == loaded.tsv.path else self.open_file(path, "train")
             yield survey(dataset, num_queries, keeps_eos=keeps_eos)
         for split, dataset in self.datasets.items():

@@ -1,5 +1,6 @@
 """What single tasks and a mixture of several share: dictionary, whole batches, averaged weights, precision."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -100,6 +101,7 @@ class CommonTask(FairseqTask):
         self.target_texts: TargetTexts | None = None  # of fairseq-generate alone
         self.keeps_eos = False
         """Whether the criterion has a student say `</s>`, too, which takes a query."""
+        self.last_epoch: float = math.inf  # the compatibility layer notes --max-epoch
         self._surveyed = False
         self._last_built = ""
 
@@ -217,7 +219,7 @@ class CommonTask(FairseqTask):
         return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products, and once look at the rows of all files that the training reads.
+        """Set the precision of matrix products, and once look at the rows of all files that are read from here on.
 
         Only fairseq's trainer calls this, so generation is left as it is. Raises InputError where more rows cannot be
         used than --skip-bad-rows forgives.
@@ -225,7 +227,7 @@ class CommonTask(FairseqTask):
         torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
         if not self._surveyed:
             self._surveyed = True
-            refuse_what_will_fail(self.survey_files(model), self.skip_budget)
+            refuse_what_will_fail(self.survey_files(model, epoch), self.skip_budget)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """Return what fairseq adds to a checkpoint's extra_state: the bad rows that were skipped so far."""
@@ -235,8 +237,8 @@ class CommonTask(FairseqTask):
         """Take over what a checkpoint kept; fairseq calls it where a training goes on, not where one starts anew."""
         self.skip_budget.restore(kept.get("skipped_rows", []))
 
-    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
-        """Look at the rows of all files that the training reads."""
+    def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
+        """Look at the rows of all files that the training reads from an epoch on, up to `last_epoch`."""
         raise NotImplementedError
 
     def output_scores(

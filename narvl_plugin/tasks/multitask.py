@@ -116,13 +116,17 @@ class MultitaskTask(CommonTask):
         choices = [f"--task {task}" + ("" if name == task else f" --member {name}") for name, task in tasks.items()]
         raise InputError(f"--task multitask only trains; to generate take {' or '.join(choices)} with its checkpoint")
 
-    def survey_files(self, model: torch.nn.Module) -> list[Survey]:
-        """Look at the rows of all files of all members."""
+    def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
+        """Look at the rows of all members' files that the training reads from an epoch on, up to `last_epoch`."""
         is_student = hasattr(model, "num_queries")
         return [
             found
             for name, task in self.tasks.items()
-            for found in task.surveys(self.members[name].num_queries if is_student else None, self.keeps_eos)
+            for found in task.surveys(
+                self.members[name].num_queries if is_student else None,
+                self.keeps_eos,
+                task.training_paths_of(epoch, self.last_epoch),
+            )
         ]
 
     def train_step(

@@ -153,6 +153,12 @@ def test_a_row_counts_once_in_however_many_of_the_files_it_is(start: Callable[..
             start(data=data)
 
 
+def test_files_of_epochs_that_are_not_trained_are_not_looked_at(start: Callable[..., Losses]) -> None:
+    assert len(start("--max-epoch", 1, two=[FIT, TOO_LONG])) == 2
+    with pytest.raises(InputError, match=r"two.tsv:2: target needs 13 queries"):
+        start("--max-epoch", 2, two=[FIT, TOO_LONG])
+
+
 def test_a_training_that_goes_on_counts_rows_that_were_skipped_before(start: Callable[..., Losses]) -> None:
     skip_one = ("--skip-bad-rows", 1, "--max-epoch")
     start(*skip_one, 1, one=[FIT, TOO_LONG])
