@@ -125,12 +125,16 @@ class AnswerDataset(TsvDataset):
         self.trie = trie
         self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
 
+    def decoder_prompt(self, source: torch.Tensor) -> torch.Tensor:
+        """Return what a teacher's decoder reads before the answer, int64 (P,), of a source (S,)."""
+        return {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
+
     def answer_sample(
         self, row: int, unique_id: str, image: str, source: torch.Tensor, answer: str, answers: Mapping[str, float]
     ) -> Sample:
         """Return the sample of a question (as the encoder reads it) and the answer to learn; raises BadRow."""
         dictionary = self.options.codec.dictionary
-        prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
+        prompt = self.decoder_prompt(source)
         said = self.as_target(self.options.codec.encode(f" {answer}"))
         sample = self.as_input(row, unique_id, source, self.read_image(image, self.tsv.where(row)))
         sample |= {

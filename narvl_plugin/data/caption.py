@@ -70,12 +70,15 @@ class CaptionDataset(TsvDataset):
     def possible_targets(self, row: int, columns: list[str]) -> list[torch.Tensor]:
         """Return the tokens of the captions that training teaches in its epochs, int64 (T,) each; raises BadRow.
 
-        With `any_reference` that is the shortest one: a student that can say it learns from the row.
+        With `any_reference` that is the shortest one: a student that can say it learns from the row. A teacher learns
+        another one in each epoch even so.
         """
         if not self.training:
             return [self.target_tokens(row, columns)]
         targets = [self._tokens(reference) for reference in self._references(row, columns[-1])]
-        return [min(targets, key=lambda tokens: self._sizes([tokens])[1])] if self.any_reference else targets
+        if self.any_reference and self.options.target_positions is None:
+            return [min(targets, key=lambda tokens: self._sizes([tokens])[1])]
+        return targets
 
     def all_references(self) -> Iterator[list[str]]:
         """Yield the cleaned references of every row that has some, without reading the images."""

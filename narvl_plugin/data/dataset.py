@@ -136,6 +136,10 @@ class TsvDataset(EqualRows):
         """Return what a model is to say for a row, int64 (T,) each, in any of the epochs; raises BadRow."""
         return [self.target_tokens(row, columns)]
 
+    def decoder_prompt(self, source: torch.Tensor) -> torch.Tensor:
+        """Return what a teacher's decoder reads before the target, int64 (P,), of a source (S,): `<s>` alone."""
+        return source[:1]
+
     def queries_needed(self, row: int) -> int:
         """Return how many queries a row takes in any of the epochs, without reading the image.
 
@@ -143,7 +147,9 @@ class TsvDataset(EqualRows):
         """
         columns = self.tsv[row]
         targets = [self.with_specials(tokens)[1:] for tokens in self.possible_targets(row, columns)]
-        self._check_lengths(row, self.source_tokens(row, columns), targets)
+        source = self.source_tokens(row, columns)
+        prompt = self.decoder_prompt(source)
+        self._check_lengths(row, source, [torch.cat([prompt, target[:-1]]) for target in targets])
         return max(self._sizes(targets)[1])
 
     def __getitem__(self, row: int) -> Sample | None:

@@ -129,3 +129,22 @@ def test_a_row_of_two_surveys_counts_once_and_no_more_than_before_a_training_goe
     with pytest.raises(InputError, match=told):
         refuse_what_will_fail(twice, budget)
     refuse_what_will_fail([Survey(10, 20, rows[:1]), Survey(10, 20, [])], budget)
+
+
+@pytest.mark.parametrize(("prompt_type", "fits"), [("none", True), ("src", False), ("prev_output", False)])
+def test_question_and_answer_together_may_be_longer_than_a_decoder_reads(
+    prompt_type: str, fits: bool, options: DatasetOptions, write_tsv: Callable[..., Path], vqa_rows: Rows
+) -> None:
+    vqa_rows[1][2:4] = 60 * "x", f"1.0|!+{60 * 'y'}"
+    file = TsvFile(write_tsv("vqa_gen.tsv", vqa_rows), "0,5,2,3,4")
+    dataset = VqaGenDataset(file, options, "train", prompt_type=prompt_type)
+    found = survey(dataset, None).unusable
+    if fits:
+        assert found == []
+        assert dataset[1] is not None
+        return
+    (error,) = found
+    assert str(error).startswith(f"{file.path}:2: the target has 1")
+    with pytest.raises(BadRow) as raised:
+        dataset[1]
+    assert str(raised.value).startswith(str(error))

@@ -166,3 +166,9 @@ def test_a_training_that_goes_on_counts_rows_that_were_skipped_before(start: Cal
     told = r"^1 of 8 rows cannot be used, besides 1 that were skipped .*--skip-bad-rows 2\. .*two.tsv:1: target"
     with pytest.raises(InputError, match=told):
         start(*skip_one, 4, one=[FIT], two=[TOO_LONG, FIT, FIT, FIT], anew=False)
+
+
+def test_a_teacher_reads_all_references_even_where_any_will_do(start: Callable[..., Losses]) -> None:
+    captions = [FIT, FIT, FIT, f"{FIT}&&{FIT}&&a {WORD}"]
+    with pytest.raises(InputError, match=r"^1 of 12 rows cannot be used.*one.tsv:4: the target has [\d,]+ tokens"):
+        start("--any-reference", one=captions, student=False)
