@@ -15,7 +15,7 @@ from narvl_plugin.data.collate import Batch, Sample, pad_tokens
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.safe_reading import read_pickle
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class AnswerDataset(TsvDataset):
     begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `target_texts` (list of str),
     which are the targets as text, `decoder_prompts` (list of (P,)), `prefix_tokens` (B, P - 1), the prompts without
     `<s>`, padded, and, where answers are a closed list and a loss may be taken, `constraint_masks` (B, T, V), which
-    labels may stand at each place of the target.
+    labels may stand at each place of the target. `answer_room` is how many tokens a teacher's decoder reads after the
+    prompt where it answers.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class AnswerDataset(TsvDataset):
         *,
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
+        answer_room: int = 0,
     ) -> None:
         super().__init__(tsv, options, split)
+        self.answer_room = answer_room
         self.prompt_type = prompt_type
         self.trie = trie
         self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
@@ -128,6 +131,16 @@ class AnswerDataset(TsvDataset):
     def decoder_prompt(self, source: torch.Tensor) -> torch.Tensor:
         """Return what a teacher's decoder reads before the answer, int64 (P,), of a source (S,)."""
         return {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
+
+    def _check_lengths(self, row: int, source: Tensor, targets: Sequence[Tensor]) -> None:
+        """Raise BadRow for texts that have more tokens than the model has places, as a prompt and an answer may."""
+        super()._check_lengths(row, source, targets)
+        prompt, places = len(self.decoder_prompt(source)), self.options.target_positions
+        if places is not None and prompt + self.answer_room > places:
+            raise BadRow(
+                f"{self.where(row)}: the prompt has {prompt:,} tokens, an answer may have {self.answer_room:,}, and "
+                f"the model reads at most {places:,}; shorten the text, or keep fewer words with --max-src-length"
+            )
 
     def answer_sample(
         self, row: int, unique_id: str, image: str, source: torch.Tensor, answer: str, answers: Mapping[str, float]

@@ -26,8 +26,9 @@ class SnliVeDataset(AnswerDataset):
         trie: AnswerTrie,
         prompt_type: str = "none",
         add_caption: bool = False,
+        answer_room: int = 0,
     ) -> None:
-        super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie)
+        super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie, answer_room=answer_room)
         self.add_caption = add_caption
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:

@@ -38,8 +38,9 @@ class VqaGenDataset(AnswerDataset):
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
         max_objects: int | None = None,
+        answer_room: int = 0,
     ) -> None:
-        super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie)
+        super().__init__(tsv, options, split, prompt_type=prompt_type, trie=trie, answer_room=answer_room)
         self.max_objects = max_objects
         self.for_scorers = split == "test"
 

@@ -66,6 +66,14 @@ class AnswerTask(BaseTask):
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
         super().serve(model)
 
+    def answer_room(self, split: str) -> int:
+        """Return how many tokens a teacher's decoder reads after the prompt where it answers the rows of a split."""
+        if self.trie is None or split == "train" or (split == "valid" and not self.generates_in_validation):
+            return 0
+        if str(self.cfg.val_inference_type) == "allcand":
+            return max(map(len, self.trie.branches()), default=0)
+        return max(map(len, self.trie.tokens)) - 1  # without </s>
+
     def search_options(self, args: Any) -> dict[str, Any]:
         """Return how a student answers: of a closed list as --val-inference-type says, otherwise freely."""
         options = super().search_options(args)

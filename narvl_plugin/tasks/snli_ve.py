@@ -45,6 +45,7 @@ class SnliVeTask(AnswerTask):
             split,
             prompt_type=str(self.cfg.prompt_type),
             trie=self.trie,
+            answer_room=self.answer_room(split),
             add_caption=self.cfg.add_caption,
         )
 

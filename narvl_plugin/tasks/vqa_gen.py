@@ -53,6 +53,7 @@ class VqaGenTask(AnswerTask):
             split,
             prompt_type=str(self.cfg.prompt_type),
             trie=self.trie,
+            answer_room=self.answer_room(split),
             max_objects=self.cfg.max_object_length if self.cfg.add_object else None,
         )
 

@@ -148,3 +148,21 @@ def test_question_and_answer_together_may_be_longer_than_a_decoder_reads(
     with pytest.raises(BadRow) as raised:
         dataset[1]
     assert str(raised.value).startswith(str(error))
+
+
+def test_prompt_and_an_answer_of_the_list_may_be_longer_than_a_decoder_reads(
+    options: DatasetOptions, write_tsv: Callable[..., Path], vqa_rows: Rows
+) -> None:
+    """Where a teacher answers; an answer that takes a place more than there are ended in an AssertionError."""
+    vqa_rows[1][2] = 40 * "x"
+    file = TsvFile(write_tsv("vqa_gen.tsv", vqa_rows), "0,5,2,3,4")
+
+    def dataset(room: int, prompt_type: str = "prev_output") -> VqaGenDataset:
+        return VqaGenDataset(file, options, "test", prompt_type=prompt_type, answer_room=room)
+
+    prompt = len(dataset(0)[1]["decoder_prompt"])
+    assert dataset(100 - prompt)[1] is not None
+    assert dataset(99, "none")[1] is not None
+    told = rf"vqa_gen.tsv:2: the prompt has {prompt} tokens, an answer may have {101 - prompt}, and the model reads at"
+    with pytest.raises(BadRow, match=told):
+        dataset(101 - prompt)[1]

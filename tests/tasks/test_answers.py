@@ -104,3 +104,17 @@ def test_prompts_are_for_teachers(make_task: Callable[..., VqaGenTask]) -> None:
     with pytest.raises(InputError, match="--prompt-type src is for teachers"):
         task.build_model(OmegaConf.structured(NarvlConfig(_name="narvl", **sizes)))
     task.build_model(OmegaConf.structured(OfaConfig(_name="ofa", **sizes)))
+
+
+def test_tokens_of_answers_that_a_decoder_reads_are_known(make_task: Callable[..., VqaGenTask]) -> None:
+    """Those of the longest answer, or of its longest beginning that others share, where answers are asked for."""
+    task = make_task(True, val_inference_type="beamsearch")
+    assert task.answer_room("train") == task.answer_room("valid") == 0
+    assert task.trie is not None
+    assert task.answer_room("test") == max(map(len, task.trie.tokens)) - 1
+    task.cfg.eval_acc = True
+    assert task.answer_room("valid") == task.answer_room("test")
+    task.cfg.val_inference_type = "allcand"
+    assert task.answer_room("test") == max(map(len, task.trie.branches())) < max(map(len, task.trie.tokens))
+    task.trie = None
+    assert task.answer_room("test") == 0
