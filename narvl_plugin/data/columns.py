@@ -28,14 +28,15 @@ MOST = 0.9
 FEWEST_ROWS = 4
 """Rows that a comparison of how long texts are takes at least."""
 
-_IMAGE = re.compile(r"(/9j/|_9j_|iVBOR|R0lG|UklG|Qk[0-9]|SUkq|TU0A|AAAA|k05V)[\w+/=-]{36,}")
+_IMAGE = re.compile(r"(/9j/|_9j_|iVBOR|R0lG|UklG|Qk[0-9]|SUk[qr]|TU0A|AAAA|k05V)[\w+/=-]{36,}")
 """How the base64 of a picture or of features begins, in either alphabet; the value is cut to `_SHOWN` before."""
 _SHOWN = 64
 _EDGE = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
 _BOX = re.compile(rf"{_EDGE}(,{_EDGE}){{3}}")
 _ANSWERS = re.compile(rf"\s*[0-9.]+([eE]-?[0-9]+)?{re.escape(CONFIDENCE_MARK)}.+")
 _ID = re.compile(r"(?=.*\d)[\w.:/#-]+", re.ASCII)
-_WORD = re.compile(r"\w[\w']*")
+_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|\w[\w']*")
+"""A word, or a letter of a script that puts no spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese."""
 _FUNCTION_WORDS = frozenset(
     [
         *("a", "an", "the", "this", "that", "his", "her", "its", "their", "there", "and", "or", "is", "are", "do"),
@@ -155,8 +156,8 @@ def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
         names: what the task reads, in the order of the selected columns.
 
     Raises:
-        InputError: a column that is to hold words holds images, boxes, answers, labels or ids, or another column
-            holds the images, boxes, answers or labels that a selected one lacks.
+        InputError: a column that is to hold words holds images, or it holds boxes, answers, labels or ids where
+            another holds words, or another column holds the images, boxes, answers or labels that a selected one lacks.
     """
     columns = first_columns(tsv)
     if not columns:
@@ -165,7 +166,8 @@ def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
         column = columns[number]
         # A task reads them only with an option of its own. Any column may stand in for one that a file lacks.
         maybe_unread = name == "objects" or (name == "caption" and "label" in names)
-        doubt = _doubt(name, column, columns, maybe_unread)
+        is_picture = number == tsv.columns[names.index("image")]
+        doubt = _doubt(name, column, columns, maybe_unread, is_picture)
         if doubt is None:
             continue
         found = "names of objects" if column.is_names else "sentences" if column.is_sentences else column.kind.value
@@ -187,10 +189,10 @@ class Doubt(NamedTuple):
     certain: bool
 
 
-def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool) -> Doubt | None:
+def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool, is_picture: bool) -> Doubt | None:
     """Return what speaks against a column for what a task calls `name`; None where it may be right.
 
-    A column of mixed or no values is left to the errors of its rows.
+    A column of mixed or no values is left to the errors of its rows. `is_picture` says whether it is read as the image.
     """
     if column.kind in (Kind.EMPTY, Kind.MIXED):
         return None
@@ -201,7 +203,7 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
         right = [other for other in columns if other.kind is Kind.ID]
         if column.kind in (Kind.ID, Kind.PATH) or (column.kind is Kind.TEXT and not right):
             return None
-        return Doubt(right, certain=column.kind is Kind.IMAGE)
+        return Doubt(right, certain=column.kind is Kind.IMAGE and is_picture)  # else it may be a hash in base64
     sentences = [other for other in columns if other.is_sentences]
     if name == "objects":
         right = [other for other in columns if other.is_names]
@@ -209,9 +211,10 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
     if column.kind is Kind.TEXT:
         return Doubt(sentences, certain=False) if column.is_names and sentences and not maybe_unread else None
     right = sentences or [other for other in columns if other.kind is Kind.TEXT]
-    # Words of one piece with digits may be a text to read off, but not where files have their ids.
-    is_id = bool(sentences) or (column.number in ID_COLUMNS and bool(right))
-    return Doubt(right, certain=not maybe_unread and (column.kind is not Kind.ID or is_id))
+    # What looks like an id, a file, a box or a label may be a text to learn, as of plates that are read off. It is
+    # none where another column holds text, and ids and files are none only where files have those, or as the image.
+    is_other = bool(right) and (column.kind not in (Kind.ID, Kind.PATH) or column.number in ID_COLUMNS or is_picture)
+    return Doubt(right, certain=not maybe_unread and (column.kind is Kind.IMAGE or is_other))
 
 
 def _compare_texts(tsv: TsvFile, names: Sequence[str], columns: Sequence[Column]) -> None:

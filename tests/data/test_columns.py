@@ -97,6 +97,7 @@ def test_no_order_but_the_right_one_is_read_in_silence(
         ("caption", (2, 4, 0), "column 0 is read as the caption, and looks like ids; column 2 looks right"),
         ("caption", (0, 4, 4), "column 4 is read as the caption, and looks like images"),
         ("caption", (4, 4, 2), "column 4 is read as the id, and looks like images"),
+        ("vqa_gen", (0, 5, 1, 3, 4), "column 1 is read as the question, and looks like ids; column 2 looks right"),
         ("refcoco", (0, 4, 3, 2), r"column 3 is read as the text, and looks like boxes \(x0,y0,x1,y1\); column 2"),
         ("refcoco", (0, 4, 1, 3), "column 1 is read as the text, and looks like ids; column 2 looks right"),
         ("vqa_gen", (0, 5, 3, 2, 4), "column 3 is read as the question, and looks like answers with their"),
@@ -150,6 +151,29 @@ UNUSUAL = {
         *("caption", (0, 4, 2)),
         (IDS, IMAGE_IDS, ["AB-123", "X9", "B-XY12", "77", "LK4"], OBJECTS, IMAGES),
     ),
+    "counts, and sentences in another column": (
+        "caption",
+        (0, 4, 2),
+        (IDS, IDS, ["3", "1", "2", "3", "1"], *FILES["caption"][2::2]),
+    ),
+    "names of files to read off": (
+        *("caption", (0, 4, 2)),
+        (IDS, IMAGE_IDS, ["a.png", "b c.jpg", "x.gif", "y.jpeg", "z.png"], OBJECTS, IMAGES),
+    ),
+    "labels as captions": ("caption", (0, 2, 1), (IDS, LABELS, IMAGES)),
+    "boxes as captions": ("caption", (0, 2, 1), (IDS, BOXES, IMAGES)),
+    "hypotheses that are numbers": (
+        *("snli_ve", (0, 2, 3, 4, 5)),
+        (IDS, IMAGE_IDS, IMAGES, ["1", "2", "2", "1", "4"], SENTENCES, LABELS),
+    ),
+    "ids that are hashes which begin like a JPEG": (
+        *("caption", (0, 4, 2)),
+        ([f"/9j/{40 * 'x'}{row}" for row in range(5)], IMAGE_IDS, SENTENCES, OBJECTS, IMAGES),
+    ),
+    "Chinese beside English": (
+        *("caption", (0, 4, 2)),
+        (IDS, IMAGE_IDS, ["一个男人骑着马", "两只狗在跑", "蓝色的车", "猫在睡觉", "鸟和船在"], SENTENCES, IMAGES),
+    ),
     "another language": (
         *("caption", (0, 4, 2)),
         (
@@ -187,13 +211,29 @@ UNUSUAL = {
 }
 
 
-WARNED_OF = ("plates to read off",)
+WARNED_OF = (
+    *("plates to read off", "counts, and sentences in another column", "names of files to read off"),
+    *("labels as captions", "boxes as captions", "hypotheses that are numbers"),
+    "ids that are hashes which begin like a JPEG",
+)
 
 
 @pytest.mark.parametrize("case", UNUSUAL)
 def test_what_is_unusual_is_not_refused(check: Callable[..., str], case: str) -> None:
     said = check(*UNUSUAL[case])
     assert not said or case in WARNED_OF or "in their place" in case
+
+
+def test_names_of_picture_files_are_refused_as_captions_where_files_have_ids_or_as_the_image(
+    check: Callable[..., str],
+) -> None:
+    names = [f"COCO_{row}.jpg" for row in range(5)]
+    for selected, columns in (
+        ((0, 4, 1), (IDS, names, SENTENCES, OBJECTS, IMAGES)),
+        ((0, 2, 2), (IDS, SENTENCES, names)),
+    ):
+        with pytest.raises(InputError, match="is read as the caption, and looks like paths of picture files"):
+            check("caption", selected, columns)
 
 
 def test_files_are_checked_as_a_task_opens_them(write_tsv: Callable[..., Path], vocabulary: Path) -> None:
