@@ -12,6 +12,7 @@ import struct
 import sys
 import zipfile
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO
@@ -37,6 +38,9 @@ LARGEST_CONFIGURATION = 20_000
 
 LARGEST_FLAGS = 2_000
 """Values of the flags of an older checkpoint. Hydra takes 2 ms for each; fairseq's have 400."""
+
+OLD_FORMAT = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+"""What the first pickle of a file of torch before 1.6 holds."""
 
 PARTS = {
     "model": dict | NoneType,
@@ -86,7 +90,9 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         raise InputError(f"{file}: refused, because it {error}") from error
     except Exception as error:  # a damaged file raises nearly anything
         reason = _reason(error, head)
-        raise InputError(f"{file}: is damaged or no checkpoint of fairseq ({reason})") from error
+        raise InputError(
+            f"{file}: is damaged or no checkpoint of fairseq ({reason}); copy or download it again"
+        ) from error
     return state
 
 
@@ -155,6 +161,8 @@ def _check_head(file: Path, head: bytes) -> None:
         )
     wanted = () if file.suffix == SAFETENSORS_SUFFIX else (ZIP, PICKLE)
     what = None if is_safetensors else mistaken(head, wanted)
+    if what is None and head.startswith(PICKLE) and OLD_FORMAT not in head:
+        what = "is damaged or no checkpoint: it is a pickle of Python, not as torch.save writes it"
     if what is None and head.lstrip()[:1] in (b"{", b"["):
         what = "is JSON, not a checkpoint; give the file of the weights"
     if what is None and as_text(head) and b"\t" in head:
@@ -167,10 +175,8 @@ def _read_archive(file: Path) -> Any:
     """Read a zip archive: `NAME/data.pkl`, and a member `NAME/data/KEY` for each storage."""
     try:
         with zipfile.ZipFile(file) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise InputError(
-                    f"{file}: is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"
-                )
+            if what := _other_archive(archive.namelist()):
+                raise InputError(f"{file}: {what}")
             members = _checked_members(file, archive)
             found = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(found) != 1 or members[found[0]][1] > LARGEST_PICKLE:
@@ -200,6 +206,17 @@ def _read_archive(file: Path) -> Any:
     state = CheckpointUnpickler(io.BytesIO(pickled), len(pickled), read_storage).load()
     check_extent(state, allowance(len(pickled)))
     return state
+
+
+def _other_archive(names: Sequence[str]) -> str | None:
+    """Return what a zip archive of such members is, if not a checkpoint as torch.save writes it, and what to do."""
+    if names and all(name.endswith(".npy") for name in names):
+        return "is a file of numpy's arrays (.npz), not a checkpoint"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return "is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "is a model of TorchScript (torch.jit); give the checkpoint that it was made from"
+    return None
 
 
 def _checked_members(file: Path, archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:

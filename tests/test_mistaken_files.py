@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -79,6 +80,7 @@ def test_no_checkpoint(content: bytes, message: str, tmp_path: Path) -> None:
         (b"Access denied", r"is damaged or no checkpoint of fairseq \(.*text that begins 'Access denied'\)"),
         (zipped(b"a"), "is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"),
         (zipped(b"a" * 99, zipfile.ZIP_DEFLATED), "is no checkpoint: not one data.pkl is in it; unpack it, and give"),
+        (pickle.dumps([1, 2]), "is damaged or no checkpoint: it is a pickle of Python, not as torch.save writes it"),
         (zipped(b"a" * 99)[:60], "is cut off or damaged .* copy or download it again"),
     ],
 )
@@ -86,6 +88,29 @@ def test_no_checkpoint_but_what_else(content: bytes, message: str, tmp_path: Pat
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(InputError, match=f"a.pt: {message}"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+def test_no_checkpoint_but_an_archive_of_another_tool(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "traced.pt"))
+    np.savez(tmp_path / "arrays.npz", first=np.zeros(3), second=np.ones(2))
+    for name, message in {
+        "traced.pt": "is a model of TorchScript",
+        "arrays.npz": "is a file of numpy's arrays",
+    }.items():
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            read_checkpoint(tmp_path / name)
+
+
+def test_the_older_format_of_torch_is_no_other_pickle(tmp_path: Path) -> None:
+    for protocol in (2, 4):
+        torch.save({"a": 1}, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+        assert read_checkpoint(tmp_path / "a.pt") == {"a": 1}
+
+
+def test_a_file_for_the_folder_of_a_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"spm\.model: is a file; give the folder in which it lies, {tmp_path}$"):
+        load_codec(tmp_path / "spm.model")
 
 
 def test_no_checkpoint_but_a_folder(tmp_path: Path) -> None:

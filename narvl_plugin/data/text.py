@@ -234,6 +234,8 @@ def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
 
 
 def _codec_of(folder: Path, num_bins: int) -> TextCodec:
+    if folder.is_file():
+        raise InputError(f"--bpe-dir {folder}: is a file; give the folder in which it lies, {folder.parent}")
     has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
     if has_pieces and has_dict:
         raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used")

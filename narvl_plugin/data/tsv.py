@@ -56,7 +56,7 @@ class TsvFile:
 
     def _open(self) -> None:
         if not os.path.isfile(self.path):
-            raise MissingInput(f"{self.path}: no such TSV file; check the data argument (TRAIN.tsv,…,VALID.tsv)")
+            raise no_file(self.path, "; check the data argument (TRAIN.tsv,…,VALID.tsv)")
         if os.path.getsize(self.path) == 0:
             raise InputError(f"{self.path}: the file is empty")
         refuse_other_files(self.path)
@@ -96,7 +96,7 @@ class TsvFile:
         try:
             return [fields[column].decode("utf-8") for column in self.columns]
         except UnicodeDecodeError as error:
-            raise BadRow(f"{self.where(row)}: is not UTF-8 text ({error})") from error
+            raise BadRow(f"{self.where(row)}: is not UTF-8 text ({error}); save the file in UTF-8") from error
 
     def fields(self, row: int) -> list[bytes]:
         """Return all columns of `row`, however many it has, without the line end.
@@ -120,6 +120,8 @@ class TsvFile:
         return line.rstrip(b"\r\n").split(b"\t")
 
     def _damaged_index(self, row: int) -> InputError:
+        if os.fstat(self._file.fileno()).st_size != self._offsets[-1]:
+            return InputError(f"{self.path}: the file changed while it was read; start again when it is complete")
         index = getattr(self._offsets, "filename", f"{self.path}.idx.npy")
         return InputError(
             f"{self.path}: its index is damaged at row {row + 1}; delete {index}, which may be of an earlier file"
@@ -148,6 +150,13 @@ class TsvFile:
                 f"{self.path}: its rows end in carriage returns, as of old Macs, so that all read as one; convert it "
                 "(tr '\\r' '\\n' < FILE > NEW)"
             )
+
+
+def no_file(path: str, hint: str) -> MissingInput:
+    """Return the error of a path that is no file: a folder, or nothing; `hint` follows what is said of the latter."""
+    if os.path.isdir(path):
+        return MissingInput(f"{path}: is a folder; name the TSV files in it, joined by commas")
+    return MissingInput(f"{path}: no such TSV file{hint}")
 
 
 def refuse_other_files(path: str) -> None:
@@ -208,7 +217,7 @@ def read_index(path: Path, stamp: tuple[int, int]) -> np.ndarray | None:
         return None
     if contents.ndim != 1 or contents.dtype != np.int64 or len(contents) < HEADER + 2:
         return None
-    if tuple(contents[:HEADER]) != stamp or contents[-1] != stamp[0]:
+    if tuple(contents[:HEADER]) != stamp or contents[HEADER] != 0 or contents[-1] != stamp[0]:
         return None
     return contents[HEADER:]
 

@@ -19,8 +19,8 @@ from narvl_plugin.ctc import Lengths
 from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
 from narvl_plugin.data.survey import Survey, survey
-from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.data.tsv import TsvFile, no_file
+from narvl_plugin.errors import InputError
 from narvl_plugin.generation import ParallelGenerator, TeacherRescorer
 from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step, counting_nothing
 
@@ -170,7 +170,7 @@ class BaseTask(CommonTask):
         # A file that only a later epoch reads should be missed now.
         for path in paths:
             if not Path(path).is_file():
-                raise MissingInput(f"{path}: no such TSV file (split {split!r} of the data argument {self.cfg.data})")
+                raise no_file(path, f" (split {split!r} of the data argument {self.cfg.data})")
         return paths[(epoch - 1) % len(paths)]
 
     def rows_in_epoch(self, epoch: int) -> int:

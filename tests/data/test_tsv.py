@@ -230,6 +230,30 @@ def test_blank_lines_at_the_end_are_no_rows_and_are_told_of(
     assert caplog.messages == []
 
 
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=rf"^{tmp_path}: is a folder; name the TSV files in it, joined by commas$"):
+        TsvFile(tmp_path, "0")
+
+
+def test_a_file_that_changed_while_it_was_read_is_called_so(write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["0", "a"], ["1", "b"]])
+    file = TsvFile(path, "0,1")
+    with path.open("a") as stream:
+        stream.write("2\tc\n")
+    assert [file[row] for row in range(2)] == [["0", "a"], ["1", "b"]]  # what is appended does no harm
+    path.write_text("0\tother\n1\n")
+    with pytest.raises(
+        InputError, match=r"a\.tsv: the file changed while it was read; start again when it is complete"
+    ):
+        file[0]
+
+
+def test_an_index_that_leaves_out_the_first_row_is_made_anew(write_tsv: Callable[..., Path]) -> None:
+    path = write_tsv("a.tsv", [["0", "a"], ["1", "b"]])
+    np.save(f"{path}.idx.npy", np.array([*tsv.file_stamp(str(path)), 4, 8]))
+    assert len(TsvFile(path, "0")) == 2
+
+
 def test_a_blank_line_between_rows_is_called_one(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text("a\tb\n\t\nc\td\n")
