@@ -45,15 +45,24 @@ def check_resumed(file: str, state: Mapping[str, Any], cfg: Mapping[str, Any], r
             for name in SHAPING
             if name in trained and name in wanted and trained[name] != wanted[name]
         ]
+    vocabularies = [str(options.get("vocabulary") or "") for options in (trained, wanted)]
+    if all(vocabularies) and vocabularies[0] != vocabularies[1]:
+        differences.append("another --bpe-dir or --num-bins (checksums {}, now {})".format(*vocabularies))
     for part in ("criterion", "optimizer", "lr_scheduler"):
         names = [_name(parts.get(part)) for parts in (state["cfg"], cfg)]
         if None not in names and names[0] != names[1] and not (part == "lr_scheduler" and reset_lr_scheduler):
             differences.append(f"--{part.replace('_', '-')} {names[0]}, now {names[1]}")
     if differences:
+        is_schedule = len(differences) == 1 and differences[0].startswith("--lr-scheduler")
+        reset = (
+            "--reset-lr-scheduler to start that anew"
+            if is_schedule
+            else "--reset-optimizer to go on with its weights alone"
+        )
         archs = f" (--arch {before}, now {now})" if before != now and "--arch" not in differences[0] else ""
         raise InputError(
             f"{file}: its training began with {'; '.join(differences)}{archs}; give what it began with, take another "
-            "--save-dir, or --reset-optimizer to go on with its weights alone"
+            f"--save-dir, or {reset}"
         )
 
 

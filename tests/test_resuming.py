@@ -14,6 +14,7 @@ from narvl_plugin.models.interop import EMBEDDING
 from narvl_plugin.resuming import check_resumed
 
 STUDENT = {"_name": "narvl_tiny", "num_queries": 20, "encoder_layers": 4, "freeze_embedding": False, "dropout": 0.1}
+STUDENT |= {"vocabulary": "0f"}
 CFG = {
     "model": STUDENT,
     **{"criterion": {"_name": "qctc"}, "optimizer": {"_name": "adam"}, "lr_scheduler": {"_name": "fixed"}},
@@ -37,7 +38,14 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
         ({"model": {"member_queries": "caption:20"}}, "queries of one task, now caption:20"),
         ({"criterion": {"_name": "query_cross_entropy"}}, "--criterion qctc, now query_cross_entropy"),
         ({"optimizer": {"_name": "fused_adam"}}, "--optimizer adam, now fused_adam"),
-        ({"lr_scheduler": {"_name": "polynomial_decay_ratio"}}, "--lr-scheduler fixed, now polynomial_decay_ratio"),
+        (
+            {"lr_scheduler": {"_name": "polynomial_decay_ratio"}},
+            "--lr-scheduler fixed, now polynomial_decay_ratio; .* or --reset-lr-scheduler",
+        ),
+        (
+            {"model": {"vocabulary": "5a"}},
+            r"another --bpe-dir or --num-bins \(checksums 0f, now 5a\); .*--reset-optimizer",
+        ),
     ],
 )
 def test_both_values_are_named(now: dict[str, Any], difference: str) -> None:
