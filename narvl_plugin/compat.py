@@ -18,7 +18,6 @@ import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -88,7 +87,8 @@ def read_checkpoints_safely() -> None:
     twice the model, into memory to generate.
 
     With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others. A missing file of
-    --finetune-from-model, at which fairseq raises ValueError, is an error of the user's.
+    --finetune-from-model, at which fairseq raises ValueError, is an error of the user's, and so is one of
+    --restore-file, without which it would train from random weights.
     """
 
     def load_checkpoint_to_cpu(
@@ -100,6 +100,8 @@ def read_checkpoints_safely() -> None:
         state = read_checkpoint(local_path)
         if state.get("model") is None:
             raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        if "cfg" not in state and "args" not in state:
+            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no options of its training under 'cfg'")
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
             state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
@@ -131,6 +133,8 @@ def read_checkpoints_safely() -> None:
     def load_model_ensemble_and_task(
         filenames: list[str], arg_overrides: dict[str, Any] | None = None, task: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        for file in filenames:
+            existing(file)
         if task is None:
             task = task_of_command(filenames[0], arg_overrides or {})
         if getattr(getattr(task, "cfg", None), "ema_eval", False):
@@ -141,12 +145,17 @@ def read_checkpoints_safely() -> None:
 
     @functools.wraps(load_into_training)
     def load_checkpoint(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        start = cfg.restore_file  # checkpoint_last.pt may be missing: a training that has written none begins
+        if os.path.basename(start) != "checkpoint_last.pt" and not PathManager.exists(start):
+            existing(start)
         try:
             return load_into_training(cfg, *args, **kwargs)
         except ValueError as error:
-            if "--finetune-from-model" in str(error) and "does not exist" in str(error):
+            if "--finetune-from-model" not in str(error):
+                raise
+            if "does not exist" in str(error):
                 raise MissingInput(f"{error}; give the checkpoint that this training starts from") from error
-            raise
+            raise InputError(f"{str(error).removesuffix(f': {cfg}')}; leave one of them out") from error
 
     checkpoint_utils.load_checkpoint = load_checkpoint
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
@@ -695,7 +704,7 @@ def average_weights() -> None:
         self: trainer.Trainer, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
     ) -> dict[str, Any] | None:
         if os.path.isdir(filename):  # fairseq would start anew, without a word
-            existing(Path(filename))
+            existing(filename)
         store_ema = self.cfg.ema.store_ema
         self.cfg.ema.store_ema = False
         try:

@@ -53,8 +53,11 @@ PARTS = {
 """Types of the parts of a checkpoint that are read by name."""
 
 
-def existing(file: Path) -> Path:
-    """Return the path of a checkpoint; raises MissingInput if it is not there."""
+def existing(file: str | Path) -> Path:
+    """Return the path of a checkpoint; raises MissingInput if it is not there, or if it is named like a folder."""
+    if str(file).endswith("/") and Path(file).is_file():
+        raise MissingInput(f"{file}: is a file; leave out the slash at the end")
+    file = Path(file)
     if file.is_dir():
         raise MissingInput(f"{file}: is a folder; give the checkpoint in it, such as {file / 'checkpoint_best.pt'}")
     if not file.is_file():
@@ -73,7 +76,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         InputError: it is cut off, damaged, compressed or no checkpoint, or it asks for what a checkpoint does not
             need: types, functions, or values out of all proportion to its size.
     """
-    file = existing(Path(file))
+    file = existing(file)
     head = read_head(file)
     _check_head(file, head)
     try:

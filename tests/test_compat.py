@@ -61,6 +61,11 @@ class TestCheckpointTypes:
         assert type(read) is type(value)
         assert np.all(read == value)
 
+    def test_weights_of_another_tool_say_no_options(self, tmp_path: Path) -> None:
+        torch.save({"model": {"weight": torch.zeros(1)}, "optimizer": {}}, tmp_path / "other.pt")
+        with pytest.raises(InputError, match=r"other\.pt: is no checkpoint of fairseq: it holds no options"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "other.pt"))
+
     def test_others_are_still_refused(self, tmp_path: Path) -> None:
         torch.save({"model": Attack()}, tmp_path / "checkpoint.pt")
         with pytest.raises(InputError, match="asks for exec"):
@@ -312,6 +317,48 @@ def test_the_size_of_batches_is_asked_for_in_a_line(program: ModuleType) -> None
     dataset = SimpleNamespace(max_tokens=None, batch_size=None)
     with pytest.raises(InputError, match="the size of batches is missing; give the number of rows by --batch-size"):
         distributed_utils.call_main(SimpleNamespace(dataset=dataset), program.main)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"restore_file": "gone.pt"}, r"^gone\.pt: no such checkpoint"),
+        ({"restore_file": "there.pt/"}, r"^there\.pt/: is a file; leave out the slash at the end$"),
+        ({"restore_file": "there.pt", "finetune_from_model": "there.pt"}, r"can not be specified together; leave one"),
+        (
+            {"reset_optimizer": True, "finetune_from_model": "there.pt"},
+            r"can not be set together .*; leave one of them",
+        ),
+    ],
+)
+def test_a_training_does_not_start_anew_where_its_checkpoint_is_missing_or_named_twice(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.pt").write_bytes(b"")
+    trainer = SimpleNamespace(checkpoint_suffix="", load_checkpoint=None)
+    with pytest.raises(InputError, match=message):
+        checkpoint_utils.load_checkpoint(CheckpointConfig(save_dir=str(tmp_path), **options), trainer)
+
+
+def test_a_training_that_wrote_no_checkpoint_may_begin_under_the_name_of_its_last(tmp_path: Path) -> None:
+    asked = []
+
+    def load(name: str, *_: object, **__: object) -> None:
+        asked.append(name)
+        raise KeyboardInterrupt
+
+    trainer = SimpleNamespace(checkpoint_suffix="", load_checkpoint=load)
+    cfg = CheckpointConfig(restore_file=str(tmp_path / "checkpoint_last.pt"))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_utils.load_checkpoint(cfg, trainer)
+    assert asked == [cfg.restore_file]
+
+
+def test_a_model_is_not_named_like_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(MissingInput, match=r"a\.pt/: is a file; leave out the slash"):
+        checkpoint_utils.load_model_ensemble_and_task([f"{tmp_path}/a.pt/"], task=object())
 
 
 @pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model"])

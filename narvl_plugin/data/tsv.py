@@ -156,7 +156,7 @@ def no_file(path: str, hint: str) -> MissingInput:
     """Return the error of a path that is no file: a folder, or nothing; `hint` follows what is said of the latter."""
     if os.path.isdir(path):
         return MissingInput(f"{path}: is a folder; name the TSV files in it, joined by commas")
-    return MissingInput(f"{path}: no such TSV file{hint}")
+    return MissingInput(f"{path or 'a name without a letter'}: no such TSV file{hint}")
 
 
 def refuse_other_files(path: str) -> None:
