@@ -51,7 +51,7 @@ def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None
     """
     data = str(getattr(arguments, "data", ""))
     if not is_our_task(arguments.task):
-        if data.split(",")[0].endswith(TSV_SUFFIX) and "task" not in given():
+        if TSV_SUFFIX in data and "task" not in given():
             raise InputError(f"--task is not given, and {data} names TSV files; take {OUR_TASKS}")
         return
     for program, option in PROGRAM_OPTIONS.items():

@@ -191,16 +191,20 @@ def refuse_unusable_command_lines() -> None:
 
     @functools.wraps(parse)
     def parse_args_and_arch(
-        parser: ArgumentParser, input_args: list[str] | None = None, *args: Any, **kwargs: Any
+        parser: ArgumentParser,
+        input_args: list[str] | None = None,
+        parse_known: bool = False,
+        suppress_defaults: bool = False,
+        modify_parser: Any = None,
     ) -> Any:
         command_lines.refuse_at_length(parser)
         try:
-            parsed = parse(parser, input_args, *args, **kwargs)
+            parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
         except (RuntimeError, KeyError) as error:
             command_lines.explain_failure(parser, input_args, error)
             raise
         arguments = parsed[0] if isinstance(parsed, tuple) else parsed
-        if not kwargs.get("suppress_defaults"):
+        if not suppress_defaults:
             command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
         return parsed
 

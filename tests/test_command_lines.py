@@ -54,6 +54,7 @@ def test_fairseq_interactive_ends_before_it_loads_a_model(monkeypatch: pytest.Mo
         (TRAIN, "a.tsv,b.tsv --task caption --arch narvl --optimizer adam", "--batch-size is not given"),
         (TRAIN, f"a.tsv,b.tsv {HOW}", "--task is not given, and a.tsv,b.tsv names TSV files; take caption, vqa_gen"),
         (GENERATE, "a.tsv --path a.pt", "--task is not given, and a.tsv names TSV files; take caption, vqa_gen"),
+        (GENERATE, "a.tsv.gz --path a.pt", "--task is not given, and a.tsv.gz names TSV files; take caption, vqa_gen"),
         (GENERATE, "a.tsv --task refcoco", "--path is not given; give the checkpoint"),
         (VALIDATE, "a.tsv --path a.pt --batch-size 2", "--task is not given; take caption, vqa_gen"),
         (VALIDATE, "a.tsv --task snli_ve --batch-size 2", "--path is not given; give the checkpoint"),
@@ -96,6 +97,13 @@ def test_what_a_parser_refuses_is_one_line(words: str, message: str, capsys: pyt
 )
 def test_what_lacks_nothing_is_parsed(parser: Callable[[], ArgumentParser], words: str) -> None:
     parse(parser, words)
+
+
+@pytest.mark.parametrize("limit", ["--max-tokens 9000", "--batch-size 2"])
+def test_fairseq_validate_parses_what_is_given_once_more_without_defaults(limit: str) -> None:
+    words = f"a.tsv --task caption --path a.pt {limit}".split()
+    given = options.parse_args_and_arch(VALIDATE(), words, suppress_defaults=True)
+    assert ("max_tokens" in given, "batch_size" in given) == ("tokens" in limit, "batch" in limit)
 
 
 def test_fairseq_validate_takes_the_criterion_that_is_asked_for(
