@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk, a quota or a limit of a file's size answers when it is full."""
-_NO_SPACE_OF_LIBRARIES = re.compile("|".join([*map(os.strerror, NO_SPACE), "iostream error", "inline_container"]))
-"""How libraries in other languages say it; torch, when it writes to a path, does not tell why it could not."""
+_NO_SPACE_OF_LIBRARIES = re.compile("|".join(map(os.strerror, NO_SPACE)))
+"""How libraries in other languages say it."""
+_SHARED_MEMORY = re.compile("shared memory|/torch_|/dev/shm")
+"""What torch says of the memory that data workers share, which is no disk's."""
+_UNSAID = re.compile("iostream error|unexpected pos|file write failed")
+"""What torch says when it writes to a path, and does not tell why it could not."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers."""
@@ -31,6 +35,8 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 def naming(path: str | Path) -> Iterator[None]:
     """Name a file in the error of a disk that is full, however a library words that.
 
+    An interrupt that came while torch wrote, and that it hides behind an error of its own, is raised again.
+
     Raises:
         InputError: what runs in the block finds no space to write to.
     """
@@ -39,21 +45,30 @@ def naming(path: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if reason := _no_space(error):
+        chain = list(_chain(error))
+        if interrupt := next((cause for cause in chain if not isinstance(cause, Exception)), None):
+            raise interrupt from None
+        if reason := _no_space(chain):
             raise InputError(f"{path}: {reason}; make room, and start the same command again") from error
         raise
 
 
-def _no_space(error: BaseException | None) -> str:
-    """Return what a disk that is full answered, as far as an error or what it came from says it; empty for others."""
-    reason = ""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came from."""
     while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _no_space(chain: Sequence[BaseException]) -> str:
+    """Return what a disk that is full answered, as far as an error and what it came from say it; empty for others."""
+    for error in chain:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             return os.strerror(error.errno)
-        if found := _NO_SPACE_OF_LIBRARIES.search(str(error)):
-            reason = found[0] if found[0] in map(os.strerror, NO_SPACE) else "is not whole, as where no space is left"
-        error = error.__cause__ or error.__context__
-    return reason
+        found = _NO_SPACE_OF_LIBRARIES.search(str(error))
+        if found and not _SHARED_MEMORY.search(str(error)):
+            return found[0]
+    return "is not whole, as where no space is left" if all(_UNSAID.search(str(error)) for error in chain) else ""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import resource
@@ -234,6 +235,56 @@ def test_other_errors_are_left_as_they_are(tmp_path: Path, error: Exception) -> 
     with pytest.raises(type(error)) as raised, naming(tmp_path / "file"):
         raise error
     assert raised.value is error
+
+
+class Stream(io.RawIOBase):
+    """A file that takes some bytes and then fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.writes = error, 0
+
+    def write(self, content: object) -> int:
+        """Take the first bytes alone."""
+        self.writes += 1
+        if self.writes > 2:
+            raise self.error
+        return len(memoryview(content))  # type: ignore[call-overload]
+
+
+def save_to(error: BaseException) -> None:
+    """Save tensors to a file that fails; torch then raises an error of its own, whatever the file's was."""
+    torch.save({name: torch.zeros(90_000) for name in "ab"}, Stream(error))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("write to closed file")])
+def test_what_else_fails_while_torch_saves_is_no_full_disk(error: Exception) -> None:
+    with pytest.raises(RuntimeError, match="unexpected pos"), naming("file"):
+        save_to(error)
+
+
+def test_a_full_disk_is_told_of_by_what_torch_hides() -> None:
+    with pytest.raises(InputError, match="^file: No space left on device; make room"), naming("file"):
+        save_to(OSError(errno.ENOSPC, "x"))
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interrupt_while_torch_saves_is_an_interrupt(interrupt: BaseException) -> None:
+    with pytest.raises(type(interrupt)) as raised, naming("file"):
+        save_to(interrupt)
+    assert raised.value is interrupt
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to write to file </torch_12_34_0>: No space left on device (28)",
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "[enforce fail at inline_container.cc:747] . open file failed with strerror: Is a directory",
+    ],
+)
+def test_neither_shared_memory_nor_a_folder_is_a_full_disk(message: str) -> None:
+    with pytest.raises(RuntimeError), naming("file"):
+        raise RuntimeError(message)
 
 
 def test_the_disks_own_words_are_kept(tmp_path: Path) -> None:
