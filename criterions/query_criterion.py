@@ -100,9 +100,11 @@ class QueryCriterion(FairseqCriterion):
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
         if len(fits) < len(targets):
-            logits, targets, lengths = logits[fits], targets[fits], lengths[fits]
-            weights = None if weights is None else weights[fits]
-            alternatives = None if alternatives is None else alternatives[fits]
+            # A list would be copied to the device for each tensor, and waited for.
+            kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
+            logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
+            weights = None if weights is None else weights[kept]
+            alternatives = None if alternatives is None else alternatives[kept]
 
         choices, choice_lengths = targets[:, None], lengths[:, None]
         if alternatives is not None:

@@ -31,8 +31,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         *("vqa_gen", "adjust_label_smoothed_cross_entropy"),
         *({"prompt_type": "prev_output"}, {"label_smoothing": 0.1}),
     ),
+    "captions of which some do not fit": ("caption", "qctc", {"skip_bad_rows": 3}, {"bigram_weight": 10.0}),
+    "references of which some do not fit": ("caption", "qctc", {"any_reference": True, "skip_bad_rows": 3}, {}),
+    "boxes of which none fits": ("refcoco", "query_cross_entropy", {"skip_bad_rows": 3}, {"label_smoothing": 0.1}),
+    "answers of which some do not fit": ("vqa_gen", "qctc", {"skip_bad_rows": 3}, {}),
     "entailment": ("snli_ve", "qctc", {}, {}),
     "entailment of a teacher": ("snli_ve", "adjust_label_smoothed_cross_entropy", {}, {}),
+}
+QUERIES = {
+    "captions of which some do not fit": 2,
+    "references of which some do not fit": 2,
+    "boxes of which none fits": 3,
+    "answers of which some do not fit": 1,
 }
 
 
@@ -60,7 +70,7 @@ def make_step(
         task.load_dataset("train")
         dataset = task.datasets["train"]
         arch = TEACHER if criterion_name.startswith("adjust") else STUDENT
-        sizes = {"num_queries": 30} if arch == STUDENT else {}
+        sizes = {"num_queries": QUERIES.get(case, 30)} if arch == STUDENT else {}
         small = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
         layers = {"encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True}
         labels = len(task.target_dictionary) + (arch == STUDENT)  # with the blank
@@ -98,6 +108,7 @@ def test_a_training_step_waits_for_the_device_once_at_most(
     loss, size, log = criterion(model, batch)
     loss.backward()
     assert len(device.ours) <= 1, [str(wait) for wait in device.ours]
+    assert (log.get("did_not_fit", 0) > 0) == (case in QUERIES)
     assert size == expected_size
     torch.testing.assert_close(loss.cpu(), expected)
     assert {key: float(value) for key, value in log.items()} == pytest.approx(
