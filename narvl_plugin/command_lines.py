@@ -57,13 +57,8 @@ def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None
     for program, option in PROGRAM_OPTIONS.items():
         if hasattr(arguments, option):
             refuse_program(program, str(arguments.task))
-    trains, generates = hasattr(arguments, "max_update"), hasattr(arguments, "nbest")
-    if trains and not arguments.optimizer:
-        raise InputError("--optimizer is not given; take --optimizer adam, and --lr RATE")
-    if not trains and not getattr(arguments, "path", None):
+    if not hasattr(arguments, "max_update") and not getattr(arguments, "path", None):
         raise InputError("--path is not given; give the checkpoint of the model to use")
-    if not generates and not (arguments.batch_size or arguments.max_tokens):
-        raise InputError("--batch-size is not given; give the number of rows in a batch")
 
 
 def refuse_program(program: str, task: str) -> NoReturn:

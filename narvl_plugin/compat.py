@@ -18,6 +18,7 @@ import sys
 import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,7 +31,6 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.registry import REGISTRIES
 from fairseq_cli import generate
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -61,7 +61,7 @@ def apply() -> None:
     accept_files_as_data()
     refuse_second_training()
     refuse_empty_spawn()
-    ask_for_the_size_of_batches()
+    ask_for_optimizer_and_size_of_batches()
     end_reading_with_training()
     share_checkpoints_among_processes()
     block_repeated_ngrams()
@@ -405,16 +405,20 @@ def refuse_empty_spawn() -> None:
     distributed_utils.call_main = checked_call_main
 
 
-def ask_for_the_size_of_batches() -> None:
-    """Ask for the size of batches in a line.
+def ask_for_optimizer_and_size_of_batches() -> None:
+    """Ask for the optimizer and the size of batches in a line.
 
-    Mends `fairseq-train` and `fairseq-validate` without --batch-size and --max-tokens, which end in a traceback.
+    Mends `fairseq-train` without --optimizer, and it and `fairseq-validate` without --batch-size and --max-tokens,
+    which end in a traceback.
     """
     call_main = distributed_utils.call_main
 
     @functools.wraps(call_main)
     def checked_call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        is_asked = main.__module__ in ("fairseq_cli.train", "fairseq_cli.validate", "__main__")
+        program = Path(main.__code__.co_filename).stem
+        if program == "train" and cfg.optimizer is None:
+            raise InputError("--optimizer is not given; take --optimizer adam, and --lr RATE")
+        is_asked = program in ("train", "validate")
         if is_asked and cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
             raise InputError("the size of batches is missing; give the number of rows by --batch-size")
         call_main(cfg, main, **kwargs)
@@ -541,14 +545,7 @@ def end_briefly_on_signals() -> None:
     @functools.wraps(call_main)
     def call_main_until_terminated(*args: Any, **kwargs: Any) -> None:
         end_when_terminated()
-        try:
-            call_main(*args, **kwargs)
-        except Exception as error:
-            ours = isinstance(error, InputError) or isinstance(error.__context__, InputError)
-            if not (ours and HydraConfig.initialized()):
-                raise
-            sys.excepthook(type(error), error, error.__traceback__)  # or hydra would show the way it took
-            raise SystemExit(1) from error
+        call_main(*args, **kwargs)
 
     @functools.wraps(parse)
     def parse_until_terminated(*args: Any, **kwargs: Any) -> Any:

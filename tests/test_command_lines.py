@@ -50,15 +50,12 @@ def test_fairseq_interactive_ends_before_it_loads_a_model(monkeypatch: pytest.Mo
     ("parser", "words", "message"),
     [
         (TRAIN, "a.tsv,b.tsv --task caption --optimizer adam --batch-size 2", "--arch is not given; take narvl_SIZE"),
-        (TRAIN, "a.tsv,b.tsv --task caption --arch narvl --batch-size 2", "--optimizer is not given"),
-        (TRAIN, "a.tsv,b.tsv --task caption --arch narvl --optimizer adam", "--batch-size is not given"),
         (TRAIN, f"a.tsv,b.tsv {HOW}", "--task is not given, and a.tsv,b.tsv names TSV files; take caption, vqa_gen"),
         (GENERATE, "a.tsv --path a.pt", "--task is not given, and a.tsv names TSV files; take caption, vqa_gen"),
         (GENERATE, "a.tsv.gz --path a.pt", "--task is not given, and a.tsv.gz names TSV files; take caption, vqa_gen"),
         (GENERATE, "a.tsv --task refcoco", "--path is not given; give the checkpoint"),
         (VALIDATE, "a.tsv --path a.pt --batch-size 2", "--task is not given; take caption, vqa_gen"),
         (VALIDATE, "a.tsv --task snli_ve --batch-size 2", "--path is not given; give the checkpoint"),
-        (VALIDATE, "a.tsv --task snli_ve --path a.pt", "--batch-size is not given"),
         (INTERACTIVE, "a.tsv --path a.pt", "--task is not given, and a.tsv names TSV files"),
     ],
 )

@@ -316,7 +316,12 @@ def test_fairseq_generate_writes_letters_that_the_locale_lacks(
 def test_the_size_of_batches_is_asked_for_in_a_line(program: ModuleType) -> None:
     dataset = SimpleNamespace(max_tokens=None, batch_size=None)
     with pytest.raises(InputError, match="the size of batches is missing; give the number of rows by --batch-size"):
-        distributed_utils.call_main(SimpleNamespace(dataset=dataset), program.main)
+        distributed_utils.call_main(SimpleNamespace(dataset=dataset, optimizer="adam"), program.main)
+
+
+def test_the_optimizer_is_asked_for_in_a_line() -> None:
+    with pytest.raises(InputError, match="--optimizer is not given; take --optimizer adam, and --lr RATE"):
+        distributed_utils.call_main(SimpleNamespace(optimizer=None), train.main)
 
 
 @pytest.mark.parametrize(

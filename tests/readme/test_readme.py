@@ -341,7 +341,8 @@ def test_published_checkpoints(block: str, newcomer: Newcomer) -> None:
     save_model(folder / "ofa_base.pt", "base", len(load_codec(folder / "bpe").dictionary), layout=flags_of)
     train, generate, to_student, to_ofa, to_safetensors = commands(block)
     caption = '--user-dir "$(narvl path)" --task caption --bpe-dir bpe --patch-image-size 32'
-    short = SHORT.replace("adam", "sgd")  # which has no state beside each weight
+    # sgd has no state beside each weight; with so few words a caption takes more tokens than there are queries.
+    short = SHORT.replace("adam", "sgd") + " --skip-bad-rows 1"
     newcomer.types(train, f"train.tsv,valid.tsv {caption} --criterion qctc {short} --no-save --disable-validation")
     assert len(newcomer.generated(generate, f"test.tsv {caption} --max-len-b 2 --cpu")) == 2
     newcomer.types(to_student)
