@@ -415,7 +415,7 @@ def ask_for_optimizer_and_size_of_batches() -> None:
 
     @functools.wraps(call_main)
     def checked_call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        program = Path(main.__code__.co_filename).stem
+        program = Path(getattr(getattr(main, "__code__", None), "co_filename", "")).stem  # also of python -m
         if program == "train" and cfg.optimizer is None:
             raise InputError("--optimizer is not given; take --optimizer adam, and --lr RATE")
         is_asked = program in ("train", "validate")
