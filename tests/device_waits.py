@@ -129,6 +129,7 @@ class _OnDevice(Tensor):
         return tree_map(lambda part: known[id(part)] if id(part) in known else _wrap(part, waits), found)
 
     def __repr__(self, **_: Any) -> str:
+        self.waits.note("repr")
         return f"{self.numbers!r} on the pretended device"
 
 
@@ -169,7 +170,10 @@ class _Calls(TorchFunctionMode):
             return first.numbers.tolist()
         if function is Tensor.numpy and isinstance(first, _OnDevice):
             raise TypeError("a tensor on the pretended device has no numpy array; copy it to the CPU first")
-        if function in (torch.tensor, torch.as_tensor) and torch.device(options.get("device") or "cpu") == DEVICE:
+        if (
+            function in (torch.tensor, torch.as_tensor, torch.asarray)
+            and torch.device(options.get("device") or "cpu") == DEVICE
+        ):
             return function(*arguments, **options | {"device": "cpu"}).to(DEVICE)
         if function is Tensor.new_tensor and isinstance(first, _OnDevice):
             return torch.tensor(*arguments[1:], **{"dtype": first.dtype} | options).to(DEVICE)
@@ -177,7 +181,10 @@ class _Calls(TorchFunctionMode):
             first.numbers = arguments[1].numbers
         if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(first, _OnDevice):
             index = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
-            listed = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)
+            listed = tuple(
+                torch.tensor(part, dtype=None if part else torch.int64) if isinstance(part, list) else part
+                for part in index
+            )
             return function(first, listed, *arguments[2:])
         return function(*arguments, **options)
 

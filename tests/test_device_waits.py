@@ -44,11 +44,14 @@ WAITS: dict[str, Callable[[Tensor], Any]] = {
     "torch.tensor": lambda x: torch.tensor([1, 2], device=x.device),
     "new_tensor": lambda x: x.new_tensor([1, 2]),
     "as_tensor": lambda x: torch.as_tensor([1.0], device=x.device),
+    "asarray": lambda x: torch.asarray([1.0], device=x.device),
+    "text": lambda x: len(f"{x[0, 0]}") and x,
     "to the device": lambda x: torch.ones(2).to(x.device),
     "to a tensor's device": lambda x: torch.ones(2).to(x),
     "copy of a tensor of the CPU": lambda x: x.clone().copy_(torch.zeros(2, 3)),
     "index of the CPU": lambda x: x[torch.tensor([0, 1])],
     "list as an index": lambda x: x[:, [0, 1]],
+    "empty list as an index": lambda x: x[[]],
 }
 NO_WAITS: dict[str, Callable[[Tensor], Any]] = {
     "arithmetic": lambda x: (x * 2 + x.sum() / 3 - x.mean(1, keepdim=True)).exp(),
