@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from narvl_plugin.ctc import to_host
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.errors import BadRow
 from narvl_plugin.models.inference import believing
 
 OUTPUTS_AT_A_TIME = 256
@@ -38,7 +39,8 @@ class TeacherRescorer:
     def __call__(self, sample: dict[str, Any], outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """Score the outputs, (T,) each, of each of the B samples of a batch: one tensor a sample, all on the CPU.
 
-        The outputs are on the CPU; a GPU is waited for once.
+        The outputs are on the CPU; a GPU is waited for once. Raises BadRow where a text, or an output, has more tokens
+        than the teacher reads, which may be fewer than the student does.
         """
         spoken = [tokens[tokens != self.eos] for beam in outputs for tokens in beam]
         if not spoken:
@@ -55,6 +57,17 @@ class TeacherRescorer:
         samples = torch.arange(len(outputs)).repeat_interleave(torch.tensor(counts))
         rows = [torch.cat([one.new_tensor([self.bos]), one, one.new_tensor([self.eos])]) for one in spoken]
         tokens = pad_tokens(rows, self.pad).to(own.device, non_blocking=True)  # (H, T + 2)
+        for name, read, most, owners in (
+            ("text", net_input["src_tokens"], self.teacher.encoder.max_positions(), range(len(outputs))),
+            ("output", tokens[:, :-1], self.teacher.decoder.max_positions(), samples.tolist()),
+        ):
+            if read.size(1) > most:
+                length, longest = read.ne(self.pad).sum(1).max(0)
+                where = sample["where"][owners[int(longest)]]
+                raise BadRow(
+                    f"{where}: the {name} has {int(length):,} tokens, and the teacher of "
+                    f"--rescore-with reads at most {most:,}; leave the row out, or take another teacher"
+                )
         with believing() as doubts:
             encoded = self.teacher.encoder(**source)
             scores = [

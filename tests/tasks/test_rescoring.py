@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from narvl_plugin.ema import AveragedModel
+from narvl_plugin.errors import BadRow
 from narvl_plugin.models.factory import FAMILIES
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 
@@ -108,3 +110,20 @@ def test_of_a_checkpoint_whose_weights_come_later(task: CaptionTask, criterion: 
     _, _, logged = task.valid_step(batch_of(task), student, criterion)
     assert teachers_place(task) == (torch.device("cpu"), torch.float32)
     assert logged["_cider_count"] == 3
+
+
+@pytest.mark.parametrize("part", ["text", "output"])
+def test_what_is_longer_than_the_teacher_reads_is_named_with_file_and_row(
+    part: str, task: CaptionTask, criterion: Any
+) -> None:
+    """The student may read longer texts, and say longer ones."""
+    student = build_student(task)
+    teacher = task.generator.rescorer.teacher
+    narrow = teacher.encoder if part == "text" else teacher.decoder
+    narrow.cfg = copy.copy(narrow.cfg)
+    narrow.cfg.max_positions = 2
+    batch = batch_of(task)
+    batch["net_input"]["src_tokens"][0, 2:] = task.target_dictionary.pad()
+    found = rf"valid\.tsv:{2 if part == 'text' else '[123]'}: the {part} has \d+ tokens, and the teacher of --rescore-"
+    with pytest.raises(BadRow, match=found):
+        task.valid_step(batch, student, criterion)
