@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.mistaken_files import mistaken, read_head
 from narvl_plugin.tasks.base import BaseTaskConfig, training_paths
 from narvl_plugin.tasks.common import CommonConfig
 
@@ -46,6 +47,8 @@ def read_members(file: str, common: CommonConfig) -> list[Member]:
     """
     if not Path(file).is_file():
         raise MissingInput(f"{file}: no such file; --task multitask reads a YAML file of its members")
+    if what := mistaken(read_head(file)):
+        raise InputError(f"{file}: {what}; a YAML file of members is expected")
     try:
         described = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:

@@ -50,6 +50,11 @@ GOOD = "data: a.tsv, num_queries: 7"
         ("", "mixture.yaml: has no members"),
         ("- caption", "mixture.yaml: has no members"),
         ("a: [", "mixture.yaml: is no YAML file of members"),
+        (
+            "version https://git-lfs.github.com/spec/v1\n",
+            "mixture.yaml: is a Git LFS pointer, .*; a YAML file of members",
+        ),
+        ("<!DOCTYPE html>", "mixture.yaml: is an HTML page"),
         ("refcoco: 7", "member refcoco: expected the options of its task, and found 7"),
         ("refcoco: {}", "member refcoco: num_queries None is no whole number above 0"),
         ("refcoco: {num_queries: 7}", "member refcoco: lacks data"),
