@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 ROWS_LOOKED_AT = 10_000
 """Of each file; grounding opens the header of each one's image."""
+BYTES_LOOKED_AT = 1 << 31
+"""Of each file, since rows with features may have megabytes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = Fa
     num_queries: those of a student, of which keeps_eos takes one; None for a teacher. Images are not decoded.
     """
     total = len(dataset)
-    rows = np.linspace(0, total - 1, min(total, ROWS_LOOKED_AT)).round().astype(int).tolist()
+    of_its_size = BYTES_LOOKED_AT * total // Path(dataset.tsv.path).stat().st_size
+    rows = np.linspace(0, total - 1, min(total, ROWS_LOOKED_AT, max(2, of_its_size))).round().astype(int).tolist()
     needs, too_long, unusable = [], 0, []
     for row in rows:
         try:

@@ -101,6 +101,17 @@ def test_a_sample_is_spread_over_the_file(
     assert (found.looked_at, found.total) == (3, 100)
 
 
+def test_of_large_rows_fewer_are_read(
+    options: DatasetOptions, write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[str(row), "", "a cat", "", "A" * 1000] for row in range(100)]
+    dataset = CaptionDataset(TsvFile(write_tsv("a.tsv", rows), "0,4,2"), options, "train")
+    monkeypatch.setattr("narvl_plugin.data.survey.BYTES_LOOKED_AT", 20_500)
+    assert survey(dataset, 4).looked_at == 20
+    monkeypatch.setattr("narvl_plugin.data.survey.BYTES_LOOKED_AT", 5)
+    assert survey(dataset, 4).looked_at == 2
+
+
 def test_files_draw_on_one_budget() -> None:
     names = iter("abcdefgh")
 
