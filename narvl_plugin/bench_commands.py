@@ -30,10 +30,10 @@ def latency(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time teacher (beam 5, greedy, all answers of a list) and student, one picture at a time, in turns."""
-    from narvl_plugin import bench
+    from narvl_plugin.bench import timing
 
     given = {"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
-    result = bench.latency(
+    result = timing.latency(
         out,
         teacher=teacher,
         student=student,
@@ -69,9 +69,9 @@ def models(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Compare teacher, student and exported students, asked in all ways: quality, latency, images/s, stages."""
-    from narvl_plugin import bench_models
+    from narvl_plugin.bench import systems
 
-    result = bench_models.compare(
+    result = systems.compare(
         out,
         teacher=teacher,
         student=student,
@@ -84,7 +84,7 @@ def models(
         threads=threads,
         device=device,
     )
-    print(bench_models.table(result))
+    print(systems.table(result))
 
 
 @app.command()
@@ -102,9 +102,9 @@ def decoding(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Decode a student in all ways there are: quality, outputs that are none, calibration error, latency."""
-    from narvl_plugin import bench_decoding
+    from narvl_plugin.bench import decoding
 
-    result = bench_decoding.decoding(
+    result = decoding.decoding(
         out,
         student=student,
         data=data,
@@ -116,17 +116,17 @@ def decoding(
         threads=threads,
         device=device,
     )
-    print(bench_decoding.table(result))
+    print(decoding.table(result))
 
 
 @app.command()
 def search() -> None:
     """Time beam search (16 sentences, 20 queries, 59,458 labels) beside other packages, and lists of 3,129 answers."""
-    from narvl_plugin import bench_decoding
+    from narvl_plugin.bench import decoding
 
-    for name, milliseconds in bench_decoding.beam_search_speeds().items():
+    for name, milliseconds in decoding.beam_search_speeds().items():
         print(f"beam 8, {name}: {milliseconds:.2f} ms a sentence")
-    for name, milliseconds in bench_decoding.answer_list_speeds().items():
+    for name, milliseconds in decoding.answer_list_speeds().items():
         print(f"3,129 answers, {name}: {milliseconds:.2f} ms a picture")
 
 
@@ -143,7 +143,7 @@ def floor(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time a student, one picture at a time, beside its FLOPs at the rate of a matrix product measured in turns."""
-    from narvl_plugin.bench_floor import distance_to_floor
+    from narvl_plugin.bench.floor import distance_to_floor
 
     found = distance_to_floor(
         size=size,
@@ -181,27 +181,27 @@ def limit(
 
     import torch
 
-    from narvl_plugin import bench, bench_limit
+    from narvl_plugin.bench import limit, timing
 
     if out is not None:
         require_writable(out, folder=True)
-    gpu = bench_limit.Processor(tflops * 1e12, bandwidth * 1e9, launch * 1e-6)
+    gpu = limit.Processor(tflops * 1e12, bandwidth * 1e9, launch * 1e-6)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     found, drawn = {}, {}
     for size in sizes.split(","):
         pixels = side or _usual_side(size)
-        pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
-        measured = bench_limit.limit(pair, size, repeats=repeats, threads=threads)
-        derived = bench_limit.derive(pair, gpu)
+        pair = limit.Pair(size, side=pixels, device=device, dtype=dtype)
+        measured = limit.limit(pair, size, repeats=repeats, threads=threads)
+        derived = limit.derive(pair, gpu)
         found[size] = {**measured.as_json(), "side": pixels, "derived": vars(derived)}
         drawn |= {f"{size}": measured.parts, f"{size}, derived for a GPU, not measured": derived}
         print(f"{size}, {pixels} pixels, {device}, {dtype}")
-        print(bench_limit.table(measured, derived))
+        print(limit.table(measured, derived))
     if out is not None:
-        machine = bench.describe_machine(torch.device(device), threads, dtype)
+        machine = timing.describe_machine(torch.device(device), threads, dtype)
         result = {"machine": machine, "gpu": vars(gpu), "sizes": found}
         write_whole(out / "limit.json", json.dumps(result, indent=2) + "\n")
-        bench_limit.draw(out / "limit.svg", drawn, beam=5)
+        limit.draw(out / "limit.svg", drawn, beam=5)
 
 
 @app.command()
@@ -222,24 +222,24 @@ def sweep(
 
     import torch
 
-    from narvl_plugin import bench, bench_limit, bench_sweep
+    from narvl_plugin.bench import limit, sweep, timing
 
     if out is not None:
         require_writable(out, folder=True)
     asked_lengths, asked_queries = _numbers("--lengths", lengths), _numbers("--queries", queries)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     pixels = side or _usual_side(size)
-    pair = bench_limit.Pair(size, side=pixels, device=device, dtype=dtype)
-    found = bench_sweep.sweep(
+    pair = limit.Pair(size, side=pixels, device=device, dtype=dtype)
+    found = sweep.sweep(
         pair, size, lengths=asked_lengths, queries=asked_queries, beam=beam, repeats=repeats, threads=threads
     )
     print(f"{size}, {pixels} pixels, beam {beam}, {device}, {dtype}")
-    print(bench_sweep.table(found), end="")
+    print(sweep.table(found), end="")
     if out is not None:
-        machine = bench.describe_machine(torch.device(device), threads, dtype)
+        machine = timing.describe_machine(torch.device(device), threads, dtype)
         result = {"machine": machine, "side": pixels, **vars(found)}
         write_whole(out / "sweep.json", json.dumps(result, indent=2) + "\n")
-        bench_sweep.draw(out / "sweep.svg", found)
+        sweep.draw(out / "sweep.svg", found)
 
 
 @app.command()
@@ -250,10 +250,10 @@ def loss(
     """Measure the loss (16 samples, 20 queries, 59,458 labels), forward and backward, beside torch's ctc_loss."""
     import torch
 
-    from narvl_plugin import bench_loss
+    from narvl_plugin.bench import loss
 
     torch.set_num_threads(threads)
-    costs = bench_loss.loss_costs(device=device)
+    costs = loss.loss_costs(device=device)
     for name, cost in costs.items():
         memory = f"{cost.extra_mb:.0f} MiB, " if cost.extra_mb is not None else ""
         print(f"{name}: {cost.ms:.1f} ms, {memory}error of the gradient {cost.error:.1e}")
@@ -282,28 +282,28 @@ def training(
     bpe_dir: Annotated[Path | None, typer.Option(help="Vocabulary's folder for --data.")] = None,
 ) -> None:
     """Time a student's training by parts of a step, with fairseq's Adam and the fused one, and its waiting for data."""
-    from narvl_plugin import bench_training
+    from narvl_plugin.bench import training
 
     if data is not None and bpe_dir is None:
         raise InputError("--data: give the vocabulary's folder, too, by --bpe-dir")
     pixels = side or _usual_side(size)
     common: dict[str, Any] = {"side": pixels, "batch": batch, "device": device}
     if data is not None and bpe_dir is not None:
-        found = bench_training.wait_for_batches(
+        found = training.wait_for_batches(
             data, task=task, bpe_dir=bpe_dir, size=size, batches=repeats, threads=threads, **common
         )
         print(
-            f"{data}, {bench_training.WORKERS} worker: {found.wait:.2f} ms wait for a batch, {found.step:.1f} "
+            f"{data}, {training.WORKERS} worker: {found.wait:.2f} ms wait for a batch, {found.step:.1f} "
             f"ms step, share of waiting {found.share:.2%} ({found.batches} batches)"
         )
-    variants: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in bench_training.OPTIMIZERS}
+    variants: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in training.OPTIMIZERS}
     if checkpoint_activations:
         variants["checkpoint_activations"] = {"optimizer": "fused_adam", "checkpoint_activations": True}
     steps = {
-        name: bench_training.TrainingStep(size, features=features, bfloat16=bfloat16, **common, **options)
+        name: training.TrainingStep(size, features=features, bfloat16=bfloat16, **common, **options)
         for name, options in variants.items()
     }
-    print(bench_training.table(bench_training.step_costs(steps, repeats=repeats, threads=threads)))
+    print(training.table(training.step_costs(steps, repeats=repeats, threads=threads)))
 
 
 def _usual_side(size: str) -> int:

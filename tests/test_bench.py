@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin import bench, bench_stages
-from narvl_plugin.bench import (
+from narvl_plugin.bench import stages, timing
+from narvl_plugin.bench.systems import student_searches
+from narvl_plugin.bench.timing import (
     LatencyStats,
     Predictor,
     describe_machine,
@@ -22,7 +23,6 @@ from narvl_plugin.bench import (
     measure_latency,
     teacher_searches,
 )
-from narvl_plugin.bench_models import student_searches
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
 from narvl_plugin.models import build
@@ -47,7 +47,7 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
-    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     return clock
 
 
@@ -162,8 +162,8 @@ class FakePredictor:
 @pytest.fixture
 def fake_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     FakePredictor.made, FakePredictor.asked = [], set()
-    monkeypatch.setattr(bench, "Predictor", FakePredictor)
-    monkeypatch.setattr(bench, "median_stages", lambda system, rows, *, warmup: {"picture": float(len(rows))})
+    monkeypatch.setattr(timing, "Predictor", FakePredictor)
+    monkeypatch.setattr(timing, "median_stages", lambda system, rows, *, warmup: {"picture": float(len(rows))})
 
 
 @pytest.mark.usefixtures("fake_predictor")
@@ -268,19 +268,19 @@ def test_stages_sum_up_to_the_whole(
 ) -> None:
     """By a clock that counts how often it is read: each stage then lasts one tick, and one for each of those in it."""
     ticks = iter(range(1000))
-    monkeypatch.setattr(bench_stages, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 1000))
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 1000))
     predictor = make_predictor(arch, generation, **options)
     encoder, decoder = predictor.model.encoder, predictor.model.decoder
     calls: list[object] = []
     decoder.layers[0].register_forward_hook(lambda *_: calls.append(decoder))
-    found = bench_stages.stages(predictor, 0)
+    found = stages.stages(predictor, 0)
     steps = len(calls)
     assert steps == 1 if arch == "narvl_nano" else steps > 1
     # The encoder's time holds the trunk's two readings of the clock, the search's those of encoder and decoder.
     assert found == pytest.approx(
         {"picture": 1, "trunk": 1, "encoder": 2, "decoder": steps, "search": 2 + steps, "text": 1}
     )
-    assert set(found) == set(bench_stages.STAGES)
+    assert set(found) == set(stages.STAGES)
     assert not {"forward", "forward_intermediates"} & {*vars(encoder), *vars(decoder), *vars(encoder.embed_images)}
 
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from narvl_plugin import bench_decoding
-from narvl_plugin.bench_decoding import (
+from narvl_plugin.bench import decoding as bench_decoding
+from narvl_plugin.bench.decoding import (
     FREE,
     answer_list_speeds,
     beam_search_speeds,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from narvl_plugin.bench_floor import distance_to_floor
+from narvl_plugin.bench.floor import distance_to_floor
 
 
 def test_all_parts_are_timed_and_counted() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from narvl_plugin.bench_limit import (
+from narvl_plugin.bench.limit import (
     UNSEEN,
     Case,
     Check,
@@ -58,7 +58,7 @@ def test_coefficients_of_made_up_times_are_found(pair: Pair, monkeypatch: pytest
         }
         return {name: parts[name[0]](*name[1:]) for name in calls}
 
-    monkeypatch.setattr("narvl_plugin.bench_limit.in_turns", made_up)
+    monkeypatch.setattr("narvl_plugin.bench.limit.in_turns", made_up)
     found = limit(pair, "nano", repeats=1)
     for name, coefficients in vars(PARTS).items():
         assert getattr(found.parts, name) == pytest.approx(coefficients)

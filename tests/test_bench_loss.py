@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from narvl_plugin.bench_loss import loss_costs
+from narvl_plugin.bench.loss import loss_costs
 
 
 def test_both_losses_are_measured() -> None:

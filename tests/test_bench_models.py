@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from narvl_plugin.bench_models import BATCHES, compare, table
-from narvl_plugin.bench_stages import STAGES
+from narvl_plugin.bench.stages import STAGES
+from narvl_plugin.bench.systems import BATCHES, compare, table
 from narvl_plugin.export import export
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from narvl_plugin.bench_limit import Pair
-from narvl_plugin.bench_sweep import Sweep, sweep, table
+from narvl_plugin.bench.limit import Pair
+from narvl_plugin.bench.sweep import Sweep, sweep, table
 from narvl_plugin.cli import app
 from narvl_plugin.errors import InputError
 
@@ -32,7 +32,7 @@ def test_each_is_asked_for_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair, "search", lambda model, inputs, beam, length: ("teacher", length + 100 * beam))
     monkeypatch.setattr(pair, "answer_from_pictures", lambda inputs, queries: ("student", queries))
     monkeypatch.setattr(
-        "narvl_plugin.bench_sweep.in_turns", lambda calls, **_: {name: call()[1] for name, call in calls.items()}
+        "narvl_plugin.bench.sweep.in_turns", lambda calls, **_: {name: call()[1] for name, call in calls.items()}
     )
     found = sweep(pair, "nano", lengths=[2, 8], queries=[4, 16], beam=3, repeats=1, threads=1)
     assert found == Sweep("nano", 3, 0, {2: 302, 8: 308}, {4: 4, 16: 16})

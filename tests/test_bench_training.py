@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from narvl_plugin.bench_training import StepCost, TrainingStep, Wait, step_costs, table, wait_for_batches
+from narvl_plugin.bench.training import StepCost, TrainingStep, Wait, step_costs, table, wait_for_batches
 from narvl_plugin.errors import InputError
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.bench import Predictor
+from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.captioning import PictureTable, caption_pictures, coco_ids, find_pictures, search_pictures
 from narvl_plugin.cli import app
 from narvl_plugin.data.images import PICTURE_SUFFIXES

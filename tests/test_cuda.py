@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.bench_floor import distance_to_floor
-from narvl_plugin.bench_limit import UNSEEN, Pair, limit
-from narvl_plugin.bench_loss import loss_costs
+from narvl_plugin.bench.floor import distance_to_floor
+from narvl_plugin.bench.limit import UNSEEN, Pair, limit
+from narvl_plugin.bench.loss import loss_costs
 from narvl_plugin.ctc import (
     Lengths,
     build_trie,

@@ -21,7 +21,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train
 from PIL import Image
 
-from narvl_plugin.bench import Predictor
+from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.calibration import keep_calibration
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question

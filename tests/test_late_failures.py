@@ -13,7 +13,8 @@ import sentencepiece
 import torch
 from typer.testing import CliRunner
 
-from narvl_plugin import bench, bench_decoding, bench_limit, bench_models, calibration, checkpoints, convert, features
+from narvl_plugin import calibration, checkpoints, convert, features
+from narvl_plugin.bench import decoding, limit, systems, timing
 from narvl_plugin.calibration import calibrate, keep_calibration
 from narvl_plugin.captioning import caption_pictures
 from narvl_plugin.cli import app
@@ -48,9 +49,9 @@ FILES: dict[str, Command] = {
     "calibrate": lambda file, out: calibrate(file, file, out=out),
     "predictions": lambda file, out: write_predictions(file, out, task="caption", data=file, bins=BinSizes()),
     "evaluate": lambda file, out: invoke("evaluate", file, file, "--task", "caption", "--out", out),
-    "bench latency": lambda file, out: bench.latency(out, teacher=file, student=file, data=file),
-    "bench models": lambda file, out: bench_models.compare(out, teacher=file, student=file, data=file),
-    "bench decoding": lambda file, out: bench_decoding.decoding(out, student=file, data=file),
+    "bench latency": lambda file, out: timing.latency(out, teacher=file, student=file, data=file),
+    "bench models": lambda file, out: systems.compare(out, teacher=file, student=file, data=file),
+    "bench decoding": lambda file, out: decoding.decoding(out, student=file, data=file),
 }
 FOLDERS: dict[str, Command] = {
     "export": lambda file, out: export(file, out, to="torch-export"),
@@ -69,7 +70,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("it has begun to work")
 
     monkeypatch.setattr(checkpoints, "load", work)
-    monkeypatch.setattr(bench_limit, "Pair", work)
+    monkeypatch.setattr(limit, "Pair", work)
     monkeypatch.setattr(benchmarks, "evaluate", work)
     monkeypatch.setattr(features, "build_trunk", work)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", work)
@@ -115,7 +116,7 @@ def test_in_a_folder_that_may_not_be_written(
 def test_the_plot_of_bench_models_is_a_folder(file: Path, tmp_path: Path) -> None:
     (tmp_path / "out.svg").mkdir()
     with pytest.raises(InputError, match=r"out.svg: is a folder"):
-        bench_models.compare(tmp_path / "out.json", teacher=file, student=file, data=file)
+        systems.compare(tmp_path / "out.json", teacher=file, student=file, data=file)
 
 
 def test_the_description_of_safetensors_is_a_folder(file: Path, tmp_path: Path) -> None:

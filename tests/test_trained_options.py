@@ -20,7 +20,8 @@ from fairseq.tasks import setup_task
 from fairseq_cli import generate, validate
 from omegaconf import OmegaConf
 
-from narvl_plugin import bench, checkpoints, compat
+from narvl_plugin import checkpoints, compat
+from narvl_plugin.bench import timing
 from narvl_plugin.calibration import calibrate
 from narvl_plugin.convert import convert
 from narvl_plugin.data.text import load_codec, train_sentencepiece
@@ -257,9 +258,9 @@ class TestRoles:
         with pytest.raises(InputError, match=r"student.pt: is a student; give a teacher"):
             distill(teacher=student, data=captions, out=tmp_path / "out.tsv")
         with pytest.raises(InputError, match=r"student.pt: is a student; give a teacher"):
-            bench.latency(tmp_path / "l.json", teacher=student, student=teacher, data=captions)
+            timing.latency(tmp_path / "l.json", teacher=student, student=teacher, data=captions)
         with pytest.raises(InputError, match=r"teacher.pt: is a teacher; give a student"):
-            bench.latency(tmp_path / "l.json", teacher=teacher, student=teacher, data=captions)
+            timing.latency(tmp_path / "l.json", teacher=teacher, student=teacher, data=captions)
         with pytest.raises(InputError, match=r"teacher.pt: is a teacher"):
             calibrate(teacher, captions)
         with pytest.raises(InputError, match=r"student.pt: is a student"):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from narvl_plugin.bench import Predictor
+from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.report.charts import confidence_charts, training_charts

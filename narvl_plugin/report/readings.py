@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from narvl_plugin.bench import Predictor
+from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.ctc import collapse, token_posteriors, viterbi
 from narvl_plugin.report.outputs import data_uri
 

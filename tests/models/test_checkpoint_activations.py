@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.bench_training import kept_bytes
+from narvl_plugin.bench.training import kept_bytes
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 

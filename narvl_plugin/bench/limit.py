@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from narvl_plugin.bench import in_turns
+from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
 from narvl_plugin.models.encoder import EncoderOutput

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from narvl_plugin.bench import in_turns
+from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import greedy
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel

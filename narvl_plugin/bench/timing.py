@@ -20,7 +20,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
 from narvl_plugin import checkpoints
-from narvl_plugin.bench_stages import median_stages
+from narvl_plugin.bench.stages import median_stages
 from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narvl_plugin.bench import in_turns
+from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import query_ctc_loss
 
 MEGABYTE = 2**20

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from criterions.qctc import QueryCtcCriterion
-from narvl_plugin.bench import use_threads
-from narvl_plugin.bench_floor import LABELS, PROMPT
-from narvl_plugin.bench_loss import MEGABYTE
+from narvl_plugin.bench.floor import LABELS, PROMPT
+from narvl_plugin.bench.loss import MEGABYTE
+from narvl_plugin.bench.timing import use_threads
 from narvl_plugin.ctc import query_ctc_loss
 from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError

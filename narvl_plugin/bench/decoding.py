@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narvl_plugin.bench import Predictor, describe_machine, in_turns, measure_latency, searching, use_threads
+from narvl_plugin.bench.timing import Predictor, describe_machine, in_turns, measure_latency, searching, use_threads
 from narvl_plugin.calibration import Reliability
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in

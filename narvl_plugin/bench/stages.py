@@ -14,7 +14,7 @@ import torch
 from narvl_plugin.devices import wait_for
 
 if TYPE_CHECKING:
-    from narvl_plugin.bench import Predictor
+    from narvl_plugin.bench.timing import Predictor
 
 STAGES = {
     "picture": "its row read, its bytes decoded and resized, put on the device",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from narvl_plugin.bench import in_turns
-from narvl_plugin.bench_limit import MOST_QUERIES, Pair, speed_up_axes
+from narvl_plugin.bench.limit import MOST_QUERIES, Pair, speed_up_axes
+from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.errors import InputError
 from narvl_plugin.report.results import markdown_table
 

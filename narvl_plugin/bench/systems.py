@@ -15,7 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 from narvl_plugin import checkpoints
-from narvl_plugin.bench import (
+from narvl_plugin.bench.stages import median_stages
+from narvl_plugin.bench.timing import (
     SPLIT,
     STAGED,
     Predictor,
@@ -27,7 +28,6 @@ from narvl_plugin.bench import (
     teacher_searches,
     use_threads,
 )
-from narvl_plugin.bench_stages import median_stages
 from narvl_plugin.errors import InputError
 from narvl_plugin.export.runner import Student
 from narvl_plugin.report.results import markdown_table

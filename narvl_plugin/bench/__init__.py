@@ -1,0 +1,1 @@
+"""Timing of models, searches, losses and trainings, in turns and as ratios."""
