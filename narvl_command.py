@@ -1,4 +1,4 @@
-"""The console script `narvl`: answers `narvl path` at once and hands everything else to `narvl_plugin.cli`.
+"""The console script `narvl`: answers `narvl path` at once and hands everything else to `narvl_plugin.cli.app`.
 
 It stands outside the package because importing anything of `narvl_plugin` imports torch and fairseq, which
 takes seconds and, unless told otherwise first, writes to the screen.
@@ -87,7 +87,7 @@ def main() -> None:
         return
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
-    from narvl_plugin.cli import run
+    from narvl_plugin.cli.app import run
 
     run()
 

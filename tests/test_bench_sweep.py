@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from narvl_plugin.bench.limit import Pair
 from narvl_plugin.bench.sweep import Sweep, sweep, table
-from narvl_plugin.cli import app
+from narvl_plugin.cli.app import app
 from narvl_plugin.errors import InputError
 
 

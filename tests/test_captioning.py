@@ -15,7 +15,7 @@ from PIL import Image
 
 from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.captioning import PictureTable, caption_pictures, coco_ids, find_pictures, search_pictures
-from narvl_plugin.cli import app
+from narvl_plugin.cli.app import app
 from narvl_plugin.data.images import PICTURE_SUFFIXES
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput

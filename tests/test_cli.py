@@ -12,7 +12,7 @@ from PIL import Image
 
 import narvl_command
 import narvl_plugin
-from narvl_plugin import cli
+from narvl_plugin.cli import app
 from narvl_plugin.data.text import load_codec
 
 
@@ -288,6 +288,6 @@ def test_what_was_generated_is_scored_against_the_raw_data(
 
 
 def test_settings_of_a_run_are_read_for_its_report(tmp_path: Path) -> None:
-    assert cli._run_settings(tmp_path) == {}
-    (tmp_path / cli.SETTINGS_FILE).write_text("PRESET=quick\nDATA=\nNOTE=a=b\n")
-    assert cli._run_settings(tmp_path) == {"PRESET": "quick", "DATA": "", "NOTE": "a=b"}
+    assert app._run_settings(tmp_path) == {}
+    (tmp_path / app.SETTINGS_FILE).write_text("PRESET=quick\nDATA=\nNOTE=a=b\n")
+    assert app._run_settings(tmp_path) == {"PRESET": "quick", "DATA": "", "NOTE": "a=b"}

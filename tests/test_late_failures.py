@@ -17,7 +17,7 @@ from narvl_plugin import calibration, checkpoints, convert, features
 from narvl_plugin.bench import decoding, limit, systems, timing
 from narvl_plugin.calibration import calibrate, keep_calibration
 from narvl_plugin.captioning import caption_pictures
-from narvl_plugin.cli import app
+from narvl_plugin.cli.app import app
 from narvl_plugin.distill import distill
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation import benchmarks

@@ -26,7 +26,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from PIL import Image
 
-from narvl_plugin.cli import app
+from narvl_plugin.cli.app import app
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.models import build

@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import narvl_plugin.hydra_start  # noqa: F401 - registers ${narvl_path:}
-from narvl_plugin.cli import app
+from narvl_plugin.cli.app import app
 from narvl_plugin.models.config import SIZES
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 import narvl_command
-from narvl_plugin import bench_commands, data_commands
-from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
+from narvl_plugin.cli import bench, data
+from narvl_plugin.cli.options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
 from narvl_plugin.errors import InputError, check_arguments, harmless
 
 SETTINGS_FILE = "settings.txt"
@@ -23,8 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data_commands.app, name="data", help="Make data sets.")
-app.add_typer(bench_commands.app, name="bench", help="Measure what models cost.")
+app.add_typer(data.app, name="data", help="Make data sets.")
+app.add_typer(bench.app, name="bench", help="Measure what models cost.")
 
 Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]

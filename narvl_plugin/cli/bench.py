@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from narvl_plugin.command_options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
+from narvl_plugin.cli.options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
 from narvl_plugin.errors import InputError
 from narvl_plugin.whole_files import require_writable, write_whole
 
