@@ -20,12 +20,12 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from narvl_plugin import checkpoints
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
-from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Judge:
         device: torch.device | str,
         role: Literal["teacher", "student"] | None = None,
     ) -> None:
-        (self.model,), self.task, _ = checkpoints.load(
+        (self.model,), self.task, _ = loading.load(
             checkpoint, task_overrides={**overrides, "data": str(data)}, role=role, device=device
         )
         self.task.load_dataset(SPLIT)
@@ -247,7 +247,7 @@ def calibrate(
     on_test = None if test is None else Judge(student, test, *common, "student")
     asked = None if teacher is None or test is None else Judge(teacher, test, *common, "teacher")
     if asked is not None:
-        checkpoints.require_one_task(teacher, asked.task, student, judge.task)
+        loading.require_one_task(teacher, asked.task, student, judge.task)
     # First every fourth temperature, then those around the best of them.
     coarse = TEMPERATURES[::COARSE]
     place = TEMPERATURES.index(best_temperature(coarse, *judge.answer(batch_size, coarse)))

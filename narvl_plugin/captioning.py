@@ -18,7 +18,7 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from torch.utils.data import DataLoader, Dataset
 
-from narvl_plugin import checkpoints
+from narvl_plugin.checkpoints import loading
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
@@ -251,7 +251,7 @@ class Captioner:
     def __init__(self, checkpoint: Path, beam: int | None, bpe_dir: Path | None, device: str | None) -> None:
         self.device = choose_device(device)
         overrides = {"data": "none", "bpe_dir": bpe_dir and str(bpe_dir)}
-        self.models, task, _ = checkpoints.load(checkpoint, task_overrides=overrides, device=self.device)
+        self.models, task, _ = loading.load(checkpoint, task_overrides=overrides, device=self.device)
         if not isinstance(task, CaptionTask):
             raise InputError(f"{checkpoint}: was trained for {task.cfg._name}; give a model of captions")
         self.task = task

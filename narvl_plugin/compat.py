@@ -37,12 +37,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from narvl_command import ask_to_end
 from narvl_plugin import command_lines
+from narvl_plugin.checkpoints.reading import existing, read_checkpoint
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.ema import build_ema
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
 from narvl_plugin.resuming import check_resumed
-from narvl_plugin.safe_reading import existing, read_checkpoint
 from narvl_plugin.schedule import WarmupRatioSchedule, planned_updates
 from narvl_plugin.whole_files import naming, sole_writer
 
@@ -176,9 +176,9 @@ def forget_unknown_parts(flags: Namespace) -> None:
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
     """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
-    from narvl_plugin import checkpoints  # which knows all tasks
+    from narvl_plugin.checkpoints import loading  # which knows all tasks
 
-    return checkpoints.task_for(file, str(given.get("task")), given)
+    return loading.task_for(file, str(given.get("task")), given)
 
 
 def refuse_unusable_command_lines() -> None:
@@ -233,10 +233,10 @@ def take_options_from_checkpoints() -> None:
         arguments = parsed[0] if parse_known else parsed
         generates = hasattr(arguments, "nbest") and getattr(arguments, "path", None)
         if generates and not suppress_defaults:
-            from narvl_plugin import checkpoints  # which knows all tasks
+            from narvl_plugin.checkpoints import loading  # which knows all tasks
 
-            if checkpoints.is_ours(arguments.task):
-                checkpoints.take_up_options(arguments, given_arguments(parser, input_args, arguments))
+            if loading.is_ours(arguments.task):
+                loading.take_up_options(arguments, given_arguments(parser, input_args, arguments))
         return parsed
 
     options.parse_args_and_arch = parse_args_and_arch

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from narvl_plugin import checkpoints
 from narvl_plugin.calibration import (
     TEMPERATURES,
     Judge,
@@ -21,11 +20,12 @@ from narvl_plugin.calibration import (
     keep_calibration,
     log_loss,
 )
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import TeacherRescorer
 from narvl_plugin.generation.parallel_generator import change_odds
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.tasks.caption import CaptionTask
 
 MakeModel = Callable[..., Path]
@@ -108,7 +108,7 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     assert after["extra_state"]["train_iterator"] == before["extra_state"]["train_iterator"]
     assert weights.keys() == after["model"].keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in after["model"].items())
-    (model,), *_ = checkpoints.load(student, task_overrides={"data": str(data)})
+    (model,), *_ = loading.load(student, task_overrides={"data": str(data)})
     assert model.temperature == result["temperature"]
     # The model's own calibration is what it answers with.
     place = TEMPERATURES.index(result["temperature"])
@@ -125,7 +125,7 @@ def test_a_student_as_safetensors_keeps_it_beside_its_weights(make_model: MakeMo
     exported = tmp_path / "student.safetensors"
     convert(make_model("narvl_tiny", "qctc", "--num-queries", 8), exported)
     keep_calibration(exported, temperature=2.0)
-    (model,), *_ = checkpoints.load(exported, task_overrides={"data": str(tmp_path / "valid.tsv")})
+    (model,), *_ = loading.load(exported, task_overrides={"data": str(tmp_path / "valid.tsv")})
     assert model.temperature == 2.0
 
 
@@ -140,7 +140,7 @@ def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: P
     teacher_file = make_model("ofa_tiny", "cross_entropy", updates=3)
     student_file = make_model("narvl_tiny", "qctc", "--num-queries", 16)
     overrides = {"data": str(tmp_path / "valid.tsv"), "rescore_with": str(teacher_file), "rescore_weight": 0.5}
-    (student,), task, _ = checkpoints.load(student_file, task_overrides=overrides)
+    (student,), task, _ = loading.load(student_file, task_overrides=overrides)
     task.load_dataset("test")
     batch = task.dataset("test").collater([task.dataset("test")[row] for row in range(3)])
     rescorer = task.load_rescorer(next(student.parameters()))
@@ -148,7 +148,7 @@ def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: P
     outputs = [[torch.tensor([5, 6, 7]), torch.tensor([5])], [], [torch.tensor([9, 2])]]  # 2 is </s>
     scores = rescorer(batch, outputs)
     assert [len(one) for one in scores] == [2, 0, 1]
-    (teacher,), *_ = checkpoints.load(teacher_file, task_overrides={"data": overrides["data"]})
+    (teacher,), *_ = loading.load(teacher_file, task_overrides={"data": overrides["data"]})
     for sample, beam in enumerate(outputs):
         for tokens, score in zip(beam, scores[sample], strict=True):
             spoken = [token for token in tokens.tolist() if token != 2]

@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import narvl_plugin  # noqa: F401 - registers the tasks
-from narvl_plugin.checkpoints import task_options
+from narvl_plugin.checkpoints.loading import task_options
+from narvl_plugin.checkpoints.reading import existing
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.safe_reading import existing
 
 PUBLISHED = {
     "_name": "unify_task",

@@ -11,8 +11,8 @@ import torch
 from fairseq import options
 from fairseq_cli import interactive, validate
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_checkpoint
 
 TASKS = ("caption", "vqa_gen", "refcoco", "snli_ve", "multitask")
 TRAIN, GENERATE = options.get_training_parser, options.get_generation_parser

@@ -26,10 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError
 
 import narvl_plugin.hydra_start  # as the configurations' callback does
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.models.config import SIZES, NarvlConfig, OfaConfig
-from narvl_plugin.safe_reading import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "run_scripts" / "config"

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin import checkpoints
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import load_codec
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES
 from narvl_plugin.models.interop import EMBEDDING, EMBEDDING_ALIASES, FIXED_FLAGS, QUERIES, tables_of
 from narvl_plugin.models.ofa import OfaModel
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.whole_files import sole_writer
 
 SMALL = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2}
@@ -207,7 +207,7 @@ def test_a_checkpoint_from_before_an_option_is_read(teacher: Path, vocabulary: P
     state = read_checkpoint(tmp_path / "ours.pt")
     del state["cfg"]["model"]["freeze_embedding"], state["cfg"]["model"]["dropout"]
     torch.save(state, tmp_path / "old.pt")
-    loaded = checkpoints.load(tmp_path / "old.pt", task_overrides={"bpe_dir": str(vocabulary), "num_bins": 10})
+    loaded = loading.load(tmp_path / "old.pt", task_overrides={"bpe_dir": str(vocabulary), "num_bins": 10})
     assert loaded.models[0].cfg.dropout == 0.1
 
 
@@ -234,7 +234,7 @@ class TestFairseqsPrograms:
         ]
         assert len(found[0]) == len(caption_rows)
         assert found[0] == found[1] == found[2]
-        loaded = checkpoints.load(source, task_overrides={"bpe_dir": str(vocabulary), "num_bins": 10})
+        loaded = loading.load(source, task_overrides={"bpe_dir": str(vocabulary), "num_bins": 10})
         assert loaded.models[0].cfg.encoder_embed_dim == 32
 
     @pytest.mark.parametrize(
@@ -306,17 +306,17 @@ LOADING = """
 import sys
 from pathlib import Path
 import narvl_plugin
-from narvl_plugin import checkpoints
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
 
 def memory(name):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(name)) * 1024
 
-checkpoints.setup_task  # all is imported
+loading.setup_task  # all is imported
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = memory("VmRSS")
 if sys.argv[1] == "load":
-    checkpoints.load(sys.argv[2], task_overrides={"bpe_dir": sys.argv[3]})
+    loading.load(sys.argv[2], task_overrides={"bpe_dir": sys.argv[3]})
 else:
     convert(Path(sys.argv[2]), Path(sys.argv[3]), arch=sys.argv[4])
 print(memory("VmHWM") - before)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from narvl_plugin import checkpoints
+from narvl_plugin.checkpoints import loading
 from narvl_plugin.data.boxes import parse_box
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.distill import distill
@@ -64,10 +64,10 @@ def distilled(
             )
             task = task_class.setup_task(cfg)
             monkeypatch.setattr(task, "build_generator", lambda models, args: Says(task, texts))
-            return checkpoints.Loaded([torch.nn.Module()], task, SimpleNamespace())
+            return loading.Loaded([torch.nn.Module()], task, SimpleNamespace())
 
         sizes = {"max_image_size": settings.pop("max_image_size", 80)} if name == "refcoco" else {}
-        monkeypatch.setattr(checkpoints, "load", load)
+        monkeypatch.setattr(loading, "load", load)
         teacher, out = tmp_path / "teacher.pt", tmp_path / "out.tsv"
         teacher.touch()
         distill(teacher=teacher, data=write_tsv("in.tsv", rows), out=out, skip_bad_rows=skip, batch_size=2, **settings)

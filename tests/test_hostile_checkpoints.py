@@ -17,12 +17,12 @@ from fairseq_cli import validate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from narvl_plugin import checkpoints
 from narvl_plugin.captioning import caption_pictures
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
 from narvl_plugin.distill import distill
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_checkpoint, whole_checkpoint
 
 Rows = list[list[str]]
 Write = Callable[..., Path]
@@ -86,7 +86,7 @@ def run_all(file: Path, data: Path, vocabulary: Path, tmp_path: Path, run_genera
         lambda: caption_pictures([pictures], checkpoint=file, out=None),
         lambda: distill(teacher=file, data=data, out=tmp_path / "out.tsv"),
         lambda: convert(file, tmp_path / "converted.pt"),
-        lambda: checkpoints.load(file),
+        lambda: loading.load(file),
         lambda: run_generate(data, "--task", "caption", "--bpe-dir", vocabulary, "--path", file, "--cpu"),
         lambda: run_validate(data, "--task", "caption", "--bpe-dir", vocabulary, "--path", file),
     ):
@@ -110,7 +110,7 @@ def test_no_model_but_ours_is_built_from_a_file(
     executed, code = trap
     file = hostile(tmp_path, vocabulary, hostile_models(code)[kind], form=form)
     with pytest.raises(InputError):
-        checkpoints.load(file)
+        loading.load(file)
     assert not executed.exists()
 
 
@@ -163,7 +163,7 @@ def test_older_flags_beside_a_configuration_are_passed_over(flags: dict[str, Any
     state = read_checkpoint(caption_student)
     state["args"] = argparse.Namespace(arch="narvl", task="caption", data="x", bpe_dir="/etc", num_queries=3, **flags)
     torch.save(state, caption_student.with_name("f.pt"))
-    (model,), _, cfg = checkpoints.load(caption_student.with_name("f.pt"))
+    (model,), _, cfg = loading.load(caption_student.with_name("f.pt"))
     assert model.num_queries == cfg.model.num_queries == 20
 
 
@@ -182,9 +182,9 @@ def test_older_flags_open_no_file(part: str, caption_student: Path, tmp_path: Pa
     os.mkfifo(tmp_path / "part.yaml")  # whoever opens it waits for a writer
     up = "/".join([".."] * 40)
     file = as_older_file(caption_student, **{part: f"{up}{tmp_path}/part"})
-    assert checkpoints.load(file).models
+    assert loading.load(file).models
     with pytest.raises(InputError):
-        checkpoints.load(as_older_file(caption_student, device_id=[["a"]] * 5000))
+        loading.load(as_older_file(caption_student, device_id=[["a"]] * 5000))
 
 
 @pytest.mark.parametrize("members", [["caption"], "caption", {"caption": 3, 4: 5}, {"other": {"_name": ["caption"]}}])
@@ -194,9 +194,9 @@ def test_members_of_another_form_are_no_members(members: object, caption_student
     torch.save(state, caption_student.with_name("f.pt"))
     if isinstance(members, dict):
         with pytest.raises(InputError, match=r"f.pt: was trained on .*, not on 'caption'; choose by --member"):
-            checkpoints.load(caption_student.with_name("f.pt"))
+            loading.load(caption_student.with_name("f.pt"))
     else:
-        assert checkpoints.load(caption_student.with_name("f.pt"), task_overrides={"bpe_dir": None}).models
+        assert loading.load(caption_student.with_name("f.pt"), task_overrides={"bpe_dir": None}).models
 
 
 def test_what_one_command_is_to_do_is_not_taken_from_a_file(caption_student: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_one_command_is_to_do_is_not_taken_from_a_file(caption_student: Pat
     state["cfg"]["common"] = {"user_dir": str(tmp_path)}
     state["cfg"]["model"]["allow_mismatch"] = "*"
     torch.save(state, tmp_path / "f.pt")
-    (model,), task, _ = checkpoints.load(tmp_path / "f.pt")
+    (model,), task, _ = loading.load(tmp_path / "f.pt")
     cfg = task.cfg
     assert (cfg.rescore_with, cfg.mbr_frequencies, cfg.data) == (None, None, "none")
     assert (str(cfg.mbr), cfg.abstain_below, cfg.skip_bad_rows) == ("none", 0, 0)
@@ -245,7 +245,7 @@ def test_sizes_and_types_of_a_model_are_limited(name: str, value: object, captio
     state["cfg"]["model"][name] = value
     torch.save(state, caption_student.with_name("f.pt"))
     with pytest.raises(InputError):
-        checkpoints.load(caption_student.with_name("f.pt"))
+        loading.load(caption_student.with_name("f.pt"))
     with pytest.raises((InputError, ValueError)):
         convert(caption_student.with_name("f.pt"), caption_student.with_name("converted.pt"))
 
@@ -289,4 +289,4 @@ def test_options_of_a_task_are_limited(name: str, value: object, caption_student
 def test_what_is_no_checkpoint_is_named(content: dict[str, Any], tmp_path: Path, vocabulary: Path) -> None:
     torch.save(content, tmp_path / "f.pt")
     with pytest.raises(InputError, match=r"f\.pt"):
-        checkpoints.load(tmp_path / "f.pt", task_overrides={"bpe_dir": str(vocabulary)})
+        loading.load(tmp_path / "f.pt", task_overrides={"bpe_dir": str(vocabulary)})

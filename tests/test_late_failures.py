@@ -13,10 +13,12 @@ import sentencepiece
 import torch
 from typer.testing import CliRunner
 
-from narvl_plugin import calibration, checkpoints, convert, features
+from narvl_plugin import calibration, features
 from narvl_plugin.bench import decoding, limit, systems, timing
 from narvl_plugin.calibration import calibrate, keep_calibration
 from narvl_plugin.captioning import caption_pictures
+from narvl_plugin.checkpoints import conversion, loading
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.cli.app import app
 from narvl_plugin.distill import distill
 from narvl_plugin.errors import InputError, MissingInput
@@ -25,7 +27,6 @@ from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 from narvl_plugin.export import export
 from narvl_plugin.models.interop import FIXED_FLAGS
 from narvl_plugin.report import build_report
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.whole_files import require_writable
 
 Command = Callable[[Path, Path], object]
@@ -44,8 +45,8 @@ FILES: dict[str, Command] = {
     "distill": lambda file, out: distill(teacher=file, data=file, out=out),
     "caption": lambda file, out: caption_pictures([file], checkpoint=file, out=out),
     "caption as json": lambda file, out: caption_pictures([file], checkpoint=file, out=out.with_suffix(".json")),
-    "convert": lambda file, out: convert.convert(file, out),
-    "convert to safetensors": lambda file, out: convert.convert(file, out.with_suffix(".safetensors")),
+    "convert": lambda file, out: conversion.convert(file, out),
+    "convert to safetensors": lambda file, out: conversion.convert(file, out.with_suffix(".safetensors")),
     "calibrate": lambda file, out: calibrate(file, file, out=out),
     "predictions": lambda file, out: write_predictions(file, out, task="caption", data=file, bins=BinSizes()),
     "evaluate": lambda file, out: invoke("evaluate", file, file, "--task", "caption", "--out", out),
@@ -69,12 +70,12 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("it has begun to work")
 
-    monkeypatch.setattr(checkpoints, "load", work)
+    monkeypatch.setattr(loading, "load", work)
     monkeypatch.setattr(limit, "Pair", work)
     monkeypatch.setattr(benchmarks, "evaluate", work)
     monkeypatch.setattr(features, "build_trunk", work)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", work)
-    monkeypatch.setattr(convert, "read_checkpoint", work)
+    monkeypatch.setattr(conversion, "read_checkpoint", work)
     monkeypatch.setattr(calibration, "read_checkpoint", work)
     path = tmp_path / "given.png"
     path.write_text("0\timg\ta caption\t\tpicture\n")
@@ -122,7 +123,7 @@ def test_the_plot_of_bench_models_is_a_folder(file: Path, tmp_path: Path) -> Non
 def test_the_description_of_safetensors_is_a_folder(file: Path, tmp_path: Path) -> None:
     (tmp_path / "out.json").mkdir()
     with pytest.raises(InputError, match=r"out.json: is a folder"):
-        convert.convert(file, tmp_path / "out.safetensors")
+        conversion.convert(file, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("name", ["results.json", "table.md", "report.html"])
@@ -163,7 +164,7 @@ class TestCalibration:
         student = student.with_name("foreign.pt")  # the tensors are mapped from the other file
         torch.save(state, student)
         result = calibrate(student, data, batch_size=6)
-        (model,), *_ = checkpoints.load(student, task_overrides={"data": str(data)}, role="student")
+        (model,), *_ = loading.load(student, task_overrides={"data": str(data)}, role="student")
         assert model.temperature == result["temperature"]
         keep_calibration(student, temperature=3.0)
         after = read_checkpoint(student)

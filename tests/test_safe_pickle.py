@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_checkpoint, read_pickle
 
 Read = Callable[[bytes], Any]
 

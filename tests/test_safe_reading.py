@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.safe_reading import read_checkpoint, read_pickle
 
 
 class Command:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import narvl_plugin
-from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.checkpoints.reading import read_checkpoint
 
 PROGRAM = """
 import logging, sys

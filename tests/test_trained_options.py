@@ -20,14 +20,15 @@ from fairseq.tasks import setup_task
 from fairseq_cli import generate, validate
 from omegaconf import OmegaConf
 
-from narvl_plugin import checkpoints, compat
+from narvl_plugin import compat
 from narvl_plugin.bench import timing
 from narvl_plugin.calibration import calibrate
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.distill import distill
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.tasks.caption import CaptionConfig
 
 Rows = list[list[str]]
@@ -95,9 +96,9 @@ def test_options_that_differ_from_the_training_are_warned_of(
     boxes: Path, student_of_boxes: Path, tmp_path: Path, run_generate: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [boxes, "--task", "refcoco", "--path", student_of_boxes, "--cpu", "--results-path", tmp_path / "out"]
-    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints"):
+    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
         run_generate(*given, "--patch-image-size", 48, "--max-image-size", 80)
-    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"] == [
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
@@ -107,9 +108,9 @@ def test_options_in_model_overrides_are_given(
     boxes: Path, student_of_boxes: Path, tmp_path: Path, run_generate: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [boxes, "--task", "refcoco", "--path", student_of_boxes, "--cpu", "--results-path", tmp_path / "out"]
-    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints"):
+    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
         run_generate(*given, "--model-overrides", "{'patch_image_size': 48, 'data': 'other.tsv'}")
-    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"] == [
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
@@ -132,12 +133,12 @@ def test_models_of_an_ensemble_with_other_sizes_are_warned_of(
     paths = f"{student_of_boxes}:{other}"
     for use in (
         lambda: run_generate(boxes, "--task", "refcoco", "--path", paths, "--cpu", "--results-path", tmp_path / "out"),
-        lambda: checkpoints.load([student_of_boxes, other]),
+        lambda: loading.load([student_of_boxes, other]),
     ):
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints"):
+        with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
             use()
-        named = [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints"]
+        named = [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"]
         assert named == warned
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 64
 
@@ -178,7 +179,7 @@ def test_validation_uses_the_options_of_the_training(
     boxes: Path, student_of_boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []  # fairseq-validate takes all handlers from the root logger
-    monkeypatch.setattr(checkpoints.logger, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(loading.logger, "warning", lambda text, *values: warnings.append(text % values))
     state = read_checkpoint(student_of_boxes)
     state["cfg"]["criterion"] = {"_name": "qctc", "sentence_avg": False}
     state["cfg"]["task"]["eval_acc"] = True
@@ -229,9 +230,9 @@ class TestVocabulary:
             lambda: run_validate(captions, "--task", "caption", "--path", teacher, "--bpe-dir", other["bpe_dir"]),
             lambda: distill(teacher=teacher, data=captions, out=tmp_path / "out.tsv", bpe_dir=other_vocabulary),
             lambda: calibrate(student, captions, task_overrides=other),
-            lambda: checkpoints.load(student, task_overrides=other),
-            lambda: checkpoints.load(student, task_overrides={"num_bins": 11}),
-            lambda: checkpoints.load(student, task_overrides={"num_bins": 9}),
+            lambda: loading.load(student, task_overrides=other),
+            lambda: loading.load(student, task_overrides={"num_bins": 11}),
+            lambda: loading.load(student, task_overrides={"num_bins": 9}),
         ):
             with pytest.raises(InputError, match="trained with another vocabulary"):
                 use()
@@ -245,7 +246,7 @@ class TestVocabulary:
         state["cfg"]["model"]["vocabulary"] = ""  # as in files of others
         rewrite(student, state)
         with pytest.raises(InputError, match="labels and the model's dictionary"):
-            checkpoints.load(student, task_overrides={"num_bins": bins})
+            loading.load(student, task_overrides={"num_bins": bins})
 
 
 class TestRoles:
@@ -339,17 +340,17 @@ def test_rescoring_asks_a_teacher_of_the_same_task_and_vocabulary(
 def test_ensembles_keep_to_one_vocabulary(vocabulary: Path, other_vocabulary: Path, write_checkpoint: Write) -> None:
     first = write_checkpoint("a.pt", "narvl", "caption", bpe_dir=str(vocabulary), num_bins=10)
     second = write_checkpoint("b.pt", "narvl", "caption", bpe_dir=str(other_vocabulary), num_bins=10)
-    assert len(checkpoints.load([first, first]).models) == 2
+    assert len(loading.load([first, first]).models) == 2
     with pytest.raises(InputError, match=r"b.pt: .* trained with another vocabulary"):
-        checkpoints.load([first, second])
+        loading.load([first, second])
 
 
 def test_options_of_a_mixtures_member_rule(vocabulary: Path, write_checkpoint: Write) -> None:
     student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), num_bins=10)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(student))
     member = {"_name": "vqa_gen", "patch_image_size": 96, "bpe_dir": str(vocabulary)}
-    trained = checkpoints.trained_options(student, state | {"task_state": {"members": {"gqa": member}}}, "gqa")
-    cfg = checkpoints.task_options(student, trained, "vqa_gen", {"max_src_length": 9})
+    trained = loading.trained_options(student, state | {"task_state": {"members": {"gqa": member}}}, "gqa")
+    cfg = loading.task_options(student, trained, "vqa_gen", {"max_src_length": 9})
     assert (cfg.patch_image_size, cfg.max_src_length, cfg.bpe_dir) == (96, 9, str(vocabulary))
 
 
@@ -370,7 +371,7 @@ def test_a_member_that_a_mixture_lacks_or_of_another_task_is_refused(
     ):
         with pytest.raises(InputError, match=message):
             run_generate(*given, *more)
-    assert checkpoints.load(teacher, task_overrides={"member": "gqa"}).task.cfg._name == "vqa_gen"
+    assert loading.load(teacher, task_overrides={"member": "gqa"}).task.cfg._name == "vqa_gen"
 
 
 def test_a_mixture_that_does_not_say_its_members_options_is_warned_of(
@@ -380,5 +381,5 @@ def test_a_mixture_that_does_not_say_its_members_options_is_warned_of(
     state = read_checkpoint(teacher)
     state["cfg"]["task"] = {"_name": "multitask", "data": "m.yaml", "bpe_dir": str(vocabulary), "num_bins": 10}
     rewrite(teacher, state)
-    checkpoints.load(teacher)
+    loading.load(teacher)
     assert f"{teacher}: does not say the options of its members" in caplog.text

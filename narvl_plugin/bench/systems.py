@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from narvl_plugin import checkpoints
 from narvl_plugin.bench.stages import median_stages
 from narvl_plugin.bench.timing import (
     SPLIT,
@@ -28,6 +27,7 @@ from narvl_plugin.bench.timing import (
     teacher_searches,
     use_threads,
 )
+from narvl_plugin.checkpoints import loading
 from narvl_plugin.errors import InputError
 from narvl_plugin.export.runner import Student
 from narvl_plugin.report.results import markdown_table
@@ -124,7 +124,7 @@ def compare(
         require_writable(file)
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
-    checkpoints.require_one_task(teacher, asked.task, student, parallel.task)
+    loading.require_one_task(teacher, asked.task, student, parallel.task)
     systems: dict[str, Any] = {}
     for predictor, searches in ((asked, teacher_searches), (parallel, student_searches)):
         for way, search in searches(predictor.task).items():

@@ -19,8 +19,8 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
-from narvl_plugin import checkpoints
 from narvl_plugin.bench.stages import median_stages
+from narvl_plugin.checkpoints import loading
 from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation import generation_config
@@ -77,7 +77,7 @@ class Predictor:
             MissingInput, InputError: when the checkpoint, its vocabulary or the file cannot be used.
         """
         overrides = {**(task_overrides or {}), "data": str(data)}
-        (model,), task, _ = checkpoints.load(checkpoint, task_overrides=overrides, role=role, device=device)
+        (model,), task, _ = loading.load(checkpoint, task_overrides=overrides, role=role, device=device)
         task.load_dataset(SPLIT)
         model.prepare_for_inference_(FairseqConfig())
         return cls(model, task, {}, torch.device(device))
@@ -348,7 +348,7 @@ def latency(
     require_writable(out)
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
-    checkpoints.require_one_task(teacher, asked.task, student, parallel.task)
+    loading.require_one_task(teacher, asked.task, student, parallel.task)
     systems = {
         name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})
         for name, search in teacher_searches(asked.task).items()

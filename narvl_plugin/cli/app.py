@@ -186,7 +186,7 @@ def convert(
     ] = "",
 ) -> None:
     """Turn a checkpoint into another: a teacher into a student, OFA's layout, safetensors."""
-    from narvl_plugin.convert import convert
+    from narvl_plugin.checkpoints.conversion import convert
 
     if to not in ("narvl", "ofa"):
         raise InputError(f"--to {to}: choose narvl or ofa")

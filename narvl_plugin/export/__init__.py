@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from narvl_plugin import checkpoints
+from narvl_plugin.checkpoints import loading
 from narvl_plugin.ctc import Lengths, Ordered
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
@@ -97,7 +97,7 @@ def export(
     if missing := [name for name in FORMATS[to] if importlib.util.find_spec(name) is None]:
         raise InputError(f"--to {to}: needs {', '.join(missing)}; pip install {' '.join(missing)}")
     require_writable(out, folder=True)
-    (model,), task, _ = checkpoints.load(checkpoint, task_overrides=task_overrides)
+    (model,), task, _ = loading.load(checkpoint, task_overrides=task_overrides)
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
     settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)

@@ -311,12 +311,12 @@ class BaseTask(CommonTask):
         The generator has it follow the student from then on. Raises InputError for a student, and for a teacher that
         starts from a prompt, which a student's batch does not have.
         """
-        from narvl_plugin import checkpoints  # which knows all tasks
+        from narvl_plugin.checkpoints import loading  # which knows all tasks
 
         file = str(self.cfg.rescore_with)
         shared = ("data", "bpe_dir", "num_bins", "patch_image_size", "ans2label_file")
         overrides = {name: getattr(self.cfg, name, None) for name in shared}
-        (teacher,), task, _ = checkpoints.load(
+        (teacher,), task, _ = loading.load(
             file, task_name=str(self.cfg._name), task_overrides=overrides, role="teacher"
         )
         if task.cfg._name != self.cfg._name:

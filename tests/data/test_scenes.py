@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, plural, write_scenes, writer
 from narvl_plugin.data.scenes.art import embedded_art
 from narvl_plugin.data.scenes.compose import HeldOutPairs
 from narvl_plugin.data.scenes.nouns import art_file_name, with_article
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_pickle
 from narvl_plugin.whole_files import sole_writer
 
 

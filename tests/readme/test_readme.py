@@ -26,13 +26,13 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from PIL import Image
 
+from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
 from narvl_plugin.cli.app import app
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.interop import flags_of, tables_of
-from narvl_plugin.safe_reading import read_checkpoint, whole_checkpoint
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from fairseq.logging import metrics
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
-from narvl_plugin.safe_reading import read_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
 

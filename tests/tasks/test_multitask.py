@@ -15,11 +15,11 @@ import torch
 from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
-from narvl_plugin import checkpoints
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.config import SIZES, NarvlConfig
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.tasks.multitask import MultitaskConfig, MultitaskTask
 
 Rows = list[list[str]]
@@ -354,10 +354,10 @@ def test_from_a_mixture_to_each_members_answers(
         convert(tmp_path / "gqa.pt", tmp_path / "none.pt", member="gqa")
 
     # Read back from Python, the single task has the options of its member.
-    loaded = checkpoints.load(checkpoint, task_overrides={"member": "gqa"})
+    loaded = loading.load(checkpoint, task_overrides={"member": "gqa"})
     assert (loaded.task.cfg._name, loaded.task.cfg.patch_image_size) == ("vqa_gen", 32)
     assert loaded.models[0].num_queries == 5
-    assert checkpoints.load(tmp_path / "teacher" / "checkpoint_last.pt").task.cfg.patch_image_size == 32
+    assert loading.load(tmp_path / "teacher" / "checkpoint_last.pt").task.cfg.patch_image_size == 32
 
 
 @pytest.mark.integration

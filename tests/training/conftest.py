@@ -17,7 +17,7 @@ from fairseq import trainer
 from PIL import Image
 
 from narvl_command import plugin_folder
-from narvl_plugin.safe_reading import read_checkpoint
+from narvl_plugin.checkpoints.reading import read_checkpoint
 
 Losses = dict[int, float]
 """Loss of each update, in nats per unit of sample size, with all its digits."""

@@ -16,11 +16,11 @@ from torch import nn
 
 from criterions import QueryCtcCriterion
 from criterions.qctc import QueryCtcConfig
-from narvl_plugin.convert import convert
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.ema import AveragedModel
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
-from narvl_plugin.safe_reading import read_checkpoint
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
 
 Losses = dict[int, float]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_checkpoint
 
 Losses = dict[int, float]
 

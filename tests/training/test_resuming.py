@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import BadRow
-from narvl_plugin.safe_reading import read_checkpoint
 
 Losses = dict[int, float]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fairseq import trainer
 
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data import survey
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.safe_reading import read_checkpoint
 
 Losses = dict[int, float]
 Train = Callable[..., Losses]

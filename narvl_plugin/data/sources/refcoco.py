@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.sources.reading import (
     Record,
     chosen_splits,
@@ -36,7 +37,6 @@ from narvl_plugin.data.sources.reading import (
 )
 from narvl_plugin.data.sources.writing import Columns, Dropped, Notes, Outcome, Pictures, clean, write_split
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_pickle
 
 SPLITS = {
     ("refcoco", "unc"): ("train", "val", "testA", "testB"),

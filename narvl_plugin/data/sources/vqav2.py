@@ -25,6 +25,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.sources.reading import (
     Record,
     chosen_splits,
@@ -45,7 +46,6 @@ from narvl_plugin.data.sources.writing import (
     write_answers,
     write_split,
 )
-from narvl_plugin.safe_reading import read_pickle
 from narvl_plugin.scoring.vqa_answers import leave_one_out, normalise_answer
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}

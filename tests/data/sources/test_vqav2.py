@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.sources.vqav2 import convert_vqav2, soft_scores
 from narvl_plugin.data.sources.writing import Pictures
 from narvl_plugin.errors import BadRow, MissingInput
-from narvl_plugin.safe_reading import read_pickle
 from narvl_plugin.scoring.vqa_answers import normalise_answer
 
 INFO = {

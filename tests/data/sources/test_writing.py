@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.resumable import StalePart
 from narvl_plugin.data.sources.writing import (
@@ -28,7 +29,6 @@ from narvl_plugin.data.sources.writing import (
     write_split,
 )
 from narvl_plugin.errors import InputError
-from narvl_plugin.safe_reading import read_pickle
 from narvl_plugin.whole_files import sole_writer
 
 RISKY = st.text(alphabet=st.sampled_from("ab &|!+\t\n\r\ud800é"), max_size=12)

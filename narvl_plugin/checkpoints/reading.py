@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 
-from narvl_plugin.checkpoint_pickle import NOT_NEEDED, CheckpointUnpickler, Storage
+from narvl_plugin.checkpoints.unpickling import NOT_NEEDED, CheckpointUnpickler, Storage
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
 from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.factory import FAMILIES
@@ -27,7 +28,6 @@ from narvl_plugin.models.interop import (
     tables_of,
 )
 from narvl_plugin.models.narvl import query_rows
-from narvl_plugin.safe_reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 
