@@ -18,6 +18,7 @@ try:
     compat.apply()
 
     import criterions  # noqa: F401
-    from narvl_plugin import fused_adam, models, scoring, tasks  # noqa: F401
+    from narvl_plugin import models, scoring, tasks  # noqa: F401
+    from narvl_plugin.training import fused_adam  # noqa: F401
 finally:
     logging.root.removeHandler(_stand_in)

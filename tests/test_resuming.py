@@ -11,7 +11,7 @@ import torch
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.interop import EMBEDDING
-from narvl_plugin.resuming import check_resumed
+from narvl_plugin.training.resuming import check_resumed
 
 STUDENT = {"_name": "narvl_tiny", "num_queries": 20, "encoder_layers": 4, "freeze_embedding": False, "dropout": 0.1}
 STUDENT |= {"vocabulary": "0f"}

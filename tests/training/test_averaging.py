@@ -18,10 +18,10 @@ from criterions import QueryCtcCriterion
 from criterions.qctc import QueryCtcConfig
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
-from narvl_plugin.ema import AveragedModel
 from narvl_plugin.errors import InputError
 from narvl_plugin.models import build
 from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.training.ema import AveragedModel
 
 Losses = dict[int, float]
 DECAY = 0.75

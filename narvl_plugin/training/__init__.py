@@ -1,0 +1,1 @@
+"""What fairseq's trainer is given: averaged weights, schedule, optimizer."""
