@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from narvl_plugin.calibration import (
+from narvl_plugin.checkpoints import loading
+from narvl_plugin.checkpoints.conversion import convert
+from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.errors import InputError
+from narvl_plugin.generation import TeacherRescorer
+from narvl_plugin.generation.parallel_generator import change_odds
+from narvl_plugin.inference.calibration import (
     TEMPERATURES,
     Judge,
     Reliability,
@@ -20,12 +26,6 @@ from narvl_plugin.calibration import (
     keep_calibration,
     log_loss,
 )
-from narvl_plugin.checkpoints import loading
-from narvl_plugin.checkpoints.conversion import convert
-from narvl_plugin.checkpoints.reading import read_checkpoint
-from narvl_plugin.errors import InputError
-from narvl_plugin.generation import TeacherRescorer
-from narvl_plugin.generation.parallel_generator import change_odds
 from narvl_plugin.tasks.caption import CaptionTask
 
 MakeModel = Callable[..., Path]

@@ -18,8 +18,8 @@ import narvl_plugin  # noqa: F401 - registers the task
 from narvl_plugin.data.resumable import StalePart
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import train_sentencepiece
-from narvl_plugin.distill import Speaker, distill
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.inference.distillation import Speaker, distill
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.tasks.caption import CaptionConfig
 from narvl_plugin.whole_files import sole_writer

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from narvl_plugin import features
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.features import frozen_trunk, write_features
+from narvl_plugin.inference import features
+from narvl_plugin.inference.features import frozen_trunk, write_features
 from narvl_plugin.models import build
 from narvl_plugin.models.vision import trunk_features
 from narvl_plugin.whole_files import sole_writer

@@ -13,18 +13,18 @@ import sentencepiece
 import torch
 from typer.testing import CliRunner
 
-from narvl_plugin import calibration, features
 from narvl_plugin.bench import decoding, limit, systems, timing
-from narvl_plugin.calibration import calibrate, keep_calibration
-from narvl_plugin.captioning import caption_pictures
 from narvl_plugin.checkpoints import conversion, loading
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.cli.app import app
-from narvl_plugin.distill import distill
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation import benchmarks
 from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 from narvl_plugin.export import export
+from narvl_plugin.inference import calibration, features
+from narvl_plugin.inference.calibration import calibrate, keep_calibration
+from narvl_plugin.inference.captioning import caption_pictures
+from narvl_plugin.inference.distillation import distill
 from narvl_plugin.models.interop import FIXED_FLAGS
 from narvl_plugin.report import build_report
 from narvl_plugin.whole_files import require_writable

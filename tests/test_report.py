@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.calibration import Reliability
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.report import build, build_report
 from narvl_plugin.report.charts import training_charts
 from narvl_plugin.report.outputs import (

@@ -82,7 +82,7 @@ def features(
     device: Device = None,
 ) -> None:
     """Compute a frozen vision trunk's features once for each picture, for quick training."""
-    from narvl_plugin.features import write_features
+    from narvl_plugin.inference.features import write_features
 
     written = write_features(
         data,
@@ -118,7 +118,7 @@ def distill(
     device: Device = None,
 ) -> None:
     """Put a teacher's outputs in place of a TSV file's targets; stopped and started again, it goes on."""
-    from narvl_plugin.distill import distill
+    from narvl_plugin.inference.distillation import distill
 
     written = distill(
         teacher=teacher,
@@ -154,7 +154,7 @@ def caption(
     device: Device = None,
 ) -> None:
     """Say what is in picture files: lines of a path and a caption, in the order of the paths."""
-    from narvl_plugin.captioning import caption_pictures
+    from narvl_plugin.inference.captioning import caption_pictures
 
     count = caption_pictures(
         pictures,
@@ -247,7 +247,7 @@ def calibrate(
     device: Device = None,
 ) -> None:
     """Fit a student's temperature and odds, so that it is right as often as it is sure; its checkpoint keeps it."""
-    from narvl_plugin.calibration import calibrate
+    from narvl_plugin.inference.calibration import calibrate
 
     given = {"beam": beam, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
     result = calibrate(

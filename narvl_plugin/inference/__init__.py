@@ -1,0 +1,1 @@
+"""Models that answer: captions of pictures, targets, confidence, features."""
