@@ -1,6 +1,6 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
-from narvl_plugin.ctc.align import (
+from narvl_plugin.ctc.alignment import (
     Alignment,
     best_states,
     score_targets,
@@ -9,17 +9,17 @@ from narvl_plugin.ctc.align import (
     total_scores,
     viterbi,
 )
+from narvl_plugin.ctc.answer_trie import Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, language_outputs, prefix_beam_search
-from narvl_plugin.ctc.candidates import Trie, build_trie, score_candidates, score_trie
+from narvl_plugin.ctc.bigrams import bigram_f1
+from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
+from narvl_plugin.ctc.constraints import Automaton, Language, Lengths, Ordered, one_of, sequence_of
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.languages import Automaton, Language, Lengths, Ordered, one_of, sequence_of
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, queries_needed
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
-from narvl_plugin.ctc.ngrams import bigram_f1
 from narvl_plugin.ctc.outputs import Outputs, Scored
 from narvl_plugin.ctc.sampling import expected_score, outputs_of, sample_paths, spread_paths
-from narvl_plugin.ctc.search import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 
 __all__ = [
     "total_scores",

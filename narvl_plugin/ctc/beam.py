@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc.constrained import Greedy, constrain
+from narvl_plugin.ctc.constraints import Language
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.languages import Language
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
 from narvl_plugin.ctc.outputs import Outputs, Scored
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from narvl_plugin.ctc.align import total_scores
+from narvl_plugin.ctc.alignment import total_scores
+from narvl_plugin.ctc.collapse import Hypothesis, Paths, collapse, hypotheses_of
+from narvl_plugin.ctc.constraints import Language
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.languages import Language
 from narvl_plugin.ctc.lattice import build_lattice
 from narvl_plugin.ctc.outputs import Outputs
-from narvl_plugin.ctc.search import Hypothesis, Paths, collapse, hypotheses_of
 
 
 class Greedy(NamedTuple):

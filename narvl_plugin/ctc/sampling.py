@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from narvl_plugin.ctc.collapse import collapse
 from narvl_plugin.ctc.lattice import accumulation_dtype
-from narvl_plugin.ctc.search import collapse
 
 
 def sample_paths(logits: Tensor, number: int) -> Tensor:

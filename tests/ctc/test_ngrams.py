@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from narvl_plugin.ctc import bigram_f1
-from narvl_plugin.ctc.ngrams import expected_length, silence_between
+from narvl_plugin.ctc.bigrams import expected_length, silence_between
 
 BLANK = 2
 Collapse = Callable[[tuple[int, ...], int], tuple[int, ...]]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from narvl_plugin.ctc.candidates import build_trie
+from narvl_plugin.ctc.answer_trie import build_trie
+from narvl_plugin.ctc.collapse import Paths, collapse
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.search import Paths, collapse
 
 NEVER = -torch.inf
 
