@@ -36,11 +36,11 @@ from torch.utils.data._utils import worker
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from narvl_command import ask_to_end
-from narvl_plugin import command_lines
 from narvl_plugin.checkpoints.reading import existing, read_checkpoint
 from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
 from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
+from narvl_plugin.tasks import command_lines
 from narvl_plugin.training.ema import build_ema
 from narvl_plugin.training.resuming import check_resumed
 from narvl_plugin.training.schedule import WarmupRatioSchedule, planned_updates

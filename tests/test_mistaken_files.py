@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
+from narvl_plugin.data.mistaken_files import as_text, mistaken
 from narvl_plugin.data.text import load_codec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.mistaken_files import as_text, mistaken
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
 HTML = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"

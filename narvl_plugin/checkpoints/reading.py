@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 
 from narvl_plugin.checkpoints.unpickling import NOT_NEEDED, CheckpointUnpickler, Storage
+from narvl_plugin.data.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
 from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of
 
 SAFETENSORS_SUFFIX = ".safetensors"

@@ -20,8 +20,8 @@ import torch
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torchvision.transforms import functional
 
+from narvl_plugin.data.mistaken_files import HEAD, as_text, mistaken
 from narvl_plugin.errors import BadRow
-from narvl_plugin.mistaken_files import HEAD, as_text, mistaken
 
 _AVIF = find_spec("PIL._avif") is not None  # Pillow has it from 11.3 on, where the library was there
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))

@@ -17,9 +17,9 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
+from narvl_plugin.data.mistaken_files import as_text, mistaken, read_head
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.mistaken_files import as_text, mistaken, read_head
 from narvl_plugin.whole_files import require_writable, write_whole
 
 REFERENCE_SEPARATOR = "&&"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from narvl_plugin.data.mistaken_files import mistaken, read_head
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.mistaken_files import mistaken, read_head
 
 logger = logging.getLogger(__name__)
 

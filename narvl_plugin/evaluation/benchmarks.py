@@ -10,6 +10,7 @@ from typing import Any
 
 from narvl_plugin.data.sources import coco, gqa, refcoco, snli_ve, vqav2
 from narvl_plugin.data.sources.reading import not_as_published, pick, pick_all, read_json
+from narvl_plugin.data.vqa_answers import official_accuracy
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation.predictions import form_of, read_predictions
 from narvl_plugin.scoring.coco_caption import METRICS, score_captions
@@ -17,7 +18,6 @@ from narvl_plugin.scoring.entailment import OTHER
 from narvl_plugin.scoring.gqa import same_answer
 from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.scoring.tokenization import why_plain
-from narvl_plugin.scoring.vqa_answers import official_accuracy
 
 ALL = "all"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from narvl_plugin.data.vqa_answers import normalise_answer
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.scoring.vqa_answers import normalise_answer
 
 
 def soft_accuracy(said: str, answers: Mapping[str, float]) -> float:

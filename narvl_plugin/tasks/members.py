@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from narvl_plugin.data.mistaken_files import mistaken, read_head
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.mistaken_files import mistaken, read_head
 from narvl_plugin.tasks.base import BaseTaskConfig, training_paths
 from narvl_plugin.tasks.common import CommonConfig
 

@@ -7,9 +7,9 @@ from fairseq import scoring
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narvl_plugin.data.vqa_answers import normalise_answer
 from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.vqa import answer_type, soft_accuracy
-from narvl_plugin.scoring.vqa_answers import normalise_answer
 
 
 @pytest.mark.parametrize(

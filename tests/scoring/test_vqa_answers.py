@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.scoring.vqa_answers import CONTRACTIONS, normalise_answer, official_accuracy
+from narvl_plugin.data.vqa_answers import CONTRACTIONS, normalise_answer, official_accuracy
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from narvl_plugin.data.sources.writing import (
     write_answers,
     write_split,
 )
-from narvl_plugin.scoring.vqa_answers import leave_one_out, normalise_answer
+from narvl_plugin.data.vqa_answers import leave_one_out, normalise_answer
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 """TSV file -> the name in the official files."""

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.sources.vqav2 import convert_vqav2, soft_scores
 from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.vqa_answers import normalise_answer
 from narvl_plugin.errors import BadRow, MissingInput
-from narvl_plugin.scoring.vqa_answers import normalise_answer
 
 INFO = {
     "info": {"version": "2.0", "year": 2017, "url": "http://visualqa.org"},
