@@ -326,7 +326,7 @@ print(memory("VmHWM") - before)
 def peak(*arguments: object) -> int:
     """Return how far memory rises above that of the bare process, in bytes."""
     command = [sys.executable, "-W", "ignore", "-c", LOADING, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1])
 
