@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all test check
+.PHONY: help setup demo demo-all test test-fast check
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
@@ -23,6 +23,9 @@ demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailmen
 
 test: $(INSTALLED) ## Run all tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+test-fast: $(INSTALLED) ## Run the quick tests: those of at most about five seconds each
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not integration"
 
 check: $(INSTALLED) ## Lint, check the formatting, check the types
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,7 @@
 """Installs `narvl_plugin` (the fairseq user-dir), `criterions` beside it, and the program `narvl`."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 # ve-fairseq has wheels for Linux x86-64 with CPython 3.11 and 3.12; elsewhere fairseq-fixed is built.
@@ -13,13 +15,14 @@ setup(
     name="narvl",
     version="0.1.0",
     description="NARVL, a parallel (non-autoregressive) vision-language model, as a fairseq plugin",
-    long_description="NARVL, a parallel (non-autoregressive) vision-language model, as a fairseq plugin.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
     py_modules=["narvl_command"],
-    package_data={"narvl_plugin": ["report/templates/*"]},
+    package_data={"narvl_plugin": ["report/templates/*", "py.typed"], "criterions": ["py.typed"]},
     entry_points={"console_scripts": ["narvl = narvl_command:main"]},
     install_requires=[
         f"ve-fairseq==0.12.3; {HAS_WHEEL}",
