@@ -115,6 +115,7 @@ def distill(
     skip_bad_rows: SkipBadRows = 0,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
+    member: Annotated[str | None, typer.Option(help="Of a teacher of several tasks: whose outputs to write.")] = None,
     device: Device = None,
 ) -> None:
     """Put a teacher's outputs in place of a TSV file's targets; stopped and started again, it goes on."""
@@ -134,6 +135,7 @@ def distill(
         val_inference_type=val_inference_type,
         bpe_dir=bpe_dir,
         ans2label_file=ans2label_file,
+        member=member,
         device=device,
     )
     _say(out, written)

@@ -89,6 +89,7 @@ class TsvDataset(EqualRows):
     """
 
     column_names: ClassVar[tuple[str, ...]]
+    source_length_options: ClassVar[str] = "--max-src-length"
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
         self.columns_by_name(tsv.columns)
@@ -221,7 +222,7 @@ class TsvDataset(EqualRows):
         """Raise BadRow for texts that have more tokens than the model has places."""
         longest = max(map(len, targets), default=0)
         for name, length, places, option in (
-            ("text", len(source), self.options.source_positions, "--max-src-length"),
+            ("text", len(source), self.options.source_positions, self.source_length_options),
             ("target", longest, self.options.target_positions, "--max-tgt-length"),
         ):
             if places is not None and length > places:

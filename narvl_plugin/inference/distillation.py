@@ -37,6 +37,7 @@ def distill(
     val_inference_type: str | None = None,
     bpe_dir: Path | None = None,
     ans2label_file: Path | None = None,
+    member: str | None = None,
     device: str | None = None,
 ) -> bool:
     """Write `data` again as `out`, with the teacher's best hypotheses as each row's target, in its task's own form.
@@ -59,6 +60,7 @@ def distill(
         val_inference_type: `allcand` or `beamsearch`, where answers are found otherwise than the checkpoint says.
         bpe_dir, ans2label_file: the vocabulary's folder and the list of answers, where they are not those that the
             checkpoint names.
+        member: of a teacher that was trained on a mixture of tasks, the one whose outputs are asked for.
         device: torch's name of it; by default a GPU if there is one.
 
     Returns:
@@ -82,6 +84,7 @@ def distill(
             "val_inference_type": val_inference_type,
             "ans2label_file": ans2label_file and fingerprint(ans2label_file),
             **generation,
+            **({"member": member} if member else {}),  # which runs that were begun before it was asked for lack
         },
     )
     with writer:
@@ -93,6 +96,7 @@ def distill(
             "val_inference_type": val_inference_type,
             "bpe_dir": bpe_dir and str(bpe_dir),
             "ans2label_file": ans2label_file and str(ans2label_file),
+            "member": member,
         }
         speaker = Speaker(teacher, overrides, generation, device)
         budget = speaker.task.skip_budget

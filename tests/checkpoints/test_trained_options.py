@@ -374,6 +374,23 @@ def test_a_member_that_a_mixture_lacks_or_of_another_task_is_refused(
     assert loading.load(teacher, task_overrides={"member": "gqa"}).task.cfg._name == "vqa_gen"
 
 
+def test_a_teacher_of_a_mixture_is_distilled_as_one_of_its_members(
+    captions: Path, vocabulary: Path, write_checkpoint: Write, tmp_path: Path
+) -> None:
+    own = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
+    teacher = write_checkpoint("teacher.pt", "ofa", "caption", **own)
+    state = read_checkpoint(teacher)
+    state["cfg"]["task"] = {"_name": "multitask", "data": "m.yaml", "bpe_dir": str(vocabulary), "num_bins": 10}
+    members = {"coco": {"_name": "caption", **own}, "gqa": {"_name": "vqa_gen", **own}}
+    rewrite(teacher, state | {"task_state": {"members": members}})
+    written = tmp_path / "distilled.tsv"
+    options = {"teacher": teacher, "data": captions, "out": written, "beam": 1, "max_len_b": 3}
+    with pytest.raises(InputError, match=r"was trained on coco, gqa, not on 'caption'; choose by --member"):
+        distill(**options)
+    assert distill(member="coco", **options)
+    assert len(written.read_text().splitlines()) == len(captions.read_text().splitlines())
+
+
 def test_a_mixture_that_does_not_say_its_members_options_is_warned_of(
     vocabulary: Path, write_checkpoint: Write, caplog: pytest.LogCaptureFixture
 ) -> None:

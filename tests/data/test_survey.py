@@ -66,6 +66,8 @@ def test_a_word_of_two_thousand_letters_is_no_text_that_an_encoder_reads(
 ) -> None:
     dataset = datasets[task]
     told = rf"{task}.tsv:2: the text has [\d,]+ tokens, and the model reads at most 100; .* words with --max-src-length"
+    if task == "vqa_gen":
+        told += ", or fewer objects with --max-object-length"
     found = survey(dataset, None)
     assert (found.looked_at, found.total) == (len(dataset), len(dataset))
     (error,) = found.unusable
