@@ -21,7 +21,6 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train
 from PIL import Image
 
-from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question
 from narvl_plugin.errors import InputError
@@ -29,6 +28,7 @@ from narvl_plugin.export import FORMATS, RUN, _write_code, export, runner
 from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.export.runner import Answer, Student, clean
 from narvl_plugin.inference.calibration import keep_calibration
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 
 ALONE = """

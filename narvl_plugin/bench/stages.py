@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from narvl_plugin.devices import wait_for
-
-if TYPE_CHECKING:
-    from narvl_plugin.bench.timing import Predictor
+from narvl_plugin.inference.predictor import Predictor
 
 STAGES = {
     "picture": "its row read, its bytes decoded and resized, put on the device",

@@ -16,23 +16,17 @@ from matplotlib.figure import Figure
 
 from narvl_plugin.bench.stages import median_stages
 from narvl_plugin.bench.timing import (
-    SPLIT,
     STAGED,
-    Predictor,
-    Search,
     describe_machine,
     images_per_second,
     measure_latency,
-    searching,
-    teacher_searches,
     use_threads,
 )
 from narvl_plugin.checkpoints import loading
 from narvl_plugin.errors import InputError
 from narvl_plugin.export.runner import Student
+from narvl_plugin.inference.predictor import SPLIT, Predictor, student_searches, teacher_searches
 from narvl_plugin.report.results import markdown_table
-from narvl_plugin.tasks.answers import AnswerTask
-from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.whole_files import require_writable, write_whole
 
 BATCHES = (8, 32)
@@ -75,17 +69,6 @@ class ExportedPredictor:
             for found, row in zip(columns, rows, strict=True)
         ]
         return self.student(pictures, columns)
-
-
-def student_searches(task: BaseTask) -> dict[str, Search]:
-    """Return how a student is asked, by name of the system."""
-    searches = {
-        "student_greedy": Search({"beam": 1}, searching(task)),
-        "student_beam5": Search({"beam": 5}, searching(task)),
-    }
-    if isinstance(task, AnswerTask) and task.trie is not None:
-        searches["student_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
-    return searches
 
 
 def compare(

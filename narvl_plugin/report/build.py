@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.charts import confidence_charts, training_charts
 from narvl_plugin.report.outputs import outputs_by_row, read_pictures, read_rows, read_training_log
 from narvl_plugin.report.page import PICTURE_SIDE, TRAINING_LABELS, render_page

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from narvl_plugin.bench.timing import Predictor
 from narvl_plugin.ctc import collapse, token_posteriors, viterbi
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.outputs import data_uri
 
 NBEST = 3

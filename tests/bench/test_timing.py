@@ -13,18 +13,16 @@ import torch
 from PIL import Image
 
 from narvl_plugin.bench import stages, timing
-from narvl_plugin.bench.systems import student_searches
 from narvl_plugin.bench.timing import (
     LatencyStats,
-    Predictor,
     describe_machine,
     images_per_second,
     latency,
     measure_latency,
-    teacher_searches,
 )
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
+from narvl_plugin.inference.predictor import Predictor, student_searches, teacher_searches
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
 from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
