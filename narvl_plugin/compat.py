@@ -53,8 +53,7 @@ logger = logging.getLogger(__name__)
 def apply() -> None:
     """Make all repairs, once."""
     read_checkpoints_safely()
-    refuse_unusable_command_lines()
-    take_options_from_checkpoints()
+    check_command_lines()
     write_sizes_of_bins()
     save_checkpoints_whole()
     copy_checkpoints_whole()
@@ -181,42 +180,15 @@ def task_of_command(file: str, given: dict[str, Any]) -> Any:
     return loading.task_for(file, str(given.get("task")), given)
 
 
-def refuse_unusable_command_lines() -> None:
-    """Say in one line which option of a command line is missing, or that a program does not serve a task of ours.
+def check_command_lines() -> None:
+    """Say what is wrong with a command line in one line, and take a trained model's options from its checkpoint.
 
     Mends `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
     KeyError(None), and `fairseq-interactive --task caption`, which fails after it has loaded the model.
-    """
-    parse = options.parse_args_and_arch
 
-    @functools.wraps(parse)
-    def parse_args_and_arch(
-        parser: ArgumentParser,
-        input_args: list[str] | None = None,
-        parse_known: bool = False,
-        suppress_defaults: bool = False,
-        modify_parser: Any = None,
-    ) -> Any:
-        command_lines.refuse_at_length(parser)
-        try:
-            parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
-        except (RuntimeError, KeyError) as error:
-            command_lines.explain_failure(parser, input_args, error)
-            raise
-        arguments = parsed[0] if isinstance(parsed, tuple) else parsed
-        if not suppress_defaults:
-            command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
-        return parsed
-
-    options.parse_args_and_arch = parse_args_and_arch
-
-
-def take_options_from_checkpoints() -> None:
-    """Let fairseq-generate use a model of ours with the options that it was trained with.
-
-    Mends `fairseq-generate test.tsv --task refcoco --path student.pt`, which takes --patch-image-size, --num-bins and
-    all other options of the task from their defaults. Without an error the model then reads images and predicts bins
-    of other sizes than in its training. Options that the command line gives stay.
+    Mends `fairseq-generate test.tsv --task refcoco --path student.pt`, too, which takes --patch-image-size, --num-bins
+    and all other options of the task from their defaults. Without an error the model then reads images and predicts
+    bins of other sizes than in its training. Options that the command line gives stay.
     """
     parse = options.parse_args_and_arch
 
@@ -229,10 +201,17 @@ def take_options_from_checkpoints() -> None:
         modify_parser: Any = None,
     ) -> Any:
         check_arguments(sys.argv[1:] if input_args is None else map(str, input_args))
-        parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
+        command_lines.refuse_at_length(parser)
+        try:
+            parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
+        except (RuntimeError, KeyError) as error:
+            command_lines.explain_failure(parser, input_args, error)
+            raise
+        if suppress_defaults:
+            return parsed
         arguments = parsed[0] if parse_known else parsed
-        generates = hasattr(arguments, "nbest") and getattr(arguments, "path", None)
-        if generates and not suppress_defaults:
+        command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
+        if hasattr(arguments, "nbest") and getattr(arguments, "path", None):
             from narvl_plugin.checkpoints import loading  # which knows all tasks
 
             if loading.is_ours(arguments.task):
