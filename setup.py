@@ -21,9 +21,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
-    py_modules=["narvl_command"],
+    py_modules=["narvl"],
     package_data={"narvl_plugin": ["report/templates/*", "py.typed"], "criterions": ["py.typed"]},
-    entry_points={"console_scripts": ["narvl = narvl_command:main"]},
+    entry_points={"console_scripts": ["narvl = narvl:main"]},
     install_requires=[
         f"ve-fairseq==0.12.3; {HAS_WHEEL}",
         f"fairseq-fixed==0.12.3.1; {NO_WHEEL}",

@@ -1,24 +1,5 @@
-"""NARVL as a fairseq plugin: importing this package registers what it adds."""
+"""NARVL: parallel vision-language models with Query-CTC, in plain torch and as a plugin for fairseq.
 
-import logging
-
-import narvl_command
-
-narvl_command.explain_interrupts()  # first, since the other imports take seconds
-
-
-# A module of fairseq calls logging.basicConfig(level=logging.DEBUG) when it is imported. That sets nothing where the
-# root logger has a handler; the one that logging itself takes where there is none prints what it would print anyway.
-_stand_in = logging.lastResort or logging.NullHandler()
-if not logging.root.handlers:
-    logging.root.addHandler(_stand_in)
-try:
-    from narvl_plugin import compat
-
-    compat.apply()
-
-    import criterions  # noqa: F401
-    from narvl_plugin import models, scoring, tasks  # noqa: F401
-    from narvl_plugin.training import fused_adam  # noqa: F401
-finally:
-    logging.root.removeHandler(_stand_in)
+fairseq registers what it must know when it loads this folder as its user directory: it imports all modules of `tasks/`
+and `models/`. Elsewhere `import narvl_plugin.registered` does so.
+"""

@@ -30,17 +30,21 @@ from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from narvl_command import ask_to_end
 from narvl_plugin.checkpoints.reading import existing, read_checkpoint
-from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
+from narvl_plugin.checkpoints.record import Checkpoint, read_state
+from narvl_plugin.data.dataset import STAND_IN, check_limits
+from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
-from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
-from narvl_plugin.tasks import command_lines
+from narvl_plugin.models.interop import averaged_weights
+from narvl_plugin.program import ask_to_end
+from narvl_plugin.tasks import TASKS, command_lines
+from narvl_plugin.tasks.options import option_names, options_of_all, take_up_options
 from narvl_plugin.training.ema import build_ema
 from narvl_plugin.training.resuming import check_resumed
 from narvl_plugin.training.schedule import WarmupRatioSchedule, planned_updates
@@ -96,20 +100,11 @@ def read_checkpoints_safely() -> None:
         local_path = PathManager.get_local_path(path)
         if local_path != path and PathManager.path_requires_pathmanager(path):
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
-        state = read_checkpoint(local_path)
-        if state.get("model") is None:
-            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
-        if "cfg" not in state and "args" not in state:
-            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no options of its training under 'cfg'")
+        averaged = bool((arg_overrides or {}).get("ema_eval"))
+        state = read_state(local_path, averaged=averaged)
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
             state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
-        if (arg_overrides or {}).get("ema_eval"):
-            state["model"] = averaged_weights(state, path)
-        adopt(state, path)
-        if (model_options := own_options(state)) is not None:
-            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
-            mark_origin(state)
         try:
             if state.get("cfg") is not None:
                 state["args"] = None  # of older files, which have no cfg; fairseq would build the model by these
@@ -175,9 +170,12 @@ def forget_unknown_parts(flags: Namespace) -> None:
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
     """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
-    from narvl_plugin.checkpoints import loading  # which knows all tasks
-
-    return loading.task_for(file, str(given.get("task")), given)
+    name = str(given.get("task"))
+    if name not in TASKS:
+        return None
+    kind = TASK_DATACLASS_REGISTRY[name]
+    own = {option: given[option] for option in option_names(kind) & given.keys()}
+    return setup_task(options_of_all([Checkpoint.read(file)], name, kind, own))
 
 
 def check_command_lines() -> None:
@@ -211,11 +209,9 @@ def check_command_lines() -> None:
             return parsed
         arguments = parsed[0] if parse_known else parsed
         command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
-        if hasattr(arguments, "nbest") and getattr(arguments, "path", None):
-            from narvl_plugin.checkpoints import loading  # which knows all tasks
-
-            if loading.is_ours(arguments.task):
-                loading.take_up_options(arguments, given_arguments(parser, input_args, arguments))
+        if hasattr(arguments, "nbest") and getattr(arguments, "path", None) and arguments.task in TASKS:
+            kind = TASK_DATACLASS_REGISTRY[arguments.task]
+            take_up_options(arguments, given_arguments(parser, input_args, arguments), kind)
         return parsed
 
     options.parse_args_and_arch = parse_args_and_arch
@@ -564,7 +560,7 @@ def stand_in_for_missing_batches() -> None:
     @functools.wraps(get_iterator)
     def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
         iterator = get_iterator(self, *args, **kwargs)
-        is_ours = isinstance(iterator.dataset, EqualRows)
+        is_ours = isinstance(iterator.dataset, FairseqRows)
         self.stand_in = self._dummy_batch | {STAND_IN: True} if is_ours else None
         return iterator
 
@@ -588,7 +584,7 @@ def check_limits_of_validation_first() -> None:
     def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
         iterator = get_iterator(self, *args, **kwargs)
         limits = self.cfg.dataset
-        if isinstance(iterator.dataset, EqualRows) and not limits.disable_validation:
+        if isinstance(iterator.dataset, FairseqRows) and not limits.disable_validation:
             check_limits(limits.max_tokens_valid, limits.batch_size_valid, "-valid")
         return iterator
 
@@ -623,13 +619,13 @@ def check_place_in_epoch() -> None:
     @functools.wraps(get_state)
     def state_dict(self: iterators.EpochBatchIterator) -> dict[str, Any]:
         state: dict[str, Any] = get_state(self)
-        if isinstance(self.dataset, EqualRows) and state["iterations_in_epoch"]:
+        if isinstance(self.dataset, FairseqRows) and state["iterations_in_epoch"]:
             state |= rows_of(self, state["iterations_in_epoch"])
         return state
 
     @functools.wraps(set_state)
     def load_state_dict(self: iterators.EpochBatchIterator, state: dict[str, Any]) -> None:
-        if isinstance(self.dataset, EqualRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
+        if isinstance(self.dataset, FairseqRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
             compare_places(self, state)
         set_state(self, state)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fairseq import utils
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -15,8 +14,19 @@ def choose_device(name: str | None) -> torch.device:
 
 def move_batch(batch: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
     """Return a batch with its tensors on a device."""
-    moved: dict[str, Any] = utils.apply_to_sample(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    moved: dict[str, Any] = _move(batch, device)
     return moved
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _move(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_move(part, device) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
 
 
 def wait_for(device: torch.device | str) -> None:

@@ -27,10 +27,10 @@ sys.path.append(str(Path(__file__).parent))  # where what tests share lies
 
 from device_waits import DeviceWaits
 
-import narvl_plugin  # noqa: F401 - registers the tasks
+import narvl_plugin.registered  # noqa: F401 - registers the tasks
 from narvl_plugin.checkpoints.reading import whole_checkpoint
 from narvl_plugin.data.text import TextCodec, load_codec, train_sentencepiece
-from narvl_plugin.models.factory import FAMILIES
+from narvl_plugin.models.registered import FAMILIES
 
 # Goldens of the published models and their dict.txt are no part of the repository; tests that need them are
 # skipped without.

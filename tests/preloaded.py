@@ -17,7 +17,7 @@ import sys
 from typing import NoReturn
 
 PROGRAMS = {
-    "narvl": ("narvl_command", "main"),
+    "narvl": ("narvl", "main"),
     "fairseq-train": ("fairseq_cli.train", "cli_main"),
     "fairseq-generate": ("fairseq_cli.generate", "cli_main"),
     "fairseq-hydra-train": ("fairseq_cli.hydra_train", "cli_main"),

@@ -26,7 +26,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq_cli import train, validate
 from filelock import FileLock
 
-from narvl_command import plugin_folder
+from narvl import plugin_folder
 from narvl_plugin import compat
 from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError, MissingInput

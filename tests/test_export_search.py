@@ -16,12 +16,18 @@ from torch import nn
 
 from narvl_plugin.export import search_settings
 from narvl_plugin.export.search import Search, change_odds
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
-from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import (
+    CaptionConfig,
+    CaptionTask,
+    RefcocoConfig,
+    RefcocoTask,
+    SnliVeConfig,
+    SnliVeTask,
+    VqaGenConfig,
+    VqaGenTask,
+)
 
 NUM_BINS = 10
 

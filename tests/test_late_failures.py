@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from narvl_plugin.bench import decoding, limit, systems, timing
-from narvl_plugin.checkpoints import conversion, loading
+from narvl_plugin.checkpoints import conversion
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.cli.app import app
 from narvl_plugin.errors import InputError, MissingInput
@@ -27,6 +27,7 @@ from narvl_plugin.inference.captioning import caption_pictures
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.models.interop import FIXED_FLAGS
 from narvl_plugin.report import build_report
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable
 
 Command = Callable[[Path, Path], object]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
+from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.errors import InputError
 
 Read = Callable[[bytes], Any]

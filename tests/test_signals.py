@@ -107,7 +107,7 @@ def test_a_training_with_data_workers_ends_in_one_line(
 @pytest.mark.parametrize(("number", "to_group"), SIGNALS)
 def test_narvl_with_worker_processes_ends_in_one_line(tmp_path: Path, number: signal.Signals, to_group: bool) -> None:
     command = ["data", "scenes", "--out", tmp_path / "data", "--train", 100_000, "--nouns", 8, "--size", 32]
-    with started(sys.executable, ROOT / "narvl_command.py", *command, mark=str(tmp_path)) as program:
+    with started(sys.executable, ROOT / "narvl.py", *command, mark=str(tmp_path)) as program:
         wait_until(lambda: len(processes(str(tmp_path))) > 1)
         status, errors = send(program, number, to_group)
         ending, expected = ENDINGS[number]
@@ -123,7 +123,7 @@ def test_narvl_that_has_not_yet_begun_ends_in_one_line(tmp_path: Path, number: s
     began = tmp_path / "began"
     (tmp_path / "narvl_plugin").mkdir()
     (tmp_path / "narvl_plugin" / "__init__.py").write_text(f"open({str(began)!r}, 'w'); import time; time.sleep(60)\n")
-    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import narvl_command; narvl_command.main()"
+    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import narvl; narvl.main()"
     with started(sys.executable, "-c", program, "report", mark=str(tmp_path)) as narvl:
         wait_until(began.exists)
         ending, expected = ENDINGS[number]
@@ -133,7 +133,8 @@ def test_narvl_that_has_not_yet_begun_ends_in_one_line(tmp_path: Path, number: s
 def test_a_program_of_a_run_script_leaves_the_line_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NARVL_RUN", "1")
     program = (
-        "import narvl_command, os, signal; narvl_command.explain_interrupts(); os.kill(os.getpid(), signal.SIGINT)"
+        "import os, signal; from narvl_plugin import program; program.explain_interrupts();"
+        "os.kill(os.getpid(), signal.SIGINT)"
     )
     with started(sys.executable, "-c", program, mark=str(tmp_path)) as interrupted:
         assert interrupted.communicate()[1] == ""
@@ -142,7 +143,8 @@ def test_a_program_of_a_run_script_leaves_the_line_to_it(tmp_path: Path, monkeyp
 
 def test_an_interrupt_that_nothing_handles_ends_in_one_line(tmp_path: Path) -> None:
     program = (
-        "import narvl_command, os, signal; narvl_command.explain_interrupts(); os.kill(os.getpid(), signal.SIGINT)"
+        "import os, signal; from narvl_plugin import program; program.explain_interrupts();"
+        "os.kill(os.getpid(), signal.SIGINT)"
     )
     with started(sys.executable, "-c", program, mark=str(tmp_path)) as interrupted:
         assert re.fullmatch("interrupted; start the same .*\n", interrupted.communicate()[1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from narvl_plugin.bench.timing import describe_machine, in_turns, measure_latency, use_threads
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
 from narvl_plugin.data.boxes import bins_in
-from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.inference.predictor import Predictor, searching
 from narvl_plugin.models import build

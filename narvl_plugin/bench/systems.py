@@ -22,11 +22,11 @@ from narvl_plugin.bench.timing import (
     measure_latency,
     use_threads,
 )
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.errors import InputError
 from narvl_plugin.export.runner import Student
 from narvl_plugin.inference.predictor import SPLIT, Predictor, student_searches, teacher_searches
 from narvl_plugin.report.results import markdown_table
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
 
 BATCHES = (8, 32)

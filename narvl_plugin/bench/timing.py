@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from narvl_plugin.bench.stages import median_stages
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.devices import wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.predictor import SPLIT, Predictor, teacher_searches
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
 
 RGB = 3

@@ -24,7 +24,7 @@ from narvl_plugin.bench.timing import use_threads
 from narvl_plugin.ctc import query_ctc_loss
 from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
-from narvl_plugin.models import build
+from narvl_plugin.models.registered import build
 from narvl_plugin.models.vision import STRIDE
 
 EMBEDDED_LABELS = 1_000

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import struct
 import sys
 import zipfile
@@ -22,6 +21,7 @@ import torch
 
 from narvl_plugin.checkpoints.unpickling import NOT_NEEDED, CheckpointUnpickler, Storage
 from narvl_plugin.data.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
+from narvl_plugin.data.plain_pickles import reason_of
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of
 
@@ -29,9 +29,6 @@ SAFETENSORS_SUFFIX = ".safetensors"
 
 LARGEST_PICKLE = 2**23
 """Bytes of what a checkpoint holds beside its tensors' values; some 40,000 tensors need so many."""
-
-LARGEST_LIST = 2**30
-"""Bytes of a pickle of plain values; that of RefCOCO's expressions has 4% of so many."""
 
 LARGEST_CONFIGURATION = 20_000
 """Values of a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
@@ -92,42 +89,11 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     except Refused as error:
         raise InputError(f"{file}: refused, because it {error}") from error
     except Exception as error:  # a damaged file raises nearly anything
-        reason = _reason(error, head)
+        reason = reason_of(error, head)
         raise InputError(
             f"{file}: is damaged or no checkpoint of fairseq ({reason}); copy or download it again"
         ) from error
     return state
-
-
-def read_pickle(file: str | Path) -> Any:
-    """Return what a pickle of plain types holds: numbers, strings, lists, dicts, such as OFA's answer lists.
-
-    The byte strings that Python 2 wrote for text, as in RefCOCO's files, are read as UTF-8.
-
-    Raises:
-        MissingInput: the file does not exist.
-        InputError: it is damaged, it names any other type or function, or its values are out of all proportion to
-            its size.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise MissingInput(f"{file}: no such file")
-    if file.stat().st_size > LARGEST_LIST:  # some files of the system claim any size
-        raise InputError(f"{file}: has {file.stat().st_size:,} bytes; at most {LARGEST_LIST:,} are read")
-    with file.open("rb") as stream:
-        data = stream.read(file.stat().st_size)
-    what = mistaken(data[:HEAD], wanted=[PICKLE])
-    if what is not None or not data:
-        raise InputError(f"{file}: {what or 'is damaged or no pickle: it is empty; copy or download it again'}")
-    unpickler = PlainUnpickler(io.BytesIO(data), len(data), {}, "and only numbers, strings, lists and dicts are read")
-    try:
-        value = unpickler.load()
-        check_extent(value, allowance(len(data)))
-    except Refused as error:
-        raise InputError(f"{file}: refused, because it {error}") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise InputError(f"{file}: is damaged or no pickle ({_reason(error, data[:HEAD])})") from error
-    return value
 
 
 def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +159,7 @@ def _read_archive(file: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything
-        raise InputError(f"{file}: is cut off or damaged ({_reason(error)}); copy or download it again") from error
+        raise InputError(f"{file}: is cut off or damaged ({reason_of(error)}); copy or download it again") from error
     if byte_order != sys.byteorder.encode():
         raise InputError(f"{file}: was written on a machine with another byte order; convert it there")
 
@@ -309,7 +275,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         state = json.loads(text.decode("utf-8-sig"))
         check_extent(state, allowance(len(text)))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{description}: is not JSON ({_reason(error)})") from error
+        raise InputError(f"{description}: is not JSON ({reason_of(error)})") from error
     except Refused as error:
         raise InputError(f"{description}: refused, because it {error}") from error
     if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
@@ -317,7 +283,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
     except Exception as error:  # among others KeyError, for types of numbers that torch does not know
-        reason = _reason(error, read_head(file))
+        reason = reason_of(error, read_head(file))
         raise InputError(f"{file}: is cut off, damaged or no safetensors file ({reason})") from error
     return whole | {"task_state": state.get("task_state", {})}
 
@@ -344,15 +310,3 @@ def _check_parts(file: Path, state: Any) -> None:
         for text in texts_of(state.get(name)):
             if "${" in text:  # OmegaConf would put another value, or the environment, in its place
                 raise InputError(f"{file}: refused, because its {name} holds the text {brief(text)}, a reference")
-
-
-def _reason(error: Exception, head: bytes = b"") -> str:
-    """Return what an error says in one short line; its type, too, where the message alone says little.
-
-    Of a file that is text by its first bytes, it says how the text begins: a server may say there what failed.
-    """
-    message = brief(error)
-    says_all = message and isinstance(error, ValueError | pickle.UnpicklingError | zipfile.BadZipFile | EOFError)
-    reason = message if says_all else f"{type(error).__name__} {message}".strip()
-    text = as_text(head)
-    return reason if text is None else f"{reason}; it is text that begins {text!r}"

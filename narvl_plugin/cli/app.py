@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-import narvl_command
+import narvl_plugin
 from narvl_plugin.cli import bench, data
 from narvl_plugin.cli.options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
 from narvl_plugin.errors import InputError, check_arguments, harmless
@@ -35,7 +35,7 @@ SkipBadRows = Annotated[int, typer.Option(min=0, help="How many rows that cannot
 @app.command()
 def path() -> None:
     """Print the folder of the plugin: fairseq-train --user-dir "$(narvl path)" ..."""
-    print(narvl_command.plugin_folder())
+    print(Path(narvl_plugin.__file__).parent)
 
 
 @app.command()

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.collate import Batch, Sample, pad_tokens
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError

@@ -22,6 +22,10 @@ ROUNDED = 1.01
 """How far beyond 1, or 100 percent, shares of an image are found, as a factor: they were rounded or drawn by hand."""
 TINY, LARGE = 2, 200
 """Longer side, in pixels, up to which a box of one pixel is plausible, and from which one of 100 is small."""
+GOOD_IOU = 0.5
+"""The IoU from which on a box counts as correct."""
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
+"""Covers nothing."""
 _FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
 _EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float would take 1_0 and other scripts' digits, too
 
@@ -132,3 +136,9 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def _area(corner: Tensor, opposite: Tensor) -> Tensor:
     return (opposite - corner).clamp(min=0).prod(-1)
+
+
+def overlaps(boxes: Sequence[Sequence[float] | None], references: Sequence[Sequence[float]]) -> list[float]:
+    """Return the IoU of each of B boxes, of four edges, with its reference; 0 for None, which is no box."""
+    found = torch.tensor([box or NO_BOX for box in boxes], dtype=torch.float32)
+    return iou(found, torch.tensor(references, dtype=torch.float32)).tolist()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
+from torch.utils.data import Dataset
 
 from narvl_plugin.data.collate import Batch, Sample, collate, target_sizes
 from narvl_plugin.data.images import ImageReader
@@ -57,27 +57,38 @@ class DatasetOptions:
     target_positions: int | None = None
 
 
-class EqualRows(FairseqDataset):
-    """A dataset all of whose rows count alike in a batch."""
+class Rows(Dataset[Any]):
+    """Rows that make samples, of which batches are made; `FairseqRows` shows them to fairseq."""
 
-    def num_tokens(self, index: int) -> int:
-        """Return what a row counts against --max-tokens."""
-        return TOKENS_PER_ROW
+    def __len__(self) -> int:
+        raise NotImplementedError
 
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Return what each row of `indices` counts against --max-tokens."""
-        return np.full(len(indices), TOKENS_PER_ROW)
+    def collater(self, samples: Sequence[Any]) -> Batch:
+        """Return the batch of some samples."""
+        raise NotImplementedError
 
-    def size(self, index: int) -> int:
-        """Return a row's length for fairseq's filter by length, which no row needs: texts are cut to fit."""
-        return 1
+    def ordered_indices(self) -> np.ndarray:
+        """Return the rows that an epoch reads, in their order; numpy's generator is seeded for each epoch."""
+        raise NotImplementedError
 
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: object) -> tuple[np.ndarray, list[int]]:
-        """Return all of `indices`, and that none is left out."""
-        return indices, []
+    def groups(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return `indices` in groups whose rows may share a batch."""
+        return [indices]
+
+    def arrange(self, batches: list[Any]) -> None:
+        """Put the batches of an epoch in the order in which they are read, in place."""
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Say whether the batches hold for all epochs."""
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Note which epoch is read, counted from 1."""
+        raise NotImplementedError
 
 
-class TsvDataset(EqualRows):
+class TsvDataset(Rows):
     """One split of a task. Subclasses name the columns they read, in order, and turn a row's into a sample.
 
     The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
@@ -237,7 +248,7 @@ class TsvDataset(EqualRows):
         return not self.training
 
     def set_epoch(self, epoch: int) -> None:
-        """Note which epoch is read, counted from 1; fairseq calls it before the workers start."""
+        """Note which epoch is read, counted from 1."""
         self.epoch = epoch
 
     def ordered_indices(self) -> np.ndarray:

@@ -18,10 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
-from torchvision.transforms import functional
 
 from narvl_plugin.data.mistaken_files import HEAD, as_text, mistaken
 from narvl_plugin.errors import BadRow
+from narvl_plugin.importing import without_compiler
+
+with without_compiler():
+    from torchvision.transforms import functional
 
 _AVIF = find_spec("PIL._avif") is not None  # Pillow has it from 11.3 on, where the library was there
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from narvl_plugin.data.collate import Batch, Sample
-from narvl_plugin.data.dataset import EqualRows, TsvDataset
+from narvl_plugin.data.dataset import Rows, TsvDataset
 
 
-class Mixture(EqualRows):
+class Mixture(Rows):
     """The rows of named members, one member after another; a batch is one member's, and names it as `member`.
 
     A weight is the number of passes over a member's rows in an epoch: of each member `round(weight * rows)` rows are
@@ -55,15 +56,15 @@ class Mixture(EqualRows):
             ]
         )
 
-    def batch_by_size(self, indices: np.ndarray, *limits: object, **named_limits: object) -> list[list[int]]:
-        """Return the batches of each member's rows among `indices`, within fairseq's limits."""
-        divide = super().batch_by_size
+    def groups(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the rows of each member among `indices`."""
         numbers = self._numbers(indices)
-        parts = [indices[numbers == number] for number in range(len(self.members))]
-        batches = [batch for part in parts if len(part) for batch in divide(part, *limits, **named_limits)]
+        return [indices[numbers == number] for number in range(len(self.members))]
+
+    def arrange(self, batches: list[Any]) -> None:
+        """Have the members' batches take turns at random, where they shuffle, in place."""
         if self._turns is not None:
             np.random.default_rng(self._turns).shuffle(batches)
-        return batches
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

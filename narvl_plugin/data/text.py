@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from fairseq.data import Dictionary
-from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from narvl_plugin.data.mistaken_files import as_text, mistaken, read_head
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.data.vocabulary import BOS, EOS, PAD, SPECIALS, Vocabulary
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.whole_files import require_writable, write_whole
 
@@ -40,6 +41,13 @@ DICT_FILE = "dict.txt"
 
 LONGEST_WORD = 256
 """Characters that GPT-2's merges look at together; the time that they take grows with the square of it."""
+
+PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+"""Bytes that GPT-2's pieces spell as the letter of that number; the others are letters from 256 on."""
+BYTES = {chr(byte): byte for byte in PRINTABLE} | {
+    chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
+}
+"""Letter of GPT-2's pieces -> byte."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
@@ -73,19 +81,17 @@ def split_references(text: str) -> list[str]:
 
 
 class TextCodec:
-    """Text to token ids and back through a fairseq dictionary whose last entries are `<bin_k>`.
+    """Text to token ids and back through a vocabulary whose last entries are `<bin_k>`.
 
     Subclasses say how text becomes symbols and how a run of symbols is read as text.
     """
 
-    def __init__(self, dictionary: Dictionary, num_bins: int) -> None:
+    def __init__(self, dictionary: Vocabulary, num_bins: int) -> None:
         for bin_index in range(num_bins):
             dictionary.add_symbol(f"<bin_{bin_index}>")
         self.dictionary = dictionary
         self.num_bins = num_bins
-        specials = (dictionary.bos_word, dictionary.pad_word, dictionary.eos_word)
-        self._silent = frozenset(specials)
-        self._unknown = frozenset((dictionary.unk_word, dictionary.unk_string(escape=True)))
+        self._silent = frozenset((BOS, PAD, EOS))
 
     @cached_property
     def checksum(self) -> str:
@@ -146,37 +152,45 @@ class Gpt2Codec(TextCodec):
     """
 
     def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
-        dictionary = Dictionary.load(io.StringIO(dict_path.read_text(encoding="utf-8-sig")))
+        dictionary = Vocabulary.read(dict_path)
         dictionary.add_symbol("<mask>")
         for code in range(NUM_CODES):
             dictionary.add_symbol(f"<code_{code}>")
         super().__init__(dictionary, num_bins)
-        self._bpe = get_encoder(str(encoder_json), str(vocab_bpe))
+        self._numbers: dict[str, int] = json.loads(encoder_json.read_text(encoding="utf-8"))
         self._encoder_json = encoder_json
-        numbers, letters = self._bpe.encoder.values(), set("".join(self._bpe.encoder))
-        if not all(type(number) is int for number in numbers) or not letters <= self._bpe.byte_decoder.keys():
+        numbers, letters = self._numbers.values(), set("".join(self._numbers))
+        if not all(type(number) is int for number in numbers) or not letters <= BYTES.keys():
             raise InputError(f"{encoder_json}: is not an encoder.json of GPT-2, of pieces and their numbers")
-        self._number = {str(number): number for number in numbers}
+        lines = vocab_bpe.read_text(encoding="utf-8").split("\n")[1:-1]  # after the version
+        ranks = {tuple(line.split()): rank for rank, line in enumerate(lines)}
+        self._merges = sorted(ranks, key=ranks.__getitem__)
+        pairs = [(pair[0], pair[1]) for pair in self._merges if len(pair) == 2]
+        self._bpe = Tokenizer(models.BPE(self._numbers, pairs))
+        self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._piece = {str(number): piece for piece, number in self._numbers.items()}
 
     def _rules(self) -> Iterable[str]:
-        yield from sorted(f"{token} {symbol}" for symbol, token in self._bpe.encoder.items())
-        yield from (" ".join(pair) for pair in sorted(self._bpe.bpe_ranks, key=self._bpe.bpe_ranks.get))
+        yield from sorted(f"{number} {piece}" for piece, number in self._numbers.items())
+        yield from map(" ".join, self._merges)
 
     def _split(self, text: str) -> list[str]:
         cuts = [0, *(word.end() for word in _LONG_WORD.finditer(text)), len(text)]
-        try:
-            return [str(token) for start, end in pairwise(cuts) for token in self._bpe.encode(text[start:end])]
-        except KeyError as error:
-            raise InputError(f"{self._encoder_json}: lacks the piece {error}, of which texts are made") from error
+        parts = [text[start:end] for start, end in pairwise(cuts)]
+        found = [self._bpe.encode(part) for part in parts]
+        # The library leaves out what it has no piece for.
+        if sum(len(piece) for part in found for piece in part.tokens) != len(text.encode()):
+            raise InputError(f"{self._encoder_json}: lacks pieces of which the text {text!r:.80} is made")
+        return [str(number) for part in found for number in part.ids]
 
     def _is_text(self, symbol: str) -> bool:
-        return symbol in self._number
+        return symbol in self._piece
 
     def _spelling(self, symbol: str) -> bytes:
-        return bytes(self._bpe.byte_decoder[character] for character in self._bpe.decoder[self._number[symbol]])
+        return bytes(BYTES[letter] for letter in self._piece[symbol])
 
     def _join(self, symbols: Iterable[str]) -> str:
-        return self._bpe.decode([self._number[symbol] for symbol in symbols])
+        return b"".join(map(self._spelling, symbols)).decode(errors="replace")
 
 
 class SentencePieceCodec(TextCodec):
@@ -191,7 +205,7 @@ class SentencePieceCodec(TextCodec):
             raise InputError(
                 f"{model_path}: is not a sentencepiece model ({reason}); copy or download it again"
             ) from error
-        dictionary = Dictionary()
+        dictionary = Vocabulary()
         for piece in range(self._pieces.get_piece_size()):
             if not (self._pieces.is_unknown(piece) or self._pieces.is_control(piece)):
                 dictionary.add_symbol(self._pieces.id_to_piece(piece))
@@ -206,7 +220,7 @@ class SentencePieceCodec(TextCodec):
         return (f"{pieces.id_to_piece(piece)} {pieces.get_score(piece):g}" for piece in range(pieces.get_piece_size()))
 
     def _is_text(self, symbol: str) -> bool:
-        return self.dictionary.nspecial <= self.dictionary.index(symbol) < self._first_bin
+        return len(SPECIALS) <= self.dictionary.index(symbol) < self._first_bin
 
     def _spelling(self, symbol: str) -> bytes:
         return symbol.replace("▁", " ").encode()

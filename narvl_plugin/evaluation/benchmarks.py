@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from narvl_plugin.data.boxes import GOOD_IOU, overlaps
 from narvl_plugin.data.sources import coco, gqa, refcoco, snli_ve, vqav2
 from narvl_plugin.data.sources.reading import not_as_published, pick, pick_all, read_json
 from narvl_plugin.data.vqa_answers import official_accuracy
@@ -16,7 +17,6 @@ from narvl_plugin.evaluation.predictions import form_of, read_predictions
 from narvl_plugin.scoring.coco_caption import METRICS, score_captions
 from narvl_plugin.scoring.entailment import OTHER
 from narvl_plugin.scoring.gqa import same_answer
-from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.scoring.tokenization import why_plain
 
 ALL = "all"

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.ctc import Lengths, Ordered
+from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
 from narvl_plugin.errors import InputError
 from narvl_plugin.export import pictures, runner, search
 from narvl_plugin.export.graph import StudentGraph
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
 from narvl_plugin.models.narvl import NarvlModel
-from narvl_plugin.scoring.grounding import GOOD_IOU
+from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoTask

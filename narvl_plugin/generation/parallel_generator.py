@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import (
@@ -31,6 +30,7 @@ from narvl_plugin.ctc import (
     total_scores,
 )
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.models.inference import believing
 
@@ -80,7 +80,7 @@ class ParallelGenerator:
     def __init__(
         self,
         models: Sequence[nn.Module],
-        dictionary: Dictionary,
+        dictionary: Vocabulary,
         *,
         print_alignment: str | None = None,
         beam_size: int = 1,

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import to_host
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.errors import BadRow
 from narvl_plugin.models.inference import believing
 
@@ -23,7 +23,7 @@ OUTPUTS_AT_A_TIME = 256
 class TeacherRescorer:
     """Gives each output `weight` times its log-probability, in nats, with a teacher that starts from `<s>`."""
 
-    def __init__(self, teacher: nn.Module, dictionary: Dictionary, weight: float) -> None:
+    def __init__(self, teacher: nn.Module, dictionary: Vocabulary, weight: float) -> None:
         self.teacher = teacher.eval()
         self.bos, self.eos, self.pad = dictionary.bos(), dictionary.eos(), dictionary.pad()
         self.weight = weight

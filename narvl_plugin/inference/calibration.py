@@ -20,12 +20,12 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 logger = logging.getLogger(__name__)

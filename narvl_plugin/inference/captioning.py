@@ -18,12 +18,12 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from torch.utils.data import DataLoader, Dataset
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, encoding_advice, harmless
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
+from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.reading import existing
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
+from narvl_plugin.tasks import loading
 
 SPLIT = "test"
 IMAGE_PLACE = 1  # of the image among the columns that a task selects

@@ -10,10 +10,10 @@ import torch
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import BaseFairseqModel
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.devices import move_batch
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import generation_config
+from narvl_plugin.generation.options import generation_config
+from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 

@@ -3,20 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Self
-
-from fairseq.dataclass import FairseqDataclass
+from typing import Any, Optional, Self
 
 from narvl_plugin.errors import InputError
 
 
 @dataclass
-class OfaConfig(FairseqDataclass):
+class OfaConfig:
     """Architecture of the autoregressive teacher; the defaults are those of `ofa_base`.
 
     What the published checkpoints never vary is not an option: pre-norm, GELU, one shared embedding, scaled
     heads, norms after each attention and inside each feed-forward block, disentangled positions.
     """
+
+    _name: Optional[str] = None
+    """fairseq's name of the model, such as `ofa_base`."""
 
     encoder_embed_dim: int = field(default=768, metadata={"help": "width D of encoder and decoder"})
     encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "inner width of feed-forward blocks"})
@@ -231,12 +232,12 @@ SIZES: dict[str, dict[str, Any]] = {
 """What each size changes of the defaults above (https://arxiv.org/abs/2202.03052, table of model sizes)."""
 
 
-def of_size(config_class: type[OfaConfig], size: str) -> type[OfaConfig]:
-    """Return a dataclass like this one whose defaults are those of a size."""
+def of_size(config_class: type[OfaConfig], size: str, *bases: type) -> type[OfaConfig]:
+    """Return a dataclass like this one, with more bases, whose defaults are those of a size."""
     changes = SIZES[size]
     changed = [
         (option.name, option.type, field(default=changes[option.name], metadata=option.metadata))
         for option in fields(config_class)
         if option.name in changes
     ]
-    return make_dataclass(f"{size.capitalize()}{config_class.__name__}", changed, bases=(config_class,))
+    return make_dataclass(f"{size.capitalize()}{config_class.__name__}", changed, bases=(config_class, *bases))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
 from .attention import score_scaling
@@ -15,14 +14,14 @@ from .layers import DecoderLayer, LayerCache, mask_keys
 from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
 
 
-class Decoder(FairseqIncrementalDecoder):
+class Decoder(nn.Module):
     """Transformer decoder that attends to the encoder's output; subclasses say what it reads.
 
     Legend: B batch, T decoder positions, S source positions, D width, H heads, V vocabulary.
     """
 
     def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
-        super().__init__(None)
+        super().__init__()
         self.register_buffer("version", torch.tensor([3.0]))
         width = cfg.encoder_embed_dim
         self.cfg = cfg

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fairseq.models import FairseqEncoder
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -37,14 +36,14 @@ class EncoderOutput(NamedTuple):
     """How many rows of a decoder read each sample, one after another, such as the beams of a search."""
 
 
-class OfaEncoder(FairseqEncoder):
+class OfaEncoder(nn.Module):
     """Transformer over [image patches; text tokens] with positions that enter attention only.
 
     Legend: B batch, L text tokens, P patches, S = P + L, D width, H heads.
     """
 
     def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
-        super().__init__(None)
+        super().__init__()
         self.register_buffer("version", torch.tensor([3.0]))
         width = cfg.encoder_embed_dim
         self.cfg = cfg

@@ -1,5 +1,6 @@
 """Build a teacher or a student by the name of its architecture, without a fairseq task."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .config import SIZES, NarvlConfig, OfaConfig
@@ -13,11 +14,18 @@ FAMILIES: dict[str, tuple[type[OfaConfig], type[OfaModel]]] = {
 """Configuration and model of each family of architectures."""
 
 
-def build(arch: str, *, vocab_size: int, num_queries: int | None = None, **overrides: Any) -> OfaModel:
+def build(
+    arch: str,
+    *,
+    vocab_size: int,
+    num_queries: int | None = None,
+    families: Mapping[str, tuple[type[OfaConfig], type[OfaModel]]] = FAMILIES,
+    **overrides: Any,
+) -> OfaModel:
     """Build the model `arch` (`ofa_nano` … `ofa_huge`, `narvl_nano` … `narvl_huge`) with random weights.
 
     `vocab_size` is V, the number of labels the model tells apart: for a student it counts the blank, its last.
-    `num_queries` is a student's N. Other fields of the configuration go by name.
+    `num_queries` is a student's N. `families` are the classes to build. Other fields of the configuration go by name.
 
     Raises ValueError for an unknown architecture or field.
     """
@@ -28,7 +36,7 @@ def build(arch: str, *, vocab_size: int, num_queries: int | None = None, **overr
     values = {**SIZES[size], **overrides}
     if num_queries is not None:
         values["num_queries"] = num_queries
-    config_class, model_class = FAMILIES[family]
+    config_class, model_class = families[family]
     unknown = values.keys() - config_class.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(f"{arch} has no option {', '.join(sorted(unknown))}")

@@ -10,9 +10,13 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from narvl_plugin.importing import without_compiler
+
+with without_compiler():
+    from timm.layers import BatchNormAct2d
 
 LARGE = 2**19
 """Numbers in a weight from which on packing it saves more time than a packed layer's call adds, a tenth of a ms."""

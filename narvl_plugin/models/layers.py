@@ -4,12 +4,16 @@ from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from narvl_plugin.importing import without_compiler
+
 from .attention import Attention
 from .config import OfaConfig
+
+with without_compiler():
+    from timm.layers import DropPath
 
 
 class LayerCache(TypedDict, total=False):

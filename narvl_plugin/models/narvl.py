@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fairseq.models import register_model
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
@@ -16,22 +15,20 @@ from narvl_plugin.errors import InputError
 from .config import NarvlConfig
 from .inference import on_kept_values
 from .interop import ORIGIN, QUERIES, Origin
-from .ofa import OfaModel, register_sizes
+from .ofa import OfaModel
 from .query_decoder import ALL, QueryDecoder
 
 logger = logging.getLogger(__name__)
 
 
-@register_model("narvl", dataclass=NarvlConfig)
 class NarvlModel(OfaModel):
     """Non-autoregressive vision-language model (https://arxiv.org/abs/2403.02249).
 
     Legend: B batch, N queries, V labels: the vocabulary, then the blank.
     """
 
-    registered_name = "narvl"
-    config_class = NarvlConfig
     decoder_class = QueryDecoder
+    is_student = True
     extra_labels = 1  # the blank
 
     def __init__(self, cfg: NarvlConfig, vocab_size: int):
@@ -69,9 +66,7 @@ class NarvlModel(OfaModel):
         """The label of the blank, V - 1."""
         return self.encoder.embed_tokens.num_embeddings - 1
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
-    ) -> _IncompatibleKeys:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> _IncompatibleKeys:
         """Load the weights of a checkpoint as teachers do, each member's queries by the member's name.
 
         Raises InputError, also for a student of several tasks where this one is of one.
@@ -81,7 +76,7 @@ class NarvlModel(OfaModel):
         layout = (mark is not None and Origin.read(mark).member_queries) or self.cfg.member_queries
         if QUERIES in state and layout != self.cfg.member_queries:
             state[QUERIES] = self._queries_by_name(state[QUERIES], layout)
-        return super().load_state_dict(state, strict, model_cfg, args)
+        return super().load_state_dict(state, strict)
 
     def _queries_by_name(self, queries: Tensor, layout: str) -> Tensor:
         """Return the model's own queries (N, D) with those of the members that a checkpoint's layout has, too."""
@@ -161,6 +156,3 @@ def query_rows(layout: str) -> dict[str, slice]:
 def length(rows: slice) -> int:
     """Return how many rows these are."""
     return int(rows.stop - rows.start)
-
-
-register_sizes(NarvlModel)

@@ -1,26 +1,22 @@
 """The teacher: OFA's autoregressive sequence-to-sequence model."""
 
 import logging
-from argparse import ArgumentParser
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import FairseqEncoderDecoderModel, register_model
-from fairseq.tasks import FairseqTask
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .ar_decoder import AutoregressiveDecoder
-from .config import PADDING_INDEX, SIZES, OfaConfig, of_size
+from .config import PADDING_INDEX, OfaConfig
+from .decoder import Decoder
 from .encoder import OfaEncoder
-from .inference import kept_values, multiply_in, on_kept_values, optimise_trunk, pack_linear_layers, product_time
+from .inference import kept_values, multiply_in, on_kept_values, optimise_trunk, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state
 
 logger = logging.getLogger(__name__)
@@ -29,23 +25,25 @@ COMPILED_FORMS = 64
 """How often torch.compile may compile a layer anew, for other shapes and arguments."""
 
 
-@register_model("ofa", dataclass=OfaConfig)
-class OfaModel(FairseqEncoderDecoderModel):
+class OfaModel(nn.Module):
     """Encoder over image and text, decoder over previous tokens (https://arxiv.org/abs/2202.03052).
 
     Legend: B batch, L source text, T target, V vocabulary.
     """
 
-    registered_name = "ofa"
-    config_class: type[OfaConfig] = OfaConfig
-    decoder_class: type = AutoregressiveDecoder
+    encoder_class: type[OfaEncoder] = OfaEncoder
+    decoder_class: type[Decoder] = AutoregressiveDecoder
+    is_student = False
+    """Whether the model predicts all tokens in one pass, with a blank as its last label."""
     extra_labels = 0
     """Labels that the model adds to the vocabulary of its task."""
 
     def __init__(self, cfg: OfaConfig, vocab_size: int):
         """Build the model with random weights for a vocabulary of `vocab_size` labels."""
         embed_tokens = nn.Embedding(vocab_size, cfg.encoder_embed_dim, padding_idx=PADDING_INDEX)
-        super().__init__(OfaEncoder(cfg, embed_tokens), self.decoder_class(cfg, embed_tokens))
+        super().__init__()
+        self.encoder = self.encoder_class(cfg, embed_tokens)
+        self.decoder = self.decoder_class(cfg, embed_tokens)
         self.cfg = cfg
         self.use: Use | None = None
         """What a task has the model for; weights that are loaded must be meant for it. None: not known."""
@@ -55,21 +53,8 @@ class OfaModel(FairseqEncoderDecoderModel):
         if cfg.freeze_embedding:
             self.encoder.embed_tokens.requires_grad_(False)
 
-    @classmethod
-    def add_args(cls, parser: ArgumentParser) -> None:
-        """Add the options of every size.
-
-        fairseq turns what is on by default into a flag that switches it off; here a flag means the same in any size.
-        """
-        gen_parser_from_dataclass(parser, cls.config_class(), delete_default=True)
-
-    @classmethod
-    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "OfaModel":
-        """Build the model for the vocabulary of a fairseq task."""
-        return cls(cls.config_class.of(cfg), len(task.target_dictionary) + cls.extra_labels)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
+    def load_state_dict(  # type: ignore[override]  # whether tensors are assigned follows from the model
+        self, state_dict: Mapping[str, Tensor], strict: bool = True
     ) -> _IncompatibleKeys:
         """Load the weights of a checkpoint, ours or a foreign one, and log what is new, unused or reshaped.
 
@@ -89,21 +74,6 @@ class OfaModel(FairseqEncoderDecoderModel):
         result = nn.Module.load_state_dict(self, fitted, strict=True, assign=on_meta)
         self.decoder.output_projection.weight = self.encoder.embed_tokens.weight
         return result
-
-    def prepare_for_inference_(self, cfg: DictConfig) -> None:
-        """Do what `optimize_for_inference` does; fairseq-generate calls this.
-
-        With --amp products are in bfloat16 where that is measured to be faster than float32.
-        """
-        self.optimize_for_inference()
-        if cfg.common.amp:
-            device = self.encoder.embed_tokens.weight.device
-            half, single = (product_time(device, dtype) for dtype in (torch.bfloat16, torch.float32))
-            if half < single:
-                self.multiply_in_bfloat16()
-            else:
-                logger.warning("--amp: %s is %.1f times as fast in float32, which is used", device, half / single)
-        super().prepare_for_inference_(cfg)
 
     def optimize_for_inference(self) -> None:
         """Make the model faster, in place; outputs change by rounding only (1e-4 in float32).
@@ -136,6 +106,13 @@ class OfaModel(FairseqEncoderDecoderModel):
         stages = [stage for stage in self.encoder.embed_images.children() if any(True for _ in stage.parameters())]
         for module in (*stages, *self.encoder.layers, *self.decoder.layers):
             module.compile()
+
+    def get_normalized_probs(
+        self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Return probabilities, or their logarithms, in float32, of what `forward` returns; fairseq's name of it."""
+        function = torch.log_softmax if log_probs else torch.softmax
+        return function(net_output[0], dim=-1, dtype=torch.float32)
 
     def forward(
         self,
@@ -181,18 +158,3 @@ def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None =
         module.reset_parameters()
     for child in module.children():
         initialise(child, linear_std=linear_std, keep=keep)
-
-
-def register_sizes(family: type[OfaModel]) -> None:
-    """Register each size of a registered model as a model of its own, `MODEL_SIZE`.
-
-    fairseq takes the options that nobody gave from a registered model's dataclass, on the command line, in hydra's
-    configurations and in checkpoints alike; a function that sets an architecture's defaults is called for the first
-    alone.
-    """
-    for size in SIZES:
-        name = f"{family.registered_name}_{size}"
-        register_model(name, dataclass=of_size(family.config_class, size))(type(family.__name__, (family,), {}))
-
-
-register_sizes(OfaModel)

@@ -5,11 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from narvl_plugin.importing import without_compiler
+
+with without_compiler():
+    import timm
+    from timm.layers import DropPath
 
 STRIDE = 16
 

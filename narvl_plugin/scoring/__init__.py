@@ -1,5 +1,1 @@
-"""Scorers: importing this package registers them with fairseq (``--scoring coco_caption``)."""
-
-from narvl_plugin.scoring import coco_caption, entailment, gqa, grounding, vqa
-
-__all__ = ["coco_caption", "entailment", "gqa", "grounding", "vqa"]
+"""Scores of captions, boxes and answers; `registered.py` tells fairseq of the scorers."""

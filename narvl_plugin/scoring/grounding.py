@@ -1,22 +1,11 @@
 """Grounding: how well boxes agree with those of the references; and the fairseq scorer `grounding`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
-from narvl_plugin.data.boxes import bins_in, iou
-
-GOOD_IOU = 0.5  # from here on a box counts as right
-NO_BOX = (0.0, 0.0, 0.0, 0.0)  # covers nothing
-
-
-def overlaps(boxes: Sequence[Sequence[float] | None], references: Sequence[Sequence[float]]) -> list[float]:
-    """Return the IoU of each of B boxes, of four edges, with its reference; 0 for None, which is no box."""
-    found = torch.tensor([box or NO_BOX for box in boxes], dtype=torch.float32)
-    return iou(found, torch.tensor(references, dtype=torch.float32)).tolist()
+from narvl_plugin.data.boxes import GOOD_IOU, bins_in, overlaps
 
 
 @dataclass

@@ -2,25 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import torch
-from fairseq.dataclass import ChoiceEnum
 
 from narvl_plugin.ctc import one_of
 from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TrieSequenceGenerator
+from narvl_plugin.generation.candidates import CandidateGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+
+PromptType = StrEnum("PromptType", list(PROMPT_TYPES))
+InferenceType = StrEnum("InferenceType", ["allcand", "beamsearch"])
 
 
 @dataclass
 class AnswerTaskConfig(BaseTaskConfig):
     """Options of every task with short answers."""
 
-    prompt_type: ChoiceEnum(PROMPT_TYPES) = field(  # type: ignore[valid-type]
-        default="none",
+    prompt_type: PromptType = field(
+        default=PromptType("none"),
         metadata={
             "help": "what a teacher's decoder starts from: none (<s>), src (the source), prev_output (the source "
             "without </s>); students need none"
@@ -37,8 +42,8 @@ class AnswerTaskConfig(BaseTaskConfig):
             "no_repeat_ngram_size"
         },
     )
-    val_inference_type: ChoiceEnum(["allcand", "beamsearch"]) = field(  # type: ignore[valid-type]
-        default="allcand",
+    val_inference_type: InferenceType = field(
+        default=InferenceType.allcand,
         metadata={
             "help": "how models answer, in validation and in fairseq-generate: allcand scores all answers of the "
             "closed list, beamsearch searches among them (with no list: freely)"
@@ -60,11 +65,11 @@ class AnswerTask(BaseTask):
         """Say whether validation answers (--eval-acc)."""
         return self.cfg.eval_acc
 
-    def serve(self, model: torch.nn.Module) -> None:
-        """Make the generator; raises InputError for a student with a prompt, as its queries are all it starts from."""
-        if hasattr(model, "blank") and str(self.cfg.prompt_type) != "none":
+    def check_model(self, model: OfaModel) -> None:
+        """Note how long texts may be; raises InputError for a student with a prompt, which starts from its queries."""
+        if model.is_student and str(self.cfg.prompt_type) != "none":
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
-        super().serve(model)
+        super().check_model(model)
 
     def answer_room(self, split: str) -> int:
         """Return how many tokens a teacher's decoder reads after the prompt where it answers the rows of a split."""
@@ -96,7 +101,7 @@ class AnswerTask(BaseTask):
 
         Raises InputError if that does not go with the other options.
         """
-        if not any(hasattr(model, "blank") for model in models):
+        if not any(model.is_student for model in models):
             if str(self.cfg.val_inference_type) == "allcand":
                 if self.trie is None:
                     raise InputError(
@@ -116,6 +121,8 @@ class AnswerTask(BaseTask):
                     "allcand"
                 )
             if self.trie is not None:
+                from narvl_plugin.generation.teacher import TrieSequenceGenerator  # which imports fairseq
+
                 seq_gen_cls = partial(TrieSequenceGenerator, trie=self.trie)
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 

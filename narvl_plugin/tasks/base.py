@@ -3,47 +3,31 @@
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Literal, Optional, Self
 
 import torch
-from fairseq.criterions import FairseqCriterion
-from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
 from omegaconf import MISSING
 
+from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.ctc import Lengths
 from narvl_plugin.data.columns import check_columns
-from narvl_plugin.data.dataset import STAND_IN, DatasetOptions, TsvDataset
-from narvl_plugin.data.survey import Survey, survey
+from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile, no_file
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import ParallelGenerator, TeacherRescorer
-from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step, counting_nothing
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.rescoring import TeacherRescorer
+from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.tasks.common import CommonConfig, CommonTask
+from narvl_plugin.tasks.options import options_of_all
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 
-PER_RUN = frozenset(
-    {
-        "data",
-        "skip_bad_rows",
-        "allow_transfer",
-        "matmul_precision",
-        "ema_eval",
-        "rescore_with",
-        "rescore_weight",
-        "abstain_below",
-        "member",
-        "mbr",
-        "mbr_frequencies",
-    }
-)
-"""Options that say what one command is to do. They are never taken from a checkpoint, unlike those of its training."""
 LIMITS = {
     "num_bins": (0, 100_000),
     "patch_image_size": (1, 4_096),
@@ -115,15 +99,23 @@ def training_paths(data: str) -> list[str]:
 class BaseTask(CommonTask):
     """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
 
-    `dataset_class` reads the rows. What validation logs of hypotheses begins with `score_prefix`, which is empty but in
-    a mixture of tasks. `target_place` is where the target stands among the selected columns, and
-    `holds_several_targets` says whether that column may hold several, any of which a student may learn to say.
+    Attributes:
+        name: fairseq's name of the task.
+        config_class: the dataclass of its options.
+        validation_metrics: names of the scores of hypotheses, the main one first.
+        dataset_class: reads the rows.
+        target_place: where the target stands among the selected columns.
+        holds_several_targets: whether that column may hold several, any of which a student may learn to predict.
+        options: what turns rows into samples.
     """
 
+    name: ClassVar[str]
+    config_class: ClassVar[type[BaseTaskConfig]]
     validation_metrics: ClassVar[tuple[str, ...]]
     dataset_class: ClassVar[type[TsvDataset]]
     target_place: ClassVar[int]
     holds_several_targets: ClassVar[bool] = False
+    datasets: dict[str, TsvDataset]
     cfg: BaseTaskConfig
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
@@ -132,8 +124,6 @@ class BaseTask(CommonTask):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} {getattr(cfg, name)}: expected a number from {least} to {most}")
         super().__init__(cfg, **kwargs)
-        self.score_prefix = ""
-        self._averaged_model: torch.nn.Module | None = None
         self.options = DatasetOptions(
             codec=self.codec,
             patch_image_size=cfg.patch_image_size,
@@ -144,14 +134,45 @@ class BaseTask(CommonTask):
         )
         logger.info("dictionary: %d symbols from %s", len(self.codec.dictionary), cfg.bpe_dir)
 
+    @classmethod
+    def from_checkpoints(
+        cls,
+        checkpoints: Sequence[Checkpoint],
+        given: Mapping[str, Any],
+        *,
+        role: Literal["teacher", "student"] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> tuple[Self, list[OfaModel]]:
+        """Return the task with the options of the training of the first checkpoint, and the models of all.
+
+        Args:
+            checkpoints: one, or several as an ensemble.
+            given: options of the task that differ; those that are None count as not given.
+            role: which kind of model the caller needs; None takes either.
+            device: where the models go.
+
+        Raises:
+            MissingInput, InputError: a checkpoint cannot be used for this task.
+        """
+        for checkpoint in checkpoints:
+            checkpoint.require(role)
+        own = {name: value for name, value in given.items() if value is not None}
+        task = cls(options_of_all(checkpoints, cls.name, cls.config_class, own))
+        models = []
+        for checkpoint in checkpoints:
+            model = checkpoint.build_model(task.use_of(training=False), len(task.codec.dictionary))
+            try:
+                task.choose_member(model)
+                task.check_model(model)
+            except InputError as error:
+                raise InputError(f"{checkpoint.file}: {error}") from error
+            models.append(model.to(device))
+        return task, models
+
     @property
     def training_paths(self) -> list[str]:
         """Return the training files."""
         return training_paths(self.cfg.data)
-
-    def has_sharded_data(self, split: str) -> bool:
-        """Say whether epochs read different files, which has fairseq load the dataset for every epoch."""
-        return split == "train" and len(self.training_paths) > 1
 
     def split_path(self, split: str, epoch: int) -> str:
         """Return the file of a split in an epoch (from 1).
@@ -173,10 +194,6 @@ class BaseTask(CommonTask):
                 raise no_file(path, f" (split {split!r} of the data argument {self.cfg.data})")
         return paths[(epoch - 1) % len(paths)]
 
-    def rows_in_epoch(self, epoch: int) -> int:
-        """Return how many rows the training file of an epoch has."""
-        return len(TsvFile(self.split_path("train", epoch), self.cfg.selected_cols))
-
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split: for train the file of this epoch, for valid and test the last file."""
         dataset = self.open_file(self.split_path(split, epoch), split)
@@ -194,30 +211,9 @@ class BaseTask(CommonTask):
         """Return the data set of a split's file, as the task's options have it."""
         raise NotImplementedError
 
-    def training_paths_of(self, first: int, last: float) -> list[str]:
-        """Return the files, each once, that the epochs from `first` to `last`, which may be infinite, train on."""
-        paths = self.training_paths
-        epochs = range(first, int(min(last, first + len(paths) - 1)) + 1)
-        return list(dict.fromkeys(paths[(epoch - 1) % len(paths)] for epoch in epochs))
-
-    def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
-        """Look at the rows of all files that the training reads from an epoch on, up to `last_epoch`."""
-        paths = self.training_paths_of(epoch, self.last_epoch)
-        return list(self.surveys(getattr(model, "num_queries", None), self.keeps_eos, paths))
-
-    def surveys(self, num_queries: int | None, keeps_eos: bool, paths: Sequence[str]) -> Iterator[Survey]:
-        """Look at these training files, then at those of validation; num_queries: those of a student."""
-        loaded = self.datasets["train"]
-        for path in paths:
-            dataset = loaded if path == loaded.tsv.path else self.open_file(path, "train")
-            yield survey(dataset, num_queries, keeps_eos=keeps_eos)
-        for split, dataset in self.datasets.items():
-            if split != "train":
-                yield survey(dataset, num_queries, keeps_eos=keeps_eos)
-
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether valid_step needs `generator`, which serve then makes from --eval-args."""
+        """Say whether validation generates, as --eval-args say."""
         raise NotImplementedError
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
@@ -231,31 +227,22 @@ class BaseTask(CommonTask):
         """
         raise NotImplementedError
 
-    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
-        """Return the model that the configuration describes, for this task's dictionary.
+    def choose_member(self, model: OfaModel) -> None:
+        """Have a student of several tasks answer as the member that is this task, or that --member names."""
+        if isinstance(model, NarvlModel) and (model.members or self.cfg.member):
+            model.answer_as(self.cfg.member or str(self.cfg._name))
 
-        With `from_checkpoint` it has no weights yet (they are on the meta device) and takes those of the checkpoint.
-        """
-        weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
-        with torch.device("meta") if weightless else nullcontext():
-            model = super().build_model(cfg, from_checkpoint)
-        if hasattr(model, "members") and (model.members or self.cfg.member):
-            model.answer_as(self.cfg.member or self.cfg._name)
-        self.serve(model)
-        return model
+    def check_model(self, model: OfaModel) -> None:
+        """Note how long texts may be for a model.
 
-    def serve(self, model: torch.nn.Module) -> None:
-        """Note how long texts may be, and make the generator of validation, if it generates.
-
-        Raises InputError for a model that options rule out.
+        Raises:
+            InputError: options rule the model out.
         """
         self.options = replace(
             self.options,
             source_positions=model.encoder.max_positions(),
-            target_positions=None if hasattr(model, "blank") else model.decoder.max_positions(),
+            target_positions=None if model.is_student else model.decoder.max_positions(),
         )
-        if self.generates_in_validation:
-            self.generator = self.build_generator([model], self.generator_options())
 
     def search_options(self, args: Any) -> dict[str, Any]:
         """Return how to search for what a student says, the options of ParallelGenerator.
@@ -288,7 +275,7 @@ class BaseTask(CommonTask):
 
         Raises InputError for an ensemble of both.
         """
-        students = [hasattr(model, "blank") for model in models]
+        students = [model.is_student for model in models]
         if all(students):
             return ParallelGenerator(
                 models,
@@ -303,7 +290,9 @@ class BaseTask(CommonTask):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
         if self.cfg.rescore_with or self.cfg.abstain_below:
             raise InputError("--rescore-with and --abstain-below are for students; --path names a teacher")
-        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+        from narvl_plugin.generation.teacher import build_search  # which imports fairseq
+
+        return build_search(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def load_rescorer(self, like: torch.Tensor) -> TeacherRescorer:
         """Return the teacher of --rescore-with, on the device and in the type of `like`, if that has weights yet.
@@ -311,16 +300,10 @@ class BaseTask(CommonTask):
         The generator has it follow the student from then on. Raises InputError for a student, and for a teacher that
         starts from a prompt, which a student's batch does not have.
         """
-        from narvl_plugin.checkpoints import loading  # which knows all tasks
-
         file = str(self.cfg.rescore_with)
         shared = ("data", "bpe_dir", "num_bins", "patch_image_size", "ans2label_file")
-        overrides = {name: getattr(self.cfg, name, None) for name in shared}
-        (teacher,), task, _ = loading.load(
-            file, task_name=str(self.cfg._name), task_overrides=overrides, role="teacher"
-        )
-        if task.cfg._name != self.cfg._name:
-            raise InputError(f"--rescore-with {file}: was trained for {task.cfg._name}, not for {self.cfg._name}")
+        given = {name: getattr(self.cfg, name, None) for name in shared}
+        task, (teacher,) = type(self).from_checkpoints([Checkpoint.read(file)], given, role="teacher")
         prompt = str(getattr(task.cfg, "prompt_type", "none"))
         if prompt != "none":
             raise InputError(f"--rescore-with {file}: was trained with --prompt-type {prompt}; it must be none")
@@ -351,56 +334,11 @@ class BaseTask(CommonTask):
     ) -> Hypotheses:
         """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
 
-        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`. In fairseq-generate the targets'
-        texts are remembered, which it asks for next.
+        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
         """
-        if self.target_texts is not None:
-            self.target_texts.remember(sample)
         start = {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
-
-    def valid_step(
-        self,
-        sample: dict[str, Any],
-        model: torch.nn.Module,
-        criterion: FairseqCriterion,
-        ema_model: torch.nn.Module | None = None,
-    ) -> Step:
-        """Return loss, sample size and what to log, with scores of generated hypotheses where they are asked for.
-
-        They are those of the averaged model where there is one. With several references the loss is on the first one.
-        """
-        if ema_model is not None:
-            model = ema_model
-            if self.generates_in_validation and self._averaged_model is not ema_model:
-                # fairseq's search keeps the model that it was built for.
-                self._averaged_model = ema_model
-                self.generator = self.build_generator([ema_model], self.generator_options())
-        judged = sample
-        if "first_reference" in sample:
-            judged = with_first_reference(sample)
-        loss, sample_size, logging_output = super().valid_step(judged, model, criterion)
-        if self.generates_in_validation:
-            hypotheses = self.inference_step(self.generator, [model], sample)
-            for name, scores in self.validation_scores(sample, hypotheses).items():
-                logging_output[f"_{self.score_prefix}{name}_sum"] = sum(scores)
-                logging_output[f"_{self.score_prefix}{name}_count"] = len(scores)
-        step = loss, sample_size, logging_output
-        return counting_nothing(step) if sample.get(STAND_IN) else step
-
-    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
-        super().reduce_metrics(logging_outputs, criterion)
-        self.log_scores(logging_outputs)
-
-    def log_scores(self, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the mean of each score of the hypotheses seen."""
-        for name in (f"{self.score_prefix}{metric}" for metric in self.validation_metrics):
-            count = sum(log.get(f"_{name}_count", 0) for log in logging_outputs)
-            if count > 0:
-                total = sum(log[f"_{name}_sum"] for log in logging_outputs)
-                metrics.log_scalar(name, float(total / count), weight=count, round=4)
 
     def generator_options(self) -> Namespace:
         """Return the options of the generator in validation; raises InputError if they are no JSON object."""
@@ -411,10 +349,3 @@ class BaseTask(CommonTask):
         if not isinstance(options, dict):
             raise InputError(f'--eval-args {self.cfg.eval_args:.80}: expected a JSON object such as {{"beam": 5}}')
         return Namespace(**options)
-
-
-def with_first_reference(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch with the first reference as its target in place of all of them joined."""
-    first = dict(sample["first_reference"])
-    previous = first.pop("prev_output_tokens")
-    return sample | first | {"net_input": sample["net_input"] | {"prev_output_tokens": previous}}

@@ -1,15 +1,12 @@
 """The task `caption`: a picture to a sentence."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-from fairseq.dataclass import ChoiceEnum
-from fairseq.tasks import register_task
-from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
-from sacrebleu.metrics import BLEU
 
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
@@ -18,8 +15,10 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
 
-Score = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
-"""Gives each of B captions a score against its references."""
+if TYPE_CHECKING:
+    from narvl_plugin.scoring.sentences import BatchwiseCider, Score
+
+Agreement = StrEnum("Agreement", ["none", "bleu", "cider"])
 
 
 @dataclass
@@ -41,8 +40,8 @@ class CaptionConfig(BaseTaskConfig):
         default=False,
         metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
     )
-    mbr: ChoiceEnum(["none", "bleu", "cider"]) = field(  # type: ignore[valid-type]
-        default="none",
+    mbr: Agreement = field(
+        default=Agreement.none,
         metadata={
             "help": "of the captions that a student's beam finds, say the one that agrees best with all of them, "
             "weighted by their probabilities, in BLEU or CIDEr (minimum-Bayes-risk decoding)"
@@ -64,10 +63,11 @@ class CaptionConfig(BaseTaskConfig):
     )
 
 
-@register_task("caption", dataclass=CaptionConfig)
 class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
+    name = "caption"
+    config_class = CaptionConfig
     validation_metrics = ("cider",)
     dataset_class = CaptionDataset
     target_place = 2
@@ -92,6 +92,8 @@ class CaptionTask(BaseTask):
     @property
     def cider(self) -> "BatchwiseCider":
         """Return CIDEr with the n-gram frequencies of what is judged."""
+        from narvl_plugin.scoring.sentences import BatchwiseCider  # whose libraries take a second to import
+
         if self._cider is None:
             self._cider = BatchwiseCider(self._judged.all_references())
         return self._cider
@@ -99,6 +101,10 @@ class CaptionTask(BaseTask):
     def search_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds its caption; raises InputError where n-gram frequencies are missing."""
         options = super().search_options(args)
+        if str(self.cfg.mbr) == "none":
+            return options
+        from narvl_plugin.scoring.sentences import BatchwiseCider, sentence_bleu  # which take a second to import
+
         if str(self.cfg.mbr) == "bleu":
             options["agreement"] = partial(self._agreement, sentence_bleu)
         if str(self.cfg.mbr) == "cider":
@@ -108,7 +114,7 @@ class CaptionTask(BaseTask):
             options["agreement"] = partial(self._agreement, BatchwiseCider(captions.all_references()))
         return options
 
-    def _agreement(self, score: Score, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _agreement(self, score: "Score", outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the score of each of H captions against each other as its reference: (H, H)."""
         texts = [self.codec.decode(tokens) for tokens in outputs]
         captions = [text for text in texts for _ in texts]
@@ -135,37 +141,3 @@ class CaptionTask(BaseTask):
             texts = (" ".join(self.codec.decode(one["tokens"]).split()) for one in beam)
             written.append(REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text)))
         return written
-
-
-def sentence_bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Return the BLEU (0 to 1) of each of B captions against its references, of as many n-gram orders as it has."""
-    bleu = BLEU(tokenize="none", effective_order=True)
-    return [
-        bleu.sentence_score(plain_words(caption), [plain_words(text) for text in texts]).score / 100
-        for caption, texts in zip(captions, references, strict=True)
-    ]
-
-
-class BatchwiseCider:
-    """CIDEr with the n-gram frequencies of a whole validation set, taken batch by batch.
-
-    The mean over all captions, in whatever batches and processes, is the CIDEr of the set; a batch's own
-    frequencies would give another number. Words are split plainly, as Java per batch would be slow.
-    """
-
-    def __init__(self, references: Iterable[Sequence[str]]) -> None:
-        whole = CiderScorer()
-        whole.crefs = [cook_refs([plain_words(text) for text in texts]) for texts in references]
-        whole.compute_doc_freq()
-        self._frequencies = whole.document_frequency
-        self._pictures = len(whole.crefs)
-
-    def __call__(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Return the CIDEr (0 to 10) of each of B captions against its references."""
-        batch = CiderScorer()
-        for caption, texts in zip(captions, references, strict=True):
-            batch += (plain_words(caption), [plain_words(text) for text in texts])
-        batch.document_frequency = self._frequencies
-        # The scorer counts pictures by its list of references, and walks along its list of captions.
-        batch.crefs += [[]] * (self._pictures - len(batch.crefs))
-        return [float(score) for score in batch.compute_cider()]

@@ -9,6 +9,7 @@ from typing import NoReturn
 from fairseq.tasks import TASK_REGISTRY
 
 from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.common import CommonTask
 
 OUR_TASKS = "caption, vqa_gen, refcoco, snli_ve or multitask"
 TSV_SUFFIX = ".tsv"
@@ -18,8 +19,6 @@ PROGRAM_OPTIONS = {"fairseq-interactive": "buffer_size", "fairseq-eval-lm": "con
 
 def is_our_task(name: object) -> bool:
     """Say whether a task is one of this plugin, a mixture of several too."""
-    from narvl_plugin.tasks.common import CommonTask  # which imports what is mended here
-
     known = TASK_REGISTRY.get(name)
     return known is not None and issubclass(known, CommonTask)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -16,7 +15,8 @@ from yaml import YAMLError
 from narvl_plugin.data.mistaken_files import mistaken, read_head
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.tasks.base import BaseTaskConfig, training_paths
+from narvl_plugin.tasks import TASKS
+from narvl_plugin.tasks.base import training_paths
 from narvl_plugin.tasks.common import CommonConfig
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
@@ -74,7 +74,7 @@ def texts_of_members(file: str) -> list[tuple[str, list[int]]]:
 def _text_columns(where: str, options: DictConfig) -> list[int]:
     """Return the columns with texts among a task's selected ones; raises InputError that begins with `where`."""
     try:
-        columns = TASK_REGISTRY[options._name].dataset_class.columns_by_name(parse_columns(options.selected_cols))
+        columns = TASKS[options._name].dataset_class.columns_by_name(parse_columns(options.selected_cols))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     unread = NO_TEXT if options.get("add_object") else (*NO_TEXT, "objects")
@@ -90,15 +90,14 @@ def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Me
     given = {str(key): value for key, value in described.items()}
     task, weight, num_queries = given.pop("task", name), given.pop("weight", 1), given.pop("num_queries", None)
 
-    single_tasks = [key for key, known in TASK_DATACLASS_REGISTRY.items() if issubclass(known, BaseTaskConfig)]
-    if task not in single_tasks:
-        raise InputError(f"{where}: there is no task {task!r}; set task to one of {', '.join(sorted(single_tasks))}")
+    if task not in TASKS:
+        raise InputError(f"{where}: there is no task {task!r}; set task to one of {', '.join(sorted(TASKS))}")
     if type(weight) not in (int, float) or not 0 < weight < math.inf:
         raise InputError(f"{where}: weight {weight!r} is no number above 0 (passes over its training file in an epoch)")
     if type(num_queries) is not int or num_queries < 1:
         raise InputError(f"{where}: num_queries {num_queries!r} is no whole number above 0 (queries that are its own)")
 
-    known = TASK_DATACLASS_REGISTRY[task]
+    known = TASKS[task].config_class
     own = sorted({field.name for field in fields(known)} - {"_name", "member", *COMMON})
     for option in given:
         if option in COMMON:

@@ -10,15 +10,15 @@ import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import TASK_REGISTRY, register_task
+from fairseq.tasks import TASK_REGISTRY
 from omegaconf import MISSING, OmegaConf
 
 from narvl_plugin.data.mixture import Mixture, rows_drawn
 from narvl_plugin.data.survey import Survey
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.common import CommonConfig, CommonTask, Step
+from narvl_plugin.tasks.common import CommonConfig
 from narvl_plugin.tasks.members import read_members
+from narvl_plugin.tasks.trained import Step, TrainedSingleTask, TrainedTask
 
 
 @dataclass
@@ -34,8 +34,7 @@ class MultitaskConfig(CommonConfig):
     )
 
 
-@register_task("multitask", dataclass=MultitaskConfig)
-class MultitaskTask(CommonTask):
+class MultitaskTask(TrainedTask):
     """Trains on a mixture of the single tasks, its members, and validates each with its own scores.
 
     A batch is one member's, and a student answers it with the queries that are that member's own. Validation, and
@@ -48,7 +47,7 @@ class MultitaskTask(CommonTask):
     def __init__(self, cfg: MultitaskConfig, **kwargs: Any) -> None:
         super().__init__(cfg, **kwargs)
         self.members = {member.name: member for member in read_members(cfg.data, cfg)}
-        self.tasks: dict[str, BaseTask] = {}
+        self.tasks: dict[str, TrainedSingleTask] = {}
         for name, member in self.members.items():
             task_class = TASK_REGISTRY[member.options._name]
             with self._blaming(name):
@@ -107,7 +106,7 @@ class MultitaskTask(CommonTask):
         model = super().build_model(cfg, from_checkpoint)
         for name, task in self.tasks.items():
             with self._blaming(name):
-                task.serve(model)
+                task.prepare_validation(model)
         return model
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +117,7 @@ class MultitaskTask(CommonTask):
 
     def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
         """Look at the rows of all members' files that the training reads from an epoch on, up to `last_epoch`."""
-        is_student = hasattr(model, "num_queries")
+        is_student = getattr(model, "is_student", False)
         return [
             found
             for name, task in self.tasks.items()
@@ -178,6 +177,6 @@ class MultitaskTask(CommonTask):
 
 def with_queries(sample: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
     """Return a member's batch with what tells a student, which has queries, whose they are to be."""
-    if not hasattr(model, "num_queries"):
+    if not getattr(model, "is_student", False):
         return sample
     return sample | {"net_input": sample["net_input"] | {"queries": sample["member"]}}

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.tasks import register_task
 
 from narvl_plugin.ctc import Ordered, sequence_of
-from narvl_plugin.data.boxes import bins_in, from_bins, inside_image, iou
+from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, iou, overlaps
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
 
 BOXES_COMPARED = 64
@@ -43,10 +41,11 @@ class RefcocoConfig(BaseTaskConfig):
     )
 
 
-@register_task("refcoco", dataclass=RefcocoConfig)
 class RefcocoTask(BaseTask):
     """Grounding; see RefcocoDataset for the columns. A student needs 7 queries: four bins, and three repeats."""
 
+    name = "refcoco"
+    config_class = RefcocoConfig
     validation_metrics = ("score", "mean_iou", "no_box")
     dataset_class = RefcocoDataset
     target_place = 3

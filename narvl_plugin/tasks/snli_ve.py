@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairseq.tasks import register_task
-
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.snli_ve import SnliVeDataset
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
@@ -24,10 +22,11 @@ class SnliVeConfig(AnswerTaskConfig):
     add_caption: bool = field(default=False, metadata={"help": "give the caption, too, as the first of two texts"})
 
 
-@register_task("snli_ve", dataclass=SnliVeConfig)
 class SnliVeTask(AnswerTask):
     """Visual entailment; see SnliVeDataset for the columns. A student needs 3 queries."""
 
+    name = "snli_ve"
+    config_class = SnliVeConfig
     validation_metrics = ("snli_score",)
     dataset_class = SnliVeDataset
     target_place = 4

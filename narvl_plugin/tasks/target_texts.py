@@ -9,6 +9,7 @@ import torch
 
 from narvl_plugin.data.collate import Batch
 from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.vocabulary import UNK
 from narvl_plugin.errors import InputError
 
 
@@ -54,5 +55,6 @@ class TargetTexts:
     def _symbols(self, tokens: list[int], escape_unk: bool = False) -> str:
         """Return padded token ids as fairseq writes them, in targets with `<unk>` as `<<unk>>`."""
         dictionary = self.codec.dictionary
-        kept = [token for token in tokens if token != dictionary.pad()]
-        return dictionary.string(kept, escape_unk=escape_unk)
+        silent = (dictionary.bos(), dictionary.pad(), dictionary.eos())
+        symbols = (dictionary[token] for token in tokens if token not in silent)
+        return " ".join(f"<{UNK}>" if escape_unk and symbol == UNK else symbol for symbol in symbols)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fairseq.tasks import register_task
-
 from narvl_plugin.data.answers import AnswerTrie, read_answers
 from narvl_plugin.data.text import CONFIDENCE_MARK, REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
@@ -31,10 +29,11 @@ class VqaGenConfig(AnswerTaskConfig):
     )
 
 
-@register_task("vqa_gen", dataclass=VqaGenConfig)
 class VqaGenTask(AnswerTask):
     """Visual question answering; see VqaGenDataset for the columns. A student needs 6 queries."""
 
+    name = "vqa_gen"
+    config_class = VqaGenConfig
     validation_metrics = ("vqa_score",)
     dataset_class = VqaGenDataset
     target_place = 3

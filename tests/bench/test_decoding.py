@@ -23,8 +23,7 @@ from narvl_plugin.bench.decoding import (
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.answers import AnswerTask
-from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoTask
+from narvl_plugin.tasks.registered import CaptionTask, RefcocoTask
 
 
 def task_of(kind: type, codec: TextCodec, **attributes: object) -> object:

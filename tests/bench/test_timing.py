@@ -21,15 +21,23 @@ from narvl_plugin.bench.timing import (
     measure_latency,
 )
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator, generation_config
+from narvl_plugin.generation.candidates import CandidateGenerator
+from narvl_plugin.generation.options import generation_config
+from narvl_plugin.generation.teacher import TrieSequenceGenerator
 from narvl_plugin.inference.predictor import Predictor, student_searches, teacher_searches
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
 from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
-from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import (
+    CaptionConfig,
+    CaptionTask,
+    RefcocoConfig,
+    RefcocoTask,
+    SnliVeConfig,
+    SnliVeTask,
+    VqaGenConfig,
+    VqaGenTask,
+)
 
 
 class FakeClock:

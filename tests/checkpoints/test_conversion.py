@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import load_codec
@@ -22,6 +21,7 @@ from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES
 from narvl_plugin.models.interop import EMBEDDING, EMBEDDING_ALIASES, FIXED_FLAGS, QUERIES, tables_of
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import sole_writer
 
 SMALL = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2}
@@ -306,7 +306,7 @@ LOADING = """
 import sys
 from pathlib import Path
 import narvl_plugin
-from narvl_plugin.checkpoints import loading
+from narvl_plugin.tasks import loading
 from narvl_plugin.checkpoints.conversion import convert
 
 def memory(name):

@@ -17,12 +17,12 @@ from fairseq_cli import validate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.captioning import caption_pictures
 from narvl_plugin.inference.distillation import distill
+from narvl_plugin.tasks import loading
 
 Rows = list[list[str]]
 Write = Callable[..., Path]

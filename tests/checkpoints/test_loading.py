@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from narvl_plugin.checkpoints.loading import task_options
 from omegaconf import OmegaConf
 
-import narvl_plugin  # noqa: F401 - registers the tasks
-from narvl_plugin.checkpoints.loading import task_options
+import narvl_plugin.registered  # noqa: F401 - registers the tasks
 from narvl_plugin.checkpoints.reading import existing
 from narvl_plugin.errors import InputError, MissingInput
 

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
+from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.errors import InputError, MissingInput
 
 

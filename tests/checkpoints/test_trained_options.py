@@ -22,14 +22,14 @@ from omegaconf import OmegaConf
 
 from narvl_plugin import compat
 from narvl_plugin.bench import timing
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.calibration import calibrate
 from narvl_plugin.inference.distillation import distill
-from narvl_plugin.tasks.caption import CaptionConfig
+from narvl_plugin.tasks import loading
+from narvl_plugin.tasks.registered import CaptionConfig
 
 Rows = list[list[str]]
 Write = Callable[..., Path]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import narvl_command
+import narvl as program
 import narvl_plugin
 from narvl_plugin.cli import app
 from narvl_plugin.data.text import load_codec
@@ -20,7 +20,7 @@ def narvl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     """Run a command in this process: exit code, what it printed, what it complained of."""
     monkeypatch.setattr(sys, "argv", ["narvl", *arguments])
     try:
-        narvl_command.main()
+        program.main()
         code = 0
     except SystemExit as exit:
         code = int(exit.code or 0)
@@ -30,7 +30,7 @@ def narvl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 def test_path_is_the_user_dir_from_any_folder_and_imports_no_torch(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.argv = ['narvl', 'path']; import narvl_command; narvl_command.main();"
+        "import sys; sys.argv = ['narvl', 'path']; import narvl; narvl.main();"
         "assert not {'torch', 'fairseq', 'narvl_plugin'} & sys.modules.keys()"
     )
     root = Path(narvl_plugin.__file__).parents[1]

@@ -16,7 +16,7 @@ from narvl_plugin.data.snli_ve import SnliVeDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.data.vqa_gen import VqaGenDataset
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAGCAIAAABxZ0isAAAAF0lEQVR4nGM4ISCAFTHgEhcQGGQ6AKljGOFHFTDgAAAAAElFTkSuQmCC"
 SENTENCES = (

@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from narvl_plugin.checkpoints.reading import read_checkpoint, read_pickle
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.mistaken_files import as_text, mistaken
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.text import load_codec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput

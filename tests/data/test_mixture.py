@@ -10,6 +10,7 @@ import pytest
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.collate import Batch
 from narvl_plugin.data.dataset import DatasetOptions
+from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.data.mixture import Mixture, drawn
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
@@ -42,7 +43,7 @@ def mixture(dataset: Callable[..., CaptionDataset]) -> Mixture:
 def batches_of(mixture: Mixture, seed: int, **limits: int) -> list[Batch]:
     """Return the batches of an epoch as fairseq makes them, seeded."""
     np.random.seed(seed)
-    batches = mixture.batch_by_size(mixture.ordered_indices(), **limits)
+    batches = FairseqRows(mixture).batch_by_size(mixture.ordered_indices(), **limits)
     return [mixture.collater([mixture[index] for index in batch]) for batch in batches]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from narvl_plugin.checkpoints.reading import read_pickle
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.scenes import NOUNS, TASKS, ArtError, SceneSettingError, plural, write_scenes, writer
 from narvl_plugin.data.scenes.art import embedded_art
 from narvl_plugin.data.scenes.compose import HeldOutPairs

@@ -10,7 +10,8 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.data.answers import AnswerTrie
-from narvl_plugin.generation import CandidateGenerator, TrieSequenceGenerator
+from narvl_plugin.generation.candidates import CandidateGenerator
+from narvl_plugin.generation.teacher import TrieSequenceGenerator
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 

@@ -12,7 +12,7 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import Lengths, one_of, query_ctc_loss
-from narvl_plugin.generation import ParallelGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
 

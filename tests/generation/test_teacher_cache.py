@@ -8,8 +8,8 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.models.registered import build
 
 
 @pytest.fixture(scope="module")

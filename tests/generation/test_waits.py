@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from narvl_plugin.ctc import Lengths, Ordered, one_of, sequence_of
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.boxes import iou
-from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TeacherRescorer
+from narvl_plugin.generation.candidates import CandidateGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import TeacherRescorer
 from narvl_plugin.generation.parallel_generator import change_odds
+from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.inference.calibration import (
     TEMPERATURES,
     Judge,
@@ -26,7 +25,8 @@ from narvl_plugin.inference.calibration import (
     keep_calibration,
     log_loss,
 )
-from narvl_plugin.tasks.caption import CaptionTask
+from narvl_plugin.tasks import loading
+from narvl_plugin.tasks.registered import CaptionTask
 
 MakeModel = Callable[..., Path]
 

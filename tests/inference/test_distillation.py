@@ -20,8 +20,9 @@ from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.inference.distillation import Speaker, distill
-from narvl_plugin.models.config import SIZES, OfaConfig
-from narvl_plugin.tasks.caption import CaptionConfig
+from narvl_plugin.models.config import SIZES
+from narvl_plugin.models.registered import RegisteredOfaConfig as OfaConfig
+from narvl_plugin.tasks.registered import CaptionConfig
 from narvl_plugin.whole_files import sole_writer
 
 ROWS, BATCH = 7, 2
@@ -135,7 +136,7 @@ def test_a_stopped_run_goes_on_and_ends_identical(
 @pytest.mark.integration
 def test_a_killed_program_goes_on_and_ends_identical(folder: Path, whole: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.tsv"
-    command = [sys.executable, "-m", "narvl_command", "distill", "--teacher", str(folder / "teacher.pt")]
+    command = [sys.executable, "-m", "narvl", "distill", "--teacher", str(folder / "teacher.pt")]
     command += ["--data", str(folder / "caption" / "train.tsv"), "--out", str(out)]
     command += ["--beam", "2", "--batch-size", str(BATCH), "--max-len-b", "6"]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)

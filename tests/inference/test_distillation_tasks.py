@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.data.boxes import parse_box
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.inference.distillation import distill
+from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
-from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import RefcocoConfig, RefcocoTask, SnliVeConfig, SnliVeTask, VqaGenConfig, VqaGenTask
 
 Rows = list[list[str]]
 TASKS = {

@@ -15,10 +15,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from narvl_plugin.models import build, encoder, inference, ofa
+from narvl_plugin.models import encoder, inference, registered
 from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers, product_time
 from narvl_plugin.models.layers import DecoderLayer
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.models.registered import build
 
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 
@@ -94,7 +95,7 @@ def test_compiled_models_say_the_same() -> None:
 @BOTH
 @pytest.mark.parametrize("amp", [False, True])
 def test_amp_multiplies_in_bfloat16(arch: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ofa, "product_time", lambda device, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(registered, "product_time", lambda device, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
     model = make(arch)
     with torch.no_grad():
         exact, _ = model(**batch())
@@ -110,7 +111,7 @@ def test_amp_multiplies_in_bfloat16(arch: str, amp: bool, monkeypatch: pytest.Mo
 def test_amp_keeps_to_float32_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ofa, "product_time", lambda device, dtype: 3.0 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(registered, "product_time", lambda device, dtype: 3.0 if dtype == torch.bfloat16 else 2.0)
     model = make("narvl_tiny")
     model.prepare_for_inference_(FairseqConfig(common=CommonConfig(amp=True)))
     with torch.no_grad():

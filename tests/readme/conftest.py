@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from narvl_plugin.checkpoints import loading
+from narvl_plugin.tasks import loading
 
 ROOT = Path(__file__).parents[2]
 

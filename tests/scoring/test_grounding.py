@@ -3,7 +3,7 @@
 import pytest
 from fairseq import scoring
 
-from narvl_plugin.scoring.grounding import overlaps
+from narvl_plugin.data.boxes import overlaps
 
 WHOLE = "<bin_0><bin_0><bin_10><bin_10>"
 

@@ -11,8 +11,8 @@ from fairseq.logging import metrics
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.text import TextCodec
-from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.models.registered import build
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,13 @@ from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation import CandidateGenerator, ParallelGenerator, TrieSequenceGenerator
-from narvl_plugin.models import build
-from narvl_plugin.models.config import NarvlConfig, OfaConfig
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.generation.candidates import CandidateGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.teacher import TrieSequenceGenerator
+from narvl_plugin.models.registered import RegisteredNarvlConfig as NarvlConfig
+from narvl_plugin.models.registered import RegisteredOfaConfig as OfaConfig
+from narvl_plugin.models.registered import build
+from narvl_plugin.tasks.registered import VqaGenConfig, VqaGenTask
 
 Rows = list[list[str]]
 

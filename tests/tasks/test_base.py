@@ -18,9 +18,9 @@ from narvl_plugin.ctc import Lengths
 from narvl_plugin.data import survey
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.generation import ParallelGenerator
-from narvl_plugin.models import build
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.models.registered import build
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
 

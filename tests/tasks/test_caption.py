@@ -14,8 +14,9 @@ from pycocoevalcap.cider.cider import Cider
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.scoring.sentences import BatchwiseCider
 from narvl_plugin.scoring.tokenization import plain_words
-from narvl_plugin.tasks.caption import BatchwiseCider, CaptionConfig, CaptionTask
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
 WORDS = st.lists(st.sampled_from(["a", "red", "cat", "Dog,", "runs"]), min_size=1, max_size=6).map(" ".join)

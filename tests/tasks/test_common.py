@@ -11,8 +11,8 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, get_task
 from omegaconf import OmegaConf
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.factory import FAMILIES
-from narvl_plugin.tasks.common import CommonTask
+from narvl_plugin.models.registered import FAMILIES
+from narvl_plugin.tasks.trained import TrainedTask as CommonTask
 
 STUDENT = ("qctc", "query_cross_entropy")
 TEACHER = ("cross_entropy", "label_smoothed_cross_entropy", "adjust_label_smoothed_cross_entropy")

@@ -14,10 +14,16 @@ from criterions import AdjustLabelSmoothedCrossEntropyCriterion
 from narvl_plugin.data.boxes import from_bins
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
-from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import (
+    CaptionConfig,
+    CaptionTask,
+    RefcocoConfig,
+    RefcocoTask,
+    SnliVeConfig,
+    SnliVeTask,
+    VqaGenConfig,
+    VqaGenTask,
+)
 
 pytestmark = pytest.mark.integration
 

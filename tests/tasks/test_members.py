@@ -7,7 +7,7 @@ import pytest
 
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.tasks.members import Member, read_members, texts_of_members
-from narvl_plugin.tasks.multitask import MultitaskConfig
+from narvl_plugin.tasks.registered import MultitaskConfig
 
 COMMON = MultitaskConfig(bpe_dir="vocabulary", num_bins=11, skip_bad_rows=3)
 

@@ -15,12 +15,13 @@ import torch
 from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
-from narvl_plugin.checkpoints import loading
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.models.config import SIZES, NarvlConfig
-from narvl_plugin.tasks.multitask import MultitaskConfig, MultitaskTask
+from narvl_plugin.models.config import SIZES
+from narvl_plugin.models.registered import RegisteredNarvlConfig as NarvlConfig
+from narvl_plugin.tasks import loading
+from narvl_plugin.tasks.registered import MultitaskConfig, MultitaskTask
 
 Rows = list[list[str]]
 PLUGIN = Path(__file__).parents[2] / "narvl_plugin"
@@ -186,7 +187,7 @@ class TestModels:
     ) -> None:
         task.load_dataset("train")
         model = torch.nn.Module()
-        model.num_queries = 44
+        model.num_queries, model.is_student = 44, True
         with caplog.at_level(logging.INFO):
             task.begin_epoch(1, model)
             task.begin_epoch(2, model)
@@ -230,7 +231,7 @@ class TestLogging:
     def model(self) -> torch.nn.Module:
         """Give what looks like a student."""
         model = torch.nn.Module()
-        model.num_queries = 44
+        model.num_queries, model.is_student = 44, True
         return model
 
     def validate(self, task: MultitaskTask, model: torch.nn.Module) -> tuple[Criterion, list[dict[str, Any]]]:

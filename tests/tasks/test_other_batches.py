@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from narvl_plugin.errors import InputError
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 Place = dict[str, Any]
 

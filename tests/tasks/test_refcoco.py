@@ -13,7 +13,7 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.evaluation.predictions import BinSizes
-from narvl_plugin.tasks.refcoco import RefcocoConfig, RefcocoTask
+from narvl_plugin.tasks.registered import RefcocoConfig, RefcocoTask
 
 Rows = list[list[str]]
 

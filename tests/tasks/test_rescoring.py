@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from narvl_plugin.errors import BadRow
-from narvl_plugin.models.factory import FAMILIES
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.models.registered import FAMILIES
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 from narvl_plugin.training.ema import AveragedModel
 
 EVAL_ARGS = '{"beam": 3, "max_len_b": 8}'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from narvl_plugin.tasks.snli_ve import SnliVeConfig, SnliVeTask
+from narvl_plugin.tasks.registered import SnliVeConfig, SnliVeTask
 
 Rows = list[list[str]]
 

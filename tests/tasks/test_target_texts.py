@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from narvl_plugin.data.for_fairseq import fairseq_dictionary
 from narvl_plugin.data.text import TextCodec, clean_target
 from narvl_plugin.errors import InputError
 from narvl_plugin.evaluation.predictions import read_generated
@@ -107,7 +108,7 @@ def test_answers_are_scored_against_the_text_of_the_file(
 
 def test_texts_are_those_of_their_own_targets(codec: TextCodec) -> None:
     """Of two targets that are spelled the same each has its own text; sources and hypotheses have the vocabulary's."""
-    dictionary = codec.dictionary
+    dictionary = fairseq_dictionary(codec.dictionary)
     texts = ["Ω cat", "Ψ cat", "a\u2581cat"]
     tokens = [codec.encode(f" {text}") for text in texts]
     padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=dictionary.pad())
@@ -134,7 +135,7 @@ def test_symbols_that_fairseq_has_joined_are_refused(codec: TextCodec, post_proc
     for texts in ({"target_texts": ["a cat"]}, {}):
         writer.remember({"net_input": {"src_tokens": sources}, "target": targets, **texts})
         with pytest.raises(InputError, match="--post-process"):
-            writer.decode(codec.dictionary.string(sources[0], post_process))
+            writer.decode(fairseq_dictionary(codec.dictionary).string(sources[0], post_process))
 
 
 def test_a_text_is_one_line(codec: TextCodec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from narvl_plugin.evaluation.predictions import BinSizes, read_predictions, write_predictions
-from narvl_plugin.tasks.vqa_gen import VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import VqaGenConfig, VqaGenTask
 
 Rows = list[list[str]]
 

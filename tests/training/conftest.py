@@ -16,7 +16,7 @@ import torch
 from fairseq import trainer
 from PIL import Image
 
-from narvl_command import plugin_folder
+from narvl import plugin_folder
 from narvl_plugin.checkpoints.reading import read_checkpoint
 
 Losses = dict[int, float]

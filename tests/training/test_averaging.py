@@ -19,8 +19,8 @@ from criterions.qctc import QueryCtcConfig
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.models import build
-from narvl_plugin.tasks.caption import CaptionConfig, CaptionTask
+from narvl_plugin.models.registered import build
+from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 from narvl_plugin.training.ema import AveragedModel
 
 Losses = dict[int, float]

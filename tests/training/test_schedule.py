@@ -16,7 +16,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 
-from narvl_command import plugin_folder
+from narvl import plugin_folder
 from narvl_plugin.errors import InputError
 
 Losses = dict[int, float]

@@ -14,7 +14,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from omegaconf import OmegaConf
 from torch import nn
 
-from narvl_plugin.models import build
+from narvl_plugin.models.registered import build
 from narvl_plugin.tasks.base import BaseTask
 
 Rows = list[list[str]]

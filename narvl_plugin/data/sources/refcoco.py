@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from narvl_plugin.checkpoints.reading import read_pickle
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.reading import (
     Record,
     chosen_splits,

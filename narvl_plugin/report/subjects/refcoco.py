@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from narvl_plugin.data.boxes import bins_in, from_bins, inside_image, parse_box, to_bins
+from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, overlaps, parse_box, to_bins
 from narvl_plugin.data.images import ImageReader, image_size
 from narvl_plugin.errors import InputError
 from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Region, Row, Scores, Subject
-from narvl_plugin.scoring.grounding import GOOD_IOU, overlaps
 from narvl_plugin.tasks.base import BaseTask
 
 WHOLE, MEAN = "whole_image", "mean_box"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from narvl_plugin.checkpoints.reading import read_pickle
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.easy_vqa import convert_easy_vqa, packaged_data
 from narvl_plugin.data.sources.writing import Pictures
 from narvl_plugin.errors import BadRow, MissingInput

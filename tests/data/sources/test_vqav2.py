@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.checkpoints.reading import read_pickle
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.vqav2 import convert_vqav2, soft_scores
 from narvl_plugin.data.sources.writing import Pictures
 from narvl_plugin.data.vqa_answers import normalise_answer

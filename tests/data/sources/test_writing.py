@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.checkpoints.reading import read_pickle
 from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.resumable import StalePart
 from narvl_plugin.data.sources.writing import (
     CLEANED,

@@ -1,4 +1,4 @@
-"""A teacher's answers of a closed list: beam search under its trie, or the exact score of every answer.
+"""A teacher's answers of a closed list: the exact score of every answer.
 
 Legend: B batch, V labels, C children of a place in the trie, A answers, T tokens of an answer.
 """
@@ -9,66 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
-from fairseq.search import BeamSearch
-from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import to_host
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.collate import pad_tokens
+from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.models.inference import believing
-
-
-class TrieBeamSearch(BeamSearch):
-    """fairseq's beam search with the probabilities of the tokens that the trie allows, which sum to one."""
-
-    def __init__(self, dictionary: Dictionary, trie: AnswerTrie) -> None:
-        super().__init__(dictionary)
-        self.trie = trie
-        self.prompt_lengths: list[int] = []
-        """Tokens before the answer, `<s>` among them, of each sample of the batch that is searched."""
-
-    def step(
-        self,
-        step: int,
-        lprobs: Tensor,
-        scores: Tensor | None,
-        prev_output_tokens: Tensor,
-        original_batch_idxs: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose the best continuations, as fairseq's search does, of lprobs (B, beam, V)."""
-        renormalised = lprobs.flatten(0, 1)
-        samples = original_batch_idxs.repeat_interleave(lprobs.size(1)).tolist()
-        for row, (sample, tokens) in enumerate(zip(samples, prev_output_tokens.tolist(), strict=True)):
-            begin = self.prompt_lengths[sample]
-            if len(tokens) < begin:
-                continue  # still reading the prompt
-            allowed = self.trie.allowed(tokens[begin:])
-            chosen = renormalised[row, allowed].log_softmax(0)
-            renormalised[row] = float("-inf")
-            renormalised[row, allowed] = chosen
-        return super().step(step, renormalised.view_as(lprobs), scores, prev_output_tokens, original_batch_idxs)
-
-
-class TrieSequenceGenerator(SequenceGenerator):
-    """fairseq's generator for teachers, whose hypotheses are answers of a closed list.
-
-    The beam is no wider than the list, so that it can always be filled, and the trie, not an option, ends answers.
-    """
-
-    def __init__(
-        self, models: Sequence[nn.Module], tgt_dict: Dictionary, *, trie: AnswerTrie, beam_size: int, **options: Any
-    ) -> None:
-        search = TrieBeamSearch(tgt_dict, trie)
-        beam_size = min(beam_size, len(trie.answers))
-        super().__init__(models, tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
-        self.max_len_b = self.max_len
-
-    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
-        """Return the hypotheses of each sample, best first, each with its prompt."""
-        self.search.prompt_lengths = [len(prompt) for prompt in sample["decoder_prompts"]]
-        return super().generate(models, sample, **options)
 
 
 class CandidateGenerator:
@@ -84,7 +31,7 @@ class CandidateGenerator:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], dictionary: Dictionary, trie: AnswerTrie, *, nbest: int, batch_size: int
+        self, models: Sequence[nn.Module], dictionary: Vocabulary, trie: AnswerTrie, *, nbest: int, batch_size: int
     ) -> None:
         self.trie = trie
         self.pad = dictionary.pad()

@@ -1,32 +1,17 @@
-"""The console script `narvl`: answers `narvl path` at once and hands everything else to `narvl_plugin.cli.app`.
-
-It stands outside the package because importing anything of `narvl_plugin` imports torch and fairseq, which
-takes seconds and, unless told otherwise first, writes to the screen.
-"""
+"""What all programs of the plugin do when they start and end: signals, interrupts, the terminal."""
 
 from __future__ import annotations
 
 import atexit
-import importlib.util
-import logging
+import io
 import os
 import signal
 import sys
-import warnings
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType, TracebackType
 
 ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """Signals that ask a program to end, and what it then says."""
-
-
-def plugin_folder() -> Path:
-    """Return the absolute folder of `narvl_plugin`, which fairseq takes as `--user-dir`."""
-    package = importlib.util.find_spec("narvl_plugin")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("narvl_plugin is not installed; pip install it where narvl is")
-    return Path(package.submodule_search_locations[0]).resolve()
 
 
 class AskedToEnd(SystemExit):
@@ -77,20 +62,20 @@ def explain_interrupts() -> None:
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 
-def main() -> None:
-    """Run the command line."""
+def end_on_signals() -> None:
+    """Have the signals that ask a program to end do so in one line."""
     explain_interrupts()
     for number in ENDINGS:
         signal.signal(number, ask_to_end)
-    if sys.argv[1:] == ["path"]:
-        print(plugin_folder())
-        return
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
-    from narvl_plugin.cli.app import run
-
-    run()
 
 
-if __name__ == "__main__":
-    main()
+def leave_signals_to_program(*_: object) -> None:
+    """Have a worker process leave Ctrl-C, which a terminal sends to it, too, to its program, which ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def write_to_any_terminal() -> None:
+    """Have standard output write what its encoding lacks as escapes, as standard error does already."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's, nor a test's
+        sys.stdout.reconfigure(errors="backslashreplace")

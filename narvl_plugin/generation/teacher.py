@@ -1,0 +1,121 @@
+"""A teacher's search, by fairseq: freely, or among the answers of a closed list.
+
+Legend: B batch, V labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from narvl_plugin.data.answers import AnswerTrie
+from narvl_plugin.data.vocabulary import Vocabulary
+from narvl_plugin.importing import leaving_logging_alone
+
+with leaving_logging_alone():
+    from fairseq.models import FairseqIncrementalDecoder
+    from fairseq.ngram_repeat_block import NGramRepeatBlock
+    from fairseq.search import BeamSearch
+    from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+    from fairseq.tasks import FairseqTask
+
+
+def build_search(
+    task: Any,
+    models: Sequence[nn.Module],
+    args: Any,
+    seq_gen_cls: type | None = None,
+    extra_gen_cls_kwargs: dict[str, Any] | None = None,
+    prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
+) -> Any:
+    """Return fairseq's search for teachers, by fairseq's options of generation; see `FairseqTask.build_generator`."""
+    known = all(isinstance(model.decoder, FairseqIncrementalDecoder) for model in models)
+    ensemble = models if known else TeacherEnsemble(models)
+    generator = FairseqTask.build_generator(
+        task, ensemble, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+    )
+    if getattr(generator, "repeat_ngram_blocker", None) is not None:
+        generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
+    return generator
+
+
+class TeacherEnsemble(EnsembleModel):  # type: ignore[misc]  # fairseq's classes have no types
+    """Teachers as fairseq's search runs them, where they were built without fairseq's classes."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__(models)
+        self.has_incremental = True
+
+    def forward_encoder(self, net_input: dict[str, Any]) -> list[Any]:
+        """Return what each teacher's encoder makes of a batch."""
+        source = {name: value for name, value in net_input.items() if name != "prev_output_tokens"}
+        return [model.encoder(**source) for model in self.models]
+
+    def max_decoder_positions(self) -> int:
+        """Return the longest output that all teachers can write, in tokens."""
+        return min(int(model.decoder.max_positions()) for model in self.models)
+
+
+class NGramBlock(NGramRepeatBlock):  # type: ignore[misc]
+    """fairseq's ban on n-grams that come twice, with its search among the tokens so far.
+
+    `NGramRepeatBlock(3)(tokens, lprobs, …, step)` compares the end of the token buffer, still padding, with what was
+    output, and so never finds a repetition (fairseq issues 4709 and 5206).
+    """
+
+    def _no_repeat_ngram(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        banned: Tensor = super()._no_repeat_ngram(tokens[:, : step + 1], lprobs, bsz, beam_size, step)
+        return banned
+
+
+class TrieBeamSearch(BeamSearch):
+    """fairseq's beam search with the probabilities of the tokens that the trie allows, which sum to one."""
+
+    def __init__(self, dictionary: Vocabulary, trie: AnswerTrie) -> None:
+        super().__init__(dictionary)
+        self.trie = trie
+        self.prompt_lengths: list[int] = []
+        """Tokens before the answer, `<s>` among them, of each sample of the batch that is searched."""
+
+    def step(
+        self,
+        step: int,
+        lprobs: Tensor,
+        scores: Tensor | None,
+        prev_output_tokens: Tensor,
+        original_batch_idxs: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the best continuations, as fairseq's search does, of lprobs (B, beam, V)."""
+        renormalised = lprobs.flatten(0, 1)
+        samples = original_batch_idxs.repeat_interleave(lprobs.size(1)).tolist()
+        for row, (sample, tokens) in enumerate(zip(samples, prev_output_tokens.tolist(), strict=True)):
+            begin = self.prompt_lengths[sample]
+            if len(tokens) < begin:
+                continue  # still reading the prompt
+            allowed = self.trie.allowed(tokens[begin:])
+            chosen = renormalised[row, allowed].log_softmax(0)
+            renormalised[row] = float("-inf")
+            renormalised[row, allowed] = chosen
+        return super().step(step, renormalised.view_as(lprobs), scores, prev_output_tokens, original_batch_idxs)
+
+
+class TrieSequenceGenerator(SequenceGenerator):
+    """fairseq's generator for teachers, whose hypotheses are answers of a closed list.
+
+    The beam is no wider than the list, so that it can always be filled, and the trie, not an option, ends answers.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], tgt_dict: Vocabulary, *, trie: AnswerTrie, beam_size: int, **options: Any
+    ) -> None:
+        search = TrieBeamSearch(tgt_dict, trie)
+        beam_size = min(beam_size, len(trie.answers))
+        super().__init__(models, tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
+        self.max_len_b = self.max_len
+
+    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
+        """Return the hypotheses of each sample, best first, each with its prompt."""
+        self.search.prompt_lengths = [len(prompt) for prompt in sample["decoder_prompts"]]
+        return super().generate(models, sample, **options)

@@ -1,0 +1,187 @@
+"""The options of a task with which a checkpoint's model is used: those of its training, and what the caller gives."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from narvl_plugin.checkpoints.record import Checkpoint
+from narvl_plugin.errors import InputError, harmless
+from narvl_plugin.models.interop import SINGLE_TASKS
+
+logger = logging.getLogger(__name__)
+
+PER_RUN = frozenset(
+    {
+        "data",
+        "skip_bad_rows",
+        "allow_transfer",
+        "matmul_precision",
+        "ema_eval",
+        "rescore_with",
+        "rescore_weight",
+        "abstain_below",
+        "member",
+        "mbr",
+        "mbr_frequencies",
+    }
+)
+"""Options that say what one command is to do. They are never taken from a checkpoint, unlike those of its training."""
+
+OF_ANY_TASK = frozenset(
+    {"bpe_dir", "num_bins", "patch_image_size", "max_image_size", "imagenet_default_mean_and_std", "max_src_length"}
+)
+"""Options that a checkpoint's other task, such as OFA's pretraining, shares with ours."""
+COMPARED_BY_CONTENT = frozenset({"bpe_dir", "num_bins"})
+"""Options about whose difference nothing is said, since the vocabulary's checksum or size is compared."""
+
+Kind = type[Any]
+"""The dataclass of a task's options; its field `_name` is fairseq's name of the task."""
+
+
+def option_names(kind: Kind) -> set[str]:
+    """Return the names of a task's options."""
+    return {field.name for field in fields(kind)} - {"_name"}
+
+
+def take_up_options(args: Namespace, given: Collection[str], kind: Kind) -> None:
+    """Give the arguments of fairseq-generate, in place, the task's options of the training of the model in --path.
+
+    Args:
+        args: what was parsed, of one of our tasks.
+        given: names of the arguments that the command line itself gave; these stay, as those in --model-overrides do,
+            and a difference is warned of.
+        kind: the dataclass of the task's options.
+
+    Raises:
+        MissingInput, InputError: a checkpoint cannot be read, or its options cannot be used.
+    """
+    names = option_names(kind)
+    own = {name: value for name, value in _model_overrides(args).items() if name in names}
+    own |= {name: getattr(args, name) for name in names & set(given)}
+    checkpoints = [Checkpoint.read(file) for file in args.path.split(os.pathsep)]
+    options = options_of_all(checkpoints, args.task, kind, own)
+    for name in names - PER_RUN | own.keys():
+        value = options[name]
+        setattr(args, name, str(value) if isinstance(value, Enum) else value)
+
+
+def _model_overrides(args: Namespace) -> dict[str, Any]:
+    """Return what fairseq-generate's --model-overrides says, which fairseq applies to the model alone."""
+    try:
+        return dict(ast.literal_eval(args.model_overrides))
+    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+        raise InputError(f"--model-overrides {args.model_overrides:.80}: is no dict of Python ({error})") from error
+
+
+def options_of_all(
+    checkpoints: Sequence[Checkpoint], task_name: str, kind: Kind, given: Mapping[str, Any]
+) -> DictConfig:
+    """Return the options with which the models of an ensemble are used: those of the first one's training.
+
+    Args:
+        checkpoints: of the models; where the options of others differ, a warning says so.
+        task_name: one of our tasks.
+        kind: the dataclass of its options.
+        given: the caller's options, which count before all others.
+
+    Raises:
+        InputError: as `task_options` does.
+    """
+    member = str(given.get("member") or task_name)
+    trained = [(one.file, trained_options(one, member)) for one in checkpoints]
+    (first, own), *others = trained
+    options = task_options(first, own, task_name, kind, given)
+    shared = {name: options[name] for name in option_names(kind) - PER_RUN}
+    for file, own in others:
+        task_options(file, own, task_name, kind, shared)
+    return options
+
+
+def trained_options(checkpoint: Checkpoint, member: str) -> Mapping[str, Any]:
+    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member.
+
+    Raises:
+        InputError: the mixture has no such member.
+    """
+    members = checkpoint.members
+    if members:
+        if not isinstance(members.get(member), dict):
+            raise InputError(
+                f"{checkpoint.file}: was trained on {', '.join(map(str, members)):.200}, not on {member!r:.40}; choose "
+                "by --member, or make a student of one of them: narvl convert CHECKPOINT OUT --member NAME"
+            )
+        return dict(members[member])
+    options = checkpoint.task
+    if options.get("_name") == "multitask":
+        logger.warning(
+            "%s: does not say the options of its members; those that are not given have defaults", checkpoint.file
+        )
+    return options
+
+
+def task_options(
+    file: Path, trained: Mapping[str, Any], task_name: str, kind: Kind, given: Mapping[str, Any]
+) -> DictConfig:
+    """Return the options of a task with which a checkpoint's model is to be used.
+
+    They are those of its training, where the caller gives no other; a difference is warned of. What one command is to
+    do (`PER_RUN`) is never taken from a checkpoint. Of a checkpoint of another task only `OF_ANY_TASK` are taken.
+
+    Args:
+        file: the checkpoint, for messages.
+        trained: the options of its task.
+        task_name: one of our tasks.
+        kind: the dataclass of its options.
+        given: the caller's options.
+
+    Raises:
+        InputError: the task has no such option, an option has another type, the vocabulary is not known, or the
+            checkpoint was trained for another one of our tasks.
+    """
+    trained_for = trained.get("_name")
+    if trained_for in SINGLE_TASKS and trained_for != task_name:
+        raise InputError(
+            f"{file}: was trained for {trained_for}, not for {task_name}; take --task {trained_for}, or another "
+            "checkpoint"
+        )
+    names = option_names(kind)
+    unknown = given.keys() - names
+    if unknown:
+        raise InputError(f"the task {task_name} has no option {', '.join(sorted(unknown))}")
+    kept = {
+        name: trained[name]
+        for name in sorted(names - PER_RUN)
+        if trained.get(name) is not None and (trained.get("_name") == task_name or name in OF_ANY_TASK)
+    }
+    values = {"data": "none", **kept, **given}
+    if values.get("bpe_dir") in (None, "", "???"):
+        raise InputError(
+            f"{file}: does not say which vocabulary it was trained with; give --bpe-dir, the folder with it"
+        )
+    try:
+        defaults = OmegaConf.structured(kind(_name=task_name))
+        options, before = OmegaConf.merge(defaults, values), OmegaConf.merge(defaults, kept)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: the options of its task cannot be used ({reason})") from error
+    for name in sorted(kept.keys() & given.keys() - COMPARED_BY_CONTENT):
+        if _differ(options[name], before[name]):
+            option, trained_with = name.replace("_", "-"), harmless(str(before[name]))
+            logger.warning("%s: was trained with --%s %s, now --%s %s", file, option, trained_with, option, given[name])
+    return options
+
+
+def _differ(value: Any, other: Any) -> bool:
+    """Say whether two values of an option differ. Two paths of one file do not."""
+    return value != other and not (isinstance(value, str) and Path(value).resolve() == Path(other).resolve())

@@ -1,0 +1,72 @@
+"""The tasks as fairseq knows them (`--task caption`). Importing this module registers them.
+
+Each is a task that answers, with what fairseq's programs ask of a task mixed in; it has the name of the former.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+
+from narvl_plugin.tasks import caption, multitask, refcoco, snli_ve, vqa_gen
+from narvl_plugin.tasks.trained import TrainedSingleTask
+
+
+@dataclass
+class CaptionConfig(caption.CaptionConfig, FairseqDataclass):
+    """Options of `--task caption`."""
+
+
+@register_task("caption", dataclass=CaptionConfig)
+class CaptionTask(TrainedSingleTask, caption.CaptionTask, FairseqTask):  # type: ignore[misc]
+    """Captioning, for fairseq."""
+
+    config_class = CaptionConfig
+
+
+@dataclass
+class RefcocoConfig(refcoco.RefcocoConfig, FairseqDataclass):
+    """Options of `--task refcoco`."""
+
+
+@register_task("refcoco", dataclass=RefcocoConfig)
+class RefcocoTask(TrainedSingleTask, refcoco.RefcocoTask, FairseqTask):  # type: ignore[misc]
+    """Grounding, for fairseq."""
+
+    config_class = RefcocoConfig
+
+
+@dataclass
+class SnliVeConfig(snli_ve.SnliVeConfig, FairseqDataclass):
+    """Options of `--task snli_ve`."""
+
+
+@register_task("snli_ve", dataclass=SnliVeConfig)
+class SnliVeTask(TrainedSingleTask, snli_ve.SnliVeTask, FairseqTask):  # type: ignore[misc]
+    """Visual entailment, for fairseq."""
+
+    config_class = SnliVeConfig
+
+
+@dataclass
+class VqaGenConfig(vqa_gen.VqaGenConfig, FairseqDataclass):
+    """Options of `--task vqa_gen`."""
+
+
+@register_task("vqa_gen", dataclass=VqaGenConfig)
+class VqaGenTask(TrainedSingleTask, vqa_gen.VqaGenTask, FairseqTask):  # type: ignore[misc]
+    """Visual question answering, for fairseq."""
+
+    config_class = VqaGenConfig
+
+
+@dataclass
+class MultitaskConfig(multitask.MultitaskConfig, FairseqDataclass):
+    """Options of `--task multitask`."""
+
+
+@register_task("multitask", dataclass=MultitaskConfig)
+class MultitaskTask(multitask.MultitaskTask, FairseqTask):  # type: ignore[misc]
+    """A mixture of tasks, for fairseq."""
