@@ -1,4 +1,4 @@
-"""Targets that are given: their probability, which query says which token, and the most probable path.
+"""Given targets: their probability, the query that predicts each token, and the most probable path.
 
 Legend: B batch, N queries, V labels, K targets of a sample, S padded target length, L = 2 S + 1 lattice states.
 """
@@ -26,10 +26,12 @@ from narvl_plugin.ctc.lattice import (
 
 
 class Alignment(NamedTuple):
-    """Which query says which token.
+    """The token that each query predicts.
 
-    labels: (B, N) label of each query; positions: (B, N) index in the target of the token it says, -1 for blank;
-    scores: (B,) log-probability of the path.
+    Attributes:
+        labels: (B, N), the label of each query.
+        positions: (B, N), the index in the target of the predicted token; -1 for the blank.
+        scores: (B,), the log-probability of the path.
     """
 
     labels: Tensor
@@ -38,27 +40,50 @@ class Alignment(NamedTuple):
 
 
 def score_targets(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-    """Return log p(target), in nats, of K targets a sample, summed over all paths: (B, K), -inf where there is none.
+    """Return the log-probability of K targets of each sample, summed over all paths.
 
-    log_probs: (B, N, V), normalised; targets: (B, K, S) padded with anything; target_lengths: (B, K). The same as
-    `-query_ctc_loss`, without its gradient and normalisation.
+    It equals `-query_ctc_loss`, without the gradient and the normalisation.
+
+    Args:
+        log_probs: (B, N, V), normalised.
+        targets: (B, K, S), padded with any label.
+        target_lengths: (B, K).
+        blank: the label of the blank.
+
+    Returns:
+        (B, K), in nats; -inf for a target without a path.
     """
     lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
     return total_scores(state_emissions(log_probs, lattice), lattice).view(target_lengths.shape)
 
 
 def total_scores(emissions: Tensor, lattice: Lattice) -> Tensor:
-    """Do the same for targets of whose lattice, (M, L), the log-probabilities are known: (M, N, L) -> (M,)."""
+    """Return the log-probabilities of targets from their emissions.
+
+    Args:
+        emissions: (M, N, L), the log-probabilities of the states' labels.
+        lattice: the lattice of the targets, (M, L).
+
+    Returns:
+        (M,), in nats; -inf for a target without a path.
+    """
     query_lengths = lattice.labels.new_full((len(emissions),), emissions.size(1))
     return log_marginals(forward_scores(emissions, lattice, query_lengths), lattice)
 
 
 def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-    """Return the probability that a query says a token of the target, given the target: (B, S, N).
+    """Return the probability that a query predicts a token of the target, given the target.
 
-    A token may be said by several neighbouring queries, so that its row sums to 1 or more; 0 on padding.
+    Several neighbouring queries may predict one token, so a token's row sums to 1 or more.
 
-    log_probs: (B, N, V), normalised; targets: (B, S) padded with anything; target_lengths: (B,).
+    Args:
+        log_probs: (B, N, V), normalised.
+        targets: (B, S), padded with any label.
+        target_lengths: (B,).
+        blank: the label of the blank.
+
+    Returns:
+        (B, S, N), 0 on padding.
     """
     lattice = build_lattice(targets, target_lengths, blank=blank)
     shares = state_posteriors(state_emissions(log_probs, lattice), lattice)[:, :, 1::2].transpose(1, 2)
@@ -66,9 +91,14 @@ def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor,
 
 
 def state_posteriors(emissions: Tensor, lattice: Lattice) -> Tensor:
-    """Return the probability that a query is in a state of its target's lattice, (B, L), given the target: (B, N, L).
+    """Return the probability of each lattice state at each query, given the target.
 
-    emissions: (B, N, L), log-probabilities of the states' labels.
+    Args:
+        emissions: (B, N, L), the log-probabilities of the states' labels.
+        lattice: the lattice of the targets, (B, L).
+
+    Returns:
+        (B, N, L).
     """
     query_lengths = lattice.labels.new_full((len(emissions),), emissions.size(1))
     forward = forward_scores(emissions, lattice, query_lengths)
@@ -78,8 +108,20 @@ def state_posteriors(emissions: Tensor, lattice: Lattice) -> Tensor:
 def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Alignment:
     """Find the most probable path that collapses to each target.
 
-    log_probs: (B, N, V); targets: (B, S) padded with anything; target_lengths: (B,).
-    Raises TargetsDoNotFit and ValueError as `query_ctc_loss` does. Source: Viterbi's algorithm on CTC's lattice.
+    Source: Viterbi's algorithm on CTC's lattice.
+
+    Args:
+        log_probs: (B, N, V).
+        targets: (B, S), padded with any label.
+        target_lengths: (B,).
+        blank: the label of the blank.
+
+    Returns:
+        The path of each sample.
+
+    Raises:
+        TargetsDoNotFit: if a target needs more than N queries.
+        ValueError: for labels and lengths that `query_ctc_loss` rejects.
     """
     num_queries, num_labels = log_probs.shape[1:]
     query_lengths = torch.full_like(target_lengths, num_queries)
@@ -89,7 +131,15 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
 
 
 def best_states(emissions: Tensor, lattice: Lattice) -> Alignment:
-    """Do the same for targets of whose lattice, (B, L), the log-probabilities are known: (B, N, L)."""
+    """Find the most probable path to each target from its emissions.
+
+    Args:
+        emissions: (B, N, L), the log-probabilities of the states' labels.
+        lattice: the lattice of the targets, (B, L).
+
+    Returns:
+        The path of each sample.
+    """
     batch, num_queries, _ = emissions.shape
     emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)

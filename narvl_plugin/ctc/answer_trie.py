@@ -1,6 +1,6 @@
-"""The exact probability of every answer of a closed list, which share what they begin with.
+"""The exact probability of every answer of a closed list; answers share their common prefixes.
 
-Legend: B batch, N queries, V labels, K answers, S padded length of an answer, M places of the trie.
+Legend: B batch, N queries, V labels, K answers, S padded length of an answer, M nodes of the trie.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,13 @@ from narvl_plugin.ctc.lattice import IMPOSSIBLE, gather_labels
 
 
 class Trie(NamedTuple):
-    """The beginnings of all answers, each once, as places; the first is the empty one.
+    """The prefixes of all answers, each as one node; node 0 is the empty prefix.
 
-    parents: (M,) the place that is a token shorter (the first is its own); labels: (M,) the token that was added (any
-    for the first); repeats: (M,) whether the token before it is the same; ends: (K,) the place of each whole answer.
+    Attributes:
+        parents: (M,), the node of the prefix without its last token; node 0 is its own parent.
+        labels: (M,), the last token of the prefix; any label for node 0.
+        repeats: (M,), whether the last two tokens of the prefix are equal.
+        ends: (K,), the node of each complete answer.
     """
 
     parents: Tensor
@@ -25,7 +28,15 @@ class Trie(NamedTuple):
 
 
 def build_trie(candidates: Tensor, candidate_lengths: Tensor) -> Trie:
-    """Sort out the beginnings of answers: candidates (K, S) padded with anything, candidate_lengths (K,)."""
+    """Build the trie of some answers.
+
+    Args:
+        candidates: (K, S), padded with any label.
+        candidate_lengths: (K,).
+
+    Returns:
+        The trie of the answers' prefixes.
+    """
     ends = torch.zeros_like(candidate_lengths)
     parents, labels = [ends.new_zeros(1)], [candidates.new_zeros(1)]
     size = 1
@@ -41,25 +52,41 @@ def build_trie(candidates: Tensor, candidate_lengths: Tensor) -> Trie:
 
 
 def score_candidates(log_probs: Tensor, candidates: Tensor, candidate_lengths: Tensor, *, blank: int) -> Tensor:
-    """Return log p(answer) of every answer, in nats, summed over all paths: (B, K), -inf where no path is possible.
+    """Return the log-probability of every answer, summed over all paths.
 
-    log_probs: (B, N, V), normalised; candidates: (K, S) padded with anything; candidate_lengths: (K,).
+    Args:
+        log_probs: (B, N, V), normalised.
+        candidates: (K, S), padded with any label.
+        candidate_lengths: (K,).
+        blank: the label of the blank.
+
+    Returns:
+        (B, K), in nats; -inf for an answer without a path.
     """
     return score_trie(log_probs, build_trie(candidates, candidate_lengths), blank=blank)
 
 
 def score_trie(log_probs: Tensor, trie: Trie, *, blank: int) -> Tensor:
-    """Do the same for answers whose trie is there already: (B, N, V) -> (B, K). O(N M) for each sample."""
+    """Return the log-probability of every answer of a trie, in O(N M) operations a sample.
+
+    Args:
+        log_probs: (B, N, V), normalised.
+        trie: the trie of the answers, from `build_trie`.
+        blank: the label of the blank.
+
+    Returns:
+        (B, K), in nats; -inf for an answer without a path.
+    """
     parents, labels, repeats, ends = trie
     emissions = gather_labels(log_probs, labels.expand(len(log_probs), -1)).clamp(min=IMPOSSIBLE)
     blanks = log_probs[:, :, blank, None].to(emissions.dtype).clamp(min=IMPOSSIBLE)
-    # Paths that have said a beginning, and end in its last token or in a blank.
+    # Paths to each prefix that end in its last token, and those that end in a blank.
     in_label = emissions.new_full((len(log_probs), len(parents)), IMPOSSIBLE)
     in_blank = in_label.clone()
     in_blank[:, 0] = 0.0
     for query in range(log_probs.size(1)):
         said = torch.logaddexp(in_blank, in_label)
-        # A token right after itself is read as one, so that only what ends in a blank can repeat it.
+        # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
         arrived = torch.where(repeats, in_blank[:, parents], said[:, parents])
         arrived[:, 0] = IMPOSSIBLE
         in_label = torch.logaddexp(in_label, arrived) + emissions[:, query]

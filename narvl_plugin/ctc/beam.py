@@ -18,10 +18,13 @@ from narvl_plugin.ctc.outputs import Outputs, Scored
 
 
 class Beam(NamedTuple):
-    """The outputs that are followed.
+    """The outputs that the search follows.
 
-    tokens: (B, W, N), the blank after their last; lengths: (B, W); in_blank, in_label: (B, W) log of the summed
-    probability of the paths to each that end in a blank, or in its last token.
+    Attributes:
+        tokens: (B, W, N), padded with the blank.
+        lengths: (B, W).
+        in_blank: (B, W), the log of the summed probability of an output's paths that end in a blank.
+        in_label: (B, W), the same for the paths that end in the output's last token.
     """
 
     tokens: Tensor
@@ -31,12 +34,12 @@ class Beam(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """(B, W): log of the summed probability of all paths to each output."""
+        """(B, W): the log of the summed probability of all paths to each output."""
         return torch.logaddexp(self.in_blank, self.in_label)
 
     @property
     def last(self) -> Tensor:
-        """(B, W): the last token of each output, and whatever stands first of one without any."""
+        """(B, W): the last token of each output; its first padding if the output is empty."""
         return self.tokens.gather(2, (self.lengths - 1).clamp(min=0)[..., None])[..., 0]
 
 
@@ -49,7 +52,22 @@ def prefix_beam_search(
     top_k: int | None = None,
     no_repeat_ngram: int = 0,
 ) -> list[list[Scored]]:
-    """Find the outputs of highest probability, best first, at most `nbest` of each sample; see `beam_outputs`."""
+    """Find the most probable outputs of each sample.
+
+    Args:
+        log_probs: (B, N, V), normalised.
+        blank: the label of the blank.
+        beam_size: see `beam_outputs`.
+        nbest: the number of outputs to return for each sample, at most.
+        top_k: see `beam_outputs`.
+        no_repeat_ngram: see `beam_outputs`.
+
+    Returns:
+        The outputs of each sample, best first.
+
+    Raises:
+        ValueError: if `nbest`, `beam_size` or `top_k` is below 1.
+    """
     if nbest < 1:
         raise ValueError(f"nbest {nbest} must be at least 1")
     found = beam_outputs(log_probs, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
@@ -59,15 +77,25 @@ def prefix_beam_search(
 def beam_outputs(
     log_probs: Tensor, *, blank: int, beam_size: int, top_k: int | None = None, no_repeat_ngram: int = 0
 ) -> Outputs:
-    """Find the outputs of highest probability, `beam_size` of each sample.
+    """Find the `beam_size` most probable outputs of each sample.
 
-    At each query the `beam_size` best outputs go on, each lengthened by the `top_k` most probable labels (by all
-    where None). What this leaves out is missing in the scores, so that they are lower bounds; they are exact where
-    nothing is left out. With `no_repeat_ngram` of n > 0 no output that has n neighbouring tokens twice is followed,
-    so that the best of the others are found, among those that the beam follows.
+    At each query, the search keeps the `beam_size` best outputs and extends each by the `top_k` most probable labels.
+    The scores are lower bounds, because discarded paths are missing. They are exact if nothing is discarded.
 
-    log_probs: (B, N, V), normalised. Raises ValueError for sizes below 1. Source: Graves, Sequence Transduction, 2012,
-    algorithm 1, in the form for CTC of Hannun et al., arXiv 1408.2873.
+    Source: Graves, Sequence Transduction, 2012, algorithm 1, in the form for CTC of Hannun et al., arXiv 1408.2873.
+
+    Args:
+        log_probs: (B, N, V), normalised.
+        blank: the label of the blank.
+        beam_size: the number of outputs W that are kept.
+        top_k: the number of labels K that extend an output at each query; None for all.
+        no_repeat_ngram: if n > 0, the search drops every output that repeats an n-gram.
+
+    Returns:
+        W outputs of each sample, best first.
+
+    Raises:
+        ValueError: if `beam_size` or `top_k` is below 1.
     """
     if min(beam_size, 1 if top_k is None else top_k) < 1:
         raise ValueError(f"beam_size {beam_size} and top_k {top_k} must be at least 1")
@@ -100,13 +128,25 @@ def language_outputs(
     top_k: int | None = None,
     no_repeat_ngram: int = 0,
 ) -> Outputs:
-    """Find the outputs of highest probability that lie in a language, at most `beam_size` and one of each sample.
+    """Find the most probable outputs that satisfy a constraint.
 
-    The beam follows all outputs of the language's labels, and what it ends with is sifted. The output of the most
-    probable path into the language is always there, so that a narrow beam is never worse; with `no_repeat_ngram` only
-    where nothing else is, since it may have an n-gram twice.
+    The beam follows all outputs of the constraint's labels; those that violate it are removed at the end. The output of
+    the most probable valid path is always included, so a narrow beam is never worse. With `no_repeat_ngram`, it is
+    included only if the beam finds nothing else, because it may repeat an n-gram.
 
-    log_probs: (B, N, V), normalised. Raises ValueError if every output needs more than N queries.
+    Args:
+        log_probs: (B, N, V), normalised.
+        language: the constraint on the outputs.
+        blank: the label of the blank.
+        beam_size: see `beam_outputs`.
+        top_k: see `beam_outputs`.
+        no_repeat_ngram: see `beam_outputs`.
+
+    Returns:
+        At most `beam_size` + 1 outputs of each sample, best first.
+
+    Raises:
+        ValueError: if every valid output needs more than N queries.
     """
     asked = BeamAndGreedy.of(
         log_probs, language, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
@@ -117,7 +157,7 @@ def language_outputs(
 
 
 class BeamAndGreedy(NamedTuple):
-    """What a beam search finds in a language, with its emissions, and the path of each query's most probable label."""
+    """The valid outputs of a beam search with their emissions, and the path of each query's most probable label."""
 
     beam: Outputs
     greedy: Greedy
@@ -133,7 +173,7 @@ class BeamAndGreedy(NamedTuple):
         top_k: int | None,
         no_repeat_ngram: int,
     ) -> "BeamAndGreedy":
-        """Search (B, N, V); a device is not waited for."""
+        """Run both searches on (B, N, V) without a synchronisation with the device."""
         search = partial(beam_outputs, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
         labels = language.alphabet()
         if labels is None:
@@ -143,7 +183,7 @@ class BeamAndGreedy(NamedTuple):
             found = search(log_probs[:, :, index], blank=len(labels))
             found = found._replace(tokens=index[found.tokens])
         longest = log_probs.size(1)
-        if log_probs.device.type == "cpu":  # a device would be waited for
+        if log_probs.device.type == "cpu":  # on a device, this would synchronise
             longest = int(found.lengths.max()) if len(log_probs) else 0
         fits = language.to(log_probs.device).accepts(
             found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten()
@@ -152,7 +192,17 @@ class BeamAndGreedy(NamedTuple):
         return cls(found.explained_by(log_probs, blank=blank), Greedy.of(log_probs, language, blank=blank))
 
     def join(self, log_probs: Tensor, language: Language, *, blank: int, no_repeat_ngram: int) -> Outputs:
-        """Return, on the CPU, the outputs of both, best first, on any device (B, N, V) where paths are searched."""
+        """Merge the outputs of both searches on the CPU.
+
+        Args:
+            log_probs: (B, N, V), on any device; paths are searched in it.
+            language: the constraint on the outputs.
+            blank: the label of the blank.
+            no_repeat_ngram: see `language_outputs`.
+
+        Returns:
+            The outputs of each sample on the CPU, best first.
+        """
         found, scores = self.beam, self.beam.scores
         _, best = constrain(self.greedy, log_probs, language, blank=blank)
         tokens = F.pad(best.tokens, (0, found.tokens.size(2) - best.tokens.size(2)), value=blank)
@@ -170,7 +220,7 @@ class BeamAndGreedy(NamedTuple):
 
 
 def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:
-    """Return the beam before any query: scores (B, W), all impossible, but the first output is empty and certain."""
+    """Return the beam before any query, from impossible scores (B, W): the first output is empty and certain."""
     tokens = scores.new_full((*scores.shape, num_queries), blank, dtype=torch.int64)
     in_blank = scores.clone()
     in_blank[:, 0] = 0.0
@@ -178,9 +228,9 @@ def _nothing_said(scores: Tensor, num_queries: int, blank: int) -> Beam:
 
 
 def _last_of_ngrams(beam: Beam, size: int, blank: int) -> Tensor:
-    """Return the tokens that would repeat an n-gram of `size` tokens of each output right after it: (B, W, P).
+    """Return the tokens that would complete a repeated n-gram of `size` tokens: (B, W, P).
 
-    The blank stands where there is none.
+    Entries without such a token hold the blank.
     """
     tokens, lengths = beam.tokens, beam.lengths
     ngrams = tokens.unfold(2, size, 1)  # (B, W, P, size)
@@ -192,19 +242,27 @@ def _last_of_ngrams(beam: Beam, size: int, blank: int) -> Tensor:
 
 
 def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again: Tensor, blank: int) -> Beam:
-    """Follow all outputs over one query, and keep the best.
+    """Extend all outputs by one query and keep the best.
 
-    labels: (B, K) to lengthen outputs by; best: (B, 1 or W, K) their log-probabilities; blanks: (B,) that of the blank;
-    again: (B, W) of each output's last token.
+    Args:
+        beam: the outputs so far.
+        best: (B, 1 or W, K), the log-probabilities of `labels`.
+        labels: (B, K), the labels that extend outputs.
+        blanks: (B,), the log-probability of the blank.
+        again: (B, W), the log-probability of each output's last token.
+        blank: the label of the blank.
+
+    Returns:
+        The beam after the query.
     """
     tokens, lengths, in_blank, in_label = beam
     size = lengths.size(1)
     scores, last = beam.scores, beam.last
-    # One output may be another and a token more; what lengthens that one to it is the same output, and adds to it.
+    # An output in the beam may extend another one by a token. Paths that extend the shorter one add to the longer one.
     shorter = tokens.scatter(2, (lengths - 1).clamp(min=0)[..., None], blank)
     followed = (lengths > 0) & (scores > IMPOSSIBLE / 2)
     lengthens = (shorter[:, :, None] == tokens[:, None]).all(3) & followed[..., None]  # (B, W, W)
-    # A token right after itself is read as one, so that only what ends in a blank can repeat it.
+    # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
     before = torch.where(last[:, :, None] == last[:, None], in_blank[:, None], scores[:, None])
     before = before.masked_fill(~lengthens, IMPOSSIBLE).amax(2)
     stay_in_label = torch.logaddexp(in_label, before) + again

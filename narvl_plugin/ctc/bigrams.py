@@ -1,8 +1,8 @@
-"""Expected bigrams: how many pairs of neighbouring tokens the queries will say, in closed form.
+"""Expected bigrams: the expected count of each pair of neighbouring output tokens, in closed form.
 
-The likelihood of a target asks that all its tokens stand in their order. What a student that mixes two good wordings
-gets wrong are neighbours, and of those the queries' independence allows the exact expectation: token a at query i and
-token b at a later query j are neighbours in the output when all queries between them say blank.
+The likelihood of a target requires all of its tokens in order. A student that mixes two correct wordings gets
+neighbouring tokens wrong. Queries are independent, so the expected count of neighbours is exact. Token a at query i
+and token b at a later query j are neighbours if all queries between them predict the blank.
 
 Legend: B batch, N queries, V labels, K targets of a sample, S padded target length.
 """
@@ -14,19 +14,26 @@ from narvl_plugin.ctc.lattice import accumulation_dtype, gather_labels, inside
 
 
 def silence_between(blank_log_probs: Tensor) -> Tensor:
-    """Probability that all queries between two say blank: (B, N) -> (B, N, N), zero unless the first comes first."""
+    """Return the probability that all queries between two queries predict the blank.
+
+    Args:
+        blank_log_probs: (B, N), the log-probability of the blank at each query.
+
+    Returns:
+        (B, N, N), zero unless the first query precedes the second.
+    """
     through = blank_log_probs.cumsum(1)
     before = through - blank_log_probs
     later = torch.ones(through.size(1), through.size(1), dtype=torch.bool, device=through.device).triu(1)
-    # Masked before the exponential: a difference of the wrong sign would overflow it, and spoil its gradient.
+    # Masked before the exponential: a difference of the wrong sign would overflow and make its gradient NaN.
     gaps = (before[:, None, :] - through[:, :, None]).masked_fill(~later, 0.0)
     return gaps.exp() * later
 
 
 def expected_length(probs: Tensor, *, blank: int) -> Tensor:
-    """Expected number of tokens of the collapsed output, exactly: (B, N, V) -> (B,).
+    """Return the exact expected number of tokens of the collapsed output: (B, N, V) -> (B,).
 
-    A query says a new token unless it says blank or repeats the label of the query before it.
+    A query adds a token unless it predicts the blank or repeats the label of the query before it.
     """
     spoken = 1 - probs[:, :, blank]
     repeated = (probs[:, 1:] * probs[:, :-1]).sum(2) - probs[:, 1:, blank] * probs[:, :-1, blank]
@@ -34,15 +41,22 @@ def expected_length(probs: Tensor, *, blank: int) -> Tensor:
 
 
 def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-    """F1 of the bigrams that the queries are expected to say against those of each target.
+    """Return the F1 between the expected bigrams of the output and those of each target.
 
-    A bigram counts as found up to as often as the target has it; where the output is certain this is the F1 of its
-    bigrams. logits: (B, N, V), unnormalised; targets: (B, K, S) labels, padded with anything; target_lengths: (B, K),
-    less than 2 for a target that has no bigram, whose F1 is 0. Returns (B, K) between 0 and 1, in float32 (double
-    stays), with gradients.
+    A bigram counts as found at most as often as the target contains it. If the output is certain, the result is the F1
+    of its bigrams.
 
     Source: Shao and Feng, Non-Monotonic Latent Alignments for CTC-Based Non-Autoregressive Machine Translation,
     NeurIPS 2022 (https://arxiv.org/abs/2210.03953).
+
+    Args:
+        logits: (B, N, V), unnormalised.
+        targets: (B, K, S) labels, padded with any label.
+        target_lengths: (B, K); a target of fewer than 2 tokens has no bigram, and its F1 is 0.
+        blank: the label of the blank.
+
+    Returns:
+        (B, K), between 0 and 1, in float32 (float64 stays), with gradients.
     """
     batch, num_targets, longest = targets.shape
     probs = logits.softmax(2, dtype=accumulation_dtype(logits.dtype))
@@ -69,6 +83,6 @@ def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank:
     times = equal.sum(3)
     is_first = present & ~equal.tril(-1).any(3)
     found = (torch.minimum(counts, times.to(counts.dtype)) * is_first).sum(2)
-    # An output of T tokens has T - 1 bigrams, or none where T is 0.
+    # An output of T tokens has T - 1 bigrams; an empty output has 0.
     said_in_all = expected_length(probs, blank=blank) - 1 + probs[:, :, blank].prod(1)
     return 2 * found / (said_in_all.clamp(min=0)[:, None] + present.sum(2)).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Decoding: from what every query says to a sequence of tokens.
+"""Decoding: from the label of every query to a sequence of tokens.
 
 Legend: B batch, N queries, V labels, T tokens of the longest output.
 """
@@ -13,10 +13,12 @@ from narvl_plugin.ctc.loss import log_sum_exp
 
 
 class Collapsed(NamedTuple):
-    """Tokens left when repeats are merged and blanks dropped.
+    """The tokens that remain after merging repeats and removing blanks.
 
-    tokens: (B, T) padded with the blank; queries: (B, T) the query each token comes from (the first of its run),
-    padded with -1; lengths: (B,) tokens of each sample.
+    Attributes:
+        tokens: (B, T), padded with the blank.
+        queries: (B, T), the first query of each token's run, padded with -1.
+        lengths: (B,), the number of tokens of each sample.
     """
 
     tokens: Tensor
@@ -27,8 +29,11 @@ class Collapsed(NamedTuple):
 class Hypothesis(NamedTuple):
     """One decoded sample.
 
-    tokens: (T,); score: log-probability of the path, in nats, a scalar tensor; positional_scores: (T,)
-    log-probability of each token at its query; alignment: (T,) that query.
+    Attributes:
+        tokens: (T,).
+        score: the log-probability of the path, in nats, a scalar tensor.
+        positional_scores: (T,), the log-probability of each token at its query.
+        alignment: (T,), the query of each token.
     """
 
     tokens: Tensor
@@ -38,10 +43,11 @@ class Hypothesis(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """One path of each sample, with the log-probabilities that its output is scored by.
+    """One path of each sample, with the log-probabilities that score its output.
 
-    labels: (B, N); log_probs: (B, N, N + 1), at each query, of the label that each of the queries has on the path, and
-    last of the blank.
+    Attributes:
+        labels: (B, N), the label of each query.
+        log_probs: (B, N, N + 1), at each query, the log-probability of every label on the path; the blank is last.
     """
 
     labels: Tensor
@@ -49,19 +55,32 @@ class Paths(NamedTuple):
 
     @classmethod
     def of(cls, log_probs: Tensor, labels: Tensor, *, blank: int) -> "Paths":
-        """Pick what some paths (B, N) are scored by out of log-probabilities (B, N, V)."""
+        """Gather the log-probabilities that score paths.
+
+        Args:
+            log_probs: (B, N, V).
+            labels: (B, N), the paths.
+            blank: the label of the blank.
+
+        Returns:
+            The paths with their log-probabilities.
+        """
         index = torch.cat([labels, labels.new_full((len(labels), 1), blank)], 1)
         return cls(labels, log_probs.gather(2, index[:, None].expand(-1, labels.size(1), -1)))
 
     @property
     def positional(self) -> Tensor:
-        """(B, N): log-probability of the path's label at each query."""
+        """(B, N): the log-probability of the path's label at each query."""
         return self.log_probs.diagonal(dim1=1, dim2=2)
 
     def emissions(self, queries: Tensor) -> Tensor:
-        """Return the log-probabilities of the states of the lattice of what the paths say, (B, N, 2 T + 1).
+        """Return the log-probabilities of the lattice states of the paths' outputs.
 
-        queries: (B, T) the query that each token comes from, -1 on padding.
+        Args:
+            queries: (B, T), the query of each token, -1 on padding.
+
+        Returns:
+            (B, N, 2 T + 1).
         """
         blank = self.labels.size(1)
         index = queries.new_full((len(queries), 2 * queries.size(1) + 1), blank)
@@ -70,11 +89,17 @@ class Paths(NamedTuple):
 
 
 def collapse(labels: Tensor, *, blank: int) -> Collapsed:
-    """Merge runs of the same label, then drop blanks: (B, N) labels, one for each query.
-
-    On the CPU T is the length of the longest output. On a device it is N, as that length would have to be waited for.
+    """Merge runs of the same label, then remove blanks.
 
     Source: Graves et al., ICML 2006, section 3.1 (the map B).
+
+    Args:
+        labels: (B, N), one label for each query.
+        blank: the label of the blank.
+
+    Returns:
+        The tokens. On the CPU, T is the length of the longest output. On a device, T is N, because reading that length
+        would synchronise with the device.
     """
     batch, num_queries = labels.shape
     kept = labels != blank
@@ -83,7 +108,7 @@ def collapse(labels: Tensor, *, blank: int) -> Collapsed:
     longest = num_queries
     if labels.device.type == "cpu":
         longest = int(lengths.max()) if batch else 0
-    # Each kept query knows its place in the output; the others all go to one column more, which is cut off.
+    # Each kept query has a position in the output; the others are written to an extra column, which is removed.
     place = torch.where(kept, kept.cumsum(1) - 1, longest)
     query = torch.arange(num_queries, device=labels.device).expand(batch, -1)
     tokens = labels.new_full((batch, longest + 1), blank).scatter_(1, place, labels)
@@ -94,14 +119,30 @@ def collapse(labels: Tensor, *, blank: int) -> Collapsed:
 def greedy(logits: Tensor, *, blank: int) -> list[Hypothesis]:
     """Take every query's most probable label and collapse: the most probable path, in one pass.
 
-    logits: (B, N, V), normalised or not. Returns one hypothesis a sample. Source: NARVL (arXiv 2403.02249), 3.3.
+    Source: NARVL (arXiv 2403.02249), section 3.3.
+
+    Args:
+        logits: (B, N, V), normalised or not.
+        blank: the label of the blank.
+
+    Returns:
+        One hypothesis for each sample.
     """
     best, labels = logits.detach().max(2)
     return hypotheses_of(labels, best - log_sum_exp(logits), blank=blank)
 
 
 def hypotheses_of(labels: Tensor, log_probs: Tensor, *, blank: int) -> list[Hypothesis]:
-    """Collapse the paths of a batch: (B, N) label of each query, and the log-probability of each."""
+    """Collapse the paths of a batch.
+
+    Args:
+        labels: (B, N), the label of each query.
+        log_probs: (B, N), the log-probability of each label.
+        blank: the label of the blank.
+
+    Returns:
+        One hypothesis for each sample.
+    """
     tokens, queries, lengths = collapse(labels, blank=blank)
     positional = log_probs.gather(1, queries.clamp(min=0))
     return [

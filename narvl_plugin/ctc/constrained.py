@@ -1,4 +1,4 @@
-"""Constrained search: the most probable path to an output of a language.
+"""Constrained search: the most probable path to a valid output.
 
 Legend: B batch, N queries, V labels.
 """
@@ -16,7 +16,13 @@ from narvl_plugin.ctc.outputs import Outputs
 
 
 class Greedy(NamedTuple):
-    """The path of each query's most probable label, and (B,) whether it leads into a language."""
+    """The path of each query's most probable label.
+
+    Attributes:
+        labels: (B, N), the path.
+        log_probs: (B, N, N + 1), as in `Paths`.
+        accepted: (B,), whether the output of the path satisfies the constraint.
+    """
 
     labels: Tensor
     log_probs: Tensor
@@ -24,7 +30,7 @@ class Greedy(NamedTuple):
 
     @classmethod
     def of(cls, log_probs: Tensor, language: Language, *, blank: int) -> "Greedy":
-        """Take the most probable labels of (B, N, V); a device is not waited for."""
+        """Take the most probable labels of (B, N, V) without a synchronisation with the device."""
         labels = log_probs.argmax(2)
         tokens, _, lengths = collapse(labels, blank=blank)
         accepted = language.to(log_probs.device).accepts(tokens, lengths)
@@ -32,22 +38,40 @@ class Greedy(NamedTuple):
 
 
 def constrained_search(log_probs: Tensor, language: Language, *, blank: int) -> list[Hypothesis]:
-    """Find the most probable path that collapses to an output of the language.
+    """Find the most probable path whose output satisfies a constraint.
 
-    Where each query's most probable label gives such a path there is none better; the others are searched exactly. The
-    score is the log-probability of the output: the sum over all paths to it.
+    If the greedy path is valid, it is the best; the other samples are searched exactly. The score is the
+    log-probability of the output, summed over all of its paths.
 
-    log_probs: (B, N, V), normalised, on a device that is waited for once, or twice where some samples are searched.
-    Returns one hypothesis a sample, on the CPU. Raises ValueError if every output needs more than N queries.
+    Args:
+        log_probs: (B, N, V), normalised. The device is synchronised once, or twice if some samples are searched.
+        language: the constraint on the outputs.
+        blank: the label of the blank.
+
+    Returns:
+        One hypothesis for each sample, on the CPU.
+
+    Raises:
+        ValueError: if every valid output needs more than N queries.
     """
     greedy = to_host(Greedy.of(log_probs, language, blank=blank))
     return constrain(greedy, log_probs, language, blank=blank)[0]
 
 
 def constrain(greedy: Greedy, log_probs: Tensor, language: Language, *, blank: int) -> tuple[list[Hypothesis], Outputs]:
-    """Do the same, with the most probable labels on the CPU, and the log-probabilities (B, N, V) on any device.
+    """Complete a constrained search from its greedy paths.
 
-    Returns the hypotheses, and what they say with its emissions, (B, 1), on the CPU.
+    Args:
+        greedy: the greedy paths, on the CPU.
+        log_probs: (B, N, V), on any device.
+        language: the constraint on the outputs.
+        blank: the label of the blank.
+
+    Returns:
+        The hypotheses, and their outputs (B, 1) with emissions, on the CPU.
+
+    Raises:
+        ValueError: if every valid output needs more than N queries.
     """
     labels, near, accepted = greedy
     rows = (~accepted).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Languages: the outputs that a search may give, and the most probable path to one of them.
+"""Constraints: sets of valid outputs, and the most probable path to a valid output.
 
 Legend: B batch, N queries, V labels, A arcs and S states of an automaton, T tokens of an output.
 """
@@ -20,32 +20,45 @@ NEVER = -torch.inf
 
 
 class Language(Protocol):
-    """A set of outputs."""
+    """A set of valid outputs."""
 
     def to(self, device: torch.device) -> "Language":
-        """Return the same language on another device."""
+        """Return the same constraint on another device."""
 
     def ending_in(self, label: int) -> "Language":
-        """Return the language of the same outputs, and of each of them with `label` after it."""
+        """Return the constraint that also accepts each valid output followed by `label`."""
 
     def alphabet(self) -> Tensor | None:
-        """Return the labels of its outputs, each once, or None where that may be any."""
+        """Return the distinct labels of the valid outputs; None if any label may occur."""
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell which outputs are in the language: (B, T), (B,) -> (B,) bool."""
+        """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
+        """Return each sample's most probable path to a valid output.
 
-        The search itself runs on the CPU, so that a device is waited for once. Raises ValueError if there is no path.
+        The search runs on the CPU and synchronises with the device once.
+
+        Args:
+            log_probs: (B, N, V), on any device.
+            blank: the label of the blank.
+
+        Returns:
+            The paths, on the CPU.
+
+        Raises:
+            ValueError: if a sample has no such path.
         """
 
 
 class Automaton(NamedTuple):
-    """The regular language of a finite automaton that reads tokens; it starts in state 0.
+    """The regular language of a finite automaton that reads tokens and starts in state 0.
 
-    sources, labels, targets: (A,) int64, of each arc the state it leaves, the token it reads, the state it enters;
-    accepting: (S,) bool, the states in which an output may end.
+    Attributes:
+        sources: (A,) int64, the state that each arc leaves.
+        labels: (A,) int64, the token that each arc reads.
+        targets: (A,) int64, the state that each arc enters.
+        accepting: (S,) bool, whether an output may end in the state.
     """
 
     sources: Tensor
@@ -54,11 +67,11 @@ class Automaton(NamedTuple):
     accepting: Tensor
 
     def to(self, device: torch.device) -> "Automaton":
-        """Return the same automaton on another device, which is not waited for."""
+        """Return the same automaton on another device without a synchronisation."""
         return Automaton(*(part.to(device, non_blocking=True) for part in self))
 
     def ending_in(self, label: int) -> "Automaton":
-        """Return the automaton of the same outputs, and of each of them with `label` after it."""
+        """Return the automaton that also accepts each valid output followed by `label`."""
         ends = self.accepting.nonzero()[:, 0]
         sources = torch.cat([self.sources, ends])
         labels = torch.cat([self.labels, torch.full_like(ends, label)])
@@ -66,15 +79,15 @@ class Automaton(NamedTuple):
         return Automaton(sources, labels, targets, torch.cat([self.accepting, self.accepting.new_ones(1)]))
 
     def keep(self, arcs: Tensor) -> "Automaton":
-        """Return the automaton with some of its arcs, (A,) bool."""
+        """Return the automaton with the marked arcs, (A,) bool, alone."""
         return Automaton(self.sources[arcs], self.labels[arcs], self.targets[arcs], self.accepting)
 
     def alphabet(self) -> Tensor:
-        """Return the labels that it reads, each once."""
+        """Return the distinct labels that the automaton reads."""
         return self.labels.unique()
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell which outputs are in the language: (B, T), (B,) -> (B,) bool."""
+        """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
         reached = torch.zeros(len(tokens), len(self.accepting), dtype=torch.bool, device=tokens.device)
         reached[:, 0] = True
         for place in range(tokens.size(1)):
@@ -84,10 +97,7 @@ class Automaton(NamedTuple):
         return (reached & self.accepting).any(1)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
-
-        Raises ValueError if there is none.
-        """
+        """Return each sample's most probable path to a valid output; see `Language.best_paths`."""
         vocabulary, automaton = self.numbered()
         read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
         paths, scores = automaton.search(read.log_probs, blank=len(vocabulary))
@@ -96,26 +106,33 @@ class Automaton(NamedTuple):
         return read.paths(paths)
 
     def numbered(self) -> tuple[Tensor, "Automaton"]:
-        """Return the labels that it reads, (K,), in order, and the automaton that reads their numbers instead."""
+        """Return the sorted labels of the automaton, (K,), and the automaton that reads their indices instead."""
         vocabulary, numbers = self.labels.unique(return_inverse=True)
         return vocabulary, self._replace(labels=numbers)
 
     def search(self, log_probs: Tensor, *, blank: int) -> tuple[Tensor, Tensor]:
-        """Return each sample's most probable path, and its log-probability, -inf if there is none: (B, N), (B,).
+        """Return each sample's most probable path and its log-probability.
 
-        By dynamic programming over (query, last arc, whether blanks followed it): O(N A) for each sample.
+        Dynamic programming over (query, last arc, whether blanks followed it) takes O(N A) operations a sample.
+
+        Args:
+            log_probs: (B, N, V).
+            blank: the label of the blank.
+
+        Returns:
+            (B, N) labels and (B,) log-probabilities, -inf for a sample without a path.
         """
         batch, num_queries, _ = log_probs.shape
         sources, labels, targets, accepting = self
         num_arcs, num_states = len(labels), len(accepting)
         emissions = log_probs[:, :, labels]
-        # What has been said so far ends in an arc's label (B, A), or in a blank, or is nothing (B, S).
+        # A path so far ends in an arc's label (B, A), or it ends in a blank or is empty (B, S).
         in_label = log_probs.new_full((batch, num_arcs), NEVER)
         in_blank = log_probs.new_full((batch, num_states), NEVER)
         in_blank[:, 0] = 0.0
         here = torch.arange(num_arcs, device=labels.device).expand(batch, -1)
         there = num_arcs + torch.arange(num_states, device=labels.device).expand(batch, -1)
-        moves = []  # (B, A + S) each: where the best path to each of both came from; states count from A
+        moves = []  # (B, A + S) each: the predecessor on the best path to each arc and state; states count from A
         for query in range(num_queries):
             arrived = Arrivals.of(in_label, labels, targets, num_states)
             after_label, label_arc = arrived.other_than(labels, sources)
@@ -137,7 +154,14 @@ class Automaton(NamedTuple):
 
 
 def sequence_of(allowed: Sequence[Tensor]) -> Automaton:
-    """Return the automaton of outputs whose i-th token is one of `allowed[i]`, each int64 (K,): T = len(allowed)."""
+    """Return the automaton of the outputs whose token i is one of `allowed[i]`.
+
+    Args:
+        allowed: T tensors, each int64 (K,).
+
+    Returns:
+        The automaton of outputs of T tokens.
+    """
     places = [torch.full_like(labels, place) for place, labels in enumerate(allowed)]
     sources = torch.cat(places)
     accepting = torch.zeros(len(allowed) + 1, dtype=torch.bool, device=sources.device)
@@ -146,7 +170,7 @@ def sequence_of(allowed: Sequence[Tensor]) -> Automaton:
 
 
 def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
-    """Return the automaton, a trie, of the outputs that are one of `sequences`."""
+    """Return the automaton, a trie, of the outputs in `sequences`."""
     rows = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
     trie = build_trie(pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows]))
     accepting = torch.zeros(len(trie.parents), dtype=torch.bool)
@@ -156,28 +180,30 @@ def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
 
 
 class Ordered(NamedTuple):
-    """The outputs of `sequence_of` in which of each pair of places the first's token is not above the second's.
+    """The outputs of `sequence_of` in which certain tokens are in order.
 
-    automaton: of the sequences; pairs: places, from 0. A box's four edges are in order with ((0, 2), (1, 3)).
+    Attributes:
+        automaton: the automaton of the sequences.
+        pairs: pairs of positions, from 0; the first token must not exceed the second. ((0, 2), (1, 3)) orders a box.
     """
 
     automaton: Automaton
     pairs: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device) -> "Ordered":
-        """Return the same language on another device."""
+        """Return the same constraint on another device."""
         return Ordered(self.automaton.to(device), self.pairs)
 
     def ending_in(self, label: int) -> "Ordered":
-        """Return the language of the same outputs, and of each of them with `label` after it."""
+        """Return the constraint that also accepts each valid output followed by `label`."""
         return Ordered(self.automaton.ending_in(label), self.pairs)
 
     def alphabet(self) -> Tensor:
-        """Return the labels of its outputs, each once."""
+        """Return the distinct labels of the valid outputs."""
         return self.automaton.alphabet()
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell which outputs are in the language: (B, T), (B,) -> (B,) bool."""
+        """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
         accepted = self.automaton.accepts(tokens, lengths)
         places = range(tokens.size(1))
         for first, second in self.pairs:
@@ -186,21 +212,30 @@ class Ordered(NamedTuple):
         return accepted
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
+        """Return each sample's most probable path to a valid output, by branch and bound.
 
-        An automaton would need a state for every token that a later one is compared with. Instead the best path out
-        of order is excluded by halves: with m between the two tokens, either the first is at most m, or both are
-        above. Of all parts the one with the best path is searched next, so that the first path in order is the best.
-        Raises ValueError if there is none.
+        An automaton would need a state for every token that a later one is compared with. The search splits the paths
+        instead. Let m lie between two tokens in the wrong order. In every valid output, either the first token is at
+        most m, or both tokens exceed m. The part with the best path is searched next, so the first valid path is best.
+
+        Args:
+            log_probs: (B, N, V), on any device.
+            blank: the label of the blank.
+
+        Returns:
+            The paths, on the CPU.
+
+        Raises:
+            ValueError: if a sample has no such path.
         """
-        vocabulary, automaton = self.automaton.numbered()  # whose order is that of the labels
+        vocabulary, automaton = self.automaton.numbered()  # numbers keep the order of the labels
         read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
         numbered = Ordered(automaton, self.pairs)
         paths = [numbered._best_path(row[None], len(vocabulary)) for row in read.log_probs]
         return read.paths(torch.cat(paths))
 
     def _best_path(self, log_probs: Tensor, blank: int) -> Tensor:
-        """Find the labels of one sample's path, on the CPU: (1, N, V) -> (1, N)."""
+        """Find the labels of one sample's best path on the CPU: (1, N, V) -> (1, N)."""
         parts: list[tuple[float, int, Tensor, Automaton]] = []
         number = count()
 
@@ -225,26 +260,32 @@ class Ordered(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """All outputs of `minimum` to `maximum` tokens; `end`, if there is one, may come last, and does not count."""
+    """All outputs of `minimum` to `maximum` tokens.
+
+    Attributes:
+        minimum: the least number of tokens.
+        maximum: the greatest number of tokens.
+        end: a label that may come last and does not count; None for no such label.
+    """
 
     minimum: int
     maximum: int
     end: int | None = None
 
     def to(self, device: torch.device) -> "Lengths":
-        """Return the language itself, which is on no device."""
+        """Return the constraint itself; it holds no tensors."""
         return self
 
     def ending_in(self, label: int) -> "Lengths":
-        """Return the language of the same outputs without `label` in them, and of each of them with it at its end."""
+        """Return the constraint on outputs without `label`, each of which may be followed by it."""
         return Lengths(self.minimum, self.maximum, label)
 
     def alphabet(self) -> None:
-        """Return that all labels may be said."""
+        """Return None: any label may occur."""
         return
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell which outputs are in the language: (B, T), (B,) -> (B,) bool."""
+        """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
         within = torch.ones_like(lengths, dtype=torch.bool)
         if self.end is not None:
             place = torch.arange(tokens.size(1), device=tokens.device)
@@ -255,13 +296,10 @@ class Lengths(NamedTuple):
         return within & (lengths >= self.minimum) & (lengths <= self.maximum)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path into the language, on the CPU: (B, N, V), on any device.
-
-        Raises ValueError if there is none.
-        """
+        """Return each sample's most probable path to a valid output; see `Language.best_paths`."""
         num_queries = log_probs.size(1)
         excluded = [blank] if self.end is None else [blank, self.end]
-        found = torch.stack([labels_of_best_runs(row, excluded) for row in log_probs])  # some of them many times
+        found = torch.stack([labels_of_best_runs(row, excluded) for row in log_probs])  # with duplicates
         if self.end is not None:
             found = torch.cat([found, found.new_full((len(found), 1), self.end)], 1)
         read = Emissions.of(log_probs, found, blank=blank)
@@ -269,7 +307,7 @@ class Lengths(NamedTuple):
         end, number_of_blank = found.size(1) - 1, found.size(1)
         for read_labels, row in zip(read.labels[:, :-1], read.log_probs, strict=True):
             labels, which = read_labels.unique(return_inverse=True)
-            # The number of each label; any will do of a label that was read more than once.
+            # The index of each label; a label that was read more than once may take any of its indices.
             numbers = torch.empty_like(labels).scatter_(0, which, torch.arange(len(which)))
             allowed = numbers[~torch.isin(labels, torch.tensor(excluded))]
             automaton = sequence_of([allowed] * min(self.maximum, num_queries))
@@ -284,11 +322,17 @@ class Lengths(NamedTuple):
 
 
 def labels_of_best_runs(log_probs: Tensor, excluded: Sequence[int]) -> Tensor:
-    """Return the labels that are one of the three most probable of some run of neighbouring queries: (N, V) -> (K,).
+    """Return the labels among the three most probable of some run of neighbouring queries.
 
-    Where only the number of tokens counts, there is a best path of these alone: the label of any run can be
-    exchanged for one of that run's best three, of which at least one is none of its two neighbours. There are as many
-    for any numbers: labels come as often as they are found, and `excluded` ones where there are no others.
+    If only the number of tokens counts, some best path consists of these labels alone. The label of any run can be
+    replaced by one of the run's best three, because at most two of them equal the labels of its neighbours.
+
+    Args:
+        log_probs: (N, V).
+        excluded: labels that are found only if no others remain.
+
+    Returns:
+        (K,) labels, with duplicates; K depends on the shape of `log_probs` alone.
     """
     sums = log_probs.clone()
     for label in excluded:
@@ -303,9 +347,11 @@ def labels_of_best_runs(log_probs: Tensor, excluded: Sequence[int]) -> Tensor:
 
 
 class Emissions(NamedTuple):
-    """What a search reads, on the CPU, instead of all labels.
+    """The log-probabilities that a search reads, on the CPU.
 
-    labels: (B, K + 1), of which the blank is the last; log_probs: (B, N, K + 1), of each at each query.
+    Attributes:
+        labels: (B, K + 1); the blank is last.
+        log_probs: (B, N, K + 1), the log-probability of each label at each query.
     """
 
     labels: Tensor
@@ -313,27 +359,41 @@ class Emissions(NamedTuple):
 
     @classmethod
     def of(cls, log_probs: Tensor, labels: Tensor, *, blank: int) -> "Emissions":
-        """Take the log-probabilities of some labels (B, K) and of the blank out of (B, N, V), waiting for them once."""
+        """Gather the log-probabilities of some labels and of the blank with one synchronisation.
+
+        Args:
+            log_probs: (B, N, V).
+            labels: (B, K).
+            blank: the label of the blank.
+
+        Returns:
+            The log-probabilities, on the CPU.
+        """
         index = torch.cat([labels, labels.new_full((len(labels), 1), blank)], 1)
         there = index.to(log_probs.device, non_blocking=True)
         return to_host(cls(there, log_probs.gather(2, there[:, None].expand(-1, log_probs.size(1), -1))))
 
     def paths(self, numbers: Tensor) -> Paths:
-        """Return paths through them, (B, N), whose labels are numbers in `labels`."""
+        """Return the paths (B, N) whose entries index `labels`."""
         return Paths.of(self.log_probs, numbers, blank=self.labels.size(1) - 1)._replace(
             labels=self.labels.gather(1, numbers)
         )
 
 
 def no_path(log_probs: Tensor) -> ValueError:
-    """Return the error that says that no path leads into the language."""
+    """Return the error for a sample without a path to a valid output."""
     return ValueError(f"{log_probs.size(1)} queries have no path with a probability to any output of the language")
 
 
 class Arrivals(NamedTuple):
-    """The best arc into each state, and the best one that reads another label than that.
+    """The best arc into each state, and the best arc that reads a different label.
 
-    scores, arcs: (B, S); other_scores, other_arcs: (B, S); first_labels: (B, S).
+    Attributes:
+        scores: (B, S), the score of the best arc.
+        arcs: (B, S), the best arc.
+        other_scores: (B, S), the score of the best arc that reads a different label.
+        other_arcs: (B, S), that arc.
+        first_labels: (B, S), the label of the best arc.
     """
 
     scores: Tensor
@@ -344,7 +404,7 @@ class Arrivals(NamedTuple):
 
     @classmethod
     def of(cls, in_label: Tensor, labels: Tensor, targets: Tensor, num_states: int) -> "Arrivals":
-        """Sort out the arcs by the state they enter: (B, A), (A,), (A,)."""
+        """Group the arcs by the state they enter: (B, A), (A,), (A,)."""
         scores, arcs = best_by_state(in_label, targets, num_states)
         first_labels = labels[arcs]
         same = first_labels[:, targets] == labels
@@ -352,9 +412,16 @@ class Arrivals(NamedTuple):
         return cls(scores, arcs, *others, first_labels)
 
     def other_than(self, labels: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Return for each arc the best score at its source after another label than its own, and from which arc.
+        """Return the best arrival at each arc's source after a label other than the arc's own.
 
-        A label right after itself would merge with it. labels, sources: (A,). Returns (B, A) each.
+        The same label at two neighbouring queries would merge into one token.
+
+        Args:
+            labels: (A,), the label of each arc.
+            sources: (A,), the source of each arc.
+
+        Returns:
+            The scores and the arcs that arrive, (B, A) each.
         """
         same = self.first_labels[:, sources] == labels
         scores = torch.where(same, self.other_scores[:, sources], self.scores[:, sources])
@@ -362,9 +429,15 @@ class Arrivals(NamedTuple):
 
 
 def best_by_state(scores: Tensor, targets: Tensor, num_states: int) -> tuple[Tensor, Tensor]:
-    """Return the largest score (B, S) of the arcs into each state, and such an arc (the last one where there is none).
+    """Return the best arc into each state.
 
-    scores: (B, A); targets: (A,) the state that each arc enters.
+    Args:
+        scores: (B, A).
+        targets: (A,), the state that each arc enters.
+        num_states: the number of states S.
+
+    Returns:
+        The largest score and such an arc, (B, S) each; the last arc for a state that no arc enters.
     """
     batch, num_arcs = scores.shape
     index = targets.expand(batch, -1)

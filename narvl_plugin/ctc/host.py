@@ -1,4 +1,4 @@
-"""From a device to the CPU: everything at once, since each question to a device waits for all that it has to do."""
+"""Transfers from a device to the CPU, packed into one, because each transfer waits for all pending work."""
 
 from typing import TypeVar
 
@@ -10,9 +10,9 @@ Parts = TypeVar("Parts")
 
 
 def to_host(parts: Parts) -> Parts:
-    """Return tensors of one device, in tuples and lists, on the CPU; the device is waited for once."""
+    """Return the tensors of one device, in tuples and lists, on the CPU with one synchronisation."""
     leaves, form = tree_flatten(parts)
-    # The largest numbers first, so that each tensor begins at a multiple of the size of its own.
+    # Tensors with the largest elements come first, so each begins at a multiple of its element size.
     there = sorted(
         (place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.device.type != "cpu"),
         key=lambda place: -leaves[place].element_size(),

@@ -1,11 +1,11 @@
-"""The label lattice of CTC: which label each query may take, and the forward and backward sums over its paths.
+"""The label lattice of CTC: the labels that each query may take, and the forward and backward sums over its paths.
 
 Legend: B batch, N queries, V labels, S padded target length, L = 2 S + 1 lattice states.
 
-State 2k of a target y stands for the blank before token k, state 2k + 1 for token k itself, and the last state for
-the blank after the last token. A path gives every query one state; it never goes back, moves by one state or stays,
-and may jump over a blank only between two different tokens (over the blank between equal ones it would be read as
-one token). Source: Graves et al., Connectionist Temporal Classification, ICML 2006, section 4.1.
+State 2k of a target y is the blank before token k, and state 2k + 1 is token k itself. The last state is the blank
+after the last token. A path gives every query one state. From query to query it stays or moves forward by one state.
+It may skip a blank only between two different tokens, because equal tokens without a blank merge.
+Source: Graves et al., Connectionist Temporal Classification, ICML 2006, section 4.1.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Stands for log 0. It is finite so that neither sums nor their gradients ever meet inf - inf; it is so low that
-# no sum of real log-probabilities comes near it, and a float32 still holds it added up over any number of queries.
+# Represents log 0. It is finite, so sums and their gradients never meet inf - inf. No sum of real log-probabilities
+# comes near it, and its sum over any number of queries still fits into a float32.
 IMPOSSIBLE = -1e30
 
 
 class TargetsDoNotFit(ValueError):
-    """Some targets need more queries than there are.
+    """Some targets need more queries than are available.
 
-    indices: positions of those samples in the batch; needs: queries each of them needs; available: queries it has.
+    Attributes:
+        indices: the positions of those samples in the batch.
+        needs: the number of queries that each of them needs.
+        available: the number of queries that each of them has.
     """
 
     def __init__(self, indices: list[int], needs: list[int], available: list[int]) -> None:
@@ -35,10 +38,12 @@ class TargetsDoNotFit(ValueError):
 
 
 class Lattice(NamedTuple):
-    """The states that paths of a batch of targets run through.
+    """The states of a batch of targets.
 
-    labels: (B, L) the label each state emits, blank on padding; skip: (B, L) whether the state may be entered from
-    two states before it; final: (B, L) whether a path may end in it.
+    Attributes:
+        labels: (B, L), the label that each state emits; the blank on padding.
+        skip: (B, L), whether a path may enter the state from two states before it.
+        final: (B, L), whether a path may end in the state.
     """
 
     labels: Tensor
@@ -47,7 +52,7 @@ class Lattice(NamedTuple):
 
 
 def inside(lengths: Tensor, size: int) -> Tensor:
-    """Mark what is not padding: (B,) lengths -> (B, size) bool, true at positions before the sample's length."""
+    """Return the mask of positions before each sample's length: (B,) lengths -> (B, size) bool."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
@@ -60,7 +65,12 @@ def repeats(targets: Tensor, target_lengths: Tensor) -> Tensor:
 def queries_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Count the queries of the shortest path of each target: its tokens, and a blank between equal neighbours.
 
-    targets: (B, S) padded with anything; target_lengths: (B,). Returns (B,) integers.
+    Args:
+        targets: (B, S), padded with any label.
+        target_lengths: (B,).
+
+    Returns:
+        (B,) integers.
     """
     return target_lengths + repeats(targets, target_lengths).sum(1)
 
@@ -68,11 +78,20 @@ def queries_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
 def check_targets(
     targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, *, blank: int, num_queries: int, num_labels: int
 ) -> None:
-    """Refuse targets that no path can spell.
+    """Check that every target has a path.
 
-    targets: (B, S) padded with anything; target_lengths, query_lengths: (B,).
-    Raises ValueError for lengths outside [0, S] and [0, num_queries], and one that names the sample for a label outside
-    [0, num_labels) or equal to the blank; TargetsDoNotFit for targets that need more queries than query_lengths grants.
+    Args:
+        targets: (B, S), padded with any label.
+        target_lengths: (B,).
+        query_lengths: (B,), the number of queries of each sample.
+        blank: the label of the blank.
+        num_queries: the largest allowed query length.
+        num_labels: the number of labels V.
+
+    Raises:
+        ValueError: for a target length outside [0, S], a query length outside [0, num_queries], or a label that is
+            outside [0, num_labels) or equal to the blank.
+        TargetsDoNotFit: for targets that need more queries than `query_lengths` grants.
     """
     bounded = (("target", target_lengths, targets.size(1)), ("query", query_lengths, num_queries))
     outside = [(lengths < 0) | (lengths > limit) for _, lengths, limit in bounded]
@@ -80,7 +99,7 @@ def check_targets(
     unusable &= inside(target_lengths, targets.size(1))
     needs = queries_needed(targets, target_lengths)
     too_long = needs > query_lengths
-    if not bool(unusable.any() | (too_long | outside[0] | outside[1]).any()):  # in the usual case one wait
+    if not bool(unusable.any() | (too_long | outside[0] | outside[1]).any()):  # one synchronisation if all is well
         return
     for (name, lengths, limit), wrong in zip(bounded, outside, strict=True):
         if bool(wrong.any()):
@@ -97,9 +116,15 @@ def check_targets(
 
 
 def build_lattice(targets: Tensor, target_lengths: Tensor, *, blank: int) -> Lattice:
-    """Lay out the states of each target: blank, y1, blank, y2, ..., blank.
+    """Build the states of each target: blank, y1, blank, y2, ..., blank.
 
-    targets: (B, S) padded with anything; target_lengths: (B,).
+    Args:
+        targets: (B, S), padded with any label.
+        target_lengths: (B,).
+        blank: the label of the blank.
+
+    Returns:
+        The lattice, (B, L).
     """
     batch, longest = targets.shape
     within = inside(target_lengths, longest)
@@ -114,21 +139,25 @@ def build_lattice(targets: Tensor, target_lengths: Tensor, *, blank: int) -> Lat
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Name the type to compute in: float64 stays, every other float type is summed in float32."""
+    """Return the type of sums: float64 for float64, float32 for every other float type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def gather_labels(scores: Tensor, labels: Tensor) -> Tensor:
-    """Pick labels out of the vocabulary: (B, N, V) scores, (B, L) -> (B, N, L) in float32 (double stays)."""
+    """Gather the scores of labels: (B, N, V) scores, (B, L) -> (B, N, L) in float32 (float64 stays)."""
     index = labels[:, None].expand(-1, scores.size(1), -1)
     return scores.gather(2, index).to(accumulation_dtype(scores.dtype))
 
 
 def state_emissions(scores: Tensor, lattice: Lattice) -> Tensor:
-    """Give each state the score of its label at each query, in float32 (double stays).
+    """Return the score of each state's label at each query.
 
-    scores: (B, N, V); the lattice is that of K targets a sample, (B K, L), all of which share one pass over the
-    scores. Returns (B K, N, L).
+    Args:
+        scores: (B, N, V).
+        lattice: the lattice of K targets of each sample, (B K, L); they share one pass over the scores.
+
+    Returns:
+        (B K, N, L), in float32 (float64 stays).
     """
     states = lattice.labels.size(1)
     side_by_side = lattice.labels.reshape(len(scores), len(lattice.labels) // max(1, len(scores)) * states)
@@ -136,20 +165,24 @@ def state_emissions(scores: Tensor, lattice: Lattice) -> Tensor:
 
 
 def arrivals(scores: Tensor, skip_cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Line up, for every state, the scores of the paths that stay in it, step into it and skip into it.
+    """Return the scores of the paths that stay in each state, step into it and skip into it.
 
-    scores: (B, L) of the states before the move; skip_cost: (B, L), 0 where a skip into the state is allowed.
-    Returns three (B, L).
+    Args:
+        scores: (B, L), the scores of the states before the move.
+        skip_cost: (B, L), 0 where a skip into the state is allowed.
+
+    Returns:
+        Three tensors (B, L).
     """
     padded = F.pad(scores, (2, 0), value=IMPOSSIBLE)
     return scores, padded[:, 1:-1], padded[:, :-2] + skip_cost
 
 
 def start_scores(emissions: Tensor) -> Tensor:
-    """Score the states before any query has spoken: (B, N, L) -> (B, L), as if a blank had just been read.
+    """Return the scores of the states before the first query: (B, N, L) -> (B, L), as if a blank had just been read.
 
-    From there the usual moves reach exactly the states a path may begin in, so that the first query is no special
-    case, and a target of no tokens is complete even with no query at all.
+    The usual moves from there reach exactly the states in which a path may begin. The first query is then no special
+    case, and an empty target is complete without any query.
     """
     start = emissions.new_full((emissions.size(0), emissions.size(2)), IMPOSSIBLE)
     start[:, 0] = 0.0
@@ -157,16 +190,21 @@ def start_scores(emissions: Tensor) -> Tensor:
 
 
 def skip_costs(lattice: Lattice, like: Tensor) -> Tensor:
-    """Turn the lattice's permissions to skip into scores: (B, L), 0 or IMPOSSIBLE, of the type of `like`."""
+    """Convert the lattice's allowed skips to scores: (B, L), 0 or IMPOSSIBLE, of the type of `like`."""
     return torch.zeros_like(lattice.skip, dtype=like.dtype).masked_fill(~lattice.skip, IMPOSSIBLE)
 
 
 def forward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) -> Tensor:
-    """Sum, in logs, over the beginnings of all paths (alpha).
+    """Sum over the beginnings of all paths, in logs (alpha).
 
-    emissions: (B, N, L) log-probability of each state's label at each query; query_lengths: (B,) queries in use.
-    Returns (B, N + 1, L): entry [b, t, s] is the log of the summed probability of the first t queries along all
-    paths that are then in state s; past the queries in use it stays as it is.
+    Args:
+        emissions: (B, N, L), the log-probability of each state's label at each query.
+        lattice: the lattice of the targets, (B, L).
+        query_lengths: (B,), the number of queries in use.
+
+    Returns:
+        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the first t queries along all paths that
+        are then in state s. It is constant after the queries in use.
     """
     emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
@@ -181,10 +219,16 @@ def forward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) -
 
 
 def backward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) -> Tensor:
-    """Sum, in logs, over the ends of all paths (beta).
+    """Sum over the ends of all paths, in logs (beta).
 
-    Shapes as in `forward_scores`; entry [b, t, s] is the log of the summed probability of the queries from t on
-    (counted from 0) along all paths that are in state s before them and end in a final state.
+    Args:
+        emissions: (B, N, L), the log-probability of each state's label at each query.
+        lattice: the lattice of the targets, (B, L).
+        query_lengths: (B,), the number of queries in use.
+
+    Returns:
+        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the queries from t on, counted from 0,
+        along all paths that are in state s before them and end in a final state.
     """
     emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
@@ -201,15 +245,22 @@ def backward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) 
 
 
 def log_marginals(forward: Tensor, lattice: Lattice) -> Tensor:
-    """Sum, in logs, over all complete paths: (B, N + 1, L) forward scores -> (B,), -inf where no path is possible."""
+    """Sum over all complete paths, in logs: (B, N + 1, L) forward scores -> (B,), -inf where no path is possible."""
     total = forward[:, -1].masked_fill(~lattice.final, IMPOSSIBLE).logsumexp(1)
     return total.masked_fill(total < IMPOSSIBLE / 2, float("-inf"))
 
 
 def posteriors(forward: Tensor, backward: Tensor) -> Tensor:
-    """Say how probable each state is at each query, given the target.
+    """Return the probability of each state at each query, given the target.
 
-    forward, backward: (B, N + 1, L). Returns (B, N, L) that sums to 1 over the states. The softmax divides by each
-    query's own sum, which is the marginal up to rounding, so that rounding does not add up over the queries.
+    The softmax divides by each query's own sum, which is the marginal up to rounding. Rounding errors thus do not
+    accumulate over the queries.
+
+    Args:
+        forward: (B, N + 1, L), from `forward_scores`.
+        backward: (B, N + 1, L), from `backward_scores`.
+
+    Returns:
+        (B, N, L), which sums to 1 over the states.
     """
     return (forward[:, 1:] + backward[:, 1:]).softmax(2)

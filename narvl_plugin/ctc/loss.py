@@ -1,4 +1,4 @@
-"""Query-CTC: the exact negative log-likelihood of a target, summed over all paths of the queries that spell it.
+"""Query-CTC: the exact negative log-likelihood of a target, summed over all query paths that collapse to it.
 
 Legend: B batch, N queries, V labels, S padded target length, L = 2 S + 1 lattice states.
 """
@@ -26,14 +26,14 @@ from narvl_plugin.ctc.lattice import (
 
 __all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_any_loss", "query_ctc_loss"]
 
-# Numbers handled at a time where a (B, N, V) tensor is read: on CPU what one core's cache holds, so that the passes
-# of one piece do not go to memory; on other devices enough to keep them busy, yet little beside the logits.
+# Elements of a (B, N, V) tensor that are processed at a time. On a CPU, one piece fits into a core's cache. On other
+# devices, it keeps the device busy and is small compared with the logits.
 CPU_PIECE = 2**19
 DEVICE_PIECE = 2**22
 
 
 def _pieces(rows: Tensor) -> Iterator[slice]:
-    """Cut (R, V) rows into slices that are worked on one after the other."""
+    """Split (R, V) rows into slices that are processed one after the other."""
     size = CPU_PIECE * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_PIECE
     step = max(1, size // max(1, rows.size(1)))
     for start in range(0, rows.size(0), step):
@@ -41,15 +41,19 @@ def _pieces(rows: Tensor) -> Iterator[slice]:
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
-    """Take the log of the summed exponentials over the labels, with no temporary of the size of the logits.
+    """Return the log of the summed exponentials over the labels, with no temporary of the size of the logits.
 
-    logits: (B, N, V). Returns (B, N) in float32 (double stays), without a gradient.
+    Args:
+        logits: (B, N, V).
+
+    Returns:
+        (B, N), in float32 (float64 stays), without a gradient.
     """
     rows = logits.detach().flatten(0, 1)
     normalisers = rows.new_empty(rows.size(0), dtype=accumulation_dtype(rows.dtype))
     for piece in _pieces(rows):
-        # The greatest probability is exp(greatest logit - log-sum-exp), and at least 1 / V, so its log is exact
-        # enough; torch's softmax is one fused pass, its logsumexp four.
+        # The greatest probability is exp(greatest logit - log-sum-exp). It is at least 1 / V, so its log is accurate.
+        # torch's softmax is one fused pass; its logsumexp takes four.
         greatest = rows[piece].amax(1).to(normalisers.dtype)
         probability = rows[piece].softmax(1, dtype=normalisers.dtype).amax(1)
         normalisers[piece] = greatest - probability.log()
@@ -59,8 +63,8 @@ def log_sum_exp(logits: Tensor) -> Tensor:
 class _QueryCtc(torch.autograd.Function):
     """Negative log marginals with the gradient: softmax minus the posterior of each label.
 
-    logits: (B, N, V); targets: (B, K, S), K of each sample, which share one pass over its logits; target_lengths:
-    (B, K); query_lengths: (B,), or None for all N. Returns (B, K).
+    The inputs are logits (B, N, V), targets (B, K, S), target_lengths (B, K), and query_lengths (B,) or None for all N.
+    The K targets of a sample share one pass over its logits. The output is (B, K).
     """
 
     @staticmethod
@@ -88,7 +92,7 @@ class _QueryCtc(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits, normalisers, labels, states, marginals = ctx.saved_tensors
-        # An impossible target has an infinite loss and no direction to improve in.
+        # An impossible target has an infinite loss and no gradient.
         upstream = upstream.masked_fill(marginals.isneginf(), 0.0)
         scale = upstream.sum(1, keepdim=True).expand(logits.shape[:2])
         scale = (scale if ctx.in_use is None else ctx.in_use * scale)[..., None]
@@ -99,8 +103,8 @@ class _QueryCtc(torch.autograd.Function):
             softmax = rows[piece].softmax(1, dtype=scale.dtype)
             torch.mul(softmax, row_scales[piece], out=row_gradients[piece])
 
-        # Labels on the lattice are written, not added: states that share a label write the same number, which
-        # needs no atomic addition and keeps the small differences that a half-precision sum would lose.
+        # The gradients of labels on the lattice are written, not added: states that share a label write the same
+        # number. This needs no atomic addition and keeps small differences that a half-precision sum would lose.
         same_label = (labels[:, :, None] == labels[:, None, :]).to(states.dtype)
         weighted = (states * upstream[:, None, :, None]).flatten(2)  # (B, N, K L)
         with torch.autocast(logits.device.type, enabled=False):
@@ -108,7 +112,7 @@ class _QueryCtc(torch.autograd.Function):
         probabilities = (gather_labels(logits, labels) - normalisers[..., None]).exp()
         values = probabilities * scale - label_posteriors
         gradient.scatter_(2, labels[:, None].expand_as(values), values.to(gradient.dtype))
-        if ctx.in_use is not None:  # nothing at all comes from a query out of use, whatever its logits hold
+        if ctx.in_use is not None:  # an unused query has a zero gradient even if its logits are not finite
             gradient.masked_fill_(~ctx.in_use[..., None], 0.0)
         return gradient, None, None, None, None
 
@@ -116,7 +120,7 @@ class _QueryCtc(torch.autograd.Function):
 def _check(
     logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, *, blank: int
 ) -> None:
-    """Refuse, as `query_ctc_loss` says, what has no loss: targets (M, S), lengths (M,)."""
+    """Raise the errors of `query_ctc_loss` for targets (M, S) and lengths (M,)."""
     num_queries, num_labels = logits.shape[1:]
     if not 0 <= blank < num_labels:
         raise ValueError(f"the blank {blank} is not one of the {num_labels} labels")
@@ -135,18 +139,28 @@ def query_ctc_loss(
     reduction: Literal["none", "sum", "mean"] = "mean",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Negative log of the summed probability of all query paths that collapse to the target.
+    """Return the negative log of the summed probability of all query paths that collapse to the target.
 
-    logits: (B, N, V) of any float type, unnormalised; targets: (B, S) labels, padded with anything;
-    target_lengths: (B,), zero allowed; blank: label that means nothing; query_lengths: (B,) uses only the first
-    queries of each sample (all N by default); weights: (B,) multiply the samples' losses. reduction: "none" gives
-    (B,), "sum" their sum, "mean" their mean over the batch (0 for an empty batch). In nats, computed in float32
-    (double stays), with the exact gradient in the type of the logits. A target that the logits rule out (all its
-    paths meet -inf) costs inf and gives no gradient.
+    The sums are in float32 (float64 stays). The gradient is exact and has the type of the logits. A target that the
+    logits rule out (all of its paths meet -inf) has an infinite loss and no gradient.
 
-    Raises TargetsDoNotFit for targets that need more queries than there are, ValueError for labels outside [0, V)
-    or equal to the blank, and for lengths outside their tensors.
     Source: NARVL (arXiv 2403.02249), section 3.2; Graves et al., ICML 2006, equations 7, 8 and 15.
+
+    Args:
+        logits: (B, N, V), of any float type, unnormalised.
+        targets: (B, S) labels, padded with any label.
+        target_lengths: (B,), zero allowed.
+        blank: the label of the blank.
+        query_lengths: (B,), uses only the first queries of each sample; all N by default.
+        reduction: "none" for the losses, "sum" for their sum, "mean" for their mean over the batch.
+        weights: (B,), factors of the samples' losses.
+
+    Returns:
+        (B,) for "none", else a scalar (0 for an empty batch); in nats.
+
+    Raises:
+        TargetsDoNotFit: for targets that need more queries than they have.
+        ValueError: for labels outside [0, V) or equal to the blank, and for lengths that exceed their tensors.
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
@@ -160,16 +174,23 @@ def query_ctc_loss(
 
 
 def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-    """Negative log of the summed probability of several targets: of all paths that collapse to any of them.
+    """Return the negative log of the summed probability of all paths that collapse to any of several targets.
 
-    Queries that do not see each other's choices mix the wordings that they are taught in turn. Asked for any of them,
-    they settle on one that they can say.
+    Queries that do not see each other's choices mix the wordings of their targets. With this loss, they can settle on
+    one wording that they are able to predict. All targets of a sample share one pass over its logits.
 
-    logits: (B, N, V), as in `query_ctc_loss`; targets: (B, K, S) labels, padded with anything; target_lengths: (B, K),
-    -1 for a target that does not count; equal ones count as often as they are given. Returns (B,), in nats, inf where
-    none counts. All targets of a sample share one pass over its logits.
+    Args:
+        logits: (B, N, V), as in `query_ctc_loss`.
+        targets: (B, K, S) labels, padded with any label; equal targets count as often as they occur.
+        target_lengths: (B, K); -1 excludes a target.
+        blank: the label of the blank.
 
-    Raises what `query_ctc_loss` raises; indices of targets are then those of the B K targets in a row.
+    Returns:
+        (B,), in nats; inf if no target counts.
+
+    Raises:
+        TargetsDoNotFit: as `query_ctc_loss`; its indices count the B K targets in a row.
+        ValueError: as `query_ctc_loss`.
     """
     lengths = target_lengths.clamp(min=0)
     _check(logits, targets.flatten(0, 1), lengths.flatten(), None, blank=blank)

@@ -12,7 +12,12 @@ from narvl_plugin.ctc.lattice import Lattice, build_lattice, state_emissions
 
 
 class Scored(NamedTuple):
-    """An output, tokens (T,), and the log of its probability, a scalar in nats: the sum over the paths to it."""
+    """An output and its log-probability.
+
+    Attributes:
+        tokens: (T,).
+        score: the log-probability, summed over the paths to the output; a scalar in nats.
+    """
 
     tokens: Tensor
     score: Tensor
@@ -21,9 +26,11 @@ class Scored(NamedTuple):
 class Outputs(NamedTuple):
     """Some outputs of each sample, best first.
 
-    tokens: (B, W, S) padded with the blank; lengths: (B, W); scores: (B, W) log-probabilities, in nats, -inf for an
-    entry that is no output; emissions: (B, W, N, 2 S + 1), where they are known, the log-probabilities of the states of
-    each output's lattice.
+    Attributes:
+        tokens: (B, W, S), padded with the blank.
+        lengths: (B, W).
+        scores: (B, W) log-probabilities, in nats; -inf for an entry that is no output.
+        emissions: (B, W, N, 2 S + 1), the log-probabilities of the lattice states of each output; None if unknown.
     """
 
     tokens: Tensor
@@ -32,16 +39,16 @@ class Outputs(NamedTuple):
     emissions: Tensor | None = None
 
     def with_scores(self, scores: Tensor) -> "Outputs":
-        """Return the outputs with other scores (B, W), the best of them first."""
+        """Return the outputs with other scores (B, W), best first."""
         return self._replace(scores=scores).take(scores.argsort(dim=1, descending=True, stable=True))
 
     def first(self, number: int) -> "Outputs":
-        """Return the best outputs, at most `number` of each sample."""
+        """Return the best `number` outputs of each sample, or all if there are fewer."""
         emissions = None if self.emissions is None else self.emissions[:, :number]
         return Outputs(self.tokens[:, :number], self.lengths[:, :number], self.scores[:, :number], emissions)
 
     def take(self, places: Tensor) -> "Outputs":
-        """Return the outputs at places (B, W') of each sample, in that order."""
+        """Return the outputs at positions (B, W') of each sample, in that order."""
         tokens = self.tokens.gather(1, places[..., None].expand(-1, -1, self.tokens.size(2)))
         emissions = self.emissions
         if emissions is not None:
@@ -53,7 +60,7 @@ class Outputs(NamedTuple):
         return build_lattice(self.tokens.flatten(0, 1), self.lengths.flatten(), blank=blank)
 
     def explained_by(self, log_probs: Tensor, *, blank: int) -> "Outputs":
-        """Return the outputs with their emissions, of log-probabilities (B, N, V)."""
+        """Return the outputs with their emissions from log-probabilities (B, N, V)."""
         emissions = state_emissions(log_probs, self.lattice(blank=blank))
         return self._replace(emissions=emissions.unflatten(0, self.lengths.shape))
 
