@@ -1,4 +1,4 @@
-"""The teacher's cross entropy where samples have weights or answers are a closed list, under OFA's name for it.
+"""The teacher's cross entropy for weighted samples and closed lists of answers, under OFA's name.
 
 Legend: B batch, T padded target length, V labels.
 """
@@ -27,10 +27,10 @@ class AdjustLabelSmoothedCrossEntropyConfig(FairseqDataclass):
 
 @register_criterion("adjust_label_smoothed_cross_entropy", dataclass=AdjustLabelSmoothedCrossEntropyConfig)
 class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """fairseq's label-smoothed cross entropy over the labels allowed at each place, weighted by sample.
+    """fairseq's label-smoothed cross entropy over the allowed labels, weighted by sample.
 
-    A batch may hold `constraint_masks` (B, T, V), which labels may stand at each place, and `conf` (B,), by which a
-    sample's losses are multiplied. Without either it is fairseq's `label_smoothed_cross_entropy`.
+    A batch may hold `constraint_masks` (B, T, V), the labels allowed at each position. It may also hold `conf` (B,),
+    the factors of the samples' losses. Without either, the loss equals fairseq's `label_smoothed_cross_entropy`.
     """
 
     def __init__(self, task: FairseqTask, sentence_avg: bool, label_smoothing: float) -> None:
@@ -42,8 +42,18 @@ class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterio
     def compute_loss(
         self, model: nn.Module, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return loss and negative log-likelihood, in nats: summed, or unless `reduce` of each token of the targets."""
-        # By their places, since each mask would have the device waited for.
+        """Return the loss and the negative log-likelihood, in nats.
+
+        Args:
+            model: the teacher.
+            net_output: its output; the first entry is the logits, (B, T, V).
+            sample: the batch.
+            reduce: whether to sum over the tokens.
+
+        Returns:
+            Two scalars, or one entry for each token that is not padding.
+        """
+        # Indexed by position, because each boolean mask would synchronise with the device.
         real = sample["target"].flatten().ne(self.padding_idx).nonzero()[:, 0]
         targets = sample["target"].flatten()[real]
         logits = net_output[0].flatten(0, 1)[real].float()
@@ -51,7 +61,7 @@ class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterio
         allowed = torch.ones_like(logits).bool() if masks is None else masks.flatten(0, 1)[real]
         log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(1)
         nll = -log_probs.gather(1, targets[:, None])[:, 0]
-        # Where one label alone is allowed its loss is nought, and there is no other to spread anything over.
+        # If only one label is allowed, its loss is zero, and no other label can receive a share.
         share = self.eps / (allowed.sum(1) - 1).clamp(min=1)
         loss = (1 - self.eps - share) * nll - share * log_probs.masked_fill(~allowed, 0).sum(1)
         if "conf" in sample:

@@ -1,4 +1,4 @@
-"""Query-CTC as a fairseq criterion: all ways of spelling the target with the queries count."""
+"""Query-CTC as a fairseq criterion: all query paths that collapse to the target count."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smo
 from narvl_plugin.ctc import bigram_f1, expected_score, outputs_of, query_ctc_any_loss, sample_paths
 
 PATHS_DRAWN = 16
-"""Of each sample, to estimate the score to be expected of its output."""
+"""Number of paths drawn of each sample to estimate the expected score of its output."""
 
 
 @dataclass
@@ -20,23 +20,23 @@ class QueryCtcConfig(QueryCriterionConfig):
     bigram_weight: float = field(
         default=0.0,
         metadata={
-            "help": "weight of 1 - F1 of the bigrams that the queries are expected to say, for each bigram of the "
-            "target, in nats; it sees to it that neighbouring words belong to one wording (10 serves)"
+            "help": "weight of 1 - F1 of the expected bigrams of the output, for each bigram of the target, in nats; "
+            "it makes neighbouring words belong to one wording (10 works well)"
         },
     )
     score_weight: float = field(
         default=0.0,
         metadata={
-            "help": "weight of 1 - the score to be expected of the output (of a box: how often its IoU is at least "
+            "help": "weight of 1 - the expected score of the output (of a box: the share with an IoU of at least "
             "0.5), in nats, estimated from paths drawn from the student; queries that mix two answers then settle on "
-            "one of them (10 serves)"
+            "one of them (10 works well)"
         },
     )
     reference_loss: bool = field(
         default=False,
         metadata={
-            "help": "the loss of the authors' code, for going on with its checkpoints: </s> is kept, each sample's "
-            "loss is divided by its target's length, samples are averaged, and smoothing covers the blank, too"
+            "help": "use the loss of the authors' code, to continue training its checkpoints: </s> is kept, each "
+            "sample's loss is divided by its target's length, samples are averaged, and smoothing includes the blank"
         },
     )
 
@@ -67,15 +67,15 @@ class QueryCtcCriterion(QueryCriterion):
         self.reference_loss = reference_loss
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Query-CTC loss of any of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
+        """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         return query_ctc_any_loss(logits, targets, target_lengths, blank=blank)
 
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
     ) -> Tensor | float:
-        """Return what is added to the loss, in nats: (B, N, V), (B, K, T), (B, K) -> (B,), or 0.
+        """Return the bigram and score losses, in nats: (B, N, V), (B, K, T), (B, K) -> (B,), or 0.
 
-        Bigrams are compared with the target whose bigrams are said best.
+        The bigram loss compares with the target of the highest bigram F1.
         """
         loss: Tensor | float = 0.0
         if self.bigram_weight:
@@ -89,7 +89,7 @@ class QueryCtcCriterion(QueryCriterion):
         return loss
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
+        """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
         if not self.reference_loss:
             return super().smoothed(nll, logits, target_lengths, blank=blank)
         smoothing = smoothing_losses(logits) if self.label_smoothing else 0.0

@@ -1,6 +1,6 @@
-"""What the criterions of a parallel model share: targets, samples that do not fit, weights, smoothing, logging.
+"""The shared part of a parallel model's criterions: targets, samples that do not fit, weights, smoothing, logging.
 
-Legend: B batch, N queries, V labels, T padded target length.
+Legend: B batch, N queries, V labels, K targets of a sample, T padded target length.
 """
 
 import math
@@ -27,7 +27,7 @@ class QueryCriterionConfig(FairseqDataclass):
 
     keep_eos: bool = field(
         default=False,
-        metadata={"help": "keep </s> in the targets; it costs a query, and blanks already say that nothing follows"},
+        metadata={"help": "keep </s> in the targets; it costs a query, and blanks already mark the end of the output"},
     )
     label_smoothing: float = field(
         default=0.0,
@@ -37,10 +37,16 @@ class QueryCriterionConfig(FairseqDataclass):
 
 
 def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
-    """Average the negative log-probability of each sample over its queries and all labels, or all `without` one.
+    """Average the negative log-probability of each sample over its queries and labels.
 
-    Without the blank, because pulling every query towards it is not smoothing but a preference for short output.
-    logits: (B, N, V). Returns (B,).
+    Smoothing excludes the blank: raising the blank's probability at every query would favour short outputs.
+
+    Args:
+        logits: (B, N, V).
+        without: a label to exclude; None averages over all labels.
+
+    Returns:
+        (B,), in nats.
     """
     log_probs = logits.log_softmax(2, dtype=accumulation_dtype(logits.dtype))
     if without is None:
@@ -49,14 +55,19 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
 
 
 class QueryCriterion(FairseqCriterion):
-    """Sums a loss over samples whose every query predicts a label or blank; subclasses give `any_losses`.
+    """Base class of the losses for parallel models; subclasses give `any_losses`.
 
-    The model's logits are (B, N, V) and its attribute `blank` is the blank's label. A batch holds `target` (B, T),
-    right-padded and ending in </s>; `where` ["FILE:ROW", ...]; if its samples have weights, `conf` (B,); if a sample
-    has several good targets, `alternatives` (B, K, T), of which any will do; and `target_lengths` and `target_needs`,
-    see `sizes`.
-    Losses are in nats and summed, and the sample size is additive too, so that fairseq's division of the summed
-    gradient by the summed sample size gives one result however a batch is cut into steps or processes.
+    Every query predicts a label or the blank. The model's logits are (B, N, V), and its attribute `blank` is the
+    blank's label. A batch holds:
+
+    - `target` (B, T), right-padded, with a final </s>;
+    - `where` ["FILE:ROW", ...];
+    - `conf` (B,), if samples have weights;
+    - `alternatives` (B, K, T), if a sample has several correct targets;
+    - `target_lengths` and `target_needs`, see `sizes`.
+
+    Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
+    sample size, so the result does not depend on how a batch is split into steps or processes.
     """
 
     def __init__(self, task: FairseqTask, sentence_avg: bool, keep_eos: bool, label_smoothing: float) -> None:
@@ -69,19 +80,38 @@ class QueryCriterion(FairseqCriterion):
         self.eos = task.target_dictionary.eos()
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Negative log of the summed likelihood of each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,).
+        """Return the negative log of the summed likelihood of each sample's targets.
 
-        In nats. A length of -1 means that a target does not count.
+        Args:
+            logits: (B, N, V).
+            targets: (B, K, T), right-padded.
+            target_lengths: (B, K); -1 excludes a target.
+            blank: the label of the blank.
+
+        Returns:
+            (B,), in nats.
         """
         raise NotImplementedError
 
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Return the loss (summed; (B,) unless `reduce`), the sample size and what to log.
+        """Return the loss, the sample size and the logging output.
 
-        A target that needs more queries than the model has is left out and counted. In training it also draws on the
-        task's skip budget. Raises ValueError for a model without a blank, and BadRow when the budget is spent.
+        A target that needs more queries than the model has is left out and counted. In training, it also uses up the
+        task's skip budget.
+
+        Args:
+            model: the parallel model.
+            sample: the batch.
+            reduce: whether to sum the losses over the samples.
+
+        Returns:
+            The loss, a scalar or (B,); the sample size; what to log.
+
+        Raises:
+            ValueError: for a model without a blank.
+            BadRow: if the skip budget is exhausted.
         """
         blank = getattr(model, "blank", None)
         if blank is None:
@@ -96,11 +126,11 @@ class QueryCriterion(FairseqCriterion):
 
         alternatives = sample.get("alternatives")
 
-        # What decides is counted on the host: the device would have to be waited for.
+        # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
         if len(fits) < len(targets):
-            # A list would be copied to the device for each tensor, and waited for.
+            # Indexing with a list would copy it to the device for each tensor and synchronise.
             kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
             logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
             weights = None if weights is None else weights[kept]
@@ -131,7 +161,7 @@ class QueryCriterion(FairseqCriterion):
         return losses.sum() if reduce else losses, sample_size, logging_output
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
+        """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
         if not self.label_smoothing:
             return nll
         return (1 - self.label_smoothing) * nll + self.label_smoothing * smoothing_losses(logits, without=blank)
@@ -139,13 +169,18 @@ class QueryCriterion(FairseqCriterion):
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
     ) -> Tensor | float:
-        """Return what a criterion adds to its loss: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
+        """Return the criterion's additional losses: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
         return 0.0
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
-        """Count the tokens of targets of which any will do: (B, K, T) -> (B, K).
+        """Count the tokens of each sample's alternative targets.
 
-        Those that are empty (all padding) or need more queries than there are do not count: their length is -1.
+        Args:
+            alternatives: (B, K, T).
+            num_queries: the number of queries N.
+
+        Returns:
+            (B, K); -1 for a target that is empty (all padding) or needs more than N queries.
         """
         targets = alternatives.flatten(0, 1)
         lengths = self.target_lengths(targets)
@@ -153,7 +188,10 @@ class QueryCriterion(FairseqCriterion):
         return lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
 
     def target_lengths(self, targets: Tensor) -> Tensor:
-        """Count the tokens to be spelled, without padding and, unless kept, without the final </s>: (B, T) -> (B,)."""
+        """Count the tokens of each target without padding: (B, T) -> (B,).
+
+        The final </s> counts only with `keep_eos`.
+        """
         lengths = targets.ne(self.padding_idx).sum(1)
         if self.keep_eos or targets.size(1) == 0:
             return lengths
@@ -161,14 +199,21 @@ class QueryCriterion(FairseqCriterion):
         return lengths - last.eq(self.eos).long()
 
     def sizes(self, sample: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """Return the tokens to be spelled of each of B targets, and the queries that they need, on the host.
+        """Return the number of target tokens and the number of queries they need, on the host.
 
-        Where any of several targets will do, the need is that of the one that takes the fewest. A batch from another
-        data set than ours has no such numbers; they are counted, for which its device is waited for.
+        With several alternatives, the need is that of the alternative that needs the fewest queries. A batch of another
+        data set has no such numbers. They are then counted, which synchronises with the device.
+
+        Args:
+            sample: the batch.
+
+        Returns:
+            Two lists of B numbers.
         """
         if "target_needs" in sample:
             closing = int(self.keep_eos)
-            return tuple([size + closing for size in sample[key]] for key in ("target_lengths", "target_needs"))
+            lengths, needs = sample["target_lengths"], sample["target_needs"]
+            return [size + closing for size in lengths], [size + closing for size in needs]
         targets = sample["target"]
         lengths = self.target_lengths(targets)
         needs = queries_needed(targets, lengths)
@@ -181,9 +226,19 @@ class QueryCriterion(FairseqCriterion):
         return lengths.tolist(), needs.tolist()
 
     def fits(self, needs: list[int], num_queries: int, where: list[str], *, is_training: bool) -> list[int]:
-        """Find the samples that the queries can spell, and in training hand the others to the task's skip budget.
+        """Find the samples that fit into the queries, and in training report the others to the task's skip budget.
 
-        needs: queries that each of B samples needs; where: "FILE:ROW" of each. Returns their indices.
+        Args:
+            needs: the number of queries that each of B samples needs.
+            num_queries: the number of queries N.
+            where: "FILE:ROW" of each sample.
+            is_training: whether the skip budget applies.
+
+        Returns:
+            The indices of the samples that fit.
+
+        Raises:
+            BadRow: if the skip budget is exhausted.
         """
         for need, place in zip(needs, where, strict=True):
             if need > num_queries and is_training:
@@ -192,17 +247,21 @@ class QueryCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log what the steps or processes summed up; losses are turned from nats into bits, as fairseq does.
+        """Log the sums over steps or processes; losses are converted from nats to bits, as fairseq does.
 
-        loss: per unit of sample size, as trained on; nll_loss: per target token, without weights and smoothing;
-        blank_share: of the queries whose most probable label is the blank; did_not_fit: samples left out.
+        The metrics are:
+
+        - loss: per unit of sample size, as trained on;
+        - nll_loss: per target token, without weights and smoothing;
+        - blank_share: the share of queries whose most probable label is the blank;
+        - did_not_fit: the number of samples left out.
         """
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
 
         sample_size, num_tokens, num_queries = total("sample_size"), total("ntokens"), total("queries")
-        # A step whose samples were all left out has nothing to divide by.
+        # A step whose samples were all left out has a sample size of zero.
         metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
         metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
@@ -211,5 +270,5 @@ class QueryCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Say that logging outputs of several steps or processes may be added key by key."""
+        """Return True: logging outputs of several steps or processes may be added key by key."""
         return True

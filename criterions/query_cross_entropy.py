@@ -1,6 +1,6 @@
-"""Cross entropy over the queries, the baseline of Query-CTC: exactly one path counts, fixed beforehand.
+"""Cross entropy over the queries, the baseline of Query-CTC: only one path counts, and it is fixed in advance.
 
-Legend: B batch, N queries, V labels, T padded target length.
+Legend: B batch, N queries, V labels, K targets of a sample, T padded target length.
 """
 
 import torch
@@ -12,24 +12,32 @@ from narvl_plugin.ctc.lattice import accumulation_dtype, inside, repeats
 
 
 def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *, blank: int) -> Tensor:
-    """Write each target to the queries from the first on, a query a token, and blanks after the last.
+    """Assign the tokens of each target to the first queries, one query a token, and the blank to the others.
 
-    Between two equal tokens stands a blank as well: without it the path would collapse to one of them.
-    targets: (B, T) padded with anything and known to fit; target_lengths: (B,). Returns (B, num_queries) labels.
+    A blank also separates two equal tokens, because they would merge without it.
+
+    Args:
+        targets: (B, T), padded with any label; they must fit.
+        target_lengths: (B,).
+        num_queries: the number of queries N.
+        blank: the label of the blank.
+
+    Returns:
+        (B, N) labels.
     """
     paths = targets.new_full((targets.size(0), num_queries + 1), blank)
     query = torch.arange(targets.size(1), device=targets.device) + repeats(targets, target_lengths).cumsum(1)
-    # Padding is written to one query more, which is cut off.
+    # Padding is written to an extra query, which is removed.
     query = torch.where(inside(target_lengths, targets.size(1)), query, num_queries)
     return paths.scatter_(1, query, targets)[:, :num_queries]
 
 
 @register_criterion("query_cross_entropy", dataclass=QueryCriterionConfig)
 class QueryCrossEntropyCriterion(QueryCriterion):
-    """Negative log-probability of the one path that says token i at query i and blank after the last token."""
+    """Negative log-probability of the one path that assigns the tokens to the first queries; see `straight_paths`."""
 
     def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Cross entropy of any of each sample's straight paths: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
+        """Return the cross entropy over each sample's straight paths: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         shape = target_lengths.shape
         lengths = target_lengths.clamp(min=0).flatten()
         paths = straight_paths(targets.flatten(0, 1), lengths, logits.size(1), blank=blank).unflatten(0, shape)
