@@ -1,1 +1,1 @@
-"""Timing of models, searches, losses and trainings, in turns and as ratios."""
+"""Timing of models, searches, losses and training steps; systems take turns and are compared by ratios."""

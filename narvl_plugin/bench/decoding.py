@@ -1,4 +1,4 @@
-"""What ways of decoding a student are worth and cost, and beam search beside other decoders of CTC."""
+"""Quality and cost of a student's decoding methods, and beam search compared with other CTC decoders."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ from narvl_plugin.whole_files import require_writable, write_whole
 
 SPLIT = "test"
 FREE = "greedy, nothing ruled out"
-REPEATED = 3  # words of an n-gram that no caption should have twice
+REPEATED = 3  # size of the n-grams that a caption should not repeat
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a student is decoded: a width of the beam, and other options of generation and of the task."""
+    """A decoding method of a student.
+
+    Attributes:
+        beam: the beam width.
+        generation: other generation options.
+        task_options: options of the task.
+    """
 
     beam: int
     generation: Mapping[str, Any]
@@ -44,10 +50,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a way of decoding is worth.
+    """The quality and cost of a decoding method.
 
-    `quality` is the mean of the task's score in validation; `invalid` counts outputs that are none; `score` is the mean
-    log-probability of outputs, in nats; `error` is the expected calibration error; `p50_ms` is for one picture.
+    Attributes:
+        quality: the mean of the task's validation score.
+        invalid: the number of invalid outputs.
+        score: the mean log-probability of the outputs, in nats.
+        error: the expected calibration error.
+        p50_ms: the median time for one image.
     """
 
     quality: float
@@ -58,7 +68,16 @@ class Decoded:
 
 
 def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Way]:
-    """Return the ways that a task's students can be decoded, by name; `FREE` is there for all."""
+    """Return the decoding methods of a task's students by name; `FREE` is always included.
+
+    Args:
+        task: the student's task.
+        teacher: a teacher's checkpoint to rescore with, if any.
+        frequencies: a TSV file of captions for the expected CIDEr, if any.
+
+    Returns:
+        The methods by name.
+    """
 
     def way(beam: int, generation: Mapping[str, Any] | None = None, **task_options: Any) -> Way:
         return Way(beam, generation or {}, task_options)
@@ -87,7 +106,10 @@ def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | Non
 
 
 def is_invalid(task: BaseTask, tokens: Tensor) -> bool:
-    """Tell whether tokens are no output of the task: no answer of its list, no box, no words or a trigram twice."""
+    """Tell whether tokens are an invalid output of the task.
+
+    Invalid are answers outside the list, boxes that are malformed, empty captions, and captions that repeat a trigram.
+    """
     text = task.codec.decode(tokens)
     if isinstance(task, RefcocoTask):
         bins = bins_in(text)
@@ -112,19 +134,22 @@ def decoding(
     threads: int = 1,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Decode a TSV file's rows in all ways that the student's task has, and time each on the first rows.
+    """Decode a TSV file's rows with every decoding method of the student's task, and time each on the first rows.
 
     Args:
         out: the JSON file to write.
-        student, data: checkpoint, and TSV file with pictures.
-        teacher: a teacher's checkpoint, to rescore with.
-        frequencies: TSV file of captions whose n-grams are counted, to choose captions by their expected CIDEr.
-        task_overrides: see ``Predictor.load``.
-        images, repeats, threads: see ``bench.measure_latency``.
+        student: the student's checkpoint.
+        data: the TSV file with images.
+        teacher: a teacher's checkpoint to rescore with.
+        frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions.
+        task_overrides: see `Predictor.load`.
+        images: the number of rows to time.
+        repeats: see `measure_latency`.
+        threads: see `measure_latency`.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        what was written: ``ways`` (`Decoded` by name), ``rows``, ``metric``, ``machine``.
+        The contents of the file: ``ways`` (`Decoded` by name), ``rows``, ``metric``, ``machine``.
 
     Raises:
         InputError: for files that cannot be used.
@@ -153,12 +178,12 @@ def decoding(
     stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)
     ways = {}
     for name, results in found.items():
-        quality, invalid, score, sure, right = map(np.array, zip(*results, strict=True))
+        qualities, invalid, scores, confidences, correct = map(np.array, zip(*results, strict=True))
         ways[name] = Decoded(
-            quality=float(quality.mean()),
+            quality=float(qualities.mean()),
             invalid=int(invalid.sum()),
-            score=float(score.mean()),
-            error=Reliability.of(sure.clip(0, 1), right).error,
+            score=float(scores.mean()),
+            error=Reliability.of(confidences.clip(0, 1), correct).error,
             p50_ms=stats[name].p50_ms,
         )
     result = {
@@ -172,7 +197,7 @@ def decoding(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Write what `decoding` returns as a Markdown table."""
+    """Format the result of `decoding` as a Markdown table."""
     rows = [
         [name, f"{way['quality']:.3f}", f"{way['invalid']}", f"{way['score']:.2f}"]
         + [f"{way['error']:.3f}", f"{way['p50_ms']:.1f}"]
@@ -186,10 +211,21 @@ def table(result: Mapping[str, Any]) -> str:
 def beam_search_speeds(
     *, batch: int = 16, queries: int = 20, labels: int = 59_458, beam: int = 8, top_k: int = 16, repeats: int = 5
 ) -> dict[str, float]:
-    """Time beam search on made-up distributions, in ms a sentence, beside the packages that are installed.
+    """Time beam search on synthetic distributions, compared with the installed packages, in ms a sentence.
 
-    Each query is undecided between six labels, and the others share little. All searches take their turns on the same
-    numbers; `ctc-beam-decoder` tries labels above its default probability, `fast-ctc-decode` those above 1e-5.
+    At each query, six labels share most of the probability. All searches take turns on the same numbers.
+    `ctc-beam-decoder` tries labels above its default probability, and `fast-ctc-decode` those above 1e-5.
+
+    Args:
+        batch: the number of sentences.
+        queries: the number of queries N.
+        labels: the number of labels V.
+        beam: the beam width.
+        top_k: the number of labels that extend an output at each query.
+        repeats: see `in_turns`.
+
+    Returns:
+        The times by name.
     """
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(batch, queries, labels, generator=generator)
@@ -214,7 +250,7 @@ def beam_search_speeds(
         searches["fast-ctc-decode"] = lambda: [
             other.beam_search(one, alphabet, beam_size=beam, beam_cut_threshold=1e-5) for one in probabilities
         ]
-    times = in_turns(searches, repeats=repeats, threads=1)  # the others use no more
+    times = in_turns(searches, repeats=repeats, threads=1)  # the other packages use one thread
     return {name: milliseconds / batch for name, milliseconds in times.items()}
 
 
@@ -222,11 +258,22 @@ def beam_search_speeds(
 def answer_list_speeds(
     *, answers: int = 3129, queries: int = 6, labels: int = 59_458, size: str = "base", part: int = 32, repeats: int = 5
 ) -> dict[str, float]:
-    """Time how a made-up list of answers of one to four tokens is scored for a picture, in ms, in turns.
+    """Time the scoring of a synthetic answer list for one image, in ms.
 
-    The student's part is what follows its one pass, exact for all answers. The teacher's is its decoder's pass over all
-    answers of three tokens, after a picture of 900 patches: timed on `part` of them, and multiplied. Both are random
-    models of a size.
+    The student's time is what follows its one forward pass, exact for all answers of one to four tokens. The teacher's
+    time is its decoder's pass over all answers of three tokens. It is timed on `part` of them and multiplied. Both
+    models have random weights. The image has 900 patches.
+
+    Args:
+        answers: the number of answers.
+        queries: the number of queries N.
+        labels: the number of labels V.
+        size: the size of the teacher, such as ``base``.
+        part: the number of answers that the teacher's time is measured on.
+        repeats: see `in_turns`.
+
+    Returns:
+        The times of ``student`` and ``teacher``.
     """
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 5, (answers,), generator=generator)
@@ -248,7 +295,7 @@ def answer_list_speeds(
 
 
 def optional(name: str) -> Any:
-    """Return a package, None where it is not installed."""
+    """Return a package, or None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,4 +1,4 @@
-"""How near a student comes to what the machine's arithmetic allows: its time beside that of its FLOPs alone."""
+"""How close a student comes to the limit of the machine's arithmetic: its time beside that of its FLOPs alone."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
 
 MATRIX = 2048
-"""Side of the square matrices whose product says what a FLOP costs."""
+"""Side of the square matrices whose product gives the time of a FLOP."""
 LABELS = 59_458
 PROMPT = 10
-"""Tokens that are read beside the picture."""
+"""Number of tokens that are read beside the image."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Median times of one picture, in ms.
+    """Median times of one image, in ms.
 
-    floor: total FLOPs at the rate of the matrix product; plain: all that a forward pass computes; optimised: after
-    `optimize_for_inference`, and what of it is the encoder's and the decoder's with its collapse; others: the same in
-    bfloat16, by torch.compile and by exported graphs, as far as they were asked for. gflop: of encoder and decoder;
-    gflops: the rate, in a second.
+    Attributes:
+        gflop: the GFLOPs of encoder and decoder.
+        gflops: the rate of the matrix product, in GFLOPs a second.
+        floor: the time of all FLOPs at the rate of the matrix product.
+        plain: the time of a full forward pass.
+        optimised: the time after `optimize_for_inference`.
+        encoder: the encoder's part of it.
+        decoder: the part of the decoder and its collapse.
+        others: the times in bfloat16, with torch.compile and of exported graphs, if measured.
     """
 
     gflop: float
@@ -58,9 +63,21 @@ def distance_to_floor(
     exported: Sequence[str] = (),
     device: torch.device | str = "cpu",
 ) -> Distance:
-    """Time a student with random weights on a random picture of `side` pixels, in turns with a matrix product.
+    """Time a student with random weights on a random image, in turns with a matrix product.
 
-    exported: formats of `narvl export`, on CPU only.
+    Args:
+        size: the size of the student.
+        side: the side of the image in pixels.
+        queries: the number of queries N.
+        repeats: see `in_turns`.
+        threads: see `in_turns`.
+        bfloat16: whether to also time the student in bfloat16.
+        compiled: whether to also time the student with torch.compile.
+        exported: formats of `narvl export` to also time, on a CPU only.
+        device: the device to run on.
+
+    Returns:
+        The times and the rate.
     """
     torch.manual_seed(1)
     student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval().requires_grad_(False).to(device)
@@ -70,8 +87,8 @@ def distance_to_floor(
     }
     optimised = copy.deepcopy(student)
     optimised.optimize_for_inference()
-    student(**inputs)  # keeps its biases, which are no part of the floor
-    with FlopCounterMode(display=False) as counter:  # of plain layers: it does not know the products of packed ones
+    student(**inputs)  # caches its biases, which do not belong to the floor
+    with FlopCounterMode(display=False) as counter:  # of plain layers: it does not count products of packed ones
         student(**inputs)
     read = optimised.encoder(**inputs)
     left, right = torch.randn(2, MATRIX, MATRIX, device=device)
@@ -109,7 +126,7 @@ def distance_to_floor(
 def _export(
     student: NarvlModel, side: int, folder: Path, to: str, threads: int
 ) -> Callable[[dict[str, Tensor]], object]:
-    """Write a student as a graph, and return what runs it."""
+    """Export a student as a graph, and return a function that runs it."""
     from narvl_plugin.export import StudentGraph, runner, write_graph
 
     graph = StudentGraph(student, side=side, length=PROMPT, padded=False)
@@ -120,5 +137,5 @@ def _export(
 
 
 def _answer(student: NarvlModel, inputs: dict[str, Tensor]) -> object:
-    """Run the student to its tokens."""
+    """Run the student up to its tokens."""
     return greedy(student(**inputs)[0], blank=student.blank)

@@ -1,18 +1,18 @@
-r"""What bounds a parallel decoder's speed-up, and by how much: times as sums of the times of parts.
+"""The bounds of a parallel decoder's speed-up: times as sums of the times of parts.
 
-A teacher reads a batch of B pictures and says n tokens, with `b` beams each, in n + 1 steps (the last says `</s>`). A
-student reads it and runs N queries once:
+A teacher reads a batch of B images and outputs n tokens, with `b` beams each, in n + 1 steps (the last predicts
+`</s>`). A student reads the batch and runs N queries once:
 
     T_AR  = E(B) + S(B, n, b)      S = s0 + s1 B + (n + 1) (s2 + s3 B b)
     T_NAR = E(B) + P(B, N)         P = p0 + p1 B + p2 B N, with the collapse of the most probable path
                                    E = e0 + e1 B
 
-s1 and p1 project the picture's positions to keys and values, once in either model; s2 is what a step costs, however
-little it does (reading the weights, starting kernels), s3 what a beam adds. However fast its decoder, a student cannot
-be faster than its encoder: T_AR / T_NAR < T_AR / E, and that bound grows with the length of what the teacher says.
+s1 and p1 project the image's positions to keys and values, once in either model. s2 is the constant cost of a step,
+for reading the weights and starting kernels. s3 is the cost of a beam. A student cannot be faster than its encoder:
+T_AR / T_NAR < T_AR / E. This bound grows with the length of the teacher's output.
 
-The coefficients are fitted to the times of the parts alone, measured apart. What they predict is then held against
-whole runs of teacher and student with lengths, beams, batches and queries that the fit has not seen.
+The coefficients are fitted to the times of the parts, measured separately. Their predictions are then compared with
+whole runs of teacher and student. These runs have lengths, beams, batches and queries that the fit has not seen.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from narvl_plugin.models.ofa import OfaModel
 
 WORDS = 59_457
 PROMPT = 10
-"""Tokens that are read beside the picture."""
+"""Number of tokens that are read beside the image."""
 MOST_QUERIES = 32
 Features = Callable[..., tuple[float, ...]]
 
 
 class Case(NamedTuple):
-    """What teacher and student are asked: B pictures, n tokens by a search with `beam` beams, N queries."""
+    """A workload: B images, n tokens from a search with `beam` beams, N queries."""
 
     batch: int
     beam: int
@@ -63,13 +63,13 @@ class Case(NamedTuple):
 
 
 UNSEEN = (Case(1, 1, 8, 16), Case(1, 5, 12, 20), Case(2, 3, 6, 12), Case(2, 5, 16, 24), Case(3, 2, 10, 20))
-"""Cases that nothing is fitted to."""
+"""Cases that the fit does not use."""
 _BATCHES, _BEAMS, _LENGTHS, _QUERIES = (1, 4), (1, 5), (4, 20), (8, 32)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Coefficients of E, S and P above, in ms."""
+    """The coefficients of E, S and P above, in ms."""
 
     encoder: tuple[float, ...]
     search: tuple[float, ...]
@@ -114,7 +114,7 @@ def _dot(coefficients: Sequence[float], features: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Check:
-    """A whole run of teacher and student beside what their parts predict, in ms."""
+    """A whole run of teacher and student, with the times predicted from their parts, in ms."""
 
     case: Case
     teacher_ms: float
@@ -129,7 +129,7 @@ class Check:
 
     @property
     def error(self) -> float:
-        """How far the predicted ratio is from the measured one, as a share of it."""
+        """The relative error of the predicted ratio."""
         return abs(self.predicted_teacher_ms / self.predicted_student_ms / self.speed_up - 1)
 
 
@@ -147,18 +147,18 @@ class Limit:
         return median(check.error for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it by name."""
+        """Return all values by name."""
         return {**asdict(self), "median_error": self.error}
 
 
 class Pair:
-    """A teacher and a student of a size with random weights, and what they are asked to do.
+    """A teacher and a student of one size with random weights, and their inputs.
 
     Args:
-        size: of both, such as ``base``.
-        side: of the pictures, in pixels.
-        device: where to run.
-        dtype: of weights and pictures.
+        size: the size of both, such as ``base``.
+        side: the side of the images in pixels.
+        device: the device to run on.
+        dtype: the type of weights and images.
     """
 
     def __init__(self, size: str, *, side: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
@@ -173,17 +173,17 @@ class Pair:
             self.dictionary.add_symbol(str(number))
 
     def _ready(self, model: nn.Module) -> Any:
-        model.optimize_for_inference()  # type: ignore[operator]
+        model.optimize_for_inference()  # type: ignore[operator]  # `build` returns either model, typed as a module
         return model.to(self.device, self.dtype)
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
-        """Draw pictures and prompts."""
+        """Draw random images and prompts."""
         pictures = torch.randn(batch, 3, self.side, self.side)
         prompts = torch.randint(4, WORDS, (batch, PROMPT))
         return {"src_tokens": prompts.to(self.device), "patch_images": pictures.to(self.device, self.dtype)}
 
     def encode(self, inputs: dict[str, Tensor]) -> EncoderOutput:
-        """Run the encoder, which has one shape in both models."""
+        """Run the encoder, which has the same shape in both models."""
         return self.student.encoder(**inputs)
 
     def search(self, model: nn.Module, inputs: dict[str, Tensor], beam: int, length: int) -> object:
@@ -199,16 +199,16 @@ class Pair:
         return greedy(logits, blank=self.student.blank)
 
     def answer_from_pictures(self, inputs: dict[str, Tensor], queries: int) -> object:
-        """Do the same from the start."""
+        """Run the student's encoder and decoder, and collapse its most probable path."""
         return self.answer(self.student.encoder(**inputs), queries)
 
     def teacher_that_has_read(self, inputs: dict[str, Tensor]) -> nn.Module:
-        """Return the teacher with an encoder that gives what it has computed before."""
+        """Return the teacher with an encoder that returns a result computed before."""
         return FairseqEncoderDecoderModel(_HasRead(self.teacher, self.teacher.encoder(**inputs)), self.teacher.decoder)
 
 
 class _HasRead(FairseqEncoder):
-    """Stands for a teacher's encoder."""
+    """Replaces a teacher's encoder by its result."""
 
     def __init__(self, teacher: OfaModel, read: EncoderOutput):
         super().__init__(None)
@@ -217,13 +217,23 @@ class _HasRead(FairseqEncoder):
         self.max_positions = teacher.encoder.max_positions
 
     def forward_torchscript(self, net_input: dict[str, Tensor]) -> EncoderOutput:
-        """Give what was read."""
+        """Return the result."""
         return self.read
 
 
 @torch.no_grad()
 def limit(pair: Pair, size: str, *, repeats: int = 3, threads: int = 1) -> Limit:
-    """Measure the parts in turns, fit the coefficients, and hold them against whole runs."""
+    """Measure the parts in turns, fit the coefficients, and compare them with whole runs.
+
+    Args:
+        pair: the teacher and the student.
+        size: their size.
+        repeats: see `in_turns`.
+        threads: see `in_turns`.
+
+    Returns:
+        The fitted parts and the checks.
+    """
     inputs = {batch: pair.inputs(batch) for batch in {*_BATCHES, *(case.batch for case in UNSEEN)}}
     calls: dict[Any, Callable[[], object]] = {}
     for batch in _BATCHES:
@@ -234,9 +244,9 @@ def limit(pair: Pair, size: str, *, repeats: int = 3, threads: int = 1) -> Limit
         for queries in _QUERIES:
             calls["student", batch, queries] = partial(pair.answer, pair.encode(inputs[batch]), queries)
     for case in UNSEEN:
-        batch = inputs[case.batch]
-        calls["whole teacher", *case] = partial(pair.search, pair.teacher, batch, case.beam, case.length)
-        calls["whole student", *case] = partial(pair.answer_from_pictures, batch, case.queries)
+        given = inputs[case.batch]
+        calls["whole teacher", *case] = partial(pair.search, pair.teacher, given, case.beam, case.length)
+        calls["whole student", *case] = partial(pair.answer_from_pictures, given, case.queries)
     times = in_turns(calls, repeats=repeats, threads=threads, device=pair.device)
 
     def fit(part: str, features: Features) -> tuple[float, ...]:
@@ -258,14 +268,21 @@ def limit(pair: Pair, size: str, *, repeats: int = 3, threads: int = 1) -> Limit
 
 
 def _fit(features: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
-    """Return the coefficients of least squared relative error."""
+    """Return the coefficients with the least squared relative error."""
     rows = np.asarray(features) / np.asarray(times)[:, None]
     return tuple(map(float, np.linalg.lstsq(rows, np.ones(len(rows)))[0]))
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What a machine can do: FLOPs a second, bytes a second from its memory, seconds to start a kernel."""
+    """The speed of a machine.
+
+    Attributes:
+        flops: FLOPs a second.
+        bandwidth: bytes a second from its memory.
+        launch: seconds to start a kernel.
+        bytes_per_number: the size of a number.
+    """
 
     flops: float
     bandwidth: float
@@ -278,10 +295,10 @@ class Processor:
 
 
 class Work(TorchDispatchMode):
-    """Adds up the kernels that run within it, and the time a processor needs for them.
+    """Counts the kernels that run within it, and sums the time that a processor needs for them.
 
-    A kernel takes what its arithmetic takes or what its numbers take on their way, whichever is longer; all together
-    take at least as long as it takes to start them one by one.
+    A kernel takes the longer of the times for its arithmetic and for its memory traffic. All together take at least the
+    time to start them one by one.
     """
 
     def __init__(self, processor: Processor) -> None:
@@ -296,7 +313,7 @@ class Work(TorchDispatchMode):
         return 1000 * max(self.busy, self.kernels * self.processor.launch)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it, unless it only looks at numbers in another way."""
+        """Run an operation and count it, unless it only returns a view."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func.is_view:
@@ -312,13 +329,13 @@ class Work(TorchDispatchMode):
 
 @torch.no_grad()
 def derive(pair: Pair, processor: Processor) -> Parts:
-    """Derive the parts for one picture at a time and another machine, from the kernels that run here."""
+    """Derive the parts of another machine for a batch of one image, from the kernels that run here."""
     inputs = pair.inputs(1)
     reader = pair.teacher_that_has_read(inputs)
     read = pair.encode(inputs)
 
     def ms(call: Callable[[], object]) -> float:
-        call()  # what is kept between calls is no work of the second
+        call()  # fills the caches, which the second call reuses
         with Work(processor) as work:
             call()
         return work.ms
@@ -336,7 +353,7 @@ def derive(pair: Pair, processor: Processor) -> Parts:
 
 
 def table(measured: Limit, derived: Parts) -> str:
-    """Write the parts, the bound by length and beam beside what is derived for another machine, and the checks."""
+    """Format the parts, the bound by length and beam beside that derived for another machine, and the checks."""
     parts = measured.parts
     lines = [f"E {parts.encoder_ms(1):.1f} ms"]
     for beam in (1, 5):
@@ -363,9 +380,13 @@ def table(measured: Limit, derived: Parts) -> str:
 
 
 def draw(file: Path, limits: Mapping[str, Parts], *, beam: int, longest: int = 32) -> None:
-    """Draw bound and predicted speed-up over the output's length, with twice as many queries as tokens, as SVG.
+    """Draw the bound and the predicted speed-up over the output's length as SVG, with two queries a token.
 
-    limits: what is drawn, by its label.
+    Args:
+        file: the SVG file to write.
+        limits: the parts to draw, by label.
+        beam: the teacher's beam width.
+        longest: the greatest length.
     """
     with speed_up_axes(file, beam) as axes:
         lengths = range(1, longest + 1)
@@ -378,12 +399,12 @@ def draw(file: Path, limits: Mapping[str, Parts], *, beam: int, longest: int = 3
 
 @contextmanager
 def speed_up_axes(file: Path, beam: int) -> Iterator[Axes]:
-    """Give axes for speed-ups over the output's length, and write what is drawn there as SVG."""
+    """Yield axes for speed-ups over the output's length, and write the drawing as SVG."""
     with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 10}):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         yield axes
-        axes.set_xlabel(f"tokens that the teacher says, with a beam of {beam}")
+        axes.set_xlabel(f"tokens of the teacher's output, with a beam of {beam}")
         axes.set_ylabel("times as fast as the teacher")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)

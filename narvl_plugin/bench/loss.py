@@ -1,4 +1,4 @@
-"""Time and memory of the Query-CTC loss, beside log_softmax and torch's ctc_loss."""
+"""Time and memory of the Query-CTC loss, compared with log_softmax and torch's ctc_loss."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossCost:
-    """What forward and backward pass cost, and how far the gradient is from that of torch's loss in float64.
+    """The cost of a forward and backward pass, and the gradient's error against torch's loss in float64.
 
-    ms: median time; extra_mb: most memory at once beside logits and gradient, in MiB, None where it cannot be measured;
-    error: largest difference in any entry, where the gradient's entries are between -1 and 1.
+    Attributes:
+        ms: the median time.
+        extra_mb: the peak memory beside logits and gradient, in MiB; None if it cannot be measured.
+        error: the largest difference of any entry; the gradient's entries are between -1 and 1.
     """
 
     ms: float
@@ -41,7 +43,19 @@ def loss_costs(
     repeats: int = 15,
     device: str = "cpu",
 ) -> dict[str, LossCost]:
-    """Measure both losses on made-up logits, in turns; targets have `length` tokens at most, half as many at least."""
+    """Measure both losses on synthetic logits, in turns.
+
+    Args:
+        batch: the number of samples.
+        queries: the number of queries N.
+        labels: the number of labels V.
+        length: the greatest length of a target; the least is half of it.
+        repeats: see `in_turns`.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The costs of ``query_ctc`` and ``torch``.
+    """
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(batch, queries, labels, generator=generator).to(device).requires_grad_()
     lengths = torch.randint(length // 2, length + 1, (batch,), generator=generator).to(device)
@@ -78,7 +92,7 @@ def _step(loss: Loss, logits: Tensor) -> Tensor:
 
 
 def _peak_memory(step: Callable[[], Tensor], device: str) -> float | None:
-    """Return the most memory that a step takes at once beside what it returns, in MiB."""
+    """Return the peak memory of a step beside its result, in MiB."""
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -90,7 +104,7 @@ def _peak_memory(step: Callable[[], Tensor], device: str) -> float | None:
         status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
         if not reset.exists():  # no Linux
             return None
-        reset.write_text("5")  # the peak starts anew
+        reset.write_text("5")  # resets the peak
         before = _kilobytes(status, "VmRSS")
         gradient = step()
         peak = 1024 * (_kilobytes(status, "VmHWM") - before)

@@ -1,9 +1,8 @@
-"""Where the time of a prediction goes, stage by stage."""
+"""The time of a prediction, stage by stage."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -15,19 +14,27 @@ from narvl_plugin.devices import wait_for
 from narvl_plugin.inference.predictor import Predictor
 
 STAGES = {
-    "picture": "its row read, its bytes decoded and resized, put on the device",
-    "trunk": "the vision trunk",
+    "picture": "reading the row, decoding and resizing the image, moving it to the device",
+    "trunk": "the vision backbone",
     "encoder": "the rest of the encoder",
-    "decoder": "the decoder, of teachers all of its steps",
+    "decoder": "the decoder; all of its steps for a teacher",
     "search": "beam search, or the student's collapse and search",
     "text": "tokens to text",
 }
 
 
 def median_stages(predictor: Predictor, rows: Sequence[int], *, warmup: int) -> dict[str, float]:
-    """Return the median time of each of `STAGES`, one row at a time, in ms; the first rows first warm up untimed.
+    """Return the median time of each of `STAGES`, one row at a time, in ms.
 
-    On a GPU each stage waits for the one before, so that they sum up to more than what is measured of the whole.
+    On a GPU, each stage is synchronised, so the stages sum to more than the time of the whole prediction.
+
+    Args:
+        predictor: the model and its data.
+        rows: the rows to predict.
+        warmup: the number of untimed predictions before the measurement.
+
+    Returns:
+        The times by stage.
     """
     for turn in range(warmup):
         stages(predictor, rows[turn % len(rows)])
@@ -37,8 +44,8 @@ def median_stages(predictor: Predictor, rows: Sequence[int], *, warmup: int) -> 
 
 @torch.inference_mode()
 def stages(predictor: Predictor, row: int) -> dict[str, float]:
-    """Answer one row and return the time of each of `STAGES`, in ms."""
-    spent: Counter[str] = Counter()
+    """Predict one row and return the time of each of `STAGES`, in ms."""
+    spent = dict.fromkeys(STAGES, 0.0)
 
     def timed(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +60,7 @@ def stages(predictor: Predictor, row: int) -> dict[str, float]:
 
     @contextmanager
     def timing(stage: str, module: Any, method: str) -> Iterator[None]:
-        # No forward hook: fairseq's beam search calls `forward` itself, and the trunk is not run by its own.
+        # No forward hook: fairseq's beam search calls `forward` directly, and the backbone runs another method.
         setattr(module, method, timed(stage, getattr(module, method)))
         try:
             yield

@@ -1,4 +1,4 @@
-"""How the speed-up depends on the number of queries and on the length of what is said: measured, point by point."""
+"""The speed-up by number of queries and output length, measured point by point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from narvl_plugin.report.results import markdown_table
 
 @dataclass(frozen=True)
 class Sweep:
-    """Times of one picture in ms: of the encoder, of a teacher by the tokens it says, of a student by its queries."""
+    """Times of one image in ms.
+
+    Attributes:
+        size: the size of the models.
+        beam: the teacher's beam width.
+        encoder_ms: the time of the encoder.
+        teacher_ms: the teacher's time by the number of its tokens.
+        student_ms: the student's time by the number of its queries.
+    """
 
     size: str
     beam: int
@@ -26,7 +34,7 @@ class Sweep:
     student_ms: dict[int, float]
 
     def speed_ups(self, ms: float) -> list[float]:
-        """Return how many times as fast as the teacher it is to take so long, by the teacher's length."""
+        """Return the speed-up of a time over the teacher, for each of the teacher's lengths."""
         return [teacher_ms / ms for teacher_ms in self.teacher_ms.values()]
 
 
@@ -36,7 +44,20 @@ def sweep(
 ) -> Sweep:
     """Time a teacher for each length and a student for each number of queries, all in turns.
 
-    Raises InputError for more queries than the student has.
+    Args:
+        pair: the teacher and the student.
+        size: their size.
+        lengths: numbers of tokens of the teacher's output.
+        queries: numbers of the student's queries.
+        beam: the teacher's beam width.
+        repeats: see `in_turns`.
+        threads: see `in_turns`.
+
+    Returns:
+        The times.
+
+    Raises:
+        InputError: for more queries than the student has.
     """
     if max(queries) > MOST_QUERIES:
         raise InputError(f"--queries {max(queries)}: the student measured here has {MOST_QUERIES}")
@@ -55,7 +76,7 @@ def sweep(
 
 
 def table(found: Sweep) -> str:
-    """Write times and speed-ups as Markdown, a row for each number of queries, a column for each length."""
+    """Format times and speed-ups as Markdown, a row for each number of queries, a column for each length."""
     headings = ["N", "ms", *(f"n = {length}" for length in found.teacher_ms)]
     rows = [
         ["teacher, ms", "–", *(f"{ms:.1f}" for ms in found.teacher_ms.values())],
@@ -70,7 +91,7 @@ def _cells(found: Sweep, ms: float) -> list[str]:
 
 
 def draw(file: Path, found: Sweep) -> None:
-    """Draw the speed-up over the length, a line for each number of queries and one for the encoder alone, as SVG."""
+    """Draw the speed-up over the length as SVG, a line for each number of queries and one for the encoder alone."""
     with speed_up_axes(file, found.beam) as axes:
         lengths = list(found.teacher_ms)
         axes.plot(lengths, found.speed_ups(found.encoder_ms), "--", color="grey", marker=".", label="encoder alone")

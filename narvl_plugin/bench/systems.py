@@ -1,4 +1,4 @@
-"""Teacher, student and exported students side by side: quality, latency, throughput, and where the time goes."""
+"""Teacher, student and exported students side by side: quality, latency, throughput, and time by stage."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
 
 BATCHES = (8, 32)
-"""Pictures at a time of which throughput is measured, beside one at a time."""
+"""Batch sizes of the throughput, which is measured beside the latency of one image."""
 
 
 class ExportedPredictor:
     """An exported student on the rows that a predictor reads.
 
     Args:
-        folder: what `narvl export` wrote.
-        predictor: whose task, data and device are meant.
-        threads: of the runtime.
+        folder: the output folder of `narvl export`.
+        predictor: the predictor whose task, data and device are used.
+        threads: the runtime's threads.
+
+    Raises:
+        InputError: if the student was exported for another task.
     """
 
     def __init__(self, folder: Path, predictor: Predictor, threads: int) -> None:
@@ -49,19 +52,19 @@ class ExportedPredictor:
             raise InputError(f"{folder}: was exported for {self.student.settings['task']}, not {self.task.cfg._name}")
 
     def __call__(self, row: int) -> str:
-        """Answer one row, from its bytes to text."""
+        """Predict one row, from its bytes to text."""
         return self.say([row])[0]
 
     def say(self, rows: Sequence[int]) -> list[str]:
-        """Answer some rows in one batch."""
+        """Predict some rows in one batch."""
         return [answer.text for answer in self.answers(rows)]
 
     def hypotheses_of(self, rows: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """Answer some rows in fairseq's form."""
+        """Predict some rows and return fairseq's form of hypotheses."""
         return [[{"tokens": torch.tensor(answer.tokens)}] for answer in self.answers(rows)]
 
     def answers(self, rows: Sequence[int]) -> list[Any]:
-        """Read the rows' pictures and texts, and run the student."""
+        """Read the rows' images and texts, and run the student."""
         dataset = self.task.dataset(SPLIT)
         columns = [dict(zip(dataset.column_names, dataset.tsv[row], strict=True)) for row in rows]
         pictures = [
@@ -89,16 +92,23 @@ def compare(
     """Measure all systems on the first rows of a TSV file, in turns.
 
     Args:
-        out: the JSON file to write; a plot goes beside it, with the ending svg.
-        teacher, student: checkpoints of one task.
-        data: TSV file with pictures.
-        exported: folders of `narvl export`.
-        compiled: also teacher and student by torch.compile, which takes minutes.
-        task_overrides, images, warmup, repeats, threads, device: see `bench.latency`.
+        out: the JSON file to write; a plot with the suffix ``.svg`` is written beside it.
+        teacher: the teacher's checkpoint.
+        student: the checkpoint of a student of the same task.
+        data: the TSV file with images.
+        exported: output folders of `narvl export`.
+        compiled: whether to also measure both models with torch.compile, which takes minutes.
+        task_overrides: see `latency`.
+        images: see `latency`.
+        warmup: see `latency`.
+        repeats: see `latency`.
+        threads: see `latency`.
+        device: see `latency`.
 
     Returns:
-        what was written: ``systems``, by name, with ``quality``, the numbers of `LatencyStats`, ``images_per_second``
-        by batch size, ``stages`` (none of exported ones) and ``encoder_share``; ``metric``, ``machine``, ``settings``.
+        The contents of the file: ``systems``, ``metric``, ``machine``, ``settings``. Each system has ``quality``, the
+        numbers of `LatencyStats`, ``images_per_second`` by batch size, ``stages`` (not for exported students) and
+        ``encoder_share``.
 
     Raises:
         InputError: for files or options that cannot be used.
@@ -131,7 +141,7 @@ def compare(
             with use_threads(threads):
                 found[name]["stages"] = median_stages(system, rows[:STAGED], warmup=1)
     first = found["student_greedy"]["stages"]
-    for numbers in found.values():  # whose encoder is the same
+    for numbers in found.values():  # all systems have the same encoder
         numbers["encoder_share"] = (first["trunk"] + first["encoder"]) / numbers["p50_ms"]
     result = {
         "systems": found,
@@ -145,7 +155,7 @@ def compare(
 
 
 def _compiled(systems: Mapping[str, Predictor]) -> dict[str, Predictor]:
-    """Return copies of systems whose models are compiled, those that share a model as one."""
+    """Return copies of systems with compiled models; systems that share a model share its copy."""
     models = {}
     made = {}
     for name, system in systems.items():
@@ -160,7 +170,7 @@ def _compiled(systems: Mapping[str, Predictor]) -> dict[str, Predictor]:
 
 @torch.inference_mode()
 def _quality(system: Any, reader: Predictor, rows: Sequence[int]) -> float:
-    """Return the mean of the task's first score in validation."""
+    """Return the mean of the task's first validation score."""
     metric = reader.task.validation_metrics[0]
     scores: list[float] = []
     for start in range(0, len(rows), max(BATCHES)):
@@ -170,7 +180,7 @@ def _quality(system: Any, reader: Predictor, rows: Sequence[int]) -> float:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Write what `compare` returns as a Markdown table."""
+    """Format the result of `compare` as Markdown tables."""
     systems = result["systems"]
     teachers = [name for name in systems if name.startswith("teacher") and not name.endswith("compiled")]
     headings = ["system", result["metric"], "p50 ms", "p95 ms", "spread ms"]
@@ -201,7 +211,7 @@ def _draw(file: Path, result: Mapping[str, Any]) -> None:
         axes.plot(found["p50_ms"], found["quality"], "o", color=colour)
         axes.annotate(name, (found["p50_ms"], found["quality"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlim(left=0)
-    axes.set_xlabel("ms for a picture, p50")
+    axes.set_xlabel("ms for an image, p50")
     axes.set_ylabel(result["metric"])
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, format="svg", metadata={"Date": None})

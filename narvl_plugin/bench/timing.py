@@ -25,7 +25,7 @@ from narvl_plugin.whole_files import require_writable, write_whole
 
 RGB = 3
 STAGED = 20
-"""Pictures of which each is timed stage by stage."""
+"""Number of images that are timed stage by stage."""
 
 Image = TypeVar("Image")
 Name = TypeVar("Name", bound=Hashable)
@@ -33,9 +33,14 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """Wall-clock times of one system in milliseconds: percentiles and mean over ``n`` measurements.
+    """Wall-clock times of one system.
 
-    spread_ms: how far the medians of the repeats lie apart, the largest from the smallest.
+    Attributes:
+        p50_ms: the median, in ms.
+        p95_ms: the 95th percentile, in ms.
+        mean_ms: the mean, in ms.
+        n: the number of measurements.
+        spread_ms: the difference between the largest and smallest median of the repeats, in ms.
     """
 
     p50_ms: float
@@ -53,19 +58,22 @@ def measure_latency(
     repeats: int,
     threads: int,
 ) -> dict[Name, LatencyStats]:
-    """Time several systems on the same pictures, in turns picture by picture (A B A B …).
+    """Time several systems on the same images, in turns image by image (A B A B …).
 
-    In turns, so that another program that slows the machine for a while slows all systems alike.
+    A temporary load on the machine then slows all systems equally.
 
     Args:
-        systems: by name, from a picture to what is said of it; a text on the CPU, so that nothing is left running.
-        images: whatever the systems take.
-        warmup: untimed pictures of each system beforehand.
-        repeats: how many times to go through all pictures.
+        systems: functions from an image to text, by name; a text is on the CPU, so all work is complete.
+        images: the inputs of the systems.
+        warmup: the number of untimed images for each system beforehand.
+        repeats: the number of passes over all images.
         threads: torch's threads within an operation, during the measurement.
 
+    Returns:
+        The times by name.
+
     Raises:
-        ValueError: when there is nothing to measure.
+        ValueError: if there is nothing to measure.
     """
     if not systems or not images or repeats < 1:
         raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats")
@@ -91,10 +99,19 @@ def images_per_second(
     repeats: int,
     threads: int,
 ) -> dict[Name, float]:
-    """Measure several systems in turns, batch by batch, and return the pictures a second of each in its median batch.
+    """Measure several systems in turns, batch by batch, and return each one's images a second in its median batch.
 
-    All batches are whole: where rows run out, the first ones come again. The other arguments are those of
-    `measure_latency`.
+    All batches are full: the first rows fill the last batch.
+
+    Args:
+        systems: functions from rows to texts, by name.
+        rows: the rows to predict.
+        batch_size: the number of rows in a batch.
+        repeats: see `measure_latency`.
+        threads: see `measure_latency`.
+
+    Returns:
+        The speeds by name.
     """
     again = cycle(rows)
     batches = [list(islice(again, batch_size)) for _ in range(0, len(rows), batch_size)]
@@ -104,14 +121,24 @@ def images_per_second(
 
 
 def _call_batch(system: Callable[[Sequence[int]], list[str]], rows: Sequence[int]) -> str:
-    """Have a system answer some rows."""
+    """Run a system on some rows."""
     return "\n".join(system(rows))
 
 
 def in_turns(
     systems: Mapping[Name, Callable[[], object]], *, repeats: int, threads: int, device: torch.device | str = "cpu"
 ) -> dict[Name, float]:
-    """Return the median time of each of some systems that take turns on a device, in ms; the first turn warms up."""
+    """Return the median time of systems that take turns on a device, in ms; the first turn is a warm-up.
+
+    Args:
+        systems: functions by name.
+        repeats: the number of timed turns.
+        threads: torch's threads.
+        device: the device to synchronise with.
+
+    Returns:
+        The times by name.
+    """
 
     def call(system: Callable[[], object], _: None) -> str:
         system()
@@ -124,7 +151,7 @@ def in_turns(
 
 
 def _stats(milliseconds: list[float], repeats: int) -> LatencyStats:
-    """Sum up measurements, those of each repeat in a row."""
+    """Summarise measurements; those of each repeat are consecutive."""
     p50, p95 = np.percentile(milliseconds, [50, 95])
     spread = np.ptp(np.median(np.reshape(milliseconds, (repeats, -1)), axis=1))
     return LatencyStats(float(p50), float(p95), float(np.mean(milliseconds)), len(milliseconds), float(spread))
@@ -132,7 +159,7 @@ def _stats(milliseconds: list[float], repeats: int) -> LatencyStats:
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """Let torch use this many threads for a while."""
+    """Set torch's number of threads within a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -142,7 +169,7 @@ def use_threads(count: int) -> Iterator[None]:
 
 
 def describe_machine(device: torch.device, threads: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Say what latencies depend on: processor, cores, threads, versions, precision, commit of this code."""
+    """Describe what latencies depend on: processor, cores, threads, versions, precision, commit of this code."""
     machine: dict[str, Any] = {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cores": os.cpu_count(),
@@ -156,7 +183,7 @@ def describe_machine(device: torch.device, threads: int, dtype: torch.dtype) -> 
 
 
 def _cpu_model() -> str:
-    """Name the processor, from Linux's own list where there is one."""
+    """Return the name of the processor, from /proc/cpuinfo if it exists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -166,7 +193,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """Give the git commit that this code was checked out from, marked where files differ from it."""
+    """Return the git commit of this code, marked if files differ from it; None without git."""
     command = [
         "git",
         "-C",
@@ -197,21 +224,24 @@ def latency(
     threads: int = 1,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure teacher, in the ways of `teacher_searches`, and student on the first rows of a TSV file.
+    """Measure a student, and its teacher with each of `teacher_searches`, on the first rows of a TSV file.
 
     Args:
         out: the JSON file to write, in one step at the end.
-        teacher, student: checkpoints of one task.
-        data: TSV file with pictures, not precomputed features, so that the vision trunk counts.
-        generation: generation options but for the beam, where they are not those of the checkpoints' --eval-args.
-        task_overrides: see ``Predictor.load``.
-        images: how many rows; bad rows that the task skips are passed over.
-        warmup, repeats, threads: see ``measure_latency``.
+        teacher: the teacher's checkpoint.
+        student: the checkpoint of a student of the same task.
+        data: the TSV file with images; precomputed features would exclude the vision backbone.
+        generation: generation options other than the beam; the default is the checkpoints' --eval-args.
+        task_overrides: see `Predictor.load`.
+        images: the number of rows; bad rows that the task skips do not count.
+        warmup: see `measure_latency`.
+        repeats: see `measure_latency`.
+        threads: see `measure_latency`.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        what was written: ``systems`` (``LatencyStats`` by name), ``stages`` (by name, the median of each of
-        ``bench_stages.STAGES`` in ms), ``machine``, ``settings``.
+        The contents of the file: ``systems`` (`LatencyStats` by name), ``stages`` (by name, the median of each stage of
+        `narvl_plugin.bench.stages` in ms), ``machine``, ``settings``.
 
     Raises:
         InputError: for files or options that cannot be used.
@@ -226,10 +256,10 @@ def latency(
     }
     systems["student"] = parallel.with_options({}, **(generation or {}))
     dataset = asked.task.dataset(SPLIT)
-    usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may forgive bad rows
+    usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may skip bad rows
     rows = list(islice(usable, images))
     if rows and asked.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
-        raise InputError(f"{data}: holds precomputed features; measure on pictures, so that the vision trunk counts")
+        raise InputError(f"{data}: holds precomputed features; measure on images, to include the vision backbone")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
     with use_threads(threads):
         staged = {name: median_stages(system, rows[:STAGED], warmup=1) for name, system in systems.items()}

@@ -1,4 +1,4 @@
-"""What a step of a student's training costs, part by part, and how long it waits for its batch."""
+"""The cost of a student's training step, part by part, and its waiting time for batches."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from narvl_plugin.models.registered import build
 from narvl_plugin.models.vision import STRIDE
 
 EMBEDDED_LABELS = 1_000
-"""Of nano, whose vocabularies are those of the embedded data."""
+"""Number of labels of nano, which uses the vocabularies of the embedded data."""
 TARGET = 10
-"""Tokens of a target."""
+"""Number of tokens of a target."""
 QUERIES = 20
 CLIP_NORM = 1.0
 OPTIMIZERS = ("adam", "fused_adam")
@@ -40,9 +40,15 @@ WORKERS = 1
 
 @dataclass(frozen=True)
 class StepCost:
-    """Median times of the parts of a step, in ms, and what it keeps for its backward pass beside weights, in MiB.
+    """The median times of the parts of a step, in ms, and the memory it keeps for the backward pass.
 
-    optimizer: forgetting old gradients, clipping and updating.
+    Attributes:
+        forward: the forward pass.
+        loss: the loss.
+        backward: the backward pass.
+        optimizer: clearing the old gradients, clipping and updating.
+        kept_mb: the memory kept for the backward pass beside the weights, in MiB.
+        batch: the number of samples.
     """
 
     forward: float
@@ -59,26 +65,27 @@ class StepCost:
 
     @property
     def ms(self) -> float:
-        """The whole step."""
+        """The time of the whole step."""
         return sum(self.parts.values())
 
     @property
     def samples_per_second(self) -> float:
-        """How many samples a second of training takes."""
+        """The training speed in samples a second."""
         return 1000 * self.batch / self.ms
 
 
 class TrainingStep:
-    """A student of a size with random weights, a made-up batch in memory, and an optimizer of fairseq.
+    """A student with random weights, a synthetic batch in memory, and a fairseq optimizer.
 
     Args:
-        size: such as ``base``.
-        side: of the pictures, in pixels.
-        batch: samples.
-        features: give the trunk's features in place of pictures, as ``narvl features`` writes them.
+        size: the size of the student, such as ``base``.
+        side: the side of the images in pixels.
+        batch: the number of samples.
+        features: whether the inputs are the backbone's features, as ``narvl features`` writes them.
         optimizer: its name in fairseq.
         checkpoint_activations: the model's option.
-        bfloat16: autocast forward pass and loss.
+        bfloat16: whether to autocast the forward pass and the loss.
+        device: the device of the model and the batch.
     """
 
     def __init__(
@@ -141,7 +148,7 @@ class TrainingStep:
 
 
 def kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
-    """Return the bytes that what runs keeps for a backward pass, beside a model's weights."""
+    """Return the memory that a call keeps for a backward pass beside a model's weights, in bytes."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -152,13 +159,22 @@ def kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = run()  # held, since memory that is freed may be taken again
+        result = run()  # kept alive, because freed memory could be reused and counted once
     del result
     return sum(kept.values())
 
 
 def step_costs(steps: Mapping[str, TrainingStep], *, repeats: int, threads: int) -> dict[str, StepCost]:
-    """Time steps, by name, in turns; the first turn warms up."""
+    """Time training steps in turns; the first turn is a warm-up.
+
+    Args:
+        steps: the steps by name.
+        repeats: the number of timed turns.
+        threads: torch's threads.
+
+    Returns:
+        The costs by name.
+    """
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in steps}
     with use_threads(threads):
         for turn in range(repeats + 1):
@@ -167,15 +183,22 @@ def step_costs(steps: Mapping[str, TrainingStep], *, repeats: int, threads: int)
                 if turn:
                     times[name].append(measured)
         kept = {name: kept_bytes(step.student, step.forward) / MEGABYTE for name, step in steps.items()}
-    return {
-        name: StepCost(*map(median, zip(*times[name], strict=True)), kept_mb=kept[name], batch=len(step.targets))
-        for name, step in steps.items()
-    }
+    costs = {}
+    for name, step in steps.items():
+        forward, loss, backward, optimizer = map(median, zip(*times[name], strict=True))
+        costs[name] = StepCost(forward, loss, backward, optimizer, kept_mb=kept[name], batch=len(step.targets))
+    return costs
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Mean times of a training's step: until its batch is there, and from then on, in ms."""
+    """Mean times of a training step in ms.
+
+    Attributes:
+        wait: the time until the batch arrives.
+        step: the time from then on.
+        batches: the number of batches.
+    """
 
     wait: float
     step: float
@@ -202,9 +225,25 @@ def wait_for_batches(
 ) -> Wait:
     """Train a student with random weights on a TSV file as fairseq does, with one worker.
 
-    The first batch, for which the worker has to start, is not counted; an epoch may end before `batches` more.
+    The first batch is not counted, because its worker has to start. An epoch may end before `batches` more.
 
-    Raises InputError for an unknown task and for a file of a single batch.
+    Args:
+        data: the TSV file.
+        task: the name of the task.
+        bpe_dir: the directory of the vocabulary.
+        size: the size of the student.
+        side: the side of the images in pixels.
+        batch: the number of samples in a batch.
+        batches: the number of batches to measure.
+        threads: torch's threads.
+        optimizer: its name in fairseq.
+        device: the device to train on.
+
+    Returns:
+        The mean times.
+
+    Raises:
+        InputError: for an unknown task and for a file of a single batch.
     """
     if task not in TASKS:
         raise InputError(f"--task {task}: choose one of {', '.join(TASKS)}")
@@ -237,13 +276,13 @@ def wait_for_batches(
             waits.append(1000 * (given - asked))
             steps.append(1000 * (time.perf_counter() - given))
     if len(waits) < 2:
-        raise InputError(f"{data}: is a single batch; give more rows or a smaller --batch")
+        raise InputError(f"{data}: has a single batch; give more rows or a smaller --batch")
     count = len(waits) - 1
     return Wait(sum(waits[1:]) / count, sum(steps[1:]) / count, count)
 
 
 def _optimizer(name: str, model: nn.Module) -> FairseqOptimizer:
-    """Build an optimizer of fairseq with its options for fine-tuning."""
+    """Build a fairseq optimizer with its options for fine-tuning."""
     options = {"_name": name, "lr": [1e-5], "adam_betas": "(0.9, 0.999)", "adam_eps": 1e-8, "weight_decay": 0.01}
     unused = {"use_old_adam": False, "fp16_adam_stats": False, "tpu": False}
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -251,14 +290,14 @@ def _optimizer(name: str, model: nn.Module) -> FairseqOptimizer:
 
 
 def _update(optimizer: FairseqOptimizer) -> None:
-    """Do what fairseq's trainer does once there are gradients, and forget them."""
+    """Clip the gradients, update and clear the gradients, as fairseq's trainer does."""
     optimizer.clip_grad_norm(CLIP_NORM)
     optimizer.step()
     optimizer.zero_grad()
 
 
 def table(costs: Mapping[str, StepCost]) -> str:
-    """Write times and shares of the parts, samples a second, and their ratio to the first."""
+    """Format times and shares of the parts, samples a second, and their ratio to the first step's."""
     first = next(iter(costs.values()))
     lines = []
     for name, cost in costs.items():
