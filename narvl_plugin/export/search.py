@@ -1,6 +1,6 @@
-"""The constrained search of a checkpoint in numpy, which an exported student takes along.
+"""The constrained search of a checkpoint in numpy; the export includes this file.
 
-Legend: N queries, V labels, A arcs and S states of an automaton, M places of a trie.
+Legend: N queries, V labels, A arcs and S states of an automaton, M nodes of a trie.
 """
 
 import heapq
@@ -12,16 +12,23 @@ import numpy as np
 
 NEVER = -np.inf
 LABELS_TRIED = 32
-"""Of each query, the most probable labels, where no n-gram may come twice."""
+"""Number of most probable labels of each query that are tried if no n-gram may repeat."""
 
 
 class Search:
-    """The constrained search of the checkpoint, for one picture, as with a beam of 1.
+    """The constrained search of the checkpoint for one image, as with a beam of 1.
+
+    The settings are:
+
+    - `blank` and `eos`;
+    - `answers`, for a closed list of answers;
+    - else `automaton` and `pairs` of positions whose tokens are in order, or the `minimum` and `maximum` length;
+    - `no_repeat_ngram`;
+    - `odds`, the slope and offset of a confidence;
+    - `good_boxes`, if the confidence is that of a box.
 
     Args:
-        settings: `blank` and `eos`; `answers`, where they are a closed list; else of the outputs that there are either
-            `automaton` and `pairs` of places whose tokens are in order, or `minimum` and `maximum` of their length;
-            `no_repeat_ngram`; `odds`, the slope and offset of a confidence; `good_boxes`, where it is that of a box.
+        settings: the settings by name.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -34,9 +41,16 @@ class Search:
             self.automaton = Automaton(*map(np.array, settings["automaton"]))
 
     def __call__(self, log_probs: np.ndarray) -> tuple[list[int], list[int], float]:
-        """Return what the log-probabilities (N, V) say: tokens, the query of each, and the confidence.
+        """Return the output of the search.
 
-        Raises ValueError where nothing that may be said has a probability.
+        Args:
+            log_probs: (N, V).
+
+        Returns:
+            The tokens, the query of each, and the confidence.
+
+        Raises:
+            ValueError: if no valid output has a probability.
         """
         if self.answers:
             scores = np.logaddexp(*self.trie.score(log_probs, self.blank).reshape(2, -1))
@@ -55,7 +69,7 @@ class Search:
         return tokens[:length], queries[:length], change_odds(confidence, *self.settings["odds"])
 
     def _best_path(self, log_probs: np.ndarray) -> np.ndarray:
-        """Return the path (N,) to the output; without n-grams that come twice where that is asked for and possible."""
+        """Return the path (N,) to the output, without repeated n-grams if that is requested and possible."""
         if self.settings["no_repeat_ngram"]:
             tokens = self._follow_one(log_probs)
             if self._accepts(tokens):
@@ -68,7 +82,7 @@ class Search:
         return best_in_order(log_probs, self.automaton, self.settings["pairs"], self.blank)
 
     def _accepts(self, tokens: list[int]) -> bool:
-        """Tell whether an output is one of those that there are."""
+        """Tell whether an output is valid."""
         if self.automaton is None:
             words = tokens[:-1] if tokens[-1:] == [self.eos] else tokens
             return self.eos not in words and self.settings["minimum"] <= len(words) <= self.settings["maximum"]
@@ -76,9 +90,10 @@ class Search:
         return in_order and self.automaton.accepts(tokens)
 
     def _of_lengths(self, log_probs: np.ndarray) -> "Automaton":
-        """Return the automaton of the outputs of some lengths, and of each with `</s>` after it, of the best labels.
+        """Return the automaton of the outputs of valid lengths, each optionally followed by `</s>`.
 
-        Of any run of neighbouring queries these are the three most probable ones: one is none of its two neighbours.
+        It reads the three most probable labels of every run of neighbouring queries. At most two of them equal the
+        labels of the run's neighbours, so a best path remains.
         """
         single = log_probs.copy()
         single[:, [self.blank, self.eos]] = NEVER
@@ -103,7 +118,7 @@ class Search:
         return chain.best_path(log_probs, self.blank)[0]
 
     def _follow_one(self, log_probs: np.ndarray) -> list[int]:
-        """Return the output that a prefix beam search of width 1 ends with, which has no n-gram twice."""
+        """Return the output of a prefix beam search of width 1 that repeats no n-gram."""
         labels = np.arange(log_probs.shape[1])
         if self.automaton is not None:
             labels = np.append(np.unique(self.automaton.labels), self.blank)
@@ -113,7 +128,7 @@ class Search:
             tried = labels[np.argpartition(-row[labels], min(LABELS_TRIED, len(labels)) - 1)[:LABELS_TRIED]]
             last = tokens[-1] if tokens else self.blank
             said = np.logaddexp(in_blank, in_label)
-            # A token right after itself is read as one, so that only what ends in a blank can repeat it.
+            # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
             longer = row[tried] + np.where(tried == last, in_blank, said)
             context = tokens[len(tokens) - size + 1 :]
             starts = range(len(tokens) - size + 1)
@@ -128,7 +143,7 @@ class Search:
         return tokens
 
     def _share_of_good_boxes(self, log_probs: np.ndarray, box: list[int]) -> float:
-        """Return how many of the outputs that are drawn from the queries overlap well with a box, 0 to 1."""
+        """Return the share of outputs drawn from the queries that overlap enough with a box, 0 to 1."""
         good = self.settings["good_boxes"]
         bins = range(good["first"], good["first"] + good["num_bins"])
         points = (np.array(good["points"], dtype=np.float32) + 0.5) / len(good["points"])
@@ -144,10 +159,12 @@ class Search:
 
 
 class Trie(NamedTuple):
-    """The beginnings of outputs, each once, as places; the first is the empty one.
+    """The prefixes of outputs, each as one node; node 0 is the empty prefix.
 
-    parents: (M,) the place that is a token shorter; labels: (M,) the token that was added; ends: the place of each
-    whole output. Of the first place parent and label are anything.
+    Attributes:
+        parents: (M,), the node of the prefix without its last token; any for node 0.
+        labels: (M,), the last token of the prefix; any for node 0.
+        ends: the node of each complete output.
     """
 
     parents: np.ndarray
@@ -156,7 +173,7 @@ class Trie(NamedTuple):
 
     @classmethod
     def of(cls, outputs: Iterable[Sequence[int]]) -> "Trie":
-        """Sort out the beginnings of outputs."""
+        """Build the trie of outputs."""
         places: dict[tuple[int, int], int] = {}
         ends = []
         for output in outputs:
@@ -168,7 +185,7 @@ class Trie(NamedTuple):
         return cls(parents, labels, ends)
 
     def score(self, log_probs: np.ndarray, blank: int) -> np.ndarray:
-        """Return the log-probability of each output, summed over all paths to it, -inf where there is none: (N, V)."""
+        """Return the log-probability of each output, summed over its paths; -inf without a path: (N, V)."""
         parents, labels, ends = self
         repeats = labels == labels[parents]
         in_label = np.full(len(parents), NEVER)
@@ -184,10 +201,13 @@ class Trie(NamedTuple):
 
 
 class Automaton(NamedTuple):
-    """The regular language of a finite automaton that reads tokens; it starts in state 0.
+    """The regular language of a finite automaton that reads tokens and starts in state 0.
 
-    sources, labels, targets: (A,), of each arc the state it leaves, the token it reads, the state it enters;
-    accepting: (S,) bool, the states in which an output may end.
+    Attributes:
+        sources: (A,), the state that each arc leaves.
+        labels: (A,), the token that each arc reads.
+        targets: (A,), the state that each arc enters.
+        accepting: (S,) bool, whether an output may end in the state.
     """
 
     sources: np.ndarray
@@ -196,7 +216,7 @@ class Automaton(NamedTuple):
     accepting: np.ndarray
 
     def accepts(self, tokens: Iterable[int]) -> bool:
-        """Tell whether an output is in the language."""
+        """Tell whether an output is valid."""
         reached = np.arange(len(self.accepting)) == 0
         for token in tokens:
             arcs = reached[self.sources] & (self.labels == token)
@@ -204,27 +224,34 @@ class Automaton(NamedTuple):
         return bool((reached & self.accepting).any())
 
     def keep(self, arcs: np.ndarray) -> "Automaton":
-        """Return the automaton with some of its arcs, (A,) bool."""
+        """Return the automaton with the marked arcs, (A,) bool, alone."""
         return Automaton(self.sources[arcs], self.labels[arcs], self.targets[arcs], self.accepting)
 
     def best_path(self, log_probs: np.ndarray, blank: int) -> tuple[np.ndarray, float]:
-        """Return the most probable path (N,) into the language, and its log-probability, -inf if there is none.
+        """Return the most probable path to a valid output.
 
-        By dynamic programming over (query, last arc, whether blanks followed it).
+        Dynamic programming runs over (query, last arc, whether blanks followed it).
+
+        Args:
+            log_probs: (N, V).
+            blank: the label of the blank.
+
+        Returns:
+            The path, (N,), and its log-probability; -inf without a path.
         """
         sources, labels, targets, accepting = self
         arcs, states = np.arange(len(labels)), np.arange(len(accepting))
-        # What has been said so far ends in an arc's label, or in a blank, or is nothing.
+        # A path so far ends in an arc's label, or it ends in a blank or is empty.
         in_label = np.full(len(arcs), NEVER)
         in_blank = np.where(states == 0, 0.0, NEVER)
-        moves = []  # (A + S,) each: where the best path to each of both came from; states count from A
+        moves = []  # (A + S,) each: the predecessor on the best path to each arc and state; states count from A
         for row in log_probs:
             scores, first = best_by_state(in_label, targets, len(states))
             said_first = labels[first]
             others, second = best_by_state(
                 np.where(said_first[targets] == labels, NEVER, in_label), targets, len(states)
             )
-            # A label right after itself would merge with it.
+            # Equal labels at neighbouring queries would merge.
             merges = said_first[sources] == labels
             after_label = np.where(merges, others[sources], scores[sources])
             ways = np.stack([in_label, in_blank[sources], after_label])
@@ -244,7 +271,7 @@ class Automaton(NamedTuple):
 
 
 def best_by_state(scores: np.ndarray, targets: np.ndarray, num_states: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest score (S,) of the arcs into each state, and such an arc (any where there is none)."""
+    """Return the largest score (S,) of the arcs into each state, and such an arc (any for a state without arcs)."""
     best, arcs = np.full(num_states, NEVER), np.zeros(num_states, dtype=np.int64)
     np.maximum.at(best, targets, scores)
     winners = np.flatnonzero(scores == best[targets])
@@ -255,10 +282,22 @@ def best_by_state(scores: np.ndarray, targets: np.ndarray, num_states: int) -> t
 def best_in_order(
     log_probs: np.ndarray, automaton: Automaton, pairs: Sequence[Sequence[int]], blank: int
 ) -> np.ndarray:
-    """Return the most probable path (N,) to an output whose tokens are in order at pairs of places.
+    """Return the most probable path to an output with ordered tokens, by branch and bound.
 
-    The best path out of order is excluded by halves: with m between two tokens, either the first is at most m, or both
-    are above. Of all parts the one with the best path is searched next. Raises ValueError if there is no path.
+    Let m lie between two tokens in the wrong order. In every valid output, either the first token is at most m, or both
+    tokens exceed m. The part with the best path is searched next.
+
+    Args:
+        log_probs: (N, V).
+        automaton: the automaton of the outputs.
+        pairs: pairs of positions; the first token must not exceed the second.
+        blank: the label of the blank.
+
+    Returns:
+        The path, (N,).
+
+    Raises:
+        ValueError: if no path exists.
     """
     parts: list[tuple[float, int, np.ndarray, Automaton]] = []
     number = count()
@@ -283,25 +322,25 @@ def best_in_order(
 
 
 def out_of_order(tokens: Sequence[int], pairs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the pairs of places at which the first token is above the second; a place that is not there is not."""
+    """Return the pairs of positions whose first token exceeds the second; pairs beyond the last token are in order."""
     return [pair for pair in pairs if max(pair) < len(tokens) and tokens[pair[0]] > tokens[pair[1]]]
 
 
 def collapse(path: np.ndarray, blank: int) -> tuple[list[int], list[int]]:
-    """Return the tokens of a path (N,), runs merged and blanks dropped, and the query of each."""
+    """Return the tokens of a path (N,), with runs merged and blanks removed, and the query of each."""
     said = (path != blank) & (path != np.append(blank, path[:-1]))
     return path[said].tolist(), np.flatnonzero(said).tolist()
 
 
 def overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Return the area of the intersection of two boxes over that of the union, 0 to 1; edges (4,)."""
+    """Return the intersection over union of two boxes, 0 to 1; edges (4,)."""
     common = (np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(min=0).prod()
     union = sum((edges[2:] - edges[:2]).clip(min=0).prod() for edges in (box, other)) - common
     return float(common / union) if union > 0 else 0.0
 
 
 def change_odds(confidence: float, slope: float, offset: float) -> float:
-    """Return a confidence whose log-odds are multiplied by a slope and moved by an offset."""
+    """Return a confidence whose log-odds are multiplied by a slope and shifted by an offset."""
     sure = min(max(confidence, 0.0), 1.0)
     if (slope, offset) == (1.0, 0.0):
         return sure
@@ -310,5 +349,5 @@ def change_odds(confidence: float, slope: float, offset: float) -> float:
 
 
 def no_path(log_probs: np.ndarray) -> ValueError:
-    """Return the error that says that no output has a probability."""
-    return ValueError(f"{len(log_probs)} queries give no output that may be said a probability")
+    """Return the error for queries without a valid output."""
+    return ValueError(f"{len(log_probs)} queries have no path with a probability to any valid output")
