@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
@@ -30,7 +30,7 @@ _METEOR_SECONDS_PER_CAPTION = 0.1
 _METEOR_SEPARATOR = " ||| "
 
 MOST_WORDS = 500
-"""Words of a caption: ROUGE-L compares each word of a caption with each of a reference."""
+"""Maximum number of words of a caption: ROUGE-L compares each word of a caption with each word of a reference."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class CaptionScores:
     """Scores of one system's captions over a test set.
 
     Attributes:
-        values: score by metric name (``METRICS``), on the tools' own scale (BLEU 0 to 1, CIDEr 0 to 10).
-        cider_each: CIDEr of each caption by its id.
-        tokenizer: ``"ptb"`` or ``"plain"``: scores of different tokenisers do not compare.
-        missing: why a metric has no value, by metric name.
+        values: the score by metric name (``METRICS``), on the tools' own scale (BLEU 0 to 1, CIDEr 0 to 10).
+        cider_each: the CIDEr of each caption by its id.
+        tokenizer: ``"ptb"`` or ``"plain"``; scores of different tokenisers are not comparable.
+        missing: the reason for each metric without a value, by metric name.
     """
 
     values: dict[str, float]
@@ -50,7 +50,7 @@ class CaptionScores:
     missing: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Write all scores in one line, with the tokeniser and what is missing."""
+        """Format all scores in one line, with the tokeniser and the missing metrics."""
         parts = [f"{name} {self.values[name]:.4f}" for name in METRICS if name in self.values]
         parts += [f"{name} missing ({reason})" for name, reason in self.missing.items()]
         return f"{', '.join(parts)} ({len(self.cider_each)} captions, {self.tokenizer} tokenizer)"
@@ -61,7 +61,7 @@ def score_captions(
     references: Mapping[str, Sequence[str]],
     tokenizer: TokenizerChoice = "auto",
 ) -> CaptionScores:
-    """Score one system's captions; see ``score_systems``."""
+    """Score one system's captions; see `score_systems`."""
     return score_systems({"": hypotheses}, references, tokenizer)[""]
 
 
@@ -70,21 +70,23 @@ def score_systems(
     references: Mapping[str, Sequence[str]],
     tokenizer: TokenizerChoice = "auto",
 ) -> dict[str, CaptionScores]:
-    """Score one caption a picture of each system against its references with pycocoevalcap's scorers.
+    """Score each system's captions, one an image, against the references with pycocoevalcap's scorers.
 
-    CIDEr takes its document frequencies from ``references``. METEOR needs Java; where it has no value,
-    ``missing`` says why. Each Java program starts once for all systems.
+    CIDEr takes its document frequencies from ``references``. METEOR needs Java; ``missing`` gives the reason if it has
+    no value. Each Java program starts once for all systems.
 
     Args:
-        systems: by name, caption by picture id; an empty caption scores zero.
-        references: references by picture id, the same ids.
-        tokenizer: see ``tokenize_captions``.
+        systems: captions by image id, by system name; an empty caption scores zero.
+        references: references by image id, with the same ids.
+        tokenizer: see `tokenize_captions`.
+
+    Returns:
+        The scores by system name.
 
     Raises:
-        ValueError: when there is nothing to score, the ids differ, or a picture has no reference.
-        JavaError: when ``tokenizer="ptb"`` cannot be run.
-        InputError: when a Java program gives back another number of lines than it was given, or a text has more than
-            ``MOST_WORDS``.
+        ValueError: if there are no captions, the ids differ, or an image has no reference.
+        JavaError: if ``tokenizer="ptb"`` cannot be run.
+        InputError: if a Java program returns a wrong number of lines, or a text has more than ``MOST_WORDS``.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -128,13 +130,13 @@ def score_systems(
 
 
 def _check_ids(hypotheses: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
-    """Refuse nothing at all, differing ids, and pictures without a reference."""
+    """Raise ValueError for no captions, for different ids, and for images without a reference."""
     if not hypotheses:
         raise ValueError("no captions to score")
     if hypotheses.keys() != references.keys():
         differing = sorted(hypotheses.keys() ^ references.keys(), key=str)
         raise ValueError(
-            f"{len(hypotheses)} captions and references for {len(references)} pictures do not have the same "
+            f"{len(hypotheses)} captions and references for {len(references)} images do not have the same "
             f"ids: {len(differing)} are on one side only, such as {', '.join(map(str, differing[:3]))}"
         )
     for key, texts in references.items():
@@ -146,8 +148,8 @@ def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str
     """Score every system with one run of the METEOR program.
 
     Raises:
-        JavaError: with the reason, when it cannot be run, dies, or takes too long.
-        InputError: when it says more than it was asked.
+        JavaError: with the reason, if it cannot be run, fails, or takes too long.
+        InputError: if it returns more lines than requested.
     """
     if not java_available():
         raise JavaError("METEOR needs Java, which is not installed")
@@ -157,6 +159,7 @@ def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str
     limit = _METEOR_BASE_SECONDS + _METEOR_SECONDS_PER_CAPTION * len(targets) * len(systems)
     command = ("-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm")
     with java("the METEOR program", command, limit) as program:
+        assert program.stdin and program.stdout  # `java` opens both
         scores = {}
         for name, captions in systems.items():
             statistics = [_ask(program, "SCORE", *targets[key], caption) for key, (caption,) in captions.items()]
@@ -171,7 +174,12 @@ def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str
 
 
 def _ask(program: subprocess.Popen[bytes], *parts: str) -> str:
-    """Return the line that METEOR answers to one of several parts; raises EOFError when there is none."""
+    """Return METEOR's answer to a line of several parts.
+
+    Raises:
+        EOFError: if there is no answer.
+    """
+    assert program.stdin and program.stdout  # `java` opens both
     cleaned = (part.replace(_METEOR_SEPARATOR.strip(), " ") for part in parts)
     program.stdin.write(f"{_METEOR_SEPARATOR.join(cleaned)}\n".encode())
     program.stdin.flush()
@@ -185,39 +193,40 @@ def _ask(program: subprocess.Popen[bytes], *parts: str) -> str:
 class CocoCaptionConfig(FairseqDataclass):
     """Settings of the scorer ``coco_caption``."""
 
-    caption_tokenizer: ChoiceEnum(TOKENIZER_CHOICES) = field(
+    # The annotation is a call: fairseq reads the choices of an option from its type.
+    caption_tokenizer: ChoiceEnum(TOKENIZER_CHOICES) = field(  # type: ignore[valid-type]
         default="auto",
-        metadata={"help": "word splitting for caption scores: ptb needs Java; auto takes it where it runs"},
+        metadata={"help": "tokeniser of caption scores: ptb needs Java; auto uses ptb if it runs"},
     )
 
 
 @register_scorer("coco_caption", dataclass=CocoCaptionConfig)
 class CocoCaptionScorer(BaseScorer):
-    """fairseq scorer: the reference string holds a picture's references joined by ``&&``."""
+    """fairseq scorer; the reference string holds an image's references joined by ``&&``."""
 
     def __init__(self, cfg: CocoCaptionConfig) -> None:
         super().__init__(cfg)
         self._scores: CaptionScores | None = None
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Take one picture's joined references and its caption."""
+        """Add one image's joined references and its caption."""
         super().add_string(ref, pred)
         self._scores = None
 
     def caption_scores(self) -> CaptionScores:
-        """Score everything added so far; the result is kept until more is added."""
+        """Score everything added so far; the result is cached until more is added."""
         if self._scores is None:
             self._scores = score_captions(
                 {str(row): text for row, text in enumerate(self.pred)},
                 {str(row): split_references(text) for row, text in enumerate(self.ref)},
-                tokenizer=str(self.cfg.caption_tokenizer),
+                tokenizer=cast(TokenizerChoice, str(self.cfg.caption_tokenizer)),
             )
         return self._scores
 
     def score(self) -> float:
-        """Give CIDEr, the metric that captioning is judged by."""
+        """Return CIDEr, the main metric of captioning."""
         return self.caption_scores().values["CIDEr"]
 
     def result_string(self) -> str:
-        """Write all scores and the tokeniser in one line."""
+        """Format all scores and the tokeniser in one line."""
         return self.caption_scores().summary()

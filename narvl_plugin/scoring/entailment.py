@@ -1,4 +1,4 @@
-"""The fairseq scorer `entailment`: accuracy, and which answers are taken for which."""
+"""The fairseq scorer `entailment`: accuracy and a confusion matrix."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,10 +18,17 @@ class EntailmentConfig(FairseqDataclass):
 
 @register_scorer("entailment", dataclass=EntailmentConfig)
 class EntailmentScorer(BaseScorer):
-    """fairseq scorer: reference and hypothesis are yes, no or maybe each; any other hypothesis is wrong."""
+    """fairseq scorer; reference and hypothesis are yes, no or maybe each. Any other hypothesis is wrong."""
 
     def confusion(self) -> dict[str, Counter[str]]:
-        """Count hypotheses by reference; those that are none of the three answers as `other`."""
+        """Count hypotheses by reference; any other text counts as `other`.
+
+        Returns:
+            The counts of the hypotheses, by reference.
+
+        Raises:
+            ValueError: for a reference that is not one of the answers.
+        """
         answers = list(ENTAILMENT_ANSWERS.values())
         counts: dict[str, Counter[str]] = {answer: Counter() for answer in answers}
         for reference, said in zip(self.ref, self.pred, strict=True):
@@ -33,13 +40,13 @@ class EntailmentScorer(BaseScorer):
         return counts
 
     def score(self) -> float:
-        """Give the accuracy, by which entailment is judged."""
+        """Return the accuracy, the metric of entailment."""
         if not self.ref:
             raise ValueError("no answers to score")
         return sum(counts[answer] for answer, counts in self.confusion().items()) / len(self.ref)
 
     def result_string(self) -> str:
-        """Write the accuracy, and for each answer how often it is taken for which, in one line."""
+        """Format the accuracy and the confusion matrix in one line."""
         rows = [
             f"{answer}: {', '.join(f'{counts[said]} {said}' for said in (*ENTAILMENT_ANSWERS.values(), OTHER))}"
             for answer, counts in self.confusion().items()

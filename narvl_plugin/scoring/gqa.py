@@ -1,4 +1,4 @@
-"""Accuracy of answers as GQA judges them, as they are spelt; and the fairseq scorer `gqa`."""
+"""GQA's accuracy of answers, which compares their spelling; and the fairseq scorer `gqa`."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from narvl_plugin.scoring.vqa import read_references
 
 
 def same_answer(said: str, answer: str) -> bool:
-    """Say whether two answers are the same but for capitals and spaces around; GQA's have neither."""
+    """Tell whether two answers are equal apart from case and surrounding spaces, which GQA's answers do not have."""
     return said.strip().lower() == answer.strip().lower()
 
 
@@ -20,15 +20,20 @@ class GqaConfig(FairseqDataclass):
 
 @register_scorer("gqa", dataclass=GqaConfig)
 class GqaScorer(BaseScorer):
-    """fairseq scorer: the reference string is a column of answers, `confidence|!+answer&&…`; the best one counts."""
+    """fairseq scorer; the reference string is a column of answers, `confidence|!+answer&&…`. The best answer counts."""
 
     def score(self) -> float:
-        """Give the accuracy, by which GQA is judged; raises InputError for unreadable references."""
+        """Return the accuracy, the metric of GQA.
+
+        Raises:
+            InputError: for unreadable references.
+            ValueError: if there is nothing to score.
+        """
         if not self.ref:
             raise ValueError("no answers to score")
         best = [max(answers, key=answers.__getitem__) for answers in read_references(self.ref)]
         return sum(map(same_answer, self.pred, best)) / len(best)
 
     def result_string(self) -> str:
-        """Write the accuracy in one line."""
+        """Format the accuracy in one line."""
         return f"accuracy {self.score():.4f} ({len(self.ref)} questions)"

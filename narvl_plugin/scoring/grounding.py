@@ -1,4 +1,4 @@
-"""Grounding: how well boxes agree with those of the references; and the fairseq scorer `grounding`."""
+"""Grounding: the overlap of boxes with those of the references; and the fairseq scorer `grounding`."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,18 @@ class GroundingConfig(FairseqDataclass):
 
 @register_scorer("grounding", dataclass=GroundingConfig)
 class GroundingScorer(BaseScorer):
-    """fairseq scorer: reference and hypothesis are four `<bin_k>` each; any other hypothesis is wrong.
+    """fairseq scorer; reference and hypothesis are four `<bin_k>` each. Any other hypothesis is wrong.
 
-    Bins of the two axes may have different sizes, which does not change how well boxes overlap. A reference is as
-    exact as a bin, so that a box right at the border may count otherwise than in validation.
+    Bins of the two axes may have different sizes, which does not change the overlap. A reference is rounded to bins, so
+    a box close to the threshold may count differently than in validation.
     """
 
     def overlaps(self) -> list[float]:
-        """Return the IoU of each hypothesis; raises ValueError for a reference that is no box."""
+        """Return the IoU of each hypothesis.
+
+        Raises:
+            ValueError: for a reference that is not a box, and if there is nothing to score.
+        """
         references = []
         for number, text in enumerate(self.ref, start=1):
             box = bins_in(text)
@@ -34,12 +38,12 @@ class GroundingScorer(BaseScorer):
         return overlaps([bins_in(text) for text in self.pred], references)
 
     def score(self) -> float:
-        """Give the share of boxes with an IoU of at least 0.5, by which grounding is judged."""
+        """Return the share of boxes with an IoU of at least 0.5, the metric of grounding."""
         scores = self.overlaps()
         return sum(score >= GOOD_IOU for score in scores) / len(scores)
 
     def result_string(self) -> str:
-        """Write accuracy, mean IoU and how many hypotheses are no box in one line."""
+        """Format accuracy, mean IoU and the number of hypotheses that are not a box in one line."""
         scores = self.overlaps()
         no_box = sum(bins_in(text) is None for text in self.pred)
         return (

@@ -1,4 +1,4 @@
-"""Java programs that score captions: run with a time limit, and ended with all that they started."""
+"""Java programs that score captions, run with a time limit and ended together with their children."""
 
 from __future__ import annotations
 
@@ -17,23 +17,31 @@ from narvl_plugin.errors import InputError
 
 
 class JavaError(InputError, RuntimeError):
-    """A Java program that cannot be started, fails, or does not answer in time; the message says which, and why."""
+    """A Java program that cannot be started, fails, or does not answer in time; the message names it and the reason."""
 
 
 @contextlib.contextmanager
 def java(name: str, arguments: Sequence[str | Path], limit: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Java program as long as the block lasts; its standard input and output are pipes.
+    """Run a Java program for the duration of the block; its standard input and output are pipes.
 
-    After `limit` seconds the program and its children are killed. Then what the block reads ends.
+    After `limit` seconds, the program and its children are killed, and the block reads end of file.
+
+    Args:
+        name: the name of the program in errors.
+        arguments: the arguments of ``java``.
+        limit: the time limit in seconds.
+
+    Yields:
+        The running program.
 
     Raises:
-        JavaError: with `name` and a reason, when the program cannot be started, is killed by the limit, or when the
-            block raises OSError, EOFError or ValueError, as talking to a program that has died does.
+        JavaError: if the program cannot be started or is killed by the limit. Also if the block raises OSError,
+            EOFError or ValueError, as communication with a dead program does.
     """
     expired = threading.Event()
     try:
-        # A file: a pipe that nobody reads would fill up and stop the program.
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - a block of its own would catch what runs in it
+        # A file: an unread pipe would fill up and block the program.
+        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - a `with` here would also catch errors of the block
     except OSError as error:
         raise JavaError(f"{name} cannot be started: {error}; set TMPDIR to a folder with room") from error
     with complaints:
@@ -71,19 +79,20 @@ def java(name: str, arguments: Sequence[str | Path], limit: float) -> Iterator[s
             _kill(process)
             for pipe in (process.stdin, process.stdout):
                 with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+                    if pipe:
+                        pipe.close()
             process.wait()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program and its children, which share a process group of their own."""
-    if process.returncode is None:  # else the number of its group may be another's by now
+    """Kill a program and its children, which have their own process group."""
+    if process.returncode is None:  # otherwise another process group may have its number by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ends(process: subprocess.Popen[bytes]) -> bool:
-    """Say whether a program ends by itself within a second; its process group keeps its number."""
+    """Tell whether a program ends by itself within a second; its process group keeps its number."""
     for _ in range(20):
         if process.returncode is not None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return True
@@ -92,12 +101,12 @@ def _ends(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _status(status: int) -> str:
-    """Return how a program has ended, for a message."""
+    """Return how a program ended, for a message."""
     return f", ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f", exit status {status}"
 
 
 def _last_line(complaints: IO[bytes]) -> str:
-    """Return ` (LINE)` with the last line of what a program has complained of, nothing if there is none."""
+    """Return ` (LINE)` with the last line of a program's standard error, or an empty string."""
     complaints.seek(0)
     lines = complaints.read().decode(errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]

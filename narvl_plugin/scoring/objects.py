@@ -1,4 +1,4 @@
-"""Object recall: does a caption name what is in the picture? No reference text is involved."""
+"""Object recall: whether a caption names the objects in the image; no reference text is involved."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from narvl_plugin.scoring.tokenization import plain_words
 class NounFinder:
     """Finds the nouns of a closed list in captions, in the singular or the plural.
 
-    Longer nouns win: with both in the list, "hot dog" in a caption does not name a "dog".
+    Longer nouns take precedence: with both in the list, "hot dog" in a caption does not name a "dog".
     """
 
     def __init__(self, nouns: Iterable[str]) -> None:
@@ -19,26 +19,26 @@ class NounFinder:
             for form in (noun, plural(noun)):
                 self._noun_of.setdefault(plain_words(form), noun)
         longest_first = sorted(self._noun_of, key=len, reverse=True)
-        # Hyphens count as part of a word, so that "hat-stand" does not name a "hat".
+        # Hyphens are part of a word: "hat-stand" does not name a "hat".
         self._pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
 
     def find(self, caption: str) -> set[str]:
-        """Give the nouns that the caption names, in the singular."""
+        """Return the nouns that the caption names, in the singular."""
         return {self._noun_of[form] for form in self._pattern.findall(plain_words(caption))}
 
 
 def object_recall(hypotheses: Mapping[str, str], objects: Mapping[str, Sequence[str]]) -> float:
-    """Give the share of the nouns in the pictures that the captions name, each once for each picture.
+    """Return the share of the nouns in the images that the captions name, each once for each image.
 
     Args:
-        hypotheses: caption by picture id.
-        objects: singular nouns in the picture, by picture id; at least the ids of ``hypotheses``.
+        hypotheses: captions by image id.
+        objects: singular nouns in the image, by image id; at least the ids of ``hypotheses``.
 
     Returns:
-        a share between 0 and 1.
+        A share between 0 and 1.
 
     Raises:
-        ValueError: when a caption's picture has no list of nouns, or no picture has a noun.
+        ValueError: if a caption's image has no list of nouns, or no image has a noun.
     """
     missing = [key for key in hypotheses if key not in objects]
     if missing:
@@ -46,6 +46,6 @@ def object_recall(hypotheses: Mapping[str, str], objects: Mapping[str, Sequence[
     finder = NounFinder(noun for nouns in objects.values() for noun in nouns)
     present = sum(len(set(objects[key])) for key in hypotheses)
     if not present:
-        raise ValueError("no picture lists an object, so there is nothing to recall")
+        raise ValueError("no image lists an object, so there is nothing to recall")
     named = sum(len(set(objects[key]) & finder.find(caption)) for key, caption in hypotheses.items())
     return named / present

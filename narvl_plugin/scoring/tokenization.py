@@ -1,4 +1,4 @@
-"""Words of captions for the metrics: by the Penn Treebank tokeniser of the COCO tools, or plainly."""
+"""Words of captions for the metrics, from the Penn Treebank tokeniser of the COCO tools or a plain one."""
 
 import logging
 import os
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 TokenizerChoice = Literal["auto", "ptb", "plain"]
 TOKENIZER_CHOICES: tuple[TokenizerChoice, ...] = ("auto", "ptb", "plain")
 
-# The tokeniser takes seconds for 10,000 captions; the limit is for a slow machine with much else to do.
+# The tokeniser takes seconds for 10,000 captions; the limit allows for a slow and busy machine.
 _PTB_BASE_SECONDS = 60.0
 _PTB_SECONDS_PER_CAPTION = 0.01
 
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
-# Programs end lines at more than "\n": at "\r", form feeds, U+2028 and others. Single surrogates have no UTF-8.
+# Programs end lines not only at "\n" but at "\r", form feeds, U+2028 and others. Lone surrogates have no UTF-8 form.
 _NOT_IN_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 def java_available() -> bool:
-    """Say whether there is a ``java`` on the path, also one that cannot be run.
+    """Tell whether a ``java`` is on the path, executable or not.
 
     The Treebank tokeniser and METEOR are Java programs.
     """
@@ -36,33 +36,39 @@ def java_available() -> bool:
 
 
 def _closed_folders() -> list[str]:
-    """Return the folders of the path whose ``java`` nobody may execute, which ``shutil.which`` passes over."""
+    """Return the folders of the path whose ``java`` is not executable; ``shutil.which`` ignores these."""
     return [folder for folder in os.get_exec_path() if not os.access(os.path.join(folder, "java"), os.X_OK)]
 
 
 def why_plain() -> str:
-    """Return why words were split plainly under ``auto``: Java is not there, or failed, of which a warning tells."""
+    """Return why ``auto`` used the plain tokeniser: Java is missing, or it failed with a warning."""
     return "Java failed, see the warning" if java_available() else "no Java"
 
 
 def plain_words(text: str) -> str:
-    """Lower-case a text and keep its words, joined by spaces; hyphens and apostrophes inside words stay."""
+    """Lower-case a text and join its words by spaces; hyphens and apostrophes inside words stay."""
     return " ".join(_WORD.findall(text.lower()))
 
 
 def one_line(text: str) -> str:
-    """Return a text with each run of white space and control characters as one space, none of them around it."""
+    """Replace each run of white space and control characters by one space, and strip the text."""
     return _NOT_IN_A_LINE.sub(" ", text).strip()
 
 
 def ptb_words(captions: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Tokenise as the COCO evaluation does: Stanford's Treebank tokeniser, lower case, no punctuation.
 
-    One Java start serves all captions, so call it once with everything.
+    One Java process handles all captions, so one call with all of them is fastest.
+
+    Args:
+        captions: lists of captions by key.
+
+    Returns:
+        The captions as words joined by single spaces, under the same keys.
 
     Raises:
-        JavaError: when the Java program cannot be run, fails, or does not answer in time.
-        InputError: when it gives back another number of lines than it was given.
+        JavaError: if the Java program cannot be run, fails, or does not answer in time.
+        InputError: if it returns a wrong number of lines.
     """
     texts = [one_line(text) for together in captions.values() for text in together]
     name = "the Treebank tokeniser"
@@ -75,7 +81,7 @@ def ptb_words(captions: Mapping[str, list[str]]) -> dict[str, list[str]]:
             raise EOFError(f"it gave {len(lines)} lines for {len(texts)} captions")
     if len(lines) != len(texts) or rest:
         raise InputError(
-            f"{name} gave {len(lines)} lines for {len(texts)} captions, so that it cannot be told whose they are; "
+            f"{name} gave {len(lines)} lines for {len(texts)} captions; it is unknown whose they are; "
             "check `java -version`, or score without Java on the PATH"
         )
     silent = ("", *ptbtokenizer.PUNCTUATIONS)
@@ -86,19 +92,19 @@ def ptb_words(captions: Mapping[str, list[str]]) -> dict[str, list[str]]:
 def tokenize_captions(
     captions: Mapping[str, list[str]], tokenizer: TokenizerChoice = "auto"
 ) -> tuple[dict[str, list[str]], Literal["ptb", "plain"]]:
-    """Tokenise captions and name the tokeniser that was used.
+    """Tokenise captions and return the name of the tokeniser.
 
     Args:
         captions: lists of captions by key.
-        tokenizer: ``ptb`` (needs Java), ``plain``, or ``auto``: ``ptb`` where it runs, else ``plain``.
+        tokenizer: ``ptb`` (needs Java), ``plain``, or ``auto``: ``ptb`` if it runs, else ``plain``.
 
     Returns:
-        the captions as words joined by single spaces under the same keys, and ``"ptb"`` or ``"plain"``.
+        The captions as words joined by single spaces under the same keys, and ``"ptb"`` or ``"plain"``.
 
     Raises:
         ValueError: for an unknown ``tokenizer``.
-        JavaError: when ``ptb`` is demanded and cannot be run.
-        InputError: when the Java program gives back another number of lines than it was given.
+        JavaError: if ``ptb`` is requested and cannot be run.
+        InputError: if the Java program returns a wrong number of lines.
     """
     if tokenizer not in TOKENIZER_CHOICES:
         raise ValueError(f"unknown tokenizer {tokenizer!r}: choose one of {', '.join(TOKENIZER_CHOICES)}")

@@ -1,4 +1,4 @@
-"""Soft accuracy of answers, normalised as by the VQA challenge; and the fairseq scorer `vqa`."""
+"""Soft accuracy of answers, normalised as in the VQA challenge; and the fairseq scorer `vqa`."""
 
 import re
 from collections import defaultdict
@@ -14,17 +14,17 @@ from narvl_plugin.errors import BadRow, InputError
 
 
 def soft_accuracy(said: str, answers: Mapping[str, float]) -> float:
-    """Return the confidence of an answer among the right ones, 0 if it is none of them.
+    """Return the confidence of an answer among the correct ones, or 0.
 
-    Confidences of answers that are the same once normalised add up, to 1 at most: with OFA's 0.3, 0.6, 0.9 and 1 for
-    one, two, three and more of ten annotators this is the challenge's own accuracy.
+    Confidences of answers that are equal after normalisation add up, to at most 1. OFA's confidences are 0.3, 0.6, 0.9
+    and 1 for one, two, three and more of ten annotators. The result is then the challenge's own accuracy.
     """
     said = normalise_answer(said)
     return min(1.0, sum(confidence for answer, confidence in answers.items() if normalise_answer(answer) == said))
 
 
 def answer_type(answers: Mapping[str, float]) -> str:
-    """Return `yes/no`, `number` or `other`, the type of a question by its best answer, as VQA v2 names types."""
+    """Return the type of a question by its best answer, in VQA v2's terms: `yes/no`, `number` or `other`."""
     best = normalise_answer(max(answers, key=answers.__getitem__))
     if best in ("yes", "no"):
         return "yes/no"
@@ -32,18 +32,18 @@ def answer_type(answers: Mapping[str, float]) -> str:
 
 
 def read_references(references: Iterable[str]) -> Iterator[dict[str, float]]:
-    """Yield the answers, with their confidences, of reference strings, which are columns of answers.
+    """Yield the answers with their confidences from reference strings, which are columns of answers.
 
     Raises:
-        InputError: one cannot be read; references are numbered from 1.
+        InputError: for an unreadable reference; references are numbered from 1.
     """
     for number, reference in enumerate(references, start=1):
         try:
             yield parse_answers(reference, f"reference {number}")
         except BadRow as error:
             raise InputError(
-                f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must be trained "
-                "on the column of answers, too, so that it can spell it"
+                f"{error}; references must come from the split test, and the vocabulary of --bpe-dir must also be "
+                "trained on the column of answers"
             ) from error
 
 
@@ -54,10 +54,15 @@ class VqaConfig(FairseqDataclass):
 
 @register_scorer("vqa", dataclass=VqaConfig)
 class VqaScorer(BaseScorer):
-    """fairseq scorer: the reference string is a column of answers, `confidence|!+answer&&…`."""
+    """fairseq scorer; the reference string is a column of answers, `confidence|!+answer&&…`."""
 
     def accuracies(self) -> dict[str, list[float]]:
-        """Return the soft accuracy of each question by its type; raises InputError for unreadable references."""
+        """Return the soft accuracy of each question by its type.
+
+        Raises:
+            InputError: for unreadable references.
+            ValueError: if there is nothing to score.
+        """
         scores = defaultdict(list)
         for answers, said in zip(read_references(self.ref), self.pred, strict=True):
             scores[answer_type(answers)].append(soft_accuracy(said, answers))
@@ -66,11 +71,11 @@ class VqaScorer(BaseScorer):
         return dict(scores)
 
     def score(self) -> float:
-        """Give the mean soft accuracy, by which question answering is judged."""
+        """Return the mean soft accuracy, the metric of question answering."""
         return _mean([score for scores in self.accuracies().values() for score in scores])
 
     def result_string(self) -> str:
-        """Write the soft accuracy of all questions and of each type in one line."""
+        """Format the soft accuracy of all questions and of each type in one line."""
         by_type = sorted(self.accuracies().items())
         parts = [f"{name} {_mean(scores):.4f} ({len(scores)})" for name, scores in by_type]
         return f"soft accuracy {self.score():.4f} ({len(self.ref)} questions), {', '.join(parts)}"
