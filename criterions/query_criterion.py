@@ -67,7 +67,7 @@ class QueryCriterion(FairseqCriterion):
     - `target_lengths` and `target_needs`, see `sizes`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
-    sample size, so the result does not depend on how a batch is split into steps or processes.
+    sample size. The result then does not depend on how a batch is split into steps or processes.
     """
 
     def __init__(self, task: FairseqTask, sentence_avg: bool, keep_eos: bool, label_smoothing: float) -> None:

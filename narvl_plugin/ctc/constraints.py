@@ -277,7 +277,7 @@ class Lengths(NamedTuple):
         return self
 
     def ending_in(self, label: int) -> "Lengths":
-        """Return the constraint on outputs without `label`, each of which may be followed by it."""
+        """Return the constraint on outputs without `label`, except that it may come last and does not count."""
         return Lengths(self.minimum, self.maximum, label)
 
     def alphabet(self) -> None:
@@ -324,8 +324,8 @@ class Lengths(NamedTuple):
 def labels_of_best_runs(log_probs: Tensor, excluded: Sequence[int]) -> Tensor:
     """Return the labels among the three most probable of some run of neighbouring queries.
 
-    If only the number of tokens counts, some best path consists of these labels alone. The label of any run can be
-    replaced by one of the run's best three, because at most two of them equal the labels of its neighbours.
+    If only the number of tokens counts, some best path consists of these labels alone. At most two of a run's best
+    three labels equal the labels of its neighbours. The third can replace the run's label.
 
     Args:
         log_probs: (N, V).

@@ -89,7 +89,7 @@ def check_targets(
         num_labels: the number of labels V.
 
     Raises:
-        ValueError: for a target length outside [0, S], a query length outside [0, num_queries], or a label that is
+        ValueError: for a target length outside [0, S] or a query length outside [0, num_queries]. Also for a label
             outside [0, num_labels) or equal to the blank.
         TargetsDoNotFit: for targets that need more queries than `query_lengths` grants.
     """
@@ -203,8 +203,8 @@ def forward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) -
         query_lengths: (B,), the number of queries in use.
 
     Returns:
-        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the first t queries along all paths that
-        are then in state s. It is constant after the queries in use.
+        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the first t queries. The sum is over all
+        paths that are then in state s. It is constant after the queries in use.
     """
     emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
@@ -227,8 +227,8 @@ def backward_scores(emissions: Tensor, lattice: Lattice, query_lengths: Tensor) 
         query_lengths: (B,), the number of queries in use.
 
     Returns:
-        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the queries from t on, counted from 0,
-        along all paths that are in state s before them and end in a final state.
+        (B, N + 1, L). Entry [b, t, s] is the log of the summed probability of the queries from t on, counted from 0.
+        The sum is over all paths that are in state s before these queries and end in a final state.
     """
     emissions = emissions.clamp(min=IMPOSSIBLE)
     skip_cost = skip_costs(lattice, emissions)
