@@ -1,4 +1,4 @@
-"""The report of a run: scores of all systems, a table, and one HTML page that stands alone."""
+"""The report of a run: scores of all systems, a table, and one self-contained HTML page."""
 
 from narvl_plugin.report.build import build_report
 

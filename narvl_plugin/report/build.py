@@ -45,21 +45,21 @@ def build_report(
     task_overrides: Mapping[str, Any] | None = None,
     pictures: int = 24,
 ) -> dict[str, Any]:
-    """Score what a run generated; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
+    """Score the outputs of a run; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
 
-    Reads ``generate/*/generate-test.txt`` and, where they are, ``latency.json``, ``calibration.json``, the
-    ``train.jsonl`` of each model and ``student/checkpoint_last.pt``; prints the table.
+    It reads ``generate/*/generate-test.txt``. If they exist, it also reads ``latency.json``, ``calibration.json``, the
+    ``train.jsonl`` of each model and ``student/checkpoint_last.pt``. It prints the table.
 
     Args:
         out_dir: the run's folder.
         task: one of ``SUBJECTS``.
-        test_tsv: what was generated from, in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
+        test_tsv: the test file in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
         settings: the run's settings, to be shown.
-        task_overrides: see ``Predictor.load``.
-        pictures: how many test pictures the page shows, evenly spread over the file.
+        task_overrides: see `Predictor.load`.
+        pictures: the number of test images that the page shows, evenly spread over the file.
 
     Returns:
-        the content of ``results.json``.
+        The content of ``results.json``.
 
     Raises:
         InputError: for a file that is missing or does not fit the others.
@@ -70,7 +70,7 @@ def build_report(
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
-    subject = SUBJECTS[task](student and student.task, test_tsv.parent)
+    subject = SUBJECTS[task](student.task if student else None, test_tsv.parent)
     rows = read_rows(test_tsv, subject)
     outputs = _read_systems(out_dir, rows)
     scored = [row for row in rows if all(row.number in said for said in outputs.values())]
@@ -122,7 +122,7 @@ def build_report(
 
 
 def print_table(columns: Sequence[str], results: Sequence[SystemResult], sentences: Sequence[str]) -> None:
-    """Print the table on the terminal, narrow enough for 80 columns, with the notes below."""
+    """Print the table on the terminal, at most 80 columns wide, with the notes below."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column, name in enumerate(columns):
         heading = name.replace(" ", "\n").replace("/", "/\n")
@@ -144,7 +144,7 @@ def _read_systems(out_dir: Path, rows: Sequence[Row]) -> dict[str, dict[int, str
 
 
 def _read_latency(path: Path) -> dict[str, Any]:
-    """Read measured latencies; none, if there is no such file."""
+    """Read the measured latencies; empty if there is no such file."""
     if not path.exists():
         logger.warning("%s: no such file; the table has no latencies", path)
         return {"systems": {}, "machine": {}}
@@ -152,7 +152,7 @@ def _read_latency(path: Path) -> dict[str, Any]:
     with _blaming(path):
         numbers = [found[key] for found in measured["systems"].values() for key in ("p50_ms", "n")]
         if not all(map(math.isfinite, numbers)) or not isinstance(measured["machine"], dict):
-            raise ValueError("a number that is none")
+            raise ValueError("a value is not a finite number")
     return measured
 
 
@@ -170,12 +170,16 @@ def _load_student(
 
 
 def _read_calibration(path: Path) -> dict[str, Any]:
-    """Read what `narvl calibrate` measured; nothing, if there is no such file."""
+    """Read the results of `narvl calibrate`; empty if there is no such file."""
     return _read_json(path) if path.exists() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError where the file holds none."""
+    """Read a JSON object.
+
+    Raises:
+        InputError: if the file does not hold one.
+    """
     with _blaming(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -185,7 +189,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
-    """Raise InputError for a file whose content is not as narvl writes it, whatever goes wrong with it."""
+    """Raise InputError, naming the file, for any error that its content causes within the block."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -195,11 +199,11 @@ def _blaming(path: Path) -> Iterator[None]:
 
 
 def _readings(student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]) -> list[Reading] | None:
-    """Read the student's queries on the shown rows; None without it."""
+    """Read the student's queries on the shown rows; None without a student."""
     return None if student is None else read_queries(student, [row.number for row in shown], pictures)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """Choose rows at even distances, so that nobody picks the good ones."""
+    """Choose evenly spaced rows; a choice by hand could favour good ones."""
     count = min(count, len(rows))
     return [rows[place * len(rows) // count] for place in range(count)]

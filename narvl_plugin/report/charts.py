@@ -1,4 +1,4 @@
-"""Charts of training and of confidence, as SVG that stands inside an HTML page and asks nothing of the network."""
+"""Charts of training and of confidence, as SVG inside an HTML page, without network access."""
 
 import io
 import re
@@ -26,7 +26,7 @@ CONFIDENCE_STYLES = {
     "student": (COLOURS["student"], "-"),
 }
 _INK, _RULE = "#1c2430", "#d5dae1"
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
     "svg.fonttype": "none",
     "svg.hashsalt": "narvl",
     "font.family": "sans-serif",
@@ -48,13 +48,13 @@ def line_chart(
     """Draw curves.
 
     Args:
-        curves: by label: colour, points (x, value), line style.
-        ylabel: what the values are.
-        description: said by screen readers.
-        xlabel: of what x is a share, from 0 to 1; without it x is a number of updates.
+        curves: the colour, the points (x, value) and the line style, by label.
+        ylabel: the name of the values.
+        description: the text for screen readers.
+        xlabel: the name of x, a share from 0 to 1; without it, x is the number of updates.
 
     Returns:
-        an ``<svg>`` element.
+        An ``<svg>`` element.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.1), layout="constrained")
@@ -87,7 +87,7 @@ def line_chart(
 
 
 def _for_html(svg: str, description: str) -> str:
-    """Cut what belongs to a file of its own (XML header, fixed size) and say what the chart shows."""
+    """Remove the parts of a separate file (XML header, fixed size) and add a description."""
     svg = svg[svg.index("<svg") :]
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
@@ -97,15 +97,15 @@ def _for_html(svg: str, description: str) -> str:
 def training_charts(
     logs: Mapping[str, TrainingLog], labels: Mapping[str, str], score: tuple[str, str]
 ) -> list[tuple[str, str]]:
-    """Draw what the training logs hold: losses (negative log-likelihood), validation score, share of blanks.
+    """Draw the training logs: losses (negative log-likelihood), validation score, share of blanks.
 
     Args:
-        logs: by folder name, a key of ``COLOURS``.
-        labels: how to call them.
-        score: the validation score's curve, and what it is called.
+        logs: the logs by folder name, a key of ``COLOURS``.
+        labels: the labels of the systems, by folder name.
+        score: the curve of the validation score, and its name.
 
     Returns:
-        pairs of title and ``<svg>`` element; charts without any point are left out.
+        Pairs of title and ``<svg>`` element; charts without any point are left out.
     """
     teachers = {name: log for name, log in logs.items() if name == TEACHER}
     students = {name: log for name, log in logs.items() if name != TEACHER}
@@ -114,7 +114,7 @@ def training_charts(
         ("Teacher: loss", teachers, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
         ("Students: loss", students, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
         (f"Validation {score_name}", logs, {score_curve: "-"}, score_name),
-        ("Queries that say blank", students, {"blank_share": "-"}, "share of queries"),
+        ("Queries that predict the blank", students, {"blank_share": "-"}, "share of queries"),
     ]
     charts = []
     for title, chosen, styles, ylabel in plans:
@@ -130,15 +130,15 @@ def training_charts(
 
 
 def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Draw how often systems are right that are so sure, and how often they err in the answers they are surest of.
+    """Draw the accuracy of systems by their confidence, and their error rate among their most confident answers.
 
     Args:
         measured: by system, `Reliability` as `narvl calibrate` writes it.
 
     Returns:
-        pairs of title and ``<svg>`` element.
+        Pairs of title and ``<svg>`` element.
     """
-    reliability: dict[str, tuple[str, Curve, str]] = {"as sure as right": (_RULE, [(0.0, 0.0), (1.0, 1.0)], "-")}
+    reliability: dict[str, tuple[str, Curve, str]] = {"perfect calibration": (_RULE, [(0.0, 0.0), (1.0, 1.0)], "-")}
     risk = {}
     for name, (colour, style) in CONFIDENCE_STYLES.items():
         if name not in measured:
@@ -146,8 +146,8 @@ def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[s
         label, values = CONFIDENCE_LABELS[name], measured[name]
         reliability[label] = (colour, list(zip(values["confidence"], values["right"], strict=True)), style)
         risk[label] = (colour, list(zip(values["coverage"], values["risk"], strict=True)), style)
-    titles = ("How often it is right that is so sure", "How often it errs in what it is surest of")
+    titles = ("Accuracy by confidence", "Error rate among the most confident answers")
     return [
-        (titles[0], line_chart(reliability, xlabel="confidence", ylabel="share right", description=titles[0])),
-        (titles[1], line_chart(risk, xlabel="share answered", ylabel="share wrong", description=titles[1])),
+        (titles[0], line_chart(reliability, xlabel="confidence", ylabel="accuracy", description=titles[0])),
+        (titles[1], line_chart(risk, xlabel="share answered", ylabel="error rate", description=titles[1])),
     ]

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, read back: training logs, rows and pictures of the test, and whose the outputs are."""
+"""The files of a run: training logs, test rows with their images, and the row of each output."""
 
 import base64
 import io
@@ -23,10 +23,18 @@ LARGEST_VALUE = 1e30  # of a curve
 
 
 def read_rows(path: Path, subject: Subject[RowT]) -> list[RowT]:
-    """Read the rows of a test file, less their pictures; those that the subject cannot use are left out.
+    """Read the rows of a test file without their images; unusable rows are left out with a warning.
+
+    Args:
+        path: the TSV file.
+        subject: the task.
+
+    Returns:
+        The rows.
 
     Raises:
-        MissingInput, InputError: when there is no such file, or no usable row in it.
+        MissingInput: if there is no such file.
+        InputError: if the file has no usable row.
     """
     tsv = TsvFile(path, subject.columns)
     rows = []
@@ -41,10 +49,18 @@ def read_rows(path: Path, subject: Subject[RowT]) -> list[RowT]:
 
 
 def outputs_by_row(outputs: Mapping[str, str], rows: Sequence[Row], path: Path) -> dict[int, str]:
-    """Give outputs the numbers of their rows; sample ids are unique ids or, for captions, image ids.
+    """Assign outputs to the numbers of their rows; sample ids are unique ids or, for captions, image ids.
+
+    Args:
+        outputs: the outputs by sample id.
+        rows: the rows of the test file.
+        path: the file of the outputs, for errors.
+
+    Returns:
+        The outputs by row number.
 
     Raises:
-        InputError: naming ``path``, when an id belongs to no row, or to several.
+        InputError: if an id belongs to no row, or to several.
     """
     for names in zip(*(row.ids for row in rows), strict=True):
         numbers = dict(zip(names, (row.number for row in rows), strict=True))
@@ -59,18 +75,25 @@ def outputs_by_row(outputs: Mapping[str, str], rows: Sequence[Row], path: Path) 
     if len(numbers) != len(rows):
         raise InputError(
             f"{path}: {len(rows)} rows of the test file share {len(numbers)} ids; make its ids unique, or, for "
-            f"captions, join the references of one picture by {REFERENCE_SEPARATOR} in one row"
+            f"captions, join the references of one image by {REFERENCE_SEPARATOR} in one row"
         )
     return {numbers[key]: text for key, text in outputs.items()}
 
 
 def read_pictures(tsv_path: Path, column: int, rows: Sequence[int], side: int) -> list[Image.Image]:
-    """Return the pictures of some rows, scaled down to at most ``side`` pixels a side.
+    """Return the images of some rows, scaled down to at most ``side`` pixels a side.
 
-    ``column`` is the number (from 0) of the column with the pictures.
+    Args:
+        tsv_path: the TSV file.
+        column: the column with the images, from 0.
+        rows: the numbers of the rows, from 0.
+        side: the largest side in pixels.
+
+    Returns:
+        The images.
 
     Raises:
-        BadRow: when a row holds no picture.
+        BadRow: if a row holds no image.
     """
     tsv = TsvFile(tsv_path, [column])
     reader = ImageReader(side, folder=tsv_path.parent)
@@ -83,7 +106,7 @@ def read_pictures(tsv_path: Path, column: int, rows: Sequence[int], side: int) -
 
 
 def data_uri(picture: Image.Image, quality: int) -> str:
-    """Return a picture as a JPEG file in a data URI."""
+    """Return an image as a JPEG file in a data URI."""
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
@@ -96,7 +119,7 @@ class TrainingLog:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def add(self, name: str, updates: int, value: Any) -> None:
-        """Add a point, unless its value is no number that a chart can show."""
+        """Add a point, unless its value is not a number that a chart can show."""
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
@@ -106,9 +129,9 @@ class TrainingLog:
 
 
 def read_training_log(path: Path) -> TrainingLog:
-    """Read a log of fairseq-train (``--log-format json --log-file``); other lines are passed over.
+    """Read a log of fairseq-train (``--log-format json --log-file``); other lines are ignored.
 
-    fairseq opens the file once more at every epoch and validation, so that each line comes many times over.
+    fairseq reopens the file at every epoch and validation, so each line occurs many times.
     """
     log = TrainingLog()
     for line in dict.fromkeys(path.read_text(encoding="utf-8", errors="replace").splitlines()):
@@ -118,11 +141,11 @@ def read_training_log(path: Path) -> TrainingLog:
             record = json.loads(line)
             updates = record.get("valid_num_updates", record.get("num_updates"))
             number = int(float(updates))
-        except (ValueError, TypeError, OverflowError, RecursionError):  # a killed run leaves half a line
+        except (ValueError, TypeError, OverflowError, RecursionError):  # a killed run leaves an incomplete line
             continue
         names = [name for name in record if "valid_num_updates" not in record or name.startswith("valid_")]
         for name in names:
             log.add(name, number, record[name])
-    # A training that was stopped does some updates again: the later values are those of the model.
+    # A resumed training repeats some updates; the later values are those of the model.
     log.curves = {name: sorted(dict(points).items()) for name, points in log.curves.items()}
     return log

@@ -1,4 +1,4 @@
-"""The HTML page of a run: one file, no scripts, nothing from the network."""
+"""The HTML page of a run: one file without scripts and without network access."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ TRAINING_LABELS = {
     "student_ce": "Student, cross entropy",
 }
 STUDENT = "student"
-PICTURE_SIDE = 320  # pixels; twice what the page shows, for sharp screens
+PICTURE_SIDE = 320  # pixels; twice the size on the page, for screens of high resolution
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One number that stands large at the top of the page."""
+    """One number in large type at the top of the page."""
 
     value: str
     caption: str
@@ -34,7 +34,16 @@ class Headline:
 
 @dataclass(frozen=True)
 class Output:
-    """What one system said about a picture, how good that is (`mark`: right, wrong or none), and where."""
+    """The output of one system for an image.
+
+    Attributes:
+        role: ``teacher`` or ``student``, which sets the colour.
+        label: the name of the system.
+        text: the output as shown.
+        verdict: its score as shown.
+        mark: ``right``, ``wrong`` or empty.
+        region: the region that the output names, if any.
+    """
 
     role: str
     label: str
@@ -46,7 +55,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Card:
-    """One test row with all that is shown beside its picture."""
+    """One test row with everything shown beside its image."""
 
     name: str
     image: str
@@ -60,7 +69,7 @@ class Card:
 
 
 def headlines(subject: Subject, results: Sequence[SystemResult]) -> list[Headline]:
-    """Give the few numbers that a run is judged by, as far as they were measured."""
+    """Return the main numbers of a run; numbers that were not measured are left out."""
     systems = {result.name: result for result in results}
     teacher, student = systems.get(results[0].base), systems.get(STUDENT)
     numbers = []
@@ -72,7 +81,7 @@ def headlines(subject: Subject, results: Sequence[SystemResult]) -> list[Headlin
         if ratio:
             numbers.append(Headline(f"{1 / ratio:.1f} ×", f"the speed of the teacher {TEACHER_WAYS[name]}"))
     if student and student.latency:
-        numbers.append(Headline(f"{student.latency['p50_ms']:.1f} ms", "student, median time for one picture"))
+        numbers.append(Headline(f"{student.latency['p50_ms']:.1f} ms", "student, median time for one image"))
     for label, result in (("teacher", teacher), ("student", student)):
         if result:
             numbers += [Headline(*number) for number in subject.headlines(label, result.scores)]
@@ -86,7 +95,18 @@ def make_cards(
     readings: Sequence[Reading] | None,
     pictures: Sequence[Image.Image],
 ) -> list[Card]:
-    """Put together what is known of each row; the outputs shown are the teacher's and the student's."""
+    """Collect everything shown for each row; the outputs are those of the teacher and the student.
+
+    Args:
+        subject: the task.
+        rows: the test rows to show.
+        results: all systems.
+        readings: the student's queries on each row, or None.
+        pictures: the images of the rows.
+
+    Returns:
+        A card for each row.
+    """
     shown = [result for result in results if result.name in (result.base, STUDENT)]
     if not shown:  # a run of other systems
         shown = [result for result in results if result.name not in subject.baselines]
@@ -107,7 +127,7 @@ def make_cards(
 
 
 def _output(subject: Subject, row: Row, result: SystemResult) -> Output:
-    """Return what is shown of a system's output."""
+    """Return a system's output as shown."""
     said = result.outputs[row.number]
     verdict, mark = subject.verdict(result.scores.each[row.number])
     return Output(
@@ -132,18 +152,21 @@ def render_page(
     pictures: Sequence[Image.Image],
     settings: Mapping[str, str],
 ) -> str:
-    """Write the page.
+    """Render the page.
 
     Args:
         subject: the task.
         results: all systems.
         notes: sentences below the table.
         tables: further tables.
-        charts: title and ``<svg>`` element of each chart, by heading.
-        rows: test rows to show.
-        readings: what the student's queries say about them, or None.
-        pictures: those of the rows.
-        settings: of the run.
+        charts: the title and ``<svg>`` element of each chart, by heading.
+        rows: the test rows to show.
+        readings: the student's queries on each row, or None.
+        pictures: the images of the rows.
+        settings: the settings of the run.
+
+    Returns:
+        The HTML page.
     """
     environment = Environment(
         loader=PackageLoader("narvl_plugin.report"),

@@ -1,16 +1,17 @@
-"""What a parallel student says about a picture: query by query, where it looked, and what else it considered.
+"""The queries of a parallel student on an image: their labels, their attention, and the next best answers.
 
-Legend: N queries, V labels, T tokens of the answer, P patches of the picture.
+Legend: N queries, V labels, T tokens of the answer, P patches of the image.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from narvl_plugin.ctc import collapse, token_posteriors, viterbi
 from narvl_plugin.inference.predictor import Predictor
@@ -18,17 +19,17 @@ from narvl_plugin.report.outputs import data_uri
 
 NBEST = 3
 MAP_SIDE = 72  # pixels of a heat map
-DIMMED = 0.35  # brightness of what a token does not look at
+DIMMED = 0.35  # brightness of patches without attention
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One query's label on the path that a student says.
+    """One query's label on the path to the student's output.
 
     Attributes:
         text: the label as text; empty for the blank.
-        probability: of that label, 0 to 1.
-        kind: ``token`` adds to the output, ``repeat`` merges with the same label before, ``blank`` is silent.
+        probability: the probability of the label, 0 to 1.
+        kind: ``token`` adds to the output, ``repeat`` merges with the same label before it, ``blank`` adds nothing.
     """
 
     text: str
@@ -38,7 +39,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Look:
-    """Where the student looked for a token: its text, and the picture as a data URI, dark where it did not look."""
+    """The attention of a token.
+
+    Attributes:
+        text: the token.
+        image: the image as a data URI, dark where the attention is low.
+    """
 
     text: str
     image: str
@@ -46,7 +52,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that is shown of a student's answer: its queries, its looks, and its best answers with their confidence."""
+    """What is shown of a student's answer: its queries, its attention, and its best answers with their confidence."""
 
     slots: list[Slot]
     looks: list[Look]
@@ -54,7 +60,7 @@ class Reading:
 
 
 def slot_kinds(labels: Tensor, blank: int) -> list[str]:
-    """Say of each label of a path (N,) whether it is a ``token``, a ``repeat``, or a ``blank``."""
+    """Return the kind of each label of a path (N,): ``token``, ``repeat`` or ``blank``."""
     speaking = set(collapse(labels[None], blank=blank).queries[0].tolist())
     return [
         "blank" if label == blank else "token" if query in speaking else "repeat"
@@ -64,13 +70,21 @@ def slot_kinds(labels: Tensor, blank: int) -> list[str]:
 
 @torch.inference_mode()
 def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Image.Image]) -> list[Reading]:
-    """Run a student on some rows of its test file, whose pictures are given, and read its N queries.
+    """Run a student on some rows of its test file and read its N queries.
 
-    Slots are read on the most probable path to what the student answers, less a `</s>`; a token's look is the mean of
-    what its queries attend to in all layers and heads, weighted by how probably each of them says it.
+    Slots lie on the most probable path to the student's answer without a `</s>`. A token's attention is the mean over
+    all layers, heads and queries, weighted by the probability that the query predicts the token.
+
+    Args:
+        student: the student and its data.
+        rows: the numbers of the rows.
+        pictures: the images of the rows.
+
+    Returns:
+        A reading for each row.
 
     Raises:
-        ValueError: when the model has no queries (a teacher).
+        ValueError: if the model has no queries (a teacher).
     """
     if not hasattr(student.model, "blank"):
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
@@ -105,11 +119,11 @@ def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
 
 
 @contextmanager
-def cross_attention(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect where a parallel decoder attends in the source while it runs, layer by layer: (B, H, N, S) each."""
+def cross_attention(decoder: Any) -> Iterator[list[Tensor]]:
+    """Collect a parallel decoder's attention to the source while it runs, layer by layer: (B, H, N, S) each."""
     collected: list[Tensor] = []
 
-    def keep(attention: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(attention: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         collected.append(attention.weights(*arguments))
 
     handles = [layer.encoder_attn.register_forward_hook(keep) for layer in decoder.layers]
@@ -121,7 +135,7 @@ def cross_attention(decoder: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def spotlight(picture: Image.Image, heat: Tensor) -> str:
-    """Return a picture as a data URI, at its full brightness where the heat (P,) of a square of patches is largest."""
+    """Return an image as a data URI, brightest at the largest heat (P,) of a square of patches."""
     side = math.isqrt(len(heat))
     grid = (255 * heat / heat.max()).round().byte().view(side, side).cpu().numpy()
     small = picture.resize((MAP_SIDE, MAP_SIDE))

@@ -1,4 +1,4 @@
-"""All systems scored on one test set: as a dictionary for ``results.json`` and as a table."""
+"""All systems scored on one test set, as a dictionary for ``results.json`` and as a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,34 +16,38 @@ LABELS = {
     "student_ce": "Student, cross entropy",
 }
 TEACHER_WAYS = {"teacher_allcand": "that scores all answers", "teacher_beam5": "with beam 5"}
-"""What the teachers do that others are compared with, to go on after `the teacher`."""
+"""How the reference teachers search; the texts follow `the teacher`."""
 CONFIDENCE_LABELS = {
     "teacher": "Teacher",
     "student_uncalibrated": "Student, temperature 1",
     "student": "Student, calibrated",
 }
-"""What `narvl calibrate` measures the confidence of."""
+"""The systems whose confidence `narvl calibrate` measures."""
 CONFIDENCE_COLUMNS = {
-    "right": "mean_right",
+    "accuracy": "mean_right",
     "mean confidence": "mean_confidence",
     "calibration error": "error",
     "error by chance": "error_by_chance",
     "area below risk": "area",
 }
-"""What it measures, by heading."""
+"""Its measurements, by heading."""
 _MISSING = "–"
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One system's outputs (by row of the test file) and what they are worth.
+    """One system's outputs (by row of the test file) and their scores.
 
     Attributes:
-        latency: percentiles in ms as in ``latency.json``, None where it was not measured.
-        latency_ratios: p50 latency over that of each teacher that systems are compared with, by its name.
-        main: name of the score that systems are compared by.
-        base: name of the teacher whose score is the base.
-        score_ratio: the main score over that of the base.
+        name: the name of the system.
+        label: its name in the table.
+        outputs: the outputs by row.
+        scores: the scores of the outputs.
+        latency: percentiles in ms as in ``latency.json``; None if not measured.
+        latency_ratios: the p50 latency divided by that of each reference teacher, by its name.
+        main: the name of the main score.
+        base: the name of the teacher with the base score.
+        score_ratio: the main score divided by the base score.
     """
 
     name: str
@@ -57,7 +61,7 @@ class SystemResult:
     score_ratio: float | None
 
     def cells(self) -> list[str]:
-        """Write the values in the order of `headings`."""
+        """Format the values in the order of `headings`."""
         p50 = self.latency["p50_ms"] if self.latency else None
         return [
             self.label,
@@ -68,7 +72,7 @@ class SystemResult:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything but the outputs as JSON values."""
+        """Return everything but the outputs as JSON values."""
         return {
             "label": self.label,
             "scores": self.scores.values,
@@ -80,7 +84,7 @@ class SystemResult:
 
 
 def _number(value: float | None, digits: int) -> str:
-    """Write a value, or a dash where there is none."""
+    """Format a value, or a dash for None."""
     return _MISSING if value is None else f"{value:.{digits}f}"
 
 
@@ -94,17 +98,19 @@ def evaluate(
 
     Args:
         subject: the task.
-        outputs: by system name, then by row; systems come in the order of ``LABELS``, others after them, then
-            baselines.
-        rows: those of the test file that every system has an output for.
+        outputs: the outputs by system name, then by row.
+        rows: the rows of the test file for which every system has an output.
         latencies: entries of ``latency.json`` by system name.
+
+    Returns:
+        The results in the order of ``LABELS``; then other systems, then baselines.
     """
     order = [name for name in LABELS if name in outputs]
     order += sorted(outputs.keys() - set(order))
     systems = {name: outputs[name] for name in order} | subject.say_baselines(rows)
     scores = subject.score(systems, rows)
 
-    # Without a list of answers there is no teacher that scores them all.
+    # Only with a list of answers can a teacher score all of them.
     teachers = [name for name in subject.teachers if name in outputs] or [next(iter(subject.teachers))]
     base = scores.get(teachers[0])
     teacher_p50 = {name: latencies[name]["p50_ms"] if name in latencies else None for name in teachers}
@@ -124,14 +130,14 @@ def evaluate(
                 },
                 main=subject.main,
                 base=teachers[0],
-                score_ratio=_ratio(scores[name].values[subject.main], base and base.values[subject.main]),
+                score_ratio=_ratio(scores[name].values[subject.main], base.values[subject.main] if base else None),
             )
         )
     return results
 
 
 def _ratio(value: float, base: float | None) -> float | None:
-    """Return a share of a base, None where there is none."""
+    """Return a share of a base; None without a base."""
     return value / base if base else None
 
 
@@ -147,17 +153,22 @@ def headings(subject: Subject, results: Sequence[SystemResult]) -> list[str]:
 def notes(
     subject: Subject, results: Sequence[SystemResult], rows: Sequence[Row], machine: Mapping[str, Any], left_out: int
 ) -> list[str]:
-    """Say in sentences what a reader must know to compare the numbers with others.
+    """Return the sentences that a reader needs to compare the numbers with others.
 
-    ``rows`` are those that were scored, ``machine`` is that of ``latency.json``, ``left_out`` the number of test rows
-    that were not scored.
+    Args:
+        subject: the task.
+        results: all systems.
+        rows: the scored rows.
+        machine: the machine of ``latency.json``.
+        left_out: the number of test rows that were not scored.
+
+    Returns:
+        The sentences.
     """
     scores = {result.name: result.scores for result in results}
     sentences = subject.notes(rows, scores)
     if left_out:
-        sentences.append(
-            f"{left_out:,} test {subject.unit} are left out, since not every system said something about them."
-        )
+        sentences.append(f"{left_out:,} test {subject.unit} are left out, because some system has no output for them.")
     latency = next((result.latency for result in results if result.latency), None)
     if latency:
         columns = [subject.teachers[teacher] for teacher in results[0].latency_ratios]
@@ -168,7 +179,7 @@ def notes(
             else "; ".join(f"{column}: to {way}" for column, way in zip(columns, ways, strict=True))
         )
         sentences.append(
-            "p50 ms: median time from a row's bytes to text, one picture at a time "
+            "p50 ms: median time from a row's bytes to text, one image at a time "
             f"({latency['n']:.0f} measurements a system, taken in turns); {ratios}."
         )
     if machine:
@@ -177,12 +188,12 @@ def notes(
 
 
 def further_tables(subject: Subject, results: Sequence[SystemResult]) -> list[Table]:
-    """Return the tables that the subject has beside the one of all systems."""
+    """Return the subject's tables beside the table of all systems."""
     return subject.tables({result.name: (result.label, result.scores) for result in results})
 
 
 def confidence_tables(calibration: Mapping[str, Any]) -> list[Table]:
-    """Return the table of how far confidence can be trusted, where `narvl calibrate` has measured it."""
+    """Return the table of the confidence's calibration, if `narvl calibrate` has measured it."""
     systems = calibration.get("systems")
     if not systems:
         return []
@@ -204,7 +215,7 @@ def confidence_tables(calibration: Mapping[str, Any]) -> list[Table]:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table as Markdown, numbers to the right."""
+    """Format a table as Markdown, with numbers aligned right."""
     lines = [columns, ("---",) + ("---:",) * (len(columns) - 1), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -212,7 +223,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def markdown(
     subject: Subject, results: Sequence[SystemResult], sentences: Sequence[str], tables: Sequence[Table]
 ) -> str:
-    """Write the table of all systems, the notes below it, and further tables as Markdown."""
+    """Format the table of all systems, the notes and further tables as Markdown."""
     parts = [
         markdown_table(headings(subject, results), [result.cells() for result in results]),
         "".join(f"- {sentence}\n" for sentence in sentences),

@@ -1,4 +1,4 @@
-"""The tasks that a report can be about: what each reads, how it is scored, and how the page words it."""
+"""The tasks of a report: the columns that each reads, its scores, and its texts on the page."""
 
 from narvl_plugin.report.subjects.base import Row, Scores, Subject, Table
 from narvl_plugin.report.subjects.caption import CaptionSubject

@@ -1,4 +1,4 @@
-"""What a report must know of a task."""
+"""The interface of a task to the report."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,24 @@ from fairseq.scoring import BaseScorer
 from narvl_plugin.tasks.base import BaseTask
 
 Outputs = Mapping[int, str]
-"""What one system says, by row of the test file."""
+"""One system's outputs, by row of the test file."""
 Region = tuple[float, float, float, float]
-"""Left, upper, right and lower edge of a region, as shares (0 to 1) of the picture's width and height."""
+"""Left, upper, right and lower edge of a region, as shares (0 to 1) of the image's width and height."""
 
 BEAM_5 = {"teacher_beam5": "ratio"}
 ALL_CANDIDATES_AND_BEAM_5 = {"teacher_allcand": "ratio all", "teacher_beam5": "ratio beam"}
-RIGHT = 0.5  # the score from which an output is marked as right
+RIGHT = 0.5  # the least score of an output that is marked as correct
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a test file, less its picture.
+    """A row of a test file without its image.
 
     Attributes:
-        number: of the row, from 0.
-        ids: those by which fairseq-generate may name it, the unique one first.
-        prompt: what is asked about the picture; empty where all rows ask the same.
-        references: right outputs, as the page shows them.
+        number: the number of the row, from 0.
+        ids: the ids that fairseq-generate may write for it, the unique one first.
+        prompt: the question about the image; empty if all rows ask the same.
+        references: correct outputs, as the page shows them.
     """
 
     number: int
@@ -39,11 +39,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one system's outputs are worth.
+    """The scores of one system's outputs.
 
     Attributes:
-        values: by name, as results.json holds them; the subject's `main` is one of them.
-        cells: by heading of the table; None where there is no value.
+        values: the scores by name, as in results.json; the subject's `main` is one of them.
+        cells: the scores by heading of the table; None for no value.
         each: the score that the page shows beside an output, by row.
         details: further entries of results.json.
     """
@@ -56,7 +56,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Table:
-    """A further table: a title, headings, and rows of cells, the first of each its heading."""
+    """A further table.
+
+    Attributes:
+        title: its title.
+        headings: the headings of the columns.
+        rows: rows of cells; the first cell of each is its heading.
+    """
 
     title: str
     headings: tuple[str, ...]
@@ -67,17 +73,19 @@ RowT = TypeVar("RowT", bound=Row)
 
 
 class Subject(ABC, Generic[RowT]):
-    """A task as the report sees it.
+    """A task in the report.
 
     Attributes:
-        task: its name with fairseq.
-        columns: numbers (from 0) of the columns of a test file that `read` takes; `image_column` is the picture's.
-        unit: what a row is, in the plural.
-        main: the score that systems are compared by, a name in `Scores.values`.
-        teachers: the systems that latency is compared with, and the headings; the first is the base of scores.
-        curve: name of the validation score in training logs, and what it is called.
+        task: its name in fairseq.
+        columns: the columns of a test file that `read` takes, from 0.
+        image_column: the column of the image, from 0.
+        unit: the name of a row, in the plural.
+        main: the main score, a name in `Scores.values`.
+        teachers: the reference systems of latency and their headings; the first is the base of scores.
+        curve: the name of the validation score in training logs, and its label.
         baselines: labels of systems that need no model, by name.
-        title, lead: the page's.
+        title: the title of the page.
+        lead: the first paragraph of the page.
         beside: what the page shows beside an output.
     """
 
@@ -91,41 +99,58 @@ class Subject(ABC, Generic[RowT]):
     baselines: ClassVar[dict[str, str]]
     title: ClassVar[str]
     lead: ClassVar[str]
-    beside: ClassVar[str] = "whether it is right"
+    beside: ClassVar[str] = "whether it is correct"
 
     def __init__(self, task: BaseTask | None, folder: Path) -> None:
-        """Take the student's task, None without its checkpoint, and the folder that paths of pictures count from."""
+        """Create the subject.
+
+        Args:
+            task: the student's task; None without its checkpoint.
+            folder: the folder of relative image paths.
+        """
 
     @abstractmethod
     def read(self, number: int, columns: Sequence[str], where: str) -> RowT:
-        """Return the row of some columns of the test file; raises BadRow, naming `where` (FILE:ROW)."""
+        """Return the row of some columns of the test file.
+
+        Args:
+            number: the number of the row, from 0.
+            columns: the columns.
+            where: FILE:ROW, for errors.
+
+        Returns:
+            The row.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
 
     @abstractmethod
     def say_baselines(self, rows: Sequence[RowT]) -> dict[str, Outputs]:
-        """Return what systems say that need no model, by name."""
+        """Return the outputs of systems that need no model, by name."""
 
     @abstractmethod
     def score(self, systems: Mapping[str, Outputs], rows: Sequence[RowT]) -> dict[str, Scores]:
-        """Score systems that all say something about all rows."""
+        """Score systems that have an output for every row."""
 
     def notes(self, rows: Sequence[RowT], scores: Mapping[str, Scores]) -> list[str]:
-        """Return sentences on what was measured; the first says how many rows there are."""
+        """Return sentences on the measurement; the first one gives the number of rows."""
         return [f"{len(rows):,} test {self.unit}."]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Return sentences on what the scores do not say, below all others."""
+        """Return sentences on the limits of the scores, below all others."""
         return []
 
     def tables(self, scores: Mapping[str, tuple[str, Scores]]) -> list[Table]:
-        """Return further tables, of systems by name with their labels."""
+        """Return further tables of systems, given their labels and scores by name."""
         return []
 
     def headlines(self, label: str, scores: Scores) -> list[tuple[str, str]]:
-        """Return numbers that stand large on the page, with captions, of the teacher or the student (`label`)."""
+        """Return numbers in large type, with captions, of the teacher or the student (`label`)."""
         return [(f"{scores.values[self.main]:.1%}", f"{self.main} of the {label}")]
 
     def verdict(self, score: float) -> tuple[str, str]:
-        """Return what stands beside an output of this score, and its mark: right, wrong, or none."""
+        """Return the text beside an output of this score, and its mark: ``right``, ``wrong`` or empty."""
         return ("right", "right") if score >= RIGHT else ("wrong", "wrong")
 
     def shown(self, row: RowT, output: str) -> str:
@@ -133,15 +158,15 @@ class Subject(ABC, Generic[RowT]):
         return output
 
     def reference_region(self, row: RowT) -> Region | None:
-        """Return the region of the picture that the row is about, if it is about one."""
+        """Return the region of the image that the row refers to, if any."""
         return None
 
     def region(self, row: RowT, output: str) -> Region | None:
-        """Return the region of the picture that an output names, if it names one."""
+        """Return the region of the image that an output names, if any."""
         return None
 
 
 def fill(scorer: BaseScorer, references: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give a scorer of fairseq the references and outputs to score."""
+    """Add references and outputs to a fairseq scorer."""
     for reference, output in zip(references, outputs, strict=True):
         scorer.add_string(reference, output)

@@ -16,13 +16,13 @@ METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 @dataclass(frozen=True)
 class CaptionRow(Row):
-    """A picture with its captions; `objects` are the nouns in it, none where the file does not say."""
+    """An image with its captions; `objects` are the nouns in it, empty if the file names none."""
 
     objects: list[str]
 
 
 class CaptionSubject(Subject[CaptionRow]):
-    """Captions; the baseline lists the right nouns and is no sentence."""
+    """Captions; the baseline lists the correct nouns and forms no sentence."""
 
     task = "caption"
     columns = (0, 1, 2, 3)  # uniq-id, image-id, caption, objects
@@ -31,16 +31,16 @@ class CaptionSubject(Subject[CaptionRow]):
     main = "CIDEr"
     teachers = BEAM_5
     curve = ("valid_cider", "CIDEr")
-    baselines = {NOUNS_ONLY: "Right nouns, no model"}
+    baselines = {NOUNS_ONLY: "Correct nouns, no model"}
     title = "Captions in one pass"
     lead = (
-        "A teacher writes its caption token by token; its student says all of it at once with a fixed set of queries, "
-        "trained by Query-CTC. How good and how fast both are on pictures that neither has seen."
+        "A teacher predicts its caption token by token. Its student predicts all tokens at once with a fixed set of "
+        "queries, trained by Query-CTC. This page compares their quality and speed on images that neither has seen."
     )
     beside = "its CIDEr"
 
     def read(self, number: int, columns: Sequence[str], where: str) -> CaptionRow:
-        """Return the row; raises BadRow for a caption without words."""
+        """Return the row; see `Subject.read`. A caption without words raises BadRow."""
         unique_id, image_id, caption, objects = columns
         references = split_references(caption)
         if not references:
@@ -49,13 +49,13 @@ class CaptionSubject(Subject[CaptionRow]):
         return CaptionRow(number, (unique_id, image_id), "", references, nouns)
 
     def say_baselines(self, rows: Sequence[CaptionRow]) -> dict[str, Outputs]:
-        """Return captions that only list the objects, where the test file names any."""
+        """Return captions that only list the objects, if the test file names any."""
         if not any(row.objects for row in rows):
             return {}
         return {NOUNS_ONLY: {row.number: " ".join(row.objects) for row in rows}}
 
     def score(self, systems: Mapping[str, Outputs], rows: Sequence[CaptionRow]) -> dict[str, Scores]:
-        """Score captions with the COCO tools and, where the test file names objects, by object recall."""
+        """Score captions with the COCO tools and, if the test file names objects, by object recall."""
         objects = {str(row.number): row.objects for row in rows}
         texts = {name: {str(row.number): said[row.number] for row in rows} for name, said in systems.items()}
         scored = score_systems(texts, {str(row.number): row.references for row in rows})
@@ -75,20 +75,20 @@ class CaptionSubject(Subject[CaptionRow]):
         return scores
 
     def notes(self, rows: Sequence[CaptionRow], scores: Mapping[str, Scores]) -> list[str]:
-        """Say how many pictures there are and how words were split."""
+        """Return the number of images and the tokeniser."""
         ptb = next(iter(scores.values())).details["tokenizer"] == "ptb"
         tokenizer = "the Penn Treebank tokeniser" if ptb else f"the plain tokeniser ({why_plain()})"
-        return [f"{len(rows):,} test pictures; words split by {tokenizer}."]
+        return [f"{len(rows):,} test images; words split by {tokenizer}."]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Say what object recall is, and why a metric is missing."""
+        """Return the definition of object recall, and the reason for a missing metric."""
         sentences = []
         if NOUNS_ONLY in scores:
             nouns = scores[NOUNS_ONLY].values
             sentences.append(
-                "Object recall: share of the nouns in the pictures that the captions name. No single score "
-                f"suffices: a bare list of the right nouns, which is no sentence, has recall 1 and "
-                f"CIDEr {nouns['CIDEr']:.2f}, but BLEU-4 {nouns['BLEU-4']:.2f}."
+                "Object recall: share of the nouns in the images that the captions name. No single score suffices. A "
+                "list of the correct nouns is no sentence, but it has recall 1 and "
+                f"CIDEr {nouns['CIDEr']:.2f}; its BLEU-4 is {nouns['BLEU-4']:.2f}."
             )
         reasons = dict.fromkeys(
             reason for result in scores.values() for reason in result.details["missing_scores"].values()
@@ -96,10 +96,10 @@ class CaptionSubject(Subject[CaptionRow]):
         return sentences + [f"No METEOR: {reason}." for reason in reasons]
 
     def headlines(self, label: str, scores: Scores) -> list[tuple[str, str]]:
-        """Return the object recall, where it was measured."""
+        """Return the object recall, if it was measured."""
         recall = scores.details["object_recall"]
         return [] if recall is None else [(f"{recall:.1%}", f"of the objects are named by the {label}")]
 
     def verdict(self, score: float) -> tuple[str, str]:
-        """Return the CIDEr of a caption, which is neither right nor wrong."""
+        """Return the CIDEr of a caption, which is neither correct nor wrong."""
         return f"CIDEr {score:.2f}", ""

@@ -30,7 +30,7 @@ class HypothesisRow(Row):
 
 
 class SnliVeSubject(Subject[HypothesisRow]):
-    """Visual entailment; the baseline says the same of every hypothesis."""
+    """Visual entailment; the baseline gives every hypothesis the same answer."""
 
     task = "snli_ve"
     columns = (0, 3, 4, 5)  # uniq-id, hypothesis, caption, label
@@ -42,16 +42,16 @@ class SnliVeSubject(Subject[HypothesisRow]):
     baselines = {MOST_FREQUENT: "Most frequent answer"}
     title = "Entailment in one pass"
     lead = (
-        "Does a picture entail a hypothesis? Yes, no or maybe. A teacher weighs the three answers token by token; its "
-        "student says its own at once with a fixed set of queries, trained by Query-CTC. How good and how fast both "
-        "are on pictures that neither has seen."
+        "Does an image entail a hypothesis? Yes, no or maybe. A teacher scores the three answers token by token. Its "
+        "student predicts its answer at once with a fixed set of queries, trained by Query-CTC. This page compares "
+        "their quality and speed on images that neither has seen."
     )
 
     def __init__(self, task: BaseTask | None, folder: Path) -> None:
         self._with_caption = task is not None and bool(task.cfg.add_caption)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> HypothesisRow:
-        """Return the row; raises BadRow for an unknown label."""
+        """Return the row; see `Subject.read`. An unknown label raises BadRow."""
         unique_id, hypothesis, caption, label = columns
         if label not in ENTAILMENT_ANSWERS:
             raise BadRow(f"{where}: the label {label!r} is unknown; expected {', '.join(ENTAILMENT_ANSWERS)}")
@@ -65,7 +65,7 @@ class SnliVeSubject(Subject[HypothesisRow]):
         return {MOST_FREQUENT: dict.fromkeys((row.number for row in rows), answer)}
 
     def score(self, systems: Mapping[str, Outputs], rows: Sequence[HypothesisRow]) -> dict[str, Scores]:
-        """Score answers by accuracy; which are taken for which is in the details, as `confusion`."""
+        """Score answers by accuracy; the details hold the confusion matrix as `confusion`."""
         scores = {}
         for name, said in systems.items():
             scorer = EntailmentScorer(EntailmentConfig())
@@ -77,10 +77,10 @@ class SnliVeSubject(Subject[HypothesisRow]):
         return scores
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Say where the baseline's answer comes from, and what it does not show."""
+        """Return the source and the limits of the baseline's answer."""
         return [
-            "Most frequent answer: always the one that is most frequent in this test file itself. It is a low bar: "
-            "the wording of a hypothesis alone often gives its label away, so that accuracy above it does not show "
+            "Most frequent answer: always the one that is most frequent in this test file itself. It is a weak "
+            "baseline: the wording of a hypothesis alone often reveals its label. A higher accuracy does not show "
             "that the picture is looked at."
         ]
 

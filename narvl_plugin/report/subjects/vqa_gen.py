@@ -14,14 +14,19 @@ TYPES = ("yes/no", "number", "other")
 
 @dataclass(frozen=True)
 class QuestionRow(Row):
-    """A question with its answers: confidence by answer, and the column that holds them."""
+    """A question with its answers.
+
+    Attributes:
+        answers: the confidence by answer.
+        column: the column of the test file that holds the answers.
+    """
 
     answers: dict[str, float]
     column: str
 
 
 class VqaGenSubject(Subject[QuestionRow]):
-    """Visual question answering; the baseline says the same to every question."""
+    """Visual question answering; the baseline gives every question the same answer."""
 
     task = "vqa_gen"
     columns = (0, 2, 3)  # question-id, question, answers
@@ -33,13 +38,13 @@ class VqaGenSubject(Subject[QuestionRow]):
     baselines = {MOST_FREQUENT: "Most frequent answer"}
     title = "Answers in one pass"
     lead = (
-        "A teacher answers questions about pictures token by token, or tries every answer of a list; its student says "
-        "all of its answer at once with a fixed set of queries, trained by Query-CTC. How good and how fast both are "
-        "on questions that neither has seen."
+        "A teacher answers questions about images token by token, or scores every answer of a list. Its student "
+        "predicts all tokens of its answer at once with a fixed set of queries, trained by Query-CTC. This page "
+        "compares their quality and speed on questions that neither has seen."
     )
 
     def read(self, number: int, columns: Sequence[str], where: str) -> QuestionRow:
-        """Return the row; raises BadRow for answers of another form."""
+        """Return the row; see `Subject.read`. Answers of another form raise BadRow."""
         unique_id, question, column = columns
         answers = parse_answers(column, where)
         best_first = sorted(answers.items(), key=lambda pair: -pair[1])
@@ -47,7 +52,7 @@ class VqaGenSubject(Subject[QuestionRow]):
         return QuestionRow(number, (unique_id,), question, shown, answers, column)
 
     def say_baselines(self, rows: Sequence[QuestionRow]) -> dict[str, Outputs]:
-        """Return the answer that is the best one most often, to every question."""
+        """Return the answer that is most often the best one, for every question."""
         ((answer, _),) = Counter(max(row.answers, key=row.answers.__getitem__) for row in rows).most_common(1)
         return {MOST_FREQUENT: dict.fromkeys((row.number for row in rows), answer)}
 
@@ -67,19 +72,19 @@ class VqaGenSubject(Subject[QuestionRow]):
         return scores
 
     def notes(self, rows: Sequence[QuestionRow], scores: Mapping[str, Scores]) -> list[str]:
-        """Say how many questions of each type there are, and what the accuracy is."""
+        """Return the number of questions of each type, and the definition of accuracy."""
         counts = Counter(answer_type(row.answers) for row in rows)
         parts = ", ".join(f"{counts[kind]:,} {kind}" for kind in TYPES)
         return [
-            f"{len(rows):,} test questions ({parts}, by the best answer); accuracy: mean confidence of the given "
-            "answer among those of the question, 0 if it is none of them (soft accuracy)."
+            f"{len(rows):,} test questions ({parts}, by the best answer); accuracy: mean confidence of the predicted "
+            "answer among the answers of the question, 0 for any other answer (soft accuracy)."
         ]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Say where the baseline's answer comes from."""
-        return ["Most frequent answer: always the one that most often is the best in this test file itself."]
+        """Return the source of the baseline's answer."""
+        return ["Most frequent answer: always the one that is most often the best in this test file itself."]
 
     def verdict(self, score: float) -> tuple[str, str]:
-        """Return the confidence of an answer that is neither wholly right nor wrong."""
+        """Return the confidence of an answer that is only partly correct, else whether it is correct."""
         text, mark = super().verdict(score)
         return (text if score in (0, 1) else f"soft accuracy {score:.2f}"), mark
