@@ -1,1 +1,1 @@
-"""Predictions in the files that benchmarks take, and their scores against the official annotations."""
+"""Prediction files in the benchmarks' formats, and their scores against the official annotations."""

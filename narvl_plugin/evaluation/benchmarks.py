@@ -1,4 +1,4 @@
-"""Scores of predictions against the official annotations, as the benchmarks' own evaluations give them."""
+"""Scores of predictions against the official annotations, as in the benchmarks' own evaluations."""
 
 from __future__ import annotations
 
@@ -22,18 +22,23 @@ from narvl_plugin.scoring.tokenization import why_plain
 ALL = "all"
 
 Truth = dict[str, dict[Any, Any]]
-"""By split (one named `all`, where a file is one split): by official id: what the annotations say."""
+"""The annotation by split, then by official id; a file without splits has one, named `all`."""
 
 Pairs = dict[str, dict[Any, tuple[Any, Any]]]
-"""By split: by official id: what is predicted, and what the annotations say."""
+"""The prediction and the annotation, by split, then by official id."""
 
 Table = dict[str, dict[str, float]]
-"""By row: by column: a number, whole where it counts."""
+"""A number by row, then by column; counts are integers."""
 
 
 @dataclass
 class Scores:
-    """Tables by title, and what a reader must know beside them."""
+    """The scores of a file of predictions.
+
+    Attributes:
+        tables: the tables by title.
+        notes: sentences that a reader needs to compare the scores.
+    """
 
     tables: dict[str, Table]
     notes: list[str] = field(default_factory=list)
@@ -41,11 +46,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a task's predictions are scored by.
+    """The evaluation of a task's predictions.
 
-    Args:
-        files: names of the official files, in the order of `truth`'s arguments.
-        truth: reads them.
+    Attributes:
+        files: the names of the official files, in the order of `truth`'s arguments.
+        truth: reads the files.
         scores: scores the predictions of one or more splits.
     """
 
@@ -55,12 +60,20 @@ class Benchmark:
 
 
 def evaluate(predictions: Path, annotations: Sequence[Path], task: str) -> Scores:
-    """Score a file of predictions; where the annotations are of several splits, those that it has predictions of.
+    """Score a file of predictions; annotations of several splits are reduced to the splits with predictions.
+
+    Args:
+        predictions: the file of predictions.
+        annotations: the official files.
+        task: one of `BENCHMARKS`.
+
+    Returns:
+        The scores.
 
     Raises:
-        InputError: there is no such task, the files are others than the task's, or a prediction is missing or too many.
-        MissingInput: a file is not there.
-        BadRow: an annotation is not as published.
+        InputError: for an unknown task, for files of another task, and for a missing or surplus prediction.
+        MissingInput: if a file does not exist.
+        BadRow: if an annotation is not as published.
     """
     form_of(task)
     benchmark = BENCHMARKS[task]
@@ -76,10 +89,18 @@ def evaluate(predictions: Path, annotations: Sequence[Path], task: str) -> Score
 
 
 def paired(said: Mapping[Any, Any], truth: Truth, file: Path) -> Pairs:
-    """Return predictions beside annotations, of the splits that any prediction is of.
+    """Return predictions beside annotations, for the splits that have any prediction.
+
+    Args:
+        said: the predictions by official id.
+        truth: the annotations.
+        file: the file of predictions, for errors.
+
+    Returns:
+        The pairs.
 
     Raises:
-        InputError: naming `file`, if these splits do not have the ids of the predictions.
+        InputError: if the ids of these splits differ from those of the predictions.
     """
     splits = {split: annotated for split, annotated in truth.items() if not said.keys().isdisjoint(annotated)}
     wanted = {key for annotated in (splits or truth).values() for key in annotated}
@@ -102,7 +123,11 @@ def paired(said: Mapping[Any, Any], truth: Truth, file: Path) -> Pairs:
 
 
 def by_id(items: Iterable[tuple[Any, Any]], where: str) -> dict[Any, Any]:
-    """Return annotations by id; raises BadRow for two of one id."""
+    """Return annotations by id.
+
+    Raises:
+        BadRow: for two annotations of one id.
+    """
     found: dict[Any, Any] = {}
     for key, item in items:
         if key in found:
@@ -112,7 +137,7 @@ def by_id(items: Iterable[tuple[Any, Any]], where: str) -> dict[Any, Any]:
 
 
 def caption_truth(file: Path) -> Truth:
-    """Return the references of captions_val2014.json, or by split of Karpathy's dataset_coco.json."""
+    """Return the references of captions_val2014.json, or by split those of Karpathy's dataset_coco.json."""
     content = read_json(file)
     if not (isinstance(content, dict) and "annotations" in content):
         images = coco.images_in(content, file)
@@ -159,7 +184,7 @@ def vqa_truth(file: Path) -> Truth:
 
 
 def vqa_scores(pairs: Pairs) -> Scores:
-    """Score answers by VQA's accuracy, over all and by type of answer and of question."""
+    """Score answers by VQA's accuracy, overall and by type of answer and of question."""
     by_type: dict[str, list[tuple[str, float]]] = {"answer type": [], "question type": []}
     for said, question in pairs[ALL].values():
         accuracy = official_accuracy(said, question["answers"])
@@ -178,10 +203,10 @@ def gqa_truth(file: Path) -> Truth:
 
 
 def gqa_scores(pairs: Pairs) -> Scores:
-    """Score answers by GQA's accuracy, over all, over binary and open questions, and by type.
+    """Score answers by GQA's accuracy: overall, for binary and open questions, and by type.
 
-    As in the official evaluation a question is open if its structural type is `query`, else binary: its answer is
-    yes, no or one of two that it names.
+    As in the official evaluation, a question is open if its structural type is `query`, else binary. The answer to a
+    binary question is yes, no or one of two named options.
     """
     by_type: dict[str, list[tuple[str, float]]] = {"questions": [], "structural type": [], "semantic type": []}
     for said, question in pairs[ALL].values():
@@ -209,7 +234,7 @@ def edges(bbox: Sequence[float]) -> list[float]:
 
 
 def refcoco_scores(pairs: Pairs) -> Scores:
-    """Score the boxes of each split by the share that is right, at an IoU of 0.5, and by their mean IoU."""
+    """Score the boxes of each split by the share with an IoU of at least 0.5, and by their mean IoU."""
     right = f"accuracy at IoU {GOOD_IOU}"
     table: Table = {}
     for split, boxes in pairs.items():
@@ -225,13 +250,13 @@ def refcoco_scores(pairs: Pairs) -> Scores:
 
 
 def snli_ve_truth(file: Path) -> Truth:
-    """Return the gold labels of snli_ve_….jsonl, less the pairs that people did not agree on."""
+    """Return the gold labels of snli_ve_….jsonl without the pairs that annotators disagreed on."""
     pairs = ((pair["pairID"], pair["gold_label"]) for pair in snli_ve.load(file))
     return {ALL: by_id(((key, label) for key, label in pairs if label != snli_ve.UNDECIDED), str(file))}
 
 
 def snli_ve_scores(pairs: Pairs) -> Scores:
-    """Score labels by accuracy, over all and by gold label, with counts of which is taken for which."""
+    """Score labels by accuracy, overall and by gold label, with a confusion matrix."""
     scores = []
     taken: dict[str, Counter[str]] = defaultdict(Counter)
     for said, gold in pairs[ALL].values():
@@ -242,7 +267,7 @@ def snli_ve_scores(pairs: Pairs) -> Scores:
 
 
 def accuracies(scores: Iterable[tuple[str, float]], counted: str) -> Table:
-    """Return mean and number of the scores of each kind, that of `all` first."""
+    """Return the mean and the number of the scores of each kind; `all` is first."""
     groups: dict[str, list[float]] = defaultdict(list)
     for kind, score in scores:
         groups[kind].append(score)

@@ -1,4 +1,4 @@
-"""Files of predictions, as the benchmarks take them: written from what fairseq-generate said, and read back.
+"""Prediction files in the benchmarks' formats: written from the output of fairseq-generate, and read back.
 
 All are a JSON list with an object for each official id::
 
@@ -8,8 +8,8 @@ All are a JSON list with an object for each official id::
     refcoco  [{"sent_id": 50, "box": [x0, y0, x1, y1]}, …]                  ours; pixels of the original image, or null
     snli_ve  [{"pairID": "4705552913.jpg#2r1n", "label": "neutral"}, …]     ours
 
-There is no server, and so no official format, for the last two. A hypothesis that is no box or no label counts as
-wrong: its box is null, its label the words that were said.
+The last two have no evaluation server and no official format. A hypothesis that is not a box or a label counts as
+wrong. Its box is null, or its label is the predicted text.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ logger = logging.getLogger(__name__)
 
 UNIQUE_ID, IMAGE_ID = 0, 1
 IMAGE = 4
-"""Columns of a TSV file; the last one of grounding."""
+"""Columns of a TSV file; the column of the image is that of grounding."""
 
 SIZES_MARK = b"O-\t"
-"""What the line with the sizes begins with."""
+"""The beginning of the line with the sizes."""
 MAX_SIZES_LINE, MAX_SIZE = 1_000, 1_000_000
 LABELS = {said: label for label, said in ENTAILMENT_ANSWERS.items()}
 _DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
-# Python's int also takes underscores, signs, spaces and the digits of other scripts, and so makes 791 of 79_1.
+# Python's int also accepts underscores, signs, spaces and the digits of other scripts; it reads 79_1 as 791.
 _WHOLE_NUMBER = re.compile("[0-9]{1,18}")
 LARGEST_EDGE = 1e9  # in pixels
 
 
 @dataclass(frozen=True)
 class Form:
-    """One object of a file of predictions.
+    """The format of one object in a file of predictions.
 
-    Args:
-        key: field of the official id.
+    Attributes:
+        key: the field of the official id.
         key_type: int or str.
-        value: field of what is predicted, a string, or a box.
+        value: the field of the prediction, a string or a box.
         source: the command `narvl data SOURCE` writes TSV files with these ids.
-        column: TSV column that holds the official id.
+        column: the TSV column that holds the official id.
     """
 
     key: str
@@ -67,7 +67,11 @@ class Form:
     column: int = UNIQUE_ID
 
     def official(self, key: str, where: str) -> int | str:
-        """Return a TSV file's id as the benchmark writes it; raises BadRow if it cannot be one of its ids."""
+        """Return a TSV file's id in the benchmark's format.
+
+        Raises:
+            BadRow: if it cannot be one of the benchmark's ids.
+        """
         if self.key_type is str:
             return key
         if not _WHOLE_NUMBER.fullmatch(key):
@@ -89,7 +93,13 @@ FORMS = {
 
 @dataclass(frozen=True)
 class BinSizes:
-    """What `<bin_k>` mean: --num-bins, --max-image-size and --patch-image-size of the training, the last in pixels."""
+    """The sizes that define `<bin_k>`: the options of the training.
+
+    Attributes:
+        num_bins: --num-bins.
+        max_image_size: --max-image-size, in pixels.
+        patch_image_size: --patch-image-size, in pixels.
+    """
 
     num_bins: int = 1000
     max_image_size: int = 512
@@ -97,17 +107,20 @@ class BinSizes:
 
     @classmethod
     def of(cls, generated: Path, given: Mapping[str, int | None]) -> BinSizes:
-        """Return the sizes with which a file was generated, as it says (`compat.write_sizes_of_bins`).
+        """Return the sizes with which a file was generated; the file holds them (`compat.write_sizes_of_bins`).
 
-        Of a program's whole output, log lines may come first; of several shards in one file, each says its sizes.
+        A program's whole output may begin with log lines. A file of several shards holds the sizes of each.
 
         Args:
-            generated: what fairseq-generate wrote.
-            given: sizes by name, where the caller gives them; these count, and a difference is warned of.
+            generated: the file that fairseq-generate wrote.
+            given: the caller's sizes by name; they take precedence, with a warning if they differ.
+
+        Returns:
+            The sizes.
 
         Raises:
-            MissingInput: there is no such file.
-            InputError: neither the file nor the caller says a size, or parts of the file have others.
+            MissingInput: if there is no such file.
+            InputError: if neither the file nor the caller gives a size, or the sizes of the file's parts differ.
         """
         try:
             with generated.open("rb") as stream:
@@ -135,7 +148,15 @@ class BinSizes:
         return cls(**sizes)
 
     def box(self, text: str, size: tuple[int, int]) -> list[float] | None:
-        """Return the box x0, y0, x1, y1 that a text says, in pixels of an image of `size` (width, height)."""
+        """Return the box of a text, in pixels of the original image.
+
+        Args:
+            text: the text, four `<bin_k>` or anything else.
+            size: the width and height of the image.
+
+        Returns:
+            The edges x0, y0, x1, y1; None if the text is not a box.
+        """
         bins = bins_in(text)
         if bins is None:
             return None
@@ -145,21 +166,31 @@ class BinSizes:
 
 
 def form_of(task: str) -> Form:
-    """Return the form of a task's predictions; raises InputError if there is no such task."""
+    """Return the form of a task's predictions.
+
+    Raises:
+        InputError: for an unknown task.
+    """
     if task not in FORMS:
         raise InputError(f"--task {task}: choose one of {', '.join(FORMS)}")
     return FORMS[task]
 
 
 def read_generated(path: Path) -> dict[str, str]:
-    """Read what a file written by fairseq-generate says, by sample id; of several hypotheses a sample, the best.
+    """Read the outputs in a file written by fairseq-generate.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The best hypothesis by sample id.
 
     Raises:
-        MissingInput: when there is no such file.
-        InputError: when it says nothing, or is not UTF-8.
+        MissingInput: if there is no such file.
+        InputError: if it holds no output, or is not UTF-8.
     """
     try:
-        content = path.read_bytes().decode()  # read_text would end lines at "\r", too
+        content = path.read_bytes().decode()  # read_text would also end lines at "\r"
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such file; run fairseq-generate --results-path {path.parent}") from error
     except UnicodeDecodeError as error:
@@ -175,20 +206,21 @@ def read_generated(path: Path) -> dict[str, str]:
 
 
 def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins: BinSizes) -> int:
-    """Write what fairseq-generate said as the task's file of predictions.
+    """Write the outputs of fairseq-generate as the task's file of predictions.
 
     Args:
         generated: generate-test.txt.
         out: the JSON file.
-        data: TSV file that was generated from; tells the official ids and the sizes of images.
-        bins: of use for boxes only.
+        task: one of `FORMS`.
+        data: the TSV file that was generated from; it holds the official ids and the sizes of images.
+        bins: the sizes of bins; only boxes need them.
 
     Returns:
-        the number of predictions.
+        The number of predictions.
 
     Raises:
-        InputError: a file is missing, both do not belong together, or a row has no hypothesis.
-        BadRow: an id is none of the benchmark's or is another row's, too, or an image cannot be read.
+        InputError: if a file is missing, the files do not belong together, or a row has no hypothesis.
+        BadRow: if an id is not one of the benchmark's or belongs to two rows, or an image cannot be read.
     """
     require_writable(out)
     form = form_of(task)
@@ -196,7 +228,7 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))
     rows = [tsv[row] for row in range(len(tsv))]
     keys = official_ids(said, rows, form.column, f"{generated}, {data}")
-    # Of one id's samples the first counts. A text is one line, since evaluations may cut captions at line ends.
+    # The first sample of an id counts. A text is one line, because evaluations may cut captions at line ends.
     texts = {keys[sample]: one_line(text) for sample, text in reversed(said.items())}
     wanted = dict.fromkeys(columns[form.column] for columns in rows)
     unsaid = [key for key in wanted if key not in texts]
@@ -218,13 +250,18 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
 
 
 def rows_by_id(rows: Sequence[Sequence[str]], form: Form, tsv: TsvFile) -> dict[str, int]:
-    """Return the row (from 0) of each id as the TSV file writes it; an image id's is its first.
+    """Return the row (from 0) of each id in the TSV file; the row of an image id is its first.
 
     Args:
-        rows: unique id and image id of each row.
+        rows: the unique id and the image id of each row.
+        form: the form of the task's predictions.
+        tsv: the TSV file, for errors.
+
+    Returns:
+        The rows by id.
 
     Raises:
-        BadRow: an id is none of the benchmark's, or two rows have the same, such as 7 and 007.
+        BadRow: if an id is not one of the benchmark's, or two rows have equal ids, such as 7 and 007.
     """
     row_of: dict[str, int] = {}
     first_with: dict[int | str, int] = {}
@@ -245,16 +282,21 @@ def rows_by_id(rows: Sequence[Sequence[str]], form: Form, tsv: TsvFile) -> dict[
 
 
 def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], official: int, where: str) -> dict[str, str]:
-    """Return the official id of each sample id, which may be the unique or the image id of its row (--selected-cols).
+    """Return the official id of each sample id.
+
+    A sample id may be the unique id or the image id of its row (--selected-cols).
 
     Args:
         samples: the sample ids.
-        rows: unique id and image id of each row.
-        official: which of the two is the official id.
-        where: names the files in errors.
+        rows: the unique id and the image id of each row.
+        official: the column of the official id, one of these two.
+        where: the files, for errors.
+
+    Returns:
+        The official ids by sample id.
 
     Raises:
-        InputError: a sample belongs to no row, or it cannot be told to which.
+        InputError: if a sample belongs to no row, or its row is ambiguous.
     """
     readings = []
     for column in (UNIQUE_ID, IMAGE_ID):
@@ -276,18 +318,18 @@ def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], offici
         )
     if readings[0] != readings[-1]:
         raise InputError(
-            f"{where}: all sample ids are unique ids, and image ids of other rows, too, so that it cannot be told "
-            f"which are meant; write other ids into column {UNIQUE_ID}, and generate again"
+            f"{where}: all sample ids are unique ids, and image ids of other rows, too; their rows are ambiguous; "
+            f"write other ids into column {UNIQUE_ID}, and generate again"
         )
     return readings[0]
 
 
 def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
-    """Return the predictions of a file by official id, each a string, or a box or None.
+    """Return the predictions of a file by official id; each is a string, or a box or None.
 
     Raises:
-        MissingInput: when there is no such file.
-        InputError: it is of another form, or has an id twice.
+        MissingInput: if there is no such file.
+        InputError: if it has another form, or an id twice.
     """
     form = form_of(task)
     try:
@@ -302,7 +344,7 @@ def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
     is_value = _is_box if task == "refcoco" else _is_text
     predictions: dict[int | str, Any] = {}
     for index, record in enumerate(records):
-        key = record.get(form.key) if isinstance(record, dict) else None
+        key: Any = record.get(form.key) if isinstance(record, dict) else None
         is_key = isinstance(key, form.key_type) and not isinstance(key, bool)  # true is an int, equal to 1
         if not is_key or form.value not in record or not is_value(record[form.value]):
             raise InputError(f"{file}[{index}]: is {json.dumps(record):.80}, not {expected}")
@@ -326,7 +368,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    """Say whether a value is null or four numbers of a size that edges in pixels have."""
+    """Tell whether a value is null or four numbers in the range of edges in pixels."""
     if not isinstance(value, list):
         return value is None
     numbers = [edge for edge in value if isinstance(edge, (int, float)) and not isinstance(edge, bool)]

@@ -38,7 +38,7 @@ def write_scores(scores: Scores, out: Path) -> None:
 
 
 def _number(value: float | None) -> str:
-    """Write a share or score to four places, a count whole, and a dash for none."""
+    """Format a share or score with four decimals, a count as a whole number, and None as a dash."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
