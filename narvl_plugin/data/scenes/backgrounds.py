@@ -1,4 +1,4 @@
-"""Backgrounds of scenes: ten colours that everybody names alike, plain or in three patterns."""
+"""Backgrounds of scenes: ten colours with unambiguous names, plain or in three patterns."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 Color = tuple[int, int, int]
 
-# name -> (ground, second shade of a pattern). Both shades of a pair carry the same name in everyday speech.
+# name -> (ground, second shade of a pattern). Both shades of a pair have the same name in everyday speech.
 COLORS: dict[str, tuple[Color, Color]] = {
     "red": ((205, 55, 60), (160, 30, 40)),
     "orange": ((240, 140, 40), (250, 180, 105)),
@@ -22,12 +22,18 @@ COLORS: dict[str, tuple[Color, Color]] = {
 }
 PATTERNS = ("plain", "striped", "dotted", "checked")
 VARIANTS = 4
-"""How many ways there are to draw each pattern (direction and width)."""
+"""Number of variants of each pattern (direction and width)."""
 
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects: a key of `COLORS`, one of `PATTERNS`, and which of its `VARIANTS`."""
+    """The background of a scene.
+
+    Attributes:
+        color: a key of `COLORS`.
+        pattern: one of `PATTERNS`.
+        variant: which of its `VARIANTS`.
+    """
 
     color: str
     pattern: str
@@ -36,7 +42,7 @@ class Background:
 
 @lru_cache(maxsize=len(COLORS) * len(PATTERNS) * VARIANTS)
 def paint_background(background: Background, size: int) -> Image.Image:
-    """Draw a background of size x size pixels (RGB). The picture is cached: copy it before drawing on it."""
+    """Draw a background of size x size pixels (RGB). The image is cached: copy it before drawing on it."""
     ground, second = COLORS[background.color]
     image = Image.new("RGB", (size, size), ground)
     draw = ImageDraw.Draw(image)

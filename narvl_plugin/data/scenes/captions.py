@@ -23,11 +23,14 @@ _TEMPLATE_WEIGHTS = (4, 3, 3, 2, 1, 3)
 
 
 def write_captions(scene: Scene, random: Random) -> list[str]:
-    """Five different captions of a scene, each from another template, in random order.
+    """Write five different captions of a scene, each from another template, in random order.
 
-    :param scene: one that can be described in words
-    :param random: decides all wording
-    :return: `REFERENCES` lower-case captions without punctuation, of at most `MAX_WORDS` words each
+    Args:
+        scene: a scene that can be described in words.
+        random: the random generator; it decides the wording.
+
+    Returns:
+        `REFERENCES` lower-case captions without punctuation, of at most `MAX_WORDS` words each.
     """
     captions: list[str] = []
     for template in _shuffle_templates(random)[:REFERENCES]:
@@ -39,17 +42,17 @@ def write_captions(scene: Scene, random: Random) -> list[str]:
 
 
 def _shuffle_templates(random: Random) -> list[str]:
-    """The templates in random order, the heavy ones rather first (weighted sampling without replacement)."""
+    """Return the templates in random order, heavy ones more often first (weighted sampling without replacement)."""
     keys = {name: random.random() ** (1 / weight) for name, weight in zip(_TEMPLATES, _TEMPLATE_WEIGHTS, strict=True)}
     return sorted(_TEMPLATES, key=lambda name: -keys[name])
 
 
 def _write_caption(scene: Scene, template: str, random: Random) -> str:
-    """One caption from one template; sizes are left out where there is no room for them."""
+    """Write one caption from one template; sizes are left out if the caption is too long."""
     size_probability = 0.9
     while True:
         content = _Content(scene, random, size_probability)
-        # "a background with stripes with a dog" would stumble.
+        # "a background with stripes with a dog" would be bad style.
         ground = background_phrase(scene.background, random, with_pattern=template != "background_subject")
         caption = _fill(template, content, ground, random)
         if len(caption.split()) <= MAX_WORDS:
@@ -58,7 +61,7 @@ def _write_caption(scene: Scene, template: str, random: Random) -> str:
 
 
 def _fill(template: str, content: "_Content", ground: str, random: Random) -> str:
-    """Put a description and a background together."""
+    """Combine a description and a background."""
     be = "are" if content.starts_plural else "is"
     match template:
         case "plain":
@@ -78,9 +81,10 @@ def _fill(template: str, content: "_Content", ground: str, random: Random) -> st
 
 
 class _Content:
-    """What is in a picture and where, in words; one random wording per instance.
+    """The objects of a scene and their places in words, one random wording for each instance.
 
-    `starts_plural` says whether a verb before it must be plural.
+    Attributes:
+        starts_plural: whether a verb before the words must be plural.
     """
 
     def __init__(self, scene: Scene, random: Random, size_probability: float) -> None:
@@ -94,11 +98,11 @@ class _Content:
         self.starts_plural = self._subject.split()[0] in ("two", "three", "four")
 
     def __str__(self) -> str:
-        """The description as one noun phrase."""
+        """Return the description as one noun phrase."""
         return f"{self._subject} {self._rest}".strip()
 
     def as_sentence(self) -> str:
-        """The description with a verb: "a dog is above a cat"; the background completes "two dogs are"."""
+        """Return the description with a verb: "a dog is above a cat"; the background completes "two dogs are"."""
         if self._rest.startswith("with "):
             return str(self)
         return f"{self._subject} {'are' if self._plural_subject else 'is'} {self._rest}".strip()
@@ -107,7 +111,7 @@ class _Content:
         return noun_phrase(group, self._random, self._size_probability)
 
     def _relate(self, a: Group, b: Group) -> str | None:
-        """How `a` stands to `b`: a relation that holds, now and then just "next to", None if none."""
+        """Return how `a` stands to `b`: a relation that holds, sometimes only "next to", None without any."""
         found = relations(a, b)
         near = a.count == b.count == 1 and are_near(a.things[0], b.things[0])
         if near and (not found or maybe(self._random, 0.12)):
@@ -115,7 +119,7 @@ class _Content:
         return relation_phrase(self._random.choice(found), self._random) if found else None
 
     def _clause(self, a: Group, b: Group) -> str:
-        """Two groups in one phrase: "a dog left of a cat", or just both where no relation holds."""
+        """Return two groups in one phrase: "a dog left of a cat", or joined by "and" without a relation."""
         relation = self._relate(a, b)
         return f"{self._phrase(a)} {relation or 'and'} {self._phrase(b)}"
 
@@ -124,7 +128,7 @@ class _Content:
         return self._phrase(group), self._where(group), group.count > 1
 
     def _where(self, group: Group) -> str:
-        """Where the only group is: its place in the picture, or how two copies stand to each other."""
+        """Return where the only group is: its place in the image, or the relation of its two copies."""
         if group.count == 1:
             spot = place(group.things[0])
             return _name_place(spot, self._random) if spot else ""
@@ -150,10 +154,10 @@ class _Content:
             relation = self._random.choice(found)
             apposition = f"with {definite(a)} {relation_phrase(relation, self._random)} {definite(b)}"
             return f"{self._phrase(a)} and {self._phrase(b)}", apposition, True
-        relation = self._relate(a, b)
-        if relation is None:
+        phrase = self._relate(a, b)
+        if phrase is None:
             return f"{self._phrase(a)} and {self._phrase(b)}", "", True
-        return self._phrase(a), f"{relation} {self._phrase(b)}", a.count > 1
+        return self._phrase(a), f"{phrase} {self._phrase(b)}", a.count > 1
 
     def _three(self, groups: list[Group]) -> tuple[str, str, bool]:
         a, b, c = groups
@@ -164,17 +168,17 @@ class _Content:
                 return self._phrase(middle), rest, False
         shared = [relation for relation in relations(a, c) if relation in relations(b, c)]
         if shared and maybe(self._random, 0.5):
-            # True however the "and" is read: both stand so to the third.
+            # True for both readings of the "and": both have this relation to the third.
             relation = self._random.choice(shared)
             if maybe(self._random, 0.5):
                 rest = f"{relation_phrase(relation, self._random)} {self._phrase(c)}"
                 return f"{self._phrase(a)} and {self._phrase(b)}", rest, True
             rest = f"{relation_phrase(OPPOSITE[relation], self._random)} {self._phrase(a)} and {self._phrase(b)}"
             return self._phrase(c), rest, c.count > 1
-        relation, second = self._relate(a, b), self._relate(c, b)
-        if relation is None or second is None:
+        of_a, of_c = self._relate(a, b), self._relate(c, b)
+        if of_a is None or of_c is None:
             return f"{self._phrase(a)} and {self._phrase(b)} and {self._phrase(c)}", "", True
-        rest = f"{relation} {self._phrase(b)} and {self._phrase(c)} {second} {definite(b)}"
+        rest = f"{of_a} {self._phrase(b)} and {self._phrase(c)} {of_c} {definite(b)}"
         return self._phrase(a), rest, a.count > 1
 
     def _four(self, groups: list[Group]) -> tuple[str, str, bool]:
@@ -188,14 +192,14 @@ class _Content:
             relation = self._random.choice(shared)
             rest = f"{relation_phrase(relation, self._random)} {self._phrase(c)} and {self._phrase(d)}"
             return f"{self._phrase(a)} and {self._phrase(b)}", rest, True
-        relation = self._relate(a, b)
-        if relation is None:
+        phrase = self._relate(a, b)
+        if phrase is None:
             return f"{self._phrase(a)} and {self._phrase(b)} and {self._clause(c, d)}", "", True
-        return self._phrase(a), f"{relation} {self._phrase(b)} and {self._clause(c, d)}", a.count > 1
+        return self._phrase(a), f"{phrase} {self._phrase(b)} and {self._clause(c, d)}", a.count > 1
 
 
 def _name_place(spot: tuple[str, str], random: Random) -> str:
-    """A place in the picture: "in the upper left corner", "in the middle", "at the bottom", "on the left"."""
+    """Return a place in the image: "in the upper left corner", "in the middle", "at the bottom", "on the left"."""
     across, down = spot
     if across == down == "middle":
         return f"in the {random.choice(('middle', 'center'))}"

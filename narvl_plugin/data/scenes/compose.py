@@ -1,4 +1,4 @@
-"""From a random number generator to a scene and its picture: which objects, how big, where, on what."""
+"""From a random number generator to a scene and its image: objects, sizes, places, background."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from narvl_plugin.data.scenes.art import Glyph, visible_box
 from narvl_plugin.data.scenes.backgrounds import COLORS, PATTERNS, VARIANTS, Background, paint_background
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, is_describable
 
-# Longer side of an object, as a fraction of the picture's side; a plain one is not called anything.
+# Longer side of an object, as a fraction of the image's side; a medium size has no name.
 _SIZES = {"small": (0.235, 0.295), "": (0.33, 0.39), "big": (0.44, 0.515)}
-# How often each size is wanted, by the number of objects: crowded pictures have no room for big ones.
+# Weights of the sizes by the number of objects: crowded images have no room for big ones.
 _SIZE_WEIGHTS = {1: (1, 2, 1), 2: (1, 2, 1), 3: (2, 5, 1), 4: (3, 5, 0)}
 # The ways to split a number of objects into nouns, with weights.
 _SPLITS: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {
@@ -22,21 +22,21 @@ _SPLITS: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {
     4: (((1, 1, 1, 1), 2), ((2, 1, 1), 2), ((2, 2), 1), ((3, 1), 1), ((4,), 1)),
 }
 MAX_OBJECTS = max(_SPLITS)
-"""The most objects a picture may hold, copies counted."""
+"""The largest number of objects in an image, with copies."""
 _TILT = 30.0
 _MARGIN = 0.01
-# Overlap of two boxes, at most, as a share of the smaller one.
+# The largest overlap of two boxes, as a share of the smaller one.
 _OVERLAP = 0.06
 _PLACEMENT_TRIES = 40
-# After so many layouts in vain objects become small, and after twice as many any clean layout will do.
+# After so many failed layouts, objects become small; after twice as many, any layout without overlap is accepted.
 _LAYOUTS_BEFORE_SMALL = 30
 
 
 class HeldOutPairs:
-    """Pairs of nouns that never share a training picture, decided by the nouns and the seed alone.
+    """Pairs of nouns that never share a training image, determined by the nouns and the seed alone.
 
-    The nouns stand in a ring shuffled by the seed; about a tenth of all pairs, those nearest in it, are held
-    out, so that every noun is in equally many and there is always a set of nouns without any.
+    The seed shuffles the nouns into a ring. About a tenth of all pairs, those closest in the ring, are held out. Every
+    noun is in equally many pairs, and a set of nouns without any pair always exists.
     """
 
     def __init__(self, nouns: Sequence[str], seed: int) -> None:
@@ -52,13 +52,13 @@ class HeldOutPairs:
         self._members = frozenset(self.pairs)
 
     def found_in(self, nouns: Sequence[str]) -> bool:
-        """Whether two of these nouns are a held-out pair."""
+        """Tell whether two of these nouns are a held-out pair."""
         return any(frozenset((a, b)) in self._members for i, a in enumerate(nouns) for b in nouns[:i])
 
 
 @dataclass(frozen=True)
 class Composer:
-    """Makes scenes of up to `max_objects` objects out of `glyphs`, `side` pixels high and wide."""
+    """Composes scenes of up to `max_objects` objects from `glyphs`, `side` pixels high and wide."""
 
     glyphs: Mapping[str, Glyph]
     held_out: HeldOutPairs
@@ -66,11 +66,14 @@ class Composer:
     max_objects: int
 
     def compose(self, random: Random, *, unseen_pairs: bool) -> tuple[Scene, Image.Image]:
-        """Draw a scene.
+        """Compose a scene.
 
-        :param random: decides everything
-        :param unseen_pairs: True: several nouns always include a held-out pair; False: they never do
-        :return: the scene and its picture (RGB, side x side)
+        Args:
+            random: the random generator; it alone decides the scene.
+            unseen_pairs: True for a held-out pair among several nouns; False for none.
+
+        Returns:
+            The scene and its image (RGB, side x side).
         """
         total = random.randint(1, self.max_objects)
         splits, weights = zip(*_SPLITS[total], strict=True)
@@ -84,7 +87,7 @@ class Composer:
         return Scene(groups, background), picture
 
     def _choose_nouns(self, random: Random, number: int, unseen_pairs: bool) -> tuple[str, ...]:
-        """Pick distinct nouns with or without a held-out pair among them."""
+        """Choose distinct nouns with or without a held-out pair among them."""
         everything = list(self.glyphs)
         if unseen_pairs and number > 1:
             pair = sorted(random.choice(self.held_out.pairs))
@@ -98,8 +101,8 @@ class Composer:
                 return tuple(nouns)
 
     def _choose_background(self, random: Random, nouns: Sequence[str]) -> Background:
-        """Pick a background on which every object stands out, if there is one."""
-        # All is drawn unconditionally, so that another folder of art changes the colour only where it must.
+        """Choose a background on which every object is easy to see, if any."""
+        # All numbers are drawn unconditionally, so another folder of art changes the colour only if necessary.
         pattern, variant = random.choice(PATTERNS), random.randrange(VARIANTS)
         colors = random.sample(list(COLORS), len(COLORS))
         color = min(colors, key=lambda color: sum(color in self.glyphs[noun].blends for noun in nouns))
@@ -133,18 +136,18 @@ class Composer:
                 return groups, placed
 
     def _make_sprite(self, random: Random, noun: str, size: str) -> Image.Image:
-        """One copy of a noun's art, perhaps mirrored, tilted, and scaled so that its longer side fits."""
+        """Return one copy of a noun's art: possibly mirrored, tilted, and scaled to the size of its longer side."""
         image = self.glyphs[noun].image
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = image.rotate(random.uniform(-_TILT, _TILT), Image.Resampling.BILINEAR, expand=True)
         image = image.crop(visible_box(image))
         scale = random.uniform(*_SIZES[size]) * self.side / max(image.size)
-        wanted = tuple(max(1, round(length * scale)) for length in image.size)
-        return image.resize(wanted, Image.Resampling.BICUBIC)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
 
     def _place(self, random: Random, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
-        """Find upper left corners for boxes of these sizes, hardly overlapping; None if luck runs out."""
+        """Find upper left corners for boxes of these sizes with little overlap; None if all tries fail."""
         margin = round(_MARGIN * self.side)
         corners: list[tuple[int, int]] = []
         for width, height in sizes:
@@ -162,15 +165,14 @@ class Composer:
         return corners
 
     def _thing(self, sprite: Image.Image, corner: tuple[int, int]) -> Thing:
-        """The object that a sprite at a corner shows; its box is that of the sprite's visible pixels."""
+        """Return the object of a sprite at a corner; its box is that of the sprite's visible pixels."""
         left, upper, right, lower = visible_box(sprite) or (0, 0, *sprite.size)
-        x, y = corner
-        box = (x + left, y + upper, x + right, y + lower)
-        return Thing(tuple(edge / self.side for edge in box))  # type: ignore[arg-type]
+        (x, y), side = corner, self.side
+        return Thing(((x + left) / side, (y + upper) / side, (x + right) / side, (y + lower) / side))
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Common area of two boxes (left, top, width, height) as a share of the smaller one's."""
+    """Return the common area of two boxes (left, top, width, height) as a share of the smaller one's."""
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(0, across) * max(0, down) / min(a[2] * a[3], b[2] * b[3])

@@ -1,4 +1,4 @@
-"""Hypotheses about scenes: true of the picture, false of it, or not to be told from it."""
+"""Hypotheses about scenes: true for the image, false, or undecidable from it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,8 +13,8 @@ from narvl_plugin.data.scenes.words import NUMBERS, SIZES, be, definite, relatio
 
 LABELS = ("entailment", "neutral", "contradiction")
 Claims = Iterator[tuple[str, str]]
-"""For each fact of a scene, a sentence that says so, and one that would if the fact were another."""
-# No picture of objects on a background can settle any of these.
+"""For each fact of a scene, a sentence that states it, and one that states a different fact."""
+# An image of objects on a background can neither prove nor disprove any of these.
 _UNDECIDABLE = (
     "a child owns {thing}",
     "somebody bought {thing} yesterday",
@@ -30,12 +30,16 @@ _UNDECIDABLE = (
 def write_hypothesis(scene: Scene, captions: Sequence[str], nouns: Sequence[str], random: Random) -> tuple[str, str]:
     """Write a hypothesis about a scene; the three labels are equally frequent, and so are the kinds of claims.
 
-    What is so and what is not is said in the same words about things of the same kinds, so that of these two only the
-    picture tells which it is.
+    True and false hypotheses use the same words about objects of the same kinds. Only the image distinguishes them.
 
-    :param captions: true captions other than the one shown as premise
-    :param nouns: all nouns of the data set, for claims about absent things
-    :return: hypothesis and label, one of `LABELS`
+    Args:
+        scene: the scene.
+        captions: true captions other than the premise.
+        nouns: all nouns of the data set, for claims about absent objects.
+        random: the random generator.
+
+    Returns:
+        The hypothesis and its label, one of `LABELS`.
     """
     label = random.choice(LABELS)
     if label == "neutral":
@@ -58,7 +62,7 @@ def _presence_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str]
 
 
 def _state_count(noun: str, count: int) -> str:
-    """Say that there are so many of a noun."""
+    """Return a sentence that states the count of a noun."""
     if count == 1:
         return f"there is {with_article(noun)}"
     return f"there are {NUMBERS[count]} {plural(noun)}"
@@ -88,7 +92,7 @@ def _caption_claims(scene: Scene, captions: Sequence[str], nouns: Sequence[str],
 
 
 def _with_other_noun(scene: Scene, noun: str, random: Random) -> Scene:
-    """The scene if one of its groups were of another noun."""
+    """Return the scene with the noun of one group replaced."""
     changed = random.randrange(len(scene.groups))
     groups = [replace(group, noun=noun) if i == changed else group for i, group in enumerate(scene.groups)]
     return replace(scene, groups=tuple(groups))

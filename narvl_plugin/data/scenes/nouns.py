@@ -1,12 +1,12 @@
-"""The nouns that scenes are made of: their emoji, their plural and their article.
+"""The nouns of the scenes: their emoji, their plural and their article.
 
-The order matters: the first 40 are the easiest to tell apart, so a run with few nouns takes those.
-Nouns whose art looks alike (whale and dolphin, guitar and banjo, axe and hammer) stand here only once.
+The order matters: the first 40 are the easiest to distinguish, and a run with few nouns uses these. Of nouns with
+similar art (whale and dolphin, guitar and banjo, axe and hammer), the list has only one.
 """
 
 import emoji
 
-# noun -> its English name in the `emoji` package, where that differs from the noun.
+# noun -> its English name in the `emoji` package, if it differs from the noun.
 _EASY = """
 dog cat=cat_face apple=red_apple car=automobile bus banana panda frog penguin butterfly
 spider turtle elephant lion owl whale=spouting_whale crab giraffe zebra pig=pig_face
@@ -45,17 +45,18 @@ NOUNS: tuple[str, ...] = tuple(_EMOJI_NAMES)
 
 
 def art_file_name(noun: str) -> str:
-    """The file name of a noun's picture: the code points of its emoji in lower-case hex, as twemoji's files.
+    """Return the file name of a noun's art: the code points of its emoji in lower-case hex, as in twemoji's files.
 
-    Raises KeyError for a noun that is not in `NOUNS`.
+    Raises:
+        KeyError: for a noun that is not in `NOUNS`.
     """
     characters = emoji.emojize(f":{_EMOJI_NAMES[noun]}:")
-    # Twemoji leaves the variation selector out of its file names.
+    # Twemoji omits the variation selector in its file names.
     return "-".join(f"{ord(character):x}" for character in characters if character != "\ufe0f") + ".png"
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun: irregular ones by table, the others by the spelling rules of English."""
+    """Return the plural of a noun: irregular ones from a table, the others by the spelling rules of English."""
     if noun in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[noun]
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -66,6 +67,6 @@ def plural(noun: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase behind its indefinite article: "a dog", "an apple", "an orange background"."""
+    """Return the phrase with its indefinite article: "a dog", "an apple", "an orange background"."""
     vowel = phrase[0] in "aeiou" and phrase.split()[0] not in _SPOKEN_WITH_CONSONANT
     return f"an {phrase}" if vowel else f"a {phrase}"

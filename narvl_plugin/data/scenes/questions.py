@@ -1,4 +1,4 @@
-"""Questions about scenes with weighted answers: how many, where, what colour, is there."""
+"""Questions about scenes with weighted answers: number, place, colour, presence."""
 
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
@@ -8,15 +8,20 @@ from narvl_plugin.data.scenes.scene import OPPOSITE, Group, Scene, absent_noun, 
 from narvl_plugin.data.scenes.words import NUMBERS, PATTERNS, SIZES, be, definite, relation_phrase
 
 Answers = list[tuple[float, str]]
-"""Confidence and answer, the best first: 1.0 for what most people would say, 0.6 for what is right too."""
+"""Confidence and answer, the best first: 1.0 for the answer of most people, 0.6 for other correct answers."""
 _SECOND_BEST = 0.6
 
 
 def write_question(scene: Scene, nouns: Sequence[str], random: Random) -> tuple[str, Answers]:
-    """Ask one question about a scene.
+    """Write one question about a scene.
 
-    :param nouns: all nouns of the data set, to ask for things that are absent
-    :return: the question, without its question mark, and its answers
+    Args:
+        scene: the scene.
+        nouns: all nouns of the data set, for questions about absent objects.
+        random: the random generator.
+
+    Returns:
+        The question, without its question mark, and its answers.
     """
     kinds = list(_KINDS)
     random.shuffle(kinds)
@@ -28,12 +33,12 @@ def write_question(scene: Scene, nouns: Sequence[str], random: Random) -> tuple[
 
 
 def join_answers(answers: Answers) -> str:
-    """The answers as a TSV column: `confidence|!+answer` joined by `&&`."""
+    """Return the answers as a TSV column: `confidence|!+answer` joined by `&&`."""
     return "&&".join(f"{confidence}|!+{answer}" for confidence, answer in answers)
 
 
 def _with_synonyms(best: str, others: Sequence[str]) -> Answers:
-    """One best answer and others that are right as well."""
+    """Return one best answer and other correct answers."""
     return [(1.0, best), *((_SECOND_BEST, other) for other in others if other != best)]
 
 
@@ -67,7 +72,7 @@ def _what_is_where(scene: Scene, nouns: Sequence[str], random: Random) -> Iterat
 
 
 def _distance(a: Group, b: Group) -> float:
-    """The square of the least distance between two objects of two groups."""
+    """Return the square of the least distance between two objects of two groups."""
     return min((p.x - q.x) ** 2 + (p.y - q.y) ** 2 for p in a.things for q in b.things)
 
 

@@ -1,4 +1,4 @@
-"""Referring expressions: words that fit exactly one object of a scene."""
+"""Referring expressions: phrases that fit exactly one object of a scene."""
 
 from collections.abc import Iterator
 from random import Random
@@ -6,7 +6,7 @@ from random import Random
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, relations
 from narvl_plugin.data.scenes.words import SIZES, definite, relation_phrase
 
-# How much further out than all its copies an object must lie to be "the leftmost" of them.
+# The least lead of an object over all of its copies to be "the leftmost" of them.
 _CLEAR_LEAD = 0.08
 # direction -> (unit vector, word among two, word among more)
 _DIRECTIONS = {
@@ -18,9 +18,14 @@ _DIRECTIONS = {
 
 
 def write_expression(scene: Scene, random: Random) -> tuple[str, Thing]:
-    """Choose one object of a scene and words that fit no other.
+    """Choose one object of a scene and a phrase that fits no other.
 
-    :return: the expression, such as "the big dog left of the cat" or "the leftmost bell", and the object
+    Args:
+        scene: the scene.
+        random: the random generator.
+
+    Returns:
+        The expression, such as "the big dog left of the cat" or "the leftmost bell", and the object.
     """
     group = random.choice(scene.groups)
     if group.count == 1:
@@ -35,7 +40,7 @@ def write_expression(scene: Scene, random: Random) -> tuple[str, Thing]:
 
 
 def _name_single(scene: Scene, group: Group, random: Random) -> str:
-    """Name the only copy of a noun, now and then with its size and with how it stands to something else."""
+    """Name the only copy of a noun, sometimes with its size and its relation to another object."""
     size = f"{random.choice(SIZES[group.size])} " if group.size and random.random() < 0.5 else ""
     name = f"the {size}{group.noun}"
     others = [other for other in scene.groups if other is not group and relations(group, other)]
@@ -47,7 +52,7 @@ def _name_single(scene: Scene, group: Group, random: Random) -> str:
 
 
 def _leads(group: Group) -> Iterator[tuple[float, str, Thing]]:
-    """For each direction: by how much the outermost copy leads the next, the word for it, and the copy."""
+    """Yield for each direction the lead of the outermost copy over the next one, the word, and the copy."""
     for (right, down), among_two, among_more in _DIRECTIONS.values():
         reach = sorted(((thing.x * right + thing.y * down, thing) for thing in group.things), key=lambda pair: -pair[0])
         yield reach[0][0] - reach[1][0], among_two if group.count == 2 else among_more, reach[0][1]

@@ -1,4 +1,4 @@
-"""What a scene holds and which words of place are true of it. Lengths are fractions of the picture's side."""
+"""The content of a scene and the spatial relations in it. Lengths are fractions of the image's side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from random import Random
 
 from narvl_plugin.data.scenes.backgrounds import Background
 
-# A relation counts when centres lie at least this far apart along its axis ...
+# The least distance of the centres along a relation's axis ...
 _CLEAR_DISTANCE = 0.15
-# ... and it is at least this part of the distance along the other axis (a diagonal is both left and above).
+# ... and its least ratio to the distance along the other axis (a diagonal is both left and above).
 _CLEAR_SLOPE = 0.6
-# Free space between the boxes of neighbours, at most.
+# The largest free space between the boxes of neighbours.
 _NEAR_GAP = 0.15
-# Where a third of the picture surely ends and the next surely begins, for a lonely object.
+# The unambiguous limits of the thirds of the image, for a single object.
 _LOW, _MIDDLE, _HIGH = 0.38, (0.42, 0.58), 0.62
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -28,18 +28,24 @@ class Thing:
 
     @property
     def x(self) -> float:
-        """Horizontal centre."""
+        """The horizontal centre."""
         return (self.box[0] + self.box[2]) / 2
 
     @property
     def y(self) -> float:
-        """Vertical centre, growing downwards."""
+        """The vertical centre, growing downwards."""
         return (self.box[1] + self.box[3]) / 2
 
 
 @dataclass(frozen=True)
 class Group:
-    """The copies of one noun: all of one size, which is "small", "big" or "" (plain, not named)."""
+    """The copies of one noun, all of one size.
+
+    Attributes:
+        noun: the noun.
+        size: "small", "big" or "" for a medium size without a name.
+        things: the copies.
+    """
 
     noun: str
     size: str
@@ -47,7 +53,7 @@ class Group:
 
     @property
     def count(self) -> int:
-        """How many copies there are."""
+        """The number of copies."""
         return len(self.things)
 
 
@@ -60,17 +66,17 @@ class Scene:
 
     @property
     def nouns(self) -> tuple[str, ...]:
-        """The nouns in the picture, each once."""
+        """The nouns in the image, each once."""
         return tuple(group.noun for group in self.groups)
 
 
 def absent_noun(scene: Scene, nouns: Sequence[str], random: Random) -> str:
-    """One of `nouns` that is not in the picture."""
+    """Return one of `nouns` that is not in the image."""
     return random.choice([noun for noun in nouns if noun not in scene.nouns])
 
 
 def thing_relations(a: Thing, b: Thing) -> set[str]:
-    """Which of left, right, above, below are plainly true of `a` seen from `b`: two of them on a diagonal."""
+    """Return the clear relations of `a` to `b` (left, right, above, below); two of them on a diagonal."""
     across, down = b.x - a.x, b.y - a.y
     found = set()
     if abs(across) >= max(_CLEAR_DISTANCE, _CLEAR_SLOPE * abs(down)):
@@ -81,7 +87,7 @@ def thing_relations(a: Thing, b: Thing) -> set[str]:
 
 
 def relations(a: Group, b: Group) -> list[str]:
-    """The relations that hold between every copy of `a` and every copy of `b`, in a fixed order."""
+    """Return the relations that hold between every copy of `a` and every copy of `b`, in a fixed order."""
     common = set(OPPOSITE)
     for first in a.things:
         for second in b.things:
@@ -90,14 +96,14 @@ def relations(a: Group, b: Group) -> list[str]:
 
 
 def are_near(a: Thing, b: Thing) -> bool:
-    """Whether two objects are neighbours: little free space between their boxes."""
+    """Tell whether two objects are neighbours, with little free space between their boxes."""
     across = max(a.box[0], b.box[0]) - min(a.box[2], b.box[2])
     down = max(a.box[1], b.box[1]) - min(a.box[3], b.box[3])
     return max(across, down) <= _NEAR_GAP
 
 
 def is_between(middle: Thing, a: Thing, b: Thing) -> bool:
-    """Whether an object lies between two others: opposite relations, and near the line that joins them."""
+    """Tell whether an object lies between two others: opposite relations, and near the line that joins them."""
     to_a, to_b = thing_relations(middle, a), thing_relations(middle, b)
     if not any(relation in to_a and OPPOSITE[relation] in to_b for relation in OPPOSITE):
         return False
@@ -107,7 +113,7 @@ def is_between(middle: Thing, a: Thing, b: Thing) -> bool:
 
 
 def place(thing: Thing) -> tuple[str, str] | None:
-    """Where a lonely object is: (left | middle | right, top | middle | bottom), None if arguable."""
+    """Return the place of a single object (left | middle | right, top | middle | bottom); None if it is ambiguous."""
     across, down = _third(thing.x), _third(thing.y)
     if across is None or down is None:
         return None
@@ -115,7 +121,7 @@ def place(thing: Thing) -> tuple[str, str] | None:
 
 
 def _third(center: float) -> int | None:
-    """Which third a coordinate is plainly in (0, 1, 2), None if that can be argued about."""
+    """Return the third (0, 1, 2) of a coordinate; None if it is ambiguous."""
     if center <= _LOW:
         return 0
     if center >= _HIGH:
@@ -124,7 +130,7 @@ def _third(center: float) -> int | None:
 
 
 def is_describable(groups: tuple[Group, ...]) -> bool:
-    """Whether words can say where all is: a lonely object in a plain place, every two nouns in a relation."""
+    """Tell whether words can describe the layout: a single object in a clear place, a relation for every two nouns."""
     if len(groups) == 1:
         return groups[0].count > 1 or place(groups[0].things[0]) is not None
     return all(relations(a, b) for a, b in combinations(groups, 2))

@@ -20,17 +20,17 @@ _GROUNDS = ("background", "background", "backdrop")
 
 
 def maybe(random: Random, probability: float) -> bool:
-    """True with the given probability."""
+    """Return True with the given probability."""
     return random.random() < probability
 
 
 def count_noun(group: Group) -> str:
-    """The noun in the number of its group: "dog", "dogs"."""
+    """Return the noun in the number of its group: "dog", "dogs"."""
     return group.noun if group.count == 1 else plural(group.noun)
 
 
 def noun_phrase(group: Group, random: Random, size_probability: float) -> str:
-    """What a group is at first mention: "a big dog", "two dogs", "a pair of small dogs"."""
+    """Return the first mention of a group: "a big dog", "two dogs", "a pair of small dogs"."""
     words = count_noun(group)
     if group.size and maybe(random, size_probability):
         words = f"{random.choice(SIZES[group.size])} {words}"
@@ -42,24 +42,30 @@ def noun_phrase(group: Group, random: Random, size_probability: float) -> str:
 
 
 def definite(group: Group) -> str:
-    """What a group is once it is known: "the dog", "the dogs"."""
+    """Return the later mention of a group: "the dog", "the dogs"."""
     return f"the {count_noun(group)}"
 
 
 def be(group: Group) -> str:
-    """The verb that agrees with a group: "is" or "are"."""
+    """Return the verb that agrees with a group: "is" or "are"."""
     return "is" if group.count == 1 else "are"
 
 
 def relation_phrase(relation: str, random: Random) -> str:
-    """One of the ways to say left, right, above or below."""
+    """Return one of the phrases for left, right, above or below."""
     return random.choice(RELATIONS[relation])
 
 
 def background_phrase(background: Background, random: Random, *, with_pattern: bool = True) -> str:
-    """A background with its article: "a plain green backdrop", "a green striped background".
+    """Return a background with its article: "a plain green backdrop", "a green striped background".
 
-    :param with_pattern: allows "a background with green stripes"
+    Args:
+        background: the background.
+        random: the random generator.
+        with_pattern: whether "a background with green stripes" is allowed.
+
+    Returns:
+        The phrase.
     """
     if background.pattern == "plain":
         plain = "plain " if maybe(random, 0.3) else ""

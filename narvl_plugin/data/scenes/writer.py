@@ -1,4 +1,4 @@
-"""Writes the scenes of all splits as TSV files, one folder a task."""
+"""Writer of the scenes of all splits as TSV files, one folder for each task."""
 
 import base64
 import io
@@ -27,8 +27,8 @@ from narvl_plugin.whole_files import naming, sole_writer
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
 _MIN_SIDE = 32
-_PICTURES_PER_PROCESS = 500  # for fewer, another process is not worth its start
-ANSWERS = 3  # their column among those of vqa_gen
+_PICTURES_PER_PROCESS = 500  # for fewer, the start of another process takes longer than it saves
+ANSWERS = 3  # the column of the answers in the rows of vqa_gen
 
 
 class SceneSettingError(ValueError):
@@ -50,22 +50,28 @@ def write_scenes(
 ) -> None:
     """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
 
-    Beside questions goes trainval_ans2label.pkl, the list of all answers in train and valid.
+    The folder of questions also gets trainval_ans2label.pkl, the list of all answers in train and valid.
 
-    A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes.
-    A pair of nouns held out by the seed never shares a picture of train or valid; every test picture of
-    several nouns has such a pair.
+    A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes. A pair of
+    nouns held out by the seed never shares an image of train or valid. Every test image of several nouns has such a
+    pair.
 
-    :param out: folder to write into, made if it is missing
-    :param train, valid, test: numbers of pictures
-    :param size: side of the square pictures in pixels
-    :param art: folder of PNG files to draw with in place of the package's
-    :param nouns: how many nouns to use, the easiest first
-    :param max_objects: the most objects in a picture, copies counted
-    :param tasks: which of `TASKS` to write rows for
+    Args:
+        out: the folder to write into, created if it is missing.
+        train: the number of training images.
+        valid: the number of validation images.
+        test: the number of test images.
+        size: the side of the square images in pixels.
+        seed: the seed of all random choices.
+        art: a folder of PNG files that replace the package's art.
+        nouns: the number of nouns to use, the easiest first.
+        max_objects: the largest number of objects in an image, with copies.
+        tasks: the tasks to write rows for, of `TASKS`.
 
-    Raises SceneSettingError for a setting out of range, ArtError for art that is missing or unreadable, InputError
-    where another process writes one of the files.
+    Raises:
+        SceneSettingError: for a setting out of range.
+        ArtError: for art that is missing or unreadable.
+        InputError: if another process is writing one of the files.
     """
     counts = {"train": train, "valid": valid, "test": test}
     _check_settings(counts, size, nouns, max_objects, tasks)
@@ -84,7 +90,7 @@ def write_scenes(
 
 
 def _answers(folder: Path) -> list[str]:
-    """All answers in train and valid, the most frequent first."""
+    """Return all answers in train and valid, the most frequent first."""
     counts = Counter[str]()
     for split in ("train", "valid"):
         for line in (folder / f"{split}.tsv").read_text(encoding="utf-8").splitlines():
@@ -93,19 +99,19 @@ def _answers(folder: Path) -> list[str]:
 
 
 def _check_settings(counts: dict[str, int], size: int, nouns: int, max_objects: int, tasks: Sequence[str]) -> None:
-    """Refuse settings that cannot work, naming the value and the range."""
+    """Raise SceneSettingError for settings out of range, with the value and the range."""
     for split, count in counts.items():
         if count < 0:
-            raise SceneSettingError(f"{split}={count}: the number of pictures cannot be negative")
+            raise SceneSettingError(f"{split}={count}: the number of images cannot be negative")
     if size < _MIN_SIDE:
-        raise SceneSettingError(f"size={size}: pictures need at least {_MIN_SIDE} pixels a side")
+        raise SceneSettingError(f"size={size}: images need at least {_MIN_SIDE} pixels a side")
     if not 1 <= max_objects <= MAX_OBJECTS:
         raise SceneSettingError(f"max_objects={max_objects}: choose 1 to {MAX_OBJECTS}")
-    # With fewer, no set of max_objects nouns is free of held-out pairs.
+    # With fewer nouns, every set of max_objects nouns contains a held-out pair.
     least = 2 * max_objects
     if not least <= nouns <= len(NOUNS):
         raise SceneSettingError(
-            f"nouns={nouns}: with max_objects={max_objects} choose {least} to {len(NOUNS)} (all there are)"
+            f"nouns={nouns}: with max_objects={max_objects} choose {least} to {len(NOUNS)} (all nouns)"
         )
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:
@@ -134,9 +140,10 @@ class _Rows(Dataset[list[str]]):
 
 
 def _write_split(out: Path, rows: _Rows) -> None:
-    """Write one split of every task, first under temporary names so that a finished file is a whole one.
+    """Write one split of every task, under temporary names until the files are complete.
 
-    Raises InputError where the disk is full.
+    Raises:
+        InputError: if the disk is full.
     """
     paths = [out / task / f"{rows.split}.tsv" for task in rows.tasks]
     parts = [path.with_name(f"{path.name}.part") for path in paths]
@@ -145,7 +152,7 @@ def _write_split(out: Path, rows: _Rows) -> None:
     with ExitStack() as stack:
         stack.enter_context(naming(paths[0]))
         files = [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
-        for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="picture"):
+        for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="image"):
             for file, line in zip(files, lines, strict=True):
                 file.write(line + "\n")
     for part, path in zip(parts, paths, strict=True):
@@ -153,7 +160,7 @@ def _write_split(out: Path, rows: _Rows) -> None:
 
 
 def _encode(picture: Image.Image) -> str:
-    """A picture as base64 of its JPEG file."""
+    """Return an image as base64 of its JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
