@@ -1,1 +1,1 @@
-"""Official downloads in OFA's columns: one file a data set, and how all of them read and write."""
+"""Official downloads converted to OFA's columns: one module for each data set, and shared reading and writing."""

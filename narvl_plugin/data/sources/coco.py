@@ -1,6 +1,6 @@
 """COCO captions in Karpathy's splits, as OFA's caption TSV.
 
-Official files and where they lie (RAW and IMAGES may be one folder)::
+Official files and their places (RAW and IMAGES may be the same folder)::
 
     RAW/dataset_coco.json                            from caption_datasets.zip,
                                                      https://cs.stanford.edu/people/karpathy/deepimagesent/
@@ -8,7 +8,7 @@ Official files and where they lie (RAW and IMAGES may be one folder)::
     IMAGES/val2014/COCO_val2014_000000000042.jpg …       val2014.zip
 
 The JSON file holds `images`, each with `cocoid`, `filepath` (the folder), `filename`, `split` and about five
-`sentences`, whose `raw` is the text as it was written.
+`sentences`, whose `raw` is the original text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick,
 from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, join_texts, write_split
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
-"""TSV file -> Karpathy's names; as all do, we train on his `restval`, too."""
+"""TSV file -> Karpathy's names; as is usual, train includes his `restval`."""
 
 FOLDERS = ("train2014", "val2014")
 DOWNLOAD = (
@@ -33,20 +33,30 @@ IMAGE = {"cocoid": int, "filepath": str, "filename": str, "split": str, "sentenc
 SENTENCE = {"sentid": int, "raw": str}
 
 Entry = tuple[int, Record, list[str]]
-"""Id, picture, captions of one row."""
+"""Id, image, captions of one row."""
 
 
 def convert_coco(
     raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None, join_captions: bool = False
 ) -> Iterator[Outcome]:
-    """Write OUT/{train,val,test}.tsv and yield what became of each.
+    """Write OUT/{train,val,test}.tsv and yield the outcome of each.
 
-    A row of val and test has all captions of a picture, joined by `&&`, and the picture's id twice. A row of train has
-    one caption and its id; with `join_captions` it is like a row of val.
+    A row of val and test has all captions of an image, joined by `&&`, and the image's id twice. A row of train has one
+    caption and its id; with `join_captions`, it has the form of val.
+
+    Args:
+        raw: the folder of the official file.
+        out: the folder to write into.
+        pictures: the images.
+        splits: the splits to write; all by default.
+        join_captions: whether to also join the captions of train.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        BadRow: a record is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        BadRow: if a record is not as published.
     """
     file = raw / "dataset_coco.json"
     chosen = chosen_splits(splits, SPLITS)
@@ -66,12 +76,12 @@ def convert_coco(
 
 
 def load_images(file: Path) -> list[Record]:
-    """Return the pictures of all splits with their sentences."""
+    """Return the images of all splits with their sentences."""
     return images_in(read_json(file), file)
 
 
 def images_in(content: Any, file: Path) -> list[Record]:
-    """Return the pictures of all splits with their sentences from the content of dataset_coco.json."""
+    """Return the images of all splits with their sentences from the content of dataset_coco.json."""
     images = pick_all(pick(content, {"images": list}, str(file))["images"], IMAGE, f"{file}:images")
     for index, image in enumerate(images):
         image["sentences"] = pick_all(image["sentences"], SENTENCE, f"{file}:images[{index}].sentences")
@@ -79,7 +89,7 @@ def images_in(content: Any, file: Path) -> list[Record]:
 
 
 def in_split(images: Callable[[], list[Record]], split: str, joined: bool) -> list[Entry]:
-    """Return the pictures of a split with their captions, or each caption on its own."""
+    """Return the images of a split with their captions, or each caption separately."""
     entries: list[Entry] = []
     for image in images():
         if image["split"] in SPLITS[split]:
@@ -92,7 +102,7 @@ def in_split(images: Callable[[], list[Record]], split: str, joined: bool) -> li
 
 
 def caption_row(entry: Entry, notes: Notes) -> Columns:
-    """uniq-id, image-id, captions, objects, image."""
+    """Return uniq-id, image-id, captions, objects, image."""
     key, image, captions = entry
     picture = Path(image["filepath"], image["filename"])
     return [str(key), str(image["cocoid"]), join_texts(captions, notes), "", picture]

@@ -4,13 +4,13 @@ Its files come with the package `easy-vqa` (1.0, MIT), whose folder `data` is th
 
     RAW/answers.txt             one answer a line
     RAW/train/questions.json    38,575 questions
-    RAW/train/images/0.png …    4,000 pictures
+    RAW/train/images/0.png …    4,000 images
     RAW/test/questions.json     9,673 questions
-    RAW/test/images/0.png …     1,000 pictures
+    RAW/test/images/0.png …     1,000 images
 
-A questions file holds a list of lists: question, answer, number of the picture. Train and test are the official ones.
-As there is no official validation part, each tenth picture of train (those whose number ends in 0) goes there with all
-its questions, so that no picture is on both sides.
+A questions file holds a list of lists: question, answer, number of the image. Train and test are the official ones.
+There is no official validation split. Each tenth image of train (whose number ends in 0) goes to validation with all
+its questions, so no image is in both splits.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ VALIDATION_STEP = 10
 INSTALL = "`pip install easy-vqa==1.0`, or name a copy of its folder `data` with --raw"
 
 Question = tuple[str, str, str, int]
-"""Id, question, answer, number of the picture."""
+"""Id, question, answer, number of the image."""
 
 
 def packaged_data() -> Path:
-    """Return the data's folder in the installed package; raises MissingInput if it is not installed."""
+    """Return the data's folder in the installed package.
+
+    Raises:
+        MissingInput: if the package is not installed.
+    """
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
         raise MissingInput(f"easy-VQA: its package is not installed; {INSTALL}")
@@ -54,11 +58,20 @@ def packaged_data() -> Path:
 def convert_easy_vqa(
     raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None
 ) -> Iterator[Outcome]:
-    """Write OUT/{train,val,test}.tsv and OUT/trainval_ans2label.pkl and yield what became of each.
+    """Write OUT/{train,val,test}.tsv and OUT/trainval_ans2label.pkl and yield the outcome of each.
+
+    Args:
+        raw: the folder of the files.
+        out: the folder to write into.
+        pictures: the images.
+        splits: the splits to write; all by default.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        BadRow: a question is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        BadRow: if a question is not as published.
     """
     chosen = chosen_splits(splits, SPLITS)
     answers = raw / "answers.txt"
@@ -93,7 +106,7 @@ def load(file: Path, split: str) -> list[Question]:
 
 
 def question_row(official_split: str, entry: Question, notes: Notes) -> Columns:
-    """question-id, image-id, question, weighted answer, objects, image."""
+    """Return question-id, image-id, question, weighted answer, objects, image."""
     key, question, answer, number = entry
     return [
         key,

@@ -1,13 +1,13 @@
 """GQA's balanced questions as OFA's vqa_gen TSV.
 
-Official files and where they lie (RAW and IMAGES may be one folder)::
+Official files and their places (RAW and IMAGES may be the same folder)::
 
     RAW/train_balanced_questions.json     from questions1.2.zip, https://cs.stanford.edu/people/dorarad/gqa/download.html
     RAW/val_balanced_questions.json       the same
     RAW/testdev_balanced_questions.json   the same
     IMAGES/images/2370799.jpg …           images.zip
 
-A file holds an object from question id to a question with `imageId`, `question` and `answer`, among much else.
+A file holds an object from question id to a question with `imageId`, `question`, `answer` and many other fields.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ QUESTION = {"imageId": str, "question": str, "answer": str}
 
 
 def convert_gqa(raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None) -> Iterator[Outcome]:
-    """Write OUT/{train,val,testdev}.tsv and yield what became of each; every answer has confidence 1.
+    """Write OUT/{train,val,testdev}.tsv and yield the outcome of each; every answer has confidence 1.
+
+    Args:
+        raw: the folder of the official files.
+        out: the folder to write into.
+        pictures: the images.
+        splits: the splits to write; all by default.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        BadRow: a record is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        BadRow: if a record is not as published.
     """
     files = {split: raw / f"{split}_balanced_questions.json" for split in chosen_splits(splits, SPLITS)}
     need(files.values(), [pictures.folder / "images"], DOWNLOAD)
@@ -46,12 +55,12 @@ def load(file: Path, fields: Mapping[str, type] = QUESTION) -> list[tuple[str, R
 
 
 def without_meaning(fields: Mapping[str, type], found: Record) -> Record:
-    """Reduce a question to the fields used while the file is read: all that train holds would fill gigabytes."""
+    """Reduce a question to the fields used while the file is read: all fields of train would take gigabytes."""
     return {name: found[name] for name in fields if name in found} if "imageId" in found else found
 
 
 def question_row(entry: tuple[str, Record], notes: Notes) -> Columns:
-    """question-id, image-id, question, weighted answer, objects, image."""
+    """Return question-id, image-id, question, weighted answer, objects, image."""
     key, question = entry
     return [
         clean(key, notes),

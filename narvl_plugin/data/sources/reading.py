@@ -1,4 +1,4 @@
-"""What all data sets share on their way in: files that must be there, and records checked field by field."""
+"""The shared input of all data sets: required files, and records checked field by field."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ Record = dict[str, Any]
 
 
 def need(files: Iterable[Path], folders: Iterable[Path], download: str) -> None:
-    """Check that all files and folders are there, before any work.
+    """Check that all files and folders exist, before any work.
 
     Args:
-        download: says where they come from.
+        files: the required files.
+        folders: the required folders of images.
+        download: where to get them, for errors.
 
     Raises:
-        MissingInput: for the first that is not there.
+        MissingInput: for the first that does not exist.
     """
     for file in files:
         if not file.is_file():
@@ -30,7 +32,11 @@ def need(files: Iterable[Path], folders: Iterable[Path], download: str) -> None:
 
 
 def chosen_splits(chosen: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """Return the splits to write, all of them for None; raises InputError for one that the data set has not."""
+    """Return the splits to write, all of them for None.
+
+    Raises:
+        InputError: for an unknown split.
+    """
     known = list(known)
     for split in chosen or ():
         if split not in known:
@@ -39,10 +45,17 @@ def chosen_splits(chosen: Sequence[str] | None, known: Iterable[str]) -> list[st
 
 
 def read_json(file: Path, object_hook: Callable[[Record], Any] | None = None) -> Any:
-    """Return what a JSON file holds; `object_hook` is given each object, the innermost first, see `json.load`.
+    """Return the content of a JSON file.
+
+    Args:
+        file: the file.
+        object_hook: converts each object, the innermost first; see `json.load`.
+
+    Returns:
+        The content.
 
     Raises:
-        InputError: it is no JSON.
+        BadRow: if the file is not JSON.
     """
     with file.open(encoding="utf-8") as stream:
         try:
@@ -52,10 +65,18 @@ def read_json(file: Path, object_hook: Callable[[Record], Any] | None = None) ->
 
 
 def pick(record: Any, fields: Mapping[str, type], where: str) -> Record:
-    """Return the named fields of a record, after checking that each has its type.
+    """Return the named fields of a record, after a check of their types.
+
+    Args:
+        record: the record.
+        fields: the type of each field.
+        where: FILE:KEY, for errors.
+
+    Returns:
+        The fields.
 
     Raises:
-        BadRow: with `where` (FILE:KEY), if one is missing or of another type.
+        BadRow: if a field is missing or of another type.
     """
     if not isinstance(record, dict):
         not_as_published(where, f"is a {type(record).__name__}, not an object with {', '.join(fields)}")
@@ -68,12 +89,16 @@ def pick(record: Any, fields: Mapping[str, type], where: str) -> Record:
 
 
 def pick_all(records: Any, fields: Mapping[str, type], where: str) -> list[Record]:
-    """Return the named fields of each record of a list; raises BadRow like `pick`, with `where[INDEX]`."""
+    """Return the named fields of each record of a list.
+
+    Raises:
+        BadRow: as `pick`, with `where[INDEX]`.
+    """
     if not isinstance(records, list):
         not_as_published(where, f"is a {type(records).__name__}, not a list")
     return [pick(record, fields, f"{where}[{index}]") for index, record in enumerate(records)]
 
 
 def not_as_published(where: str, what: str) -> NoReturn:
-    """Raise BadRow for a place in a file (FILE:KEY) that is not as its data set's makers publish it."""
+    """Raise BadRow for a place in a file (FILE:KEY) that differs from the published data set."""
     raise BadRow(f"{where}: {what}; the published file is otherwise: download it again")

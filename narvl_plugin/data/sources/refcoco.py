@@ -1,6 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as OFA's refcoco TSV.
 
-Official files and where they lie (RAW and IMAGES may be one folder)::
+Official files and their places (RAW and IMAGES may be the same folder)::
 
     RAW/refcoco/refs(unc).p       from refcoco.zip, https://github.com/lichengunc/refer
     RAW/refcoco/refs(google).p    the same
@@ -12,10 +12,9 @@ Official files and where they lie (RAW and IMAGES may be one folder)::
     RAW/refcocog/instances.json   the same
     IMAGES/train2014/COCO_train2014_000000000009.jpg …   train2014.zip, https://cocodataset.org/#download
 
-A `refs` file is a pickle, written by Python 2, of a list of objects that people refer to, each with `image_id`,
-`ann_id`, `split` and several `sentences`, whose `sent` is the text in small letters without punctuation.
-`instances.json` holds COCO's `images` (`id`, `file_name`, `width`, `height`) and `annotations` (`id`, `bbox` as x, y,
-width, height).
+A `refs` file is a pickle, written by Python 2, of a list of objects. Each has `image_id`, `ann_id`, `split` and several
+`sentences` that refer to it. Their `sent` is the text in lower case without punctuation. `instances.json` holds COCO's
+`images` (`id`, `file_name`, `width`, `height`) and `annotations` (`id`, `bbox` as x, y, width, height).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ SPLITS = {
     ("refcocog", "umd"): ("train", "val", "test"),
     ("refcocog", "google"): ("train", "val"),
 }
-"""(Data set, who split it) -> its splits; the first of each data set is the one that papers report."""
+"""(Data set, author of the split) -> its splits; papers report the first of each data set."""
 
 FOLDER = "train2014"
 REFERENCE = {"image_id": int, "ann_id": int, "split": str, "sentences": list}
@@ -56,7 +55,13 @@ ANNOTATION = {"id": int, "bbox": list}
 
 @dataclass(frozen=True)
 class Region:
-    """A sentence and what it refers to; `bbox` is x, y, width, height in pixels."""
+    """A sentence and the region it refers to.
+
+    Attributes:
+        sentence: the sentence.
+        image: the image.
+        bbox: x, y, width, height in pixels.
+    """
 
     sentence: Record
     image: Record
@@ -72,18 +77,25 @@ def convert_refcoco(
     split_by: str | None = None,
     splits: Sequence[str] | None = None,
 ) -> Iterator[Outcome]:
-    """Write OUT/SPLIT.tsv for each split and yield what became of it; a row is one sentence.
+    """Write OUT/SPLIT.tsv for each split and yield its outcome; a row is one sentence.
 
-    Boxes that stick out of their picture are clipped to it, and dropped if nothing is left.
+    Boxes that exceed their image are clipped to it, and dropped if they are then empty.
 
     Args:
+        raw: the folder of the official files.
+        out: the folder to write into.
+        pictures: the images.
         name: refcoco, refcoco+ or refcocog.
         split_by: unc, google or umd; by default unc for refcoco and refcoco+, umd for refcocog.
+        splits: the splits to write; all by default.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        InputError: there is no such data set or split, or a file is damaged or asks to run code.
-        BadRow: a record is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        InputError: for an unknown data set or split, and for a file that is damaged or tries to run code.
+        BadRow: if a record is not as published.
     """
     choices = {by: its_splits for (known, by), its_splits in SPLITS.items() if known == name}
     if not choices:
@@ -133,7 +145,7 @@ def in_split(regions: Callable[[], dict[str, list[Region]]], split: str) -> list
 
 
 def region_row(region: Region, notes: Notes) -> Columns:
-    """uniq-id, image-id, text, x0,y0,x1,y1 in pixels, image."""
+    """Return uniq-id, image-id, text, x0,y0,x1,y1 in pixels, image."""
     return [
         str(region.sentence["sent_id"]),
         str(region.image["id"]),
@@ -144,7 +156,11 @@ def region_row(region: Region, notes: Notes) -> Columns:
 
 
 def corners(region: Region, notes: Notes) -> str:
-    """Return `x0,y0,x1,y1` within the picture, in pixels to two places; raises Dropped if the box is empty there."""
+    """Return `x0,y0,x1,y1` within the image, in pixels with two decimals.
+
+    Raises:
+        Dropped: if the box is empty within the image.
+    """
     x, y, width, height = region.bbox
     whole = [round(edge, 2) for edge in (x, y, x + width, y + height)]
     limits = [region.image["width"], region.image["height"]] * 2

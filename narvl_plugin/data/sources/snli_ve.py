@@ -1,15 +1,15 @@
 """SNLI-VE as OFA's snli_ve TSV.
 
-Official files and where they lie (RAW and IMAGES may be one folder)::
+Official files and their places (RAW and IMAGES may be the same folder)::
 
     RAW/snli_ve_train.jsonl                      https://github.com/necla-ml/SNLI-VE
     RAW/snli_ve_dev.jsonl                        the same
     RAW/snli_ve_test.jsonl                       the same
     IMAGES/flickr30k-images/1000092795.jpg …     flickr30k-images.tar.gz, https://shannon.cs.illinois.edu/DenotationGraph/
 
-A line is a record of SNLI with `Flickr30K_ID` (the picture), `pairID`, `sentence1` (the caption that the hypothesis was
-written for), `sentence2` (the hypothesis) and `gold_label`: entailment, neutral, contradiction, or `-` where people
-did not agree.
+A line is a record of SNLI. `Flickr30K_ID` is the image, `pairID` the id, `sentence1` the caption that the hypothesis
+was written for, and `sentence2` the hypothesis. `gold_label` is entailment, neutral, contradiction, or `-` if
+annotators disagreed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,20 @@ PAIR = {"Flickr30K_ID": str, "pairID": str, "sentence1": str, "sentence2": str, 
 def convert_snli_ve(
     raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None
 ) -> Iterator[Outcome]:
-    """Write OUT/{train,dev,test}.tsv and yield what became of each; pairs without a gold label are dropped.
+    """Write OUT/{train,dev,test}.tsv and yield the outcome of each; pairs without a gold label are dropped.
+
+    Args:
+        raw: the folder of the official files.
+        out: the folder to write into.
+        pictures: the images.
+        splits: the splits to write; all by default.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        BadRow: a line is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        BadRow: if a line is not as published.
     """
     files = {split: raw / f"snli_ve_{split}.jsonl" for split in chosen_splits(splits, SPLITS)}
     need(files.values(), [pictures.folder / FOLDER], DOWNLOAD)
@@ -63,7 +72,7 @@ def load(file: Path) -> list[Record]:
 
 
 def pair_row(pair: Record, notes: Notes) -> Columns:
-    """uniq-id, image-id, image, hypothesis, caption, label."""
+    """Return uniq-id, image-id, image, hypothesis, caption, label."""
     if pair["gold_label"] == UNDECIDED:
         raise Dropped("no gold label")
     return [

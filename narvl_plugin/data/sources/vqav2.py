@@ -1,6 +1,6 @@
 """VQA 2.0 as OFA's vqa_gen TSV, and the list of its most frequent answers.
 
-Official files and where they lie (RAW and IMAGES may be one folder)::
+Official files and their places (RAW and IMAGES may be the same folder)::
 
     RAW/v2_OpenEnded_mscoco_train2014_questions.json      from v2_Questions_Train_mscoco.zip, https://visualqa.org/download
     RAW/v2_OpenEnded_mscoco_val2014_questions.json        v2_Questions_Val_mscoco.zip
@@ -13,7 +13,7 @@ Official files and where they lie (RAW and IMAGES may be one folder)::
     IMAGES/test2015/COCO_test2015_000000000001.jpg …      test2015.zip
 
 A questions file holds `questions`, each with `question_id`, `image_id` and `question`. An annotations file holds
-`annotations`, each with `question_id`, the ten people's `answers` (each with `answer`) and their most frequent one,
+`annotations`, each with `question_id`, the `answers` of ten people (each with `answer`) and their most frequent one,
 `multiple_choice_answer`.
 """
 
@@ -53,10 +53,10 @@ SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev"
 
 ANSWERED = ("train", "val")
 MIN_QUESTIONS = 9
-"""A frequent answer is the most frequent one of at least so many questions: 3,129 answers in train and val."""
+"""The least number of questions whose most frequent answer it is; train and val have 3,129 such answers."""
 
 SECRET = "1.0|!+?"
-"""Answer column of the tests, whose answers are not published: well formed, and no normalised answer is `?`."""
+"""Answer column of the tests, whose answers are not published. It is well formed; no normalised answer is `?`."""
 
 DOWNLOAD = "unpack the questions' and annotations' archives (visualqa.org/download) and the images' (cocodataset.org)"
 QUESTION = {"question_id": int, "image_id": int, "question": str}
@@ -66,14 +66,24 @@ ANNOTATION = {"question_id": int, "multiple_choice_answer": str, "answers": list
 def convert_vqav2(
     raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None, answers: bool = False
 ) -> Iterator[Outcome]:
-    """Write OUT/{train,val,test,test-dev}.tsv and yield what became of each.
+    """Write OUT/{train,val,test,test-dev}.tsv and yield the outcome of each.
 
-    With `answers`, OUT/trainval_ans2label.pkl, too; then train has only questions with an answer in that list, since a
-    model that is held to it could learn nothing from the others.
+    With `answers`, OUT/trainval_ans2label.pkl is written as well. Then train has only questions with an answer in that
+    list, because a model that is restricted to it could learn nothing from the others.
+
+    Args:
+        raw: the folder of the official files.
+        out: the folder to write into.
+        pictures: the images.
+        splits: the splits to write; all by default.
+        answers: whether to write the list of answers.
+
+    Yields:
+        The outcome of each file.
 
     Raises:
-        MissingInput: a file or folder is not there; said before anything is written.
-        BadRow: a record is not as published.
+        MissingInput: if a file or folder does not exist; raised before anything is written.
+        BadRow: if a record is not as published.
     """
     chosen = chosen_splits(splits, SPLITS)
     inputs = {split: [questions_file(raw, split)] for split in chosen}
@@ -104,22 +114,22 @@ def convert_vqav2(
 
 
 def questions_file(raw: Path, split: str) -> Path:
-    """Return where a split's questions lie."""
+    """Return the path of a split's questions."""
     return raw / f"v2_OpenEnded_mscoco_{SPLITS[split]}_questions.json"
 
 
 def annotations_file(raw: Path, split: str) -> Path:
-    """Return where a split's answers lie."""
+    """Return the path of a split's answers."""
     return raw / f"v2_mscoco_{SPLITS[split]}_annotations.json"
 
 
 def image_folder(split: str) -> str:
-    """Return the name of a split's folder of images: test-dev is a part of test."""
+    """Return the name of a split's image folder; test-dev is a part of test."""
     return SPLITS[split].replace("test-dev", "test")
 
 
 def load(raw: Path, split: str) -> list[Record]:
-    """Return a split's questions, with the people's `answers` (None where they are kept secret)."""
+    """Return a split's questions with the people's `answers`, None if these are not published."""
     file = questions_file(raw, split)
     found = pick(read_json(file), {"questions": list}, str(file))["questions"]
     questions = pick_all(found, QUESTION, f"{file}:questions")
@@ -135,7 +145,7 @@ def load(raw: Path, split: str) -> list[Record]:
 
 
 def load_annotations(file: Path, fields: Mapping[str, type] = ANNOTATION) -> list[Record]:
-    """Return the annotations of a file, with `fields`; their `answers` as a list of strings."""
+    """Return the annotations of a file, with `fields`; their `answers` are a list of strings."""
     where = f"{file}:annotations"
     annotations = pick_all(pick(read_json(file), {"annotations": list}, str(file))["annotations"], fields, where)
     for index, annotation in enumerate(annotations):
@@ -145,7 +155,11 @@ def load_annotations(file: Path, fields: Mapping[str, type] = ANNOTATION) -> lis
 
 
 def question_row(folder: str, only: frozenset[str] | None, question: Record, notes: Notes) -> Columns:
-    """question-id, image-id, question, weighted answers, objects, image; dropped if it has no answer of `only`."""
+    """Return question-id, image-id, question, weighted answers, objects, image.
+
+    Raises:
+        Dropped: if the question has no answer of `only`.
+    """
     number = question["image_id"]
     scores = soft_scores(question["answers"] or [])
     if only is not None and only.isdisjoint(scores):
@@ -161,10 +175,11 @@ def question_row(folder: str, only: frozenset[str] | None, question: Record, not
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Return the official accuracy of each answer that people gave, after normalisation; empty answers have none.
+    """Return the official accuracy of each answer that people gave, after normalisation; empty answers are left out.
 
-    An answer that n of a group of people gave is worth min(1, n / 3). As in the official evaluation, this is averaged
-    over all groups that leave one person out: of ten people, 0.3, 0.6 and 0.9 for one, two and three, and 1 for more.
+    In a group of people, an answer that n of them gave is worth min(1, n / 3). As in the official evaluation, this is
+    averaged over all groups that leave one person out. Ten people thus give 0.3, 0.6 and 0.9 for one, two and three,
+    and 1 for more.
     """
     people = len(answers)
     counts = Counter(answer for answer in map(normalise_answer, answers) if answer)

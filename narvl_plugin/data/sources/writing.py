@@ -1,4 +1,4 @@
-"""What all data sets share on their way out: clean columns, pictures, and a TSV file that can be resumed."""
+"""The shared output of all data sets: clean columns, images, and a resumable TSV file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.whole_files import write_whole
 
 BATCH_ROWS = 64
-"""Rows written at a time: with pictures some 10 MiB, all that is held in memory of them."""
+"""Number of rows written at a time; with images, they take about 10 MiB of memory."""
 
 WRITTEN = "rows written"
 CLEANED = "texts cleaned of tabs, line ends or separators"
@@ -29,21 +29,21 @@ _UNSAFE = re.compile(r"[\t\r\n\ud800-\udfff]+|&{2,}|\|!\+")
 Entry = TypeVar("Entry")
 Notes = Counter[str]
 Columns = list[str | Path]
-"""One row; a Path is the row's picture, from the folder of images."""
+"""One row; a Path is the row's image, relative to the folder of images."""
 
 
 class Dropped(Exception):
-    """A row that is left out; the message is the reason, and rows of one reason are counted together."""
+    """A row that is left out; the message is the reason, and rows are counted by reason."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where the pictures are, and how rows hold them.
+    """The images of a data set and their form in the rows.
 
-    Args:
-        folder: what the paths in rows count from.
-        as_paths: write the path, seen from the TSV file, in place of base64 of the file's bytes.
-        check: open every picture and drop rows whose picture cannot be read.
+    Attributes:
+        folder: the folder of the paths in rows.
+        as_paths: write the path relative to the TSV file instead of base64 of the file's bytes.
+        check: open every image and drop rows with an unreadable image.
     """
 
     folder: Path
@@ -51,11 +51,19 @@ class Pictures:
     check: bool = False
 
     def column(self, picture: Path, tsv: Path) -> str:
-        """Return the image column of a row of `tsv`.
+        """Return the image column of a row.
+
+        Args:
+            picture: the path of the image in the folder.
+            tsv: the TSV file of the row.
+
+        Returns:
+            The column.
 
         Raises:
-            Dropped: the picture is missing or, if that is checked or its link leads out of the folder, no picture.
-            InputError: its path leads out of the folder, to files that are no part of the data set.
+            Dropped: if the image is missing or unreadable. The image is only read if `check` is set or a link leads out
+                of the folder.
+            InputError: if the path leads out of the folder, to files outside the data set.
         """
         if picture.is_absolute() or ".." in picture.parts or _UNSAFE.search(str(picture)):
             raise InputError(f"{str(picture)!r}: refused, because it is no plain path of an image in {self.folder}")
@@ -67,7 +75,7 @@ class Pictures:
             if self.check:
                 open_image(data, str(file))
             elif data and not file.resolve().is_relative_to(self.folder.resolve()):
-                with opened(data, str(file)):  # a link leads out of the folder, to what may be no picture
+                with opened(data, str(file)):  # a link leads out of the folder, and the file may not be an image
                     pass
         except BadRow as error:
             raise Dropped("unreadable image") from error
@@ -76,13 +84,18 @@ class Pictures:
         return base64.b64encode(data).decode("ascii")
 
     def seen_from(self, tsv: Path) -> str:
-        """Return the relative path from a TSV file's folder to that of the pictures."""
+        """Return the relative path from a TSV file's folder to that of the images."""
         return os.path.relpath(self.folder.resolve(), tsv.parent.resolve())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one TSV file: counts by name, or None if it was there already."""
+    """The result of writing one file.
+
+    Attributes:
+        path: the file.
+        counts: the counts by name; None if the file existed already.
+    """
 
     path: Path
     counts: Mapping[str, int] | None
@@ -95,10 +108,10 @@ class Outcome:
 
 
 def tidy(text: str, notes: Notes) -> str:
-    """Return a text that stays in its column and part: no tabs, line ends, `&&` or `|!+`, no spaces around.
+    """Return a text that fits into a column: without tabs, line ends, `&&`, `|!+` and surrounding spaces.
 
-    Each unsafe piece becomes a space; a single `&` goes at either end, where joining could double it. Changed texts
-    are counted in `notes`.
+    Each unsafe piece becomes a space. A single `&` is removed at either end, because joining could double it. Changed
+    texts are counted in `notes`.
     """
     tidied = _UNSAFE.sub(" ", text).strip(" &")
     if tidied != text.strip(" "):
@@ -107,7 +120,11 @@ def tidy(text: str, notes: Notes) -> str:
 
 
 def clean(text: str, notes: Notes) -> str:
-    """Return a tidy text; raises Dropped if nothing is left of it."""
+    """Return a tidy text.
+
+    Raises:
+        Dropped: if the tidy text is empty.
+    """
     tidied = tidy(text, notes)
     if not tidied:
         raise Dropped("empty text")
@@ -115,7 +132,11 @@ def clean(text: str, notes: Notes) -> str:
 
 
 def join_texts(texts: Sequence[str], notes: Notes) -> str:
-    """Return tidy texts joined by `&&`, without empty ones; raises Dropped if all are empty."""
+    """Return tidy texts joined by `&&`, without empty ones.
+
+    Raises:
+        Dropped: if all texts are empty.
+    """
     kept = [tidied for text in texts if (tidied := tidy(text, notes))]
     if not kept:
         raise Dropped("empty text")
@@ -124,7 +145,11 @@ def join_texts(texts: Sequence[str], notes: Notes) -> str:
 
 
 def join_answers(confidences: Mapping[str, float], notes: Notes) -> str:
-    """Return `conf|!+answer&&…`, the highest confidence first; raises Dropped if there is no answer."""
+    """Return `conf|!+answer&&…`, the highest confidence first.
+
+    Raises:
+        Dropped: if no answer remains.
+    """
     ranked = sorted(confidences.items(), key=lambda item: -item[1])
     kept = [(confidence, tidied) for answer, confidence in ranked if (tidied := tidy(answer, notes))]
     if not kept:
@@ -141,21 +166,22 @@ def write_split(
     pictures: Pictures,
     settings: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Write one TSV file, a row for each entry that is not dropped; stopped and started again, it goes on.
+    """Write one TSV file, a row for each entry that is not dropped; an interrupted run can be resumed.
 
     Args:
         path: the TSV file.
-        load: returns the entries; called only if there is something to do.
-        columns: makes a row of an entry, or raises Dropped; counts in its second argument what is worth a report.
-        inputs: files that the entries come from; an unfinished `path` begun with others is refused.
-        settings: what else the rows depend on, as JSON values.
+        load: returns the entries; called only if rows remain to be written.
+        columns: makes a row of an entry, or raises Dropped; it counts notable events in its second argument.
+        inputs: the files of the entries; an unfinished `path` of other inputs is refused.
+        pictures: the images and their form in the rows.
+        settings: further settings that the rows depend on, as JSON values.
 
     Returns:
-        the counts: rows written, notes, and rows dropped by reason.
+        The counts: rows written, notes, and rows dropped by reason.
 
     Raises:
-        InputError: no row is left, or another process writes `path`.
-        StalePart: an unfinished `path` was begun with other inputs or settings.
+        InputError: if no row remains, or another process is writing `path`.
+        StalePart: if an unfinished `path` was begun with other inputs or settings.
     """
     writer = ResumableWriter(
         path,
@@ -192,7 +218,15 @@ def write_split(
 
 
 def write_answers(out: Path, load: Callable[[], Sequence[str]]) -> Outcome:
-    """Write OUT/trainval_ans2label.pkl, a pickle of a dict from answer to number, as OFA keeps a list of answers."""
+    """Write OUT/trainval_ans2label.pkl, OFA's list of answers: a pickle of a dict from answer to number.
+
+    Args:
+        out: the folder.
+        load: returns the answers; called only if the file does not exist.
+
+    Returns:
+        The number of answers.
+    """
     path = out / ANSWER_LIST
     if path.exists():
         return Outcome(path, None)
