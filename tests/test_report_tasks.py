@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.report import build, build_report
 from narvl_plugin.report.subjects.refcoco import RefcocoSubject
 from narvl_plugin.report.subjects.vqa_gen import VqaGenSubject
@@ -147,6 +148,15 @@ def test_bins_may_cover_more_than_the_picture(tmp_path: Path, refcoco_rows: Rows
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
     # The mean of one box: 0, 0 to the middle, at bin 2.5, which lies as near to 2 as to 3.
     assert subject.say_baselines([row])["mean_box"] == {0: "<bin_0><bin_0><bin_2><bin_2>"}
+
+
+def test_features_of_unknown_size_are_a_bad_row(tmp_path: Path, refcoco_rows: Rows) -> None:
+    np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
+    refcoco_rows[0][4] = "features.npy"
+    cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
+    subject = RefcocoSubject(SimpleNamespace(cfg=cfg), tmp_path)
+    with pytest.raises(BadRow, match=r"test\.tsv:1: the image column holds features that do not tell the size"):
+        subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
 
 
 def test_boxes_need_the_students_options(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows) -> None:
