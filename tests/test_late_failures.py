@@ -174,7 +174,7 @@ class TestCalibration:
         assert all(torch.equal(tensor, after["model"][name]) for name, tensor in state["model"].items())
 
     def test_a_checkpoint_that_cannot_keep_it(self, student: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(calibration.Judge, "answer", self.answer_nothing)
+        monkeypatch.setattr(calibration, "judge", self.answer_nothing)
         monkeypatch.setattr(calibration, "read_checkpoint", lambda file: read_checkpoint(file) | {"cfg": {"task": {}}})
         with pytest.raises(InputError, match=r"student.pt: has no options of its model .* narvl convert"):
             calibrate(student, data)
@@ -182,14 +182,14 @@ class TestCalibration:
     def test_a_file_to_measure_on_that_is_missing(
         self, student: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(calibration.Judge, "answer", self.answer_nothing)
+        monkeypatch.setattr(calibration, "judge", self.answer_nothing)
         with pytest.raises(MissingInput, match="none.tsv"):
             calibrate(student, data, test=tmp_path / "none.tsv")
 
     def test_a_teacher_in_the_student_s_place(
         self, write_checkpoint: Callable[..., Path], vocabulary: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(calibration.Judge, "answer", self.answer_nothing)
+        monkeypatch.setattr(calibration, "judge", self.answer_nothing)
         teacher = write_checkpoint("teacher.pt", "ofa", "caption", bpe_dir=str(vocabulary), num_bins=10)
         with pytest.raises(InputError, match=r"teacher.pt: is a teacher; give a student"):
             calibrate(teacher, data)
@@ -197,7 +197,7 @@ class TestCalibration:
     def test_a_student_in_a_folder_that_may_not_be_written(
         self, student: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(calibration.Judge, "answer", self.answer_nothing)
+        monkeypatch.setattr(calibration, "judge", self.answer_nothing)
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != student.parent)
         with pytest.raises(InputError, match=r"student.pt: cannot be written"):
             calibrate(student, data)

@@ -12,40 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from narvl_plugin.bench.timing import describe_machine, in_turns, measure_latency, use_threads
 from narvl_plugin.ctc import build_trie, prefix_beam_search, score_trie
-from narvl_plugin.data.boxes import bins_in
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.inference.calibration import Reliability
-from narvl_plugin.inference.predictor import Predictor, searching
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.report.results import markdown_table
-from narvl_plugin.tasks.answers import AnswerTask
-from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.refcoco import RefcocoTask
+from narvl_plugin.tasks.base import BaseTask, Search
 from narvl_plugin.whole_files import require_writable, write_whole
 
 SPLIT = "test"
 FREE = "greedy, nothing ruled out"
-REPEATED = 3  # size of the n-grams that a caption should not repeat
-
-
-@dataclass(frozen=True)
-class Way:
-    """A decoding method of a student.
-
-    Attributes:
-        beam: the beam width.
-        generation: other generation options.
-        task_options: options of the task.
-    """
-
-    beam: int
-    generation: Mapping[str, Any]
-    task_options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,58 +47,9 @@ class Decoded:
     p50_ms: float
 
 
-def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Way]:
-    """Return the decoding methods of a task's students by name; `FREE` is always included.
-
-    Args:
-        task: the student's task.
-        teacher: a teacher's checkpoint to rescore with, if any.
-        frequencies: a TSV file of captions for the expected CIDEr, if any.
-
-    Returns:
-        The methods by name.
-    """
-
-    def way(beam: int, generation: Mapping[str, Any] | None = None, **task_options: Any) -> Way:
-        return Way(beam, generation or {}, task_options)
-
-    any_ngram = {"no_repeat_ngram_size": 0}
-    ways = {FREE: way(1), "greedy": way(1, any_ngram)}
-    if isinstance(task, AnswerTask) and task.trie is not None:
-        ways["greedy"] = way(1, any_ngram, **searching(task))
-        ways["beam 5"] = way(5, **searching(task))
-        ways["all answers"] = way(5, val_inference_type="allcand")
-    elif isinstance(task, RefcocoTask):
-        ways["expected IoU"] = way(5)
-    else:
-        ways["beam 5"] = way(5, any_ngram)
-        ways["beam 16"] = way(16, any_ngram)
-    if not isinstance(task, AnswerTask | RefcocoTask):
-        ways["beam 5, no trigram twice"] = way(5, {"no_repeat_ngram_size": REPEATED})
-        ways["beam 16, expected BLEU"] = way(16, any_ngram, mbr="bleu")
-        if frequencies is not None:
-            ways["beam 16, expected CIDEr"] = way(16, any_ngram, mbr="cider", mbr_frequencies=str(frequencies))
-    if teacher is not None:
-        for weight in (0.5, 1.0, 4.0):
-            options = {**searching(task), "rescore_with": str(teacher), "rescore_weight": weight}
-            ways[f"beam 5 and {weight:g} of the teacher"] = way(5, any_ngram, **options)
-    return ways
-
-
-def is_invalid(task: BaseTask, tokens: Tensor) -> bool:
-    """Tell whether tokens are an invalid output of the task.
-
-    Invalid are answers outside the list, boxes that are malformed, empty captions, and captions that repeat a trigram.
-    """
-    text = task.codec.decode(tokens)
-    if isinstance(task, RefcocoTask):
-        bins = bins_in(text)
-        return bins is None or bins[0] > bins[2] or bins[1] > bins[3]
-    if isinstance(task, AnswerTask):
-        return text not in task.trie if task.trie is not None else not text
-    words = text.split()
-    ngrams = [tuple(words[place : place + REPEATED]) for place in range(len(words) - REPEATED + 1)]
-    return not words or len(set(ngrams)) < len(ngrams)
+def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+    """Return the decoding methods of a task's students by name, `FREE` first; see `BaseTask.ways_to_decode`."""
+    return {FREE: Search({"beam": 1}, {}), **task.ways_to_decode(teacher, frequencies)}
 
 
 def decoding(
@@ -156,14 +87,11 @@ def decoding(
     """
     require_writable(out)
     loaded = Predictor.load(student, data, task_overrides=task_overrides, role="student", device=device)
-    predictors = {
-        name: loaded.with_options(way.task_options, **{**way.generation, "beam": way.beam})
-        for name, way in ways_to_decode(loaded.task, teacher, frequencies).items()
-    }
     task = loaded.task
+    ways = ways_to_decode(task, teacher, frequencies)
+    predictors = {name: loaded.with_options(way.task_options, **way.generation) for name, way in ways.items()}
     predictors[FREE].generator = ParallelGenerator([loaded.model], task.target_dictionary)
-    dataset = task.dataset(SPLIT)
-    rows = [row for row in range(len(dataset)) if dataset[row] is not None]
+    rows = list(loaded.usable_rows())
     found: dict[str, list[tuple[float, bool, float, float, float]]] = {name: [] for name in predictors}
     with torch.inference_mode(), use_threads(threads):
         for row in rows:
@@ -174,12 +102,12 @@ def decoding(
                 (quality,) = task.validation_scores(batch, said)[task.validation_metrics[0]]
                 (right,) = task.right(batch, said)
                 sure = task.confidence(said[0])
-                found[name].append((quality, is_invalid(task, best["tokens"]), float(best["score"]), sure, right))
+                found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))
     stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)
-    ways = {}
+    decoded = {}
     for name, results in found.items():
         qualities, invalid, scores, confidences, correct = map(np.array, zip(*results, strict=True))
-        ways[name] = Decoded(
+        decoded[name] = Decoded(
             quality=float(qualities.mean()),
             invalid=int(invalid.sum()),
             score=float(scores.mean()),
@@ -187,7 +115,7 @@ def decoding(
             p50_ms=stats[name].p50_ms,
         )
     result = {
-        "ways": {name: asdict(decoded) for name, decoded in ways.items()},
+        "ways": {name: asdict(worth) for name, worth in decoded.items()},
         "rows": len(rows),
         "metric": task.validation_metrics[0],
         "machine": describe_machine(loaded.device, threads, next(loaded.model.parameters()).dtype),

@@ -24,7 +24,7 @@ from narvl_plugin.bench.timing import (
 )
 from narvl_plugin.errors import InputError
 from narvl_plugin.export.runner import Student
-from narvl_plugin.inference.predictor import SPLIT, Predictor, student_searches, teacher_searches
+from narvl_plugin.inference.predictor import SPLIT, Predictor
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
@@ -53,9 +53,9 @@ class ExportedPredictor:
 
     def __call__(self, row: int) -> str:
         """Predict one row, from its bytes to text."""
-        return self.say([row])[0]
+        return self.predict([row])[0]
 
-    def say(self, rows: Sequence[int]) -> list[str]:
+    def predict(self, rows: Sequence[int]) -> list[str]:
         """Predict some rows in one batch."""
         return [answer.text for answer in self.answers(rows)]
 
@@ -119,8 +119,8 @@ def compare(
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     loading.require_one_task(teacher, asked.task, student, parallel.task)
     systems: dict[str, Any] = {}
-    for predictor, searches in ((asked, teacher_searches), (parallel, student_searches)):
-        for way, search in searches(predictor.task).items():
+    for predictor, searches in ((asked, asked.task.teacher_searches()), (parallel, parallel.task.student_searches())):
+        for way, search in searches.items():
             systems[way] = predictor.with_options(search.task_options, **search.generation)
     if compiled:
         systems |= _compiled(systems)
@@ -128,10 +128,9 @@ def compare(
         system = ExportedPredictor(folder, parallel, threads)
         settings = system.student.settings
         systems[f"student_{settings['format']}{'_int8' if settings['int8'] else ''}"] = system
-    dataset = parallel.task.dataset(SPLIT)
-    rows = list(islice((row for row in range(len(dataset)) if dataset[row] is not None), images))
+    rows = list(islice(parallel.usable_rows(), images))
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
-    say = {name: system.say for name, system in systems.items()}
+    say = {name: system.predict for name, system in systems.items()}
     speeds = {size: images_per_second(say, rows, batch_size=size, repeats=repeats, threads=threads) for size in BATCHES}
     found: dict[str, dict[str, Any]] = {}
     for name, system in systems.items():

@@ -19,7 +19,7 @@ import torch
 from narvl_plugin.bench.stages import median_stages
 from narvl_plugin.devices import wait_for
 from narvl_plugin.errors import InputError
-from narvl_plugin.inference.predictor import SPLIT, Predictor, teacher_searches
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
 
@@ -224,7 +224,7 @@ def latency(
     threads: int = 1,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure a student, and its teacher with each of `teacher_searches`, on the first rows of a TSV file.
+    """Measure a student, and its teacher with each of `BaseTask.teacher_searches`, on the first rows of a TSV file.
 
     Args:
         out: the JSON file to write, in one step at the end.
@@ -252,12 +252,10 @@ def latency(
     loading.require_one_task(teacher, asked.task, student, parallel.task)
     systems = {
         name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})
-        for name, search in teacher_searches(asked.task).items()
+        for name, search in asked.task.teacher_searches().items()
     }
     systems["student"] = parallel.with_options({}, **(generation or {}))
-    dataset = asked.task.dataset(SPLIT)
-    usable = (row for row in range(len(dataset)) if dataset[row] is not None)  # the task may skip bad rows
-    rows = list(islice(usable, images))
+    rows = list(islice(asked.usable_rows(), images))
     if rows and asked.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
         raise InputError(f"{data}: holds precomputed features; measure on images, to include the vision backbone")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)

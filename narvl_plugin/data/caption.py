@@ -25,6 +25,7 @@ class CaptionDataset(TsvDataset):
     """
 
     column_names = ("id", "image", "caption")
+    placeholders = {"caption": "an image"}
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, any_reference: bool = False) -> None:
         super().__init__(tsv, options, split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,6 +100,8 @@ class TsvDataset(Rows):
     """
 
     column_names: ClassVar[tuple[str, ...]]
+    placeholders: ClassVar[Mapping[str, str]]
+    """What a column may hold where nothing is known of it, by the column's name; a target is then not looked at."""
     source_length_options: ClassVar[str] = "--max-src-length"
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:

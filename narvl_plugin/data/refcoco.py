@@ -34,6 +34,7 @@ class RefcocoDataset(TsvDataset):
     """
 
     column_names = ("id", "image", "text", "box")
+    placeholders = {"text": "", "box": "0,0,1,1"}
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, max_image_size: int) -> None:
         super().__init__(tsv, options, split)

@@ -16,6 +16,7 @@ class SnliVeDataset(AnswerDataset):
     """Rows of (id, image, hypothesis, caption, label), selected in this order; the caption is read if asked for."""
 
     column_names = ("id", "image", "hypothesis", "caption", "label")
+    placeholders = {"hypothesis": "", "caption": "", "label": "entailment"}
 
     def __init__(
         self,

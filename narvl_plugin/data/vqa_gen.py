@@ -28,6 +28,7 @@ class VqaGenDataset(AnswerDataset):
     """
 
     column_names = ("id", "image", "question", "answers", "objects")
+    placeholders = {"question": "", "answers": "1.0|!+yes", "objects": ""}
     source_length_options = "--max-src-length, or fewer objects with --max-object-length"
 
     def __init__(

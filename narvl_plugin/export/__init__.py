@@ -26,11 +26,9 @@ from narvl_plugin.export import pictures, runner, search
 from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
-from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer, write_whole
 
 FORMATS = {
@@ -97,7 +95,8 @@ def export(
     if missing := [name for name in FORMATS[to] if importlib.util.find_spec(name) is None]:
         raise InputError(f"--to {to}: needs {', '.join(missing)}; pip install {' '.join(missing)}")
     require_writable(out, folder=True)
-    (model,), task, _ = loading.load(checkpoint, task_overrides=task_overrides)
+    loaded = Predictor.load(checkpoint, task_overrides=task_overrides, optimised=False)
+    model, task = loaded.model, loaded.task
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
     settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)
@@ -154,13 +153,11 @@ def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
 
 
 def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
-    """Return what the runner has to know to find what the checkpoint says with a beam of 1, and how sure that is.
+    """Return what the runner has to know to find the checkpoint's output with a beam of 1, and its confidence.
 
     The other options of the search are those of the checkpoint's --eval-args.
     """
-    if isinstance(task, CaptionTask):
-        task.cfg.mbr = "none"  # a beam of 1 has no choice, and needs no captions to count n-grams in
-    options = task.search_options(generation_config({**vars(task.generator_options()), "beam": 1}))
+    options = task.path_options(generation_config({**vars(task.generator_options()), "beam": 1}))
     eos = task.target_dictionary.eos()
     found: dict[str, Any] = {
         "blank": model.blank,
@@ -177,14 +174,14 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
         pairs = language.pairs if isinstance(language, Ordered) else ()
         automaton = language.automaton if isinstance(language, Ordered) else language
         found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
-    is_calibrated = model.temperature != 1 or model.odds != UNCHANGED
     settings = {"search": found, "abstain_below": task.cfg.abstain_below}
-    if isinstance(task, RefcocoTask):
-        first, num_bins = task.target_dictionary.index("<bin_0>"), task.codec.num_bins
-        settings["box"] = {"first": first, "num_bins": num_bins, "max_image_size": task.cfg.max_image_size}
+    if task.bins is not None:
+        first, num_bins, max_image_size = task.bins
+        settings["box"] = {"first": first, "num_bins": num_bins, "max_image_size": max_image_size}
         points = (SobolEngine(model.num_queries).draw(PATHS_DRAWN) * PATHS_DRAWN).int().tolist()
         found["good_boxes"] = {"first": first, "num_bins": num_bins, "iou": GOOD_IOU, "points": points}
-    return settings | {"shows_confidence": is_calibrated or not isinstance(task, CaptionTask)}
+    is_calibrated = model.temperature != 1 or model.odds != UNCHANGED
+    return settings | {"shows_confidence": is_calibrated or task.shows_confidence}
 
 
 def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

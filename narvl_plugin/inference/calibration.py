@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
-from narvl_plugin.devices import choose_device, move_batch
+from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
@@ -36,7 +35,6 @@ COARSE = 4
 """Of how many temperatures one is tried first."""
 BINS = 10
 """Of confidence, each as wide as the others, in reliability diagrams and the calibration error."""
-SPLIT = "test"
 
 Floats = NDArray[np.float64]
 
@@ -144,58 +142,33 @@ def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
     return float(slope), float(offset)
 
 
-class Judge:
-    """A model, the data that it answers, and how it answers.
+def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
+    """Predict all rows of a model's data: confidence and correctness, (K, M) each, both from 0 to 1.
+
+    Args:
+        model: the model and its data.
+        batch_size: rows at a time.
+        temperatures: K temperatures of a student, at which the odds are those of the queries; without them K is 1, and
+            the model's own calibration counts.
 
     Raises:
-        MissingInput, InputError: when the checkpoint or the data cannot be used.
+        InputError: no row can be used.
     """
-
-    def __init__(
-        self,
-        checkpoint: Path,
-        data: Path,
-        overrides: Mapping[str, Any],
-        generation: Mapping[str, Any],
-        device: torch.device | str,
-        role: Literal["teacher", "student"] | None = None,
-    ) -> None:
-        (self.model,), self.task, _ = loading.load(
-            checkpoint, task_overrides={**overrides, "data": str(data)}, role=role, device=device
-        )
-        self.task.load_dataset(SPLIT)
-        self.device = torch.device(device)
-        options = {"beam": 5, **vars(self.task.generator_options()), **generation}
-        self.generator = self.task.build_generator([self.model], generation_config(options))
-
-    def batches(self, size: int) -> Iterator[dict[str, Any]]:
-        """Yield all usable rows, `size` at a time."""
-        dataset = self.task.dataset(SPLIT)
-        for start in tqdm(range(0, len(dataset), size), desc="answer", unit="batch", leave=False):
-            samples = [dataset[row] for row in range(start, min(start + size, len(dataset)))]
-            batch = dataset.collater([sample for sample in samples if sample is not None])
-            if batch:
-                yield move_batch(batch, self.device)
-
-    @torch.inference_mode()
-    def answer(self, size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
-        """Answer all rows: confidence and how right it is, (K, M) each; with the model's own calibration, K is 1.
-
-        At given temperatures the odds are those of the queries.
-        """
-        confidence: list[list[float]] = []
-        right: list[list[float]] = []
-        for batch in self.batches(size):
-            models = [self.model]
-            if temperatures is not None:
-                logits = self.model(**batch["net_input"])[0]
-                models = [Replay(self.model, logits, temperature) for temperature in temperatures]
-            found = [self.task.inference_step(self.generator, [model], batch) for model in models]
-            confidence += zip(*([self.task.confidence(beam) for beam in said] for said in found), strict=True)
-            right += zip(*(self.task.right(batch, said) for said in found), strict=True)
-        if not right:
-            raise InputError(f"{self.task.cfg.data}: has no row that can be used")
-        return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
+    confidence: list[list[float]] = []
+    right: list[list[float]] = []
+    task = model.task
+    for batch in model.batches(batch_size):
+        models: list[nn.Module] = [model.model]
+        if temperatures is not None:
+            with torch.inference_mode():
+                logits = model.model(**batch["net_input"])[0]
+            models = [Replay(model.model, logits, temperature) for temperature in temperatures]
+        found = [model.search(batch, one) for one in models]
+        confidence += zip(*([task.confidence(beam) for beam in said] for said in found), strict=True)
+        right += zip(*(task.right(batch, said) for said in found), strict=True)
+    if not right:
+        raise InputError(f"{task.cfg.data}: has no row that can be used")
+    return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
 
 
 def calibrate(
@@ -236,39 +209,52 @@ def calibrate(
     """
     for file in (student, *([] if out is None else [out])):
         require_writable(file)
-    common = (task_overrides or {}, generation or {}, choose_device(device))
-    judge = Judge(student, data, *common, "student")
+
+    def load(checkpoint: Path, rows: Path, role: Literal["teacher", "student"]) -> Predictor:
+        found = Predictor.load(
+            checkpoint,
+            rows,
+            task_overrides=task_overrides,
+            generation=generation,
+            role=role,
+            optimised=False,
+            device=choose_device(device),
+        )
+        found.generator  # noqa: B018 - options that do not go with the model are refused first
+        return found
+
+    fitted_on = load(student, data, "student")
     model_options(student, read_checkpoint(existing(student)))
-    if judge.model.members:
+    if fitted_on.model.members:
         raise InputError(
             f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
             "narvl convert CHECKPOINT OUT --member NAME"
         )
-    on_test = None if test is None else Judge(student, test, *common, "student")
-    asked = None if teacher is None or test is None else Judge(teacher, test, *common, "teacher")
+    on_test = None if test is None else load(student, test, "student")
+    asked = None if teacher is None or test is None else load(teacher, test, "teacher")
     if asked is not None:
-        loading.require_one_task(teacher, asked.task, student, judge.task)
+        loading.require_one_task(teacher, asked.task, student, fitted_on.task)
     # First every fourth temperature, then those around the best of them.
     coarse = TEMPERATURES[::COARSE]
-    place = TEMPERATURES.index(best_temperature(coarse, *judge.answer(batch_size, coarse)))
+    place = TEMPERATURES.index(best_temperature(coarse, *judge(fitted_on, batch_size, coarse)))
     near = sorted({1.0, *TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]})
-    confidence, right = judge.answer(batch_size, near)
+    confidence, right = judge(fitted_on, batch_size, near)
     temperature = best_temperature(near, confidence, right)
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
     fitted = near.index(temperature)
     slope, offset = UNCHANGED
-    if judge.generator.output_scores is not None:  # then confidence is no probability that a temperature sets right
+    if fitted_on.generator.output_scores is not None:  # then confidence is no probability that a temperature sets right
         slope, offset = best_odds(confidence[fitted], right[fitted])
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
     if on_test is not None:
-        confidence, right = on_test.answer(batch_size, [1.0, temperature])
+        confidence, right = judge(on_test, batch_size, [1.0, temperature])
         confidence[1] = with_odds(confidence[1], slope, offset)
         for place, name in enumerate(("student_uncalibrated", "student")):
             result["systems"][name] = asdict(Reliability.of(confidence[place], right[place]))
         if asked is not None:
-            (confidence,), (right,) = asked.answer(batch_size)
+            (confidence,), (right,) = judge(asked, batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
     keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
     if out is not None:

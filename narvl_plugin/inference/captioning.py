@@ -14,17 +14,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-import torch
-from fairseq.dataclass.configs import FairseqConfig
 from torch.utils.data import DataLoader, Dataset
 
 from narvl_plugin.data.collate import Batch, Sample
+from narvl_plugin.data.dataset import TsvDataset
 from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, encoding_advice, harmless
-from narvl_plugin.generation.options import generation_config
-from narvl_plugin.tasks import loading
-from narvl_plugin.tasks.caption import CaptionTask
+from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.program import leave_signals_to_program
 from narvl_plugin.whole_files import naming, require_writable, sole_writer
 
 logger = logging.getLogger(__name__)
@@ -118,9 +116,13 @@ def caption_pictures(
     captions = 0
     records = []
     with nullcontext(sys.stdout) if out is None else _replacing(out) as stream:
-        captioner = Captioner(checkpoint, beam, bpe_dir, device)
+        overrides = {"bpe_dir": bpe_dir and str(bpe_dir)}
+        chosen = choose_device(device)
+        model = Predictor.load(checkpoint, task_overrides=overrides, generation={"beam": beam}, device=chosen)
+        if model.task.name != "caption":
+            raise InputError(f"{checkpoint}: was trained for {model.task.name}; give a model of captions")
         start = time.perf_counter()
-        for name, caption in captioner(files, batch_size, workers, budget):
+        for name, caption in captions_of(model, files, batch_size, workers, budget):
             captions += 1
             if as_json:
                 records.append({"image_id": ids[name], "caption": caption})
@@ -245,72 +247,40 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-class Captioner:
-    """A model that captions picture files; see `caption_pictures` for the arguments."""
+def captions_of(
+    model: Predictor, files: Mapping[str, Path], batch_size: int, workers: int, budget: SkipBudget
+) -> Iterator[tuple[str, str]]:
+    """Yield name and caption of each image; see `caption_pictures`.
 
-    def __init__(self, checkpoint: Path, beam: int | None, bpe_dir: Path | None, device: str | None) -> None:
-        self.device = choose_device(device)
-        overrides = {"data": "none", "bpe_dir": bpe_dir and str(bpe_dir)}
-        self.models, task, _ = loading.load(checkpoint, task_overrides=overrides, device=self.device)
-        if not isinstance(task, CaptionTask):
-            raise InputError(f"{checkpoint}: was trained for {task.cfg._name}; give a model of captions")
-        self.task = task
-        self.models[0].prepare_for_inference_(FairseqConfig())
-        options = vars(task.generator_options()) | ({} if beam is None else {"beam": beam})
-        self.generator = task.build_generator(self.models, generation_config(options))
-
-    @torch.inference_mode()
-    def __call__(
-        self, files: Mapping[str, Path], batch_size: int, workers: int, budget: SkipBudget
-    ) -> Iterator[tuple[str, str]]:
-        """Yield name and caption of each picture; raises BadRow where the budget does not forgive a file."""
-        pictures = Pictures(PictureTable(files), self.task)
-        for errors, batch in DataLoader(pictures, batch_size, num_workers=workers, collate_fn=pictures.collate):
-            for error in errors:
-                budget.skip(error)
-            if not batch:
-                continue
-            moved = move_batch(batch, self.device)
-            hypotheses = self.task.inference_step(self.generator, self.models, moved)
-            for name, (best, *_) in zip(batch["id"].tolist(), hypotheses, strict=True):
-                yield name, harmless(" ".join(self.task.codec.decode(best["tokens"]).split()), "")
+    Raises:
+        BadRow: a file is no readable image, and the budget is spent.
+    """
+    images = Images(model.files(files))
+    batches = DataLoader(
+        images, batch_size, num_workers=workers, collate_fn=images.collate, worker_init_fn=leave_signals_to_program
+    )
+    for errors, batch in batches:
+        for error in errors:
+            budget.skip(error)
+        if batch:
+            hypotheses = model.search(move_batch(batch, model.device))
+            for name, beam in zip(batch["id"].tolist(), hypotheses, strict=True):
+                yield name, harmless(" ".join(model.text(beam).split()), "")
 
 
-class PictureTable:
-    """Picture files as rows of id, image and caption, in place of a TSV file; the caption is never looked at."""
+class Images(Dataset[Sample | BadRow]):
+    """Samples of a data set; what is wrong with a row is handed on, so that a worker's error stays readable."""
 
-    path = "pictures"
-    columns = (0, 1, 2)
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.rows = list(files.items())
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> list[str]:
-        name, file = self.rows[row]
-        return [name, str(file), "a picture"]
-
-    def where(self, row: int) -> str:
-        """Return the file of a row, for errors."""
-        return str(self.rows[row][1])
-
-
-class Pictures(Dataset[Sample | BadRow]):
-    """Samples of a table's rows; what is wrong with a row is handed on, so that a worker's error stays readable."""
-
-    def __init__(self, table: PictureTable, task: CaptionTask) -> None:
-        self.table = table
-        self.dataset = task.build_dataset(table, "test")
+    def __init__(self, dataset: TsvDataset) -> None:
+        self.dataset = dataset
         self.dataset.read_image.to_rgb = upright_on_white
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.dataset)
 
     def __getitem__(self, row: int) -> Sample | BadRow:
         try:
-            return self.dataset.make_sample(row, self.table[row])
+            return self.dataset.make_sample(row, self.dataset.tsv[row])
         except BadRow as error:
             return error
 

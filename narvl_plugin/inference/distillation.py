@@ -5,20 +5,17 @@ Source: Kim and Rush, EMNLP 2016 (https://arxiv.org/abs/1606.07947), section 3.2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from narvl_plugin.checkpoints.reading import existing
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.tsv import parse_columns
-from narvl_plugin.devices import choose_device, move_batch
+from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.generation.options import generation_config
-from narvl_plugin.tasks import loading
+from narvl_plugin.inference.predictor import Predictor
 
-SPLIT = "test"
 IMAGE_PLACE = 1  # of the image among the columns that a task selects
 
 
@@ -91,70 +88,57 @@ def distill(
         if writer.finished:
             return False
         overrides = {
-            "data": str(data),
             "skip_bad_rows": skip_bad_rows,
             "val_inference_type": val_inference_type,
             "bpe_dir": bpe_dir and str(bpe_dir),
             "ans2label_file": ans2label_file and str(ans2label_file),
             "member": member,
         }
-        speaker = Speaker(teacher, overrides, generation, device)
-        budget = speaker.task.skip_budget
+        model = Predictor.load(
+            teacher,
+            data,
+            task_overrides=overrides,
+            generation=generation,
+            role="teacher",
+            optimised=False,
+            device=choose_device(device),
+        )
+        task = model.task
+        if nbest > 1 and not task.holds_several_targets:
+            raise InputError(f"--nbest {nbest}: a row of {task.name}, which {teacher} was trained for, has one target")
+        selected = parse_columns(task.cfg.selected_cols)
+        image_column, target_column = selected[IMAGE_PLACE], selected[task.target_place]
+        budget = task.skip_budget
         budget.charge(writer.counts[SKIPPED])
         for batch in writer.batches(len(rows), batch_size, "distil"):
             lines = []
-            for row, target in speaker(batch).items():
+            for row, target in written_targets(model, batch, nbest).items():
                 columns = rows[row]
-                columns[speaker.image_column] = moved_image(columns[speaker.image_column], data, out)
+                columns[image_column] = moved_image(columns[image_column], data, out)
                 original = "\t".join(columns)
-                columns[speaker.target_column] = target
+                columns[target_column] = target
                 lines += ["\t".join(columns), original] if keep_references else ["\t".join(columns)]
             writer.append(lines, rows=len(batch), counts={SKIPPED: budget.count - writer.counts[SKIPPED]})
         writer.finish()
     return True
 
 
-class Speaker:
-    """A teacher that says its best hypotheses for rows of its data, (a batch of) rows in, targets out.
+def written_targets(teacher: Predictor, rows: Sequence[int], nbest: int) -> dict[int, str]:
+    """Return a teacher's best hypotheses for some rows as targets, by row; rows that are skipped are left out.
 
-    `image_column` and `target_column` are numbers of TSV columns.
+    Raises:
+        BadRow: a row cannot be used, or the teacher's output for it is no target, and the skip budget is spent.
     """
-
-    def __init__(
-        self, teacher: Path, overrides: Mapping[str, Any], generation: Mapping[str, int | None], device: str | None
-    ) -> None:
-        self.device = choose_device(device)
-        self.models, self.task, _ = loading.load(teacher, task_overrides=overrides, role="teacher", device=self.device)
-        self.nbest = generation["nbest"]
-        if self.nbest > 1 and not self.task.holds_several_targets:
-            raise InputError(
-                f"--nbest {self.nbest}: a row of {self.task.cfg._name}, which {teacher} was trained for, has one target"
-            )
-        columns = parse_columns(self.task.cfg.selected_cols)
-        self.image_column, self.target_column = columns[IMAGE_PLACE], columns[self.task.target_place]
-        self.task.load_dataset(SPLIT)
-        given = {name: value for name, value in generation.items() if value is not None}
-        options = generation_config({**vars(self.task.generator_options()), **given})
-        self.generator = self.task.build_generator(self.models, options)
-
-    def __call__(self, rows: range) -> dict[int, str]:
-        """Return the targets by row; rows that the skip budget forgives are left out.
-
-        Raises:
-            BadRow: a row cannot be used, or what the teacher says about it is no target.
-        """
-        dataset = self.task.dataset(SPLIT)
-        samples = {row: sample for row in rows if (sample := dataset[row]) is not None}
-        if not samples:
-            return {}
-        batch = move_batch(dataset.collater(list(samples.values())), self.device)
-        hypotheses = [beam[: self.nbest] for beam in self.task.inference_step(self.generator, self.models, batch)]
-        said = {}
-        targets = self.task.written_targets(batch, hypotheses)
-        for row, target, (best, *_) in zip(samples, targets, hypotheses, strict=True):
-            if target:
-                said[row] = target
-                continue
-            problem = f"the teacher says {self.task.codec.decode(best['tokens'])!r}, which is no target"
-            self.task.skip_budget.skip(BadRow(f"{dataset.tsv.where(row)}: {problem} of {self.task.cfg._name}"))
-        return said
+    samples, task = teacher.samples(rows), teacher.task
+    if not samples:
+        return {}
+    batch = teacher.collate(samples.values())
+    hypotheses = [beam[:nbest] for beam in teacher.search(batch)]
+    written = {}
+    for row, target, beam in zip(samples, task.written_targets(batch, hypotheses), hypotheses, strict=True):
+        if target:
+            written[row] = target
+            continue
+        problem = f"the teacher says {teacher.text(beam)!r}, which is no target"
+        task.skip_budget.skip(BadRow(f"{teacher.dataset.where(row)}: {problem} of {task.name}"))
+    return written

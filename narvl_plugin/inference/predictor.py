@@ -1,37 +1,41 @@
-"""A checkpoint that answers rows of a TSV file, and the ways in which teachers and students are asked."""
+"""A checkpoint that answers: rows of a TSV file, image files with their texts, or batches of tensors."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from fairseq.dataclass.configs import FairseqConfig
-from fairseq.models import BaseFairseqModel
+from torch import nn
+from tqdm import tqdm
 
+from narvl_plugin.data.collate import Batch, Sample
+from narvl_plugin.data.dataset import TsvDataset
+from narvl_plugin.data.table import Table
 from narvl_plugin.devices import move_batch
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.options import generation_config
+from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks import loading
-from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.base import BaseTask
 
 SPLIT = "test"
 
 
 class Predictor:
-    """A checkpoint that turns rows of one TSV file into text, as fairseq-generate does.
+    """A model and the data that it answers, as fairseq-generate does.
 
     Attributes:
         model: teacher or student, in evaluation mode.
         task: the task it was trained on.
         generation: generation options by name: those of --eval-args, which it was validated with, and those given.
+        device: where it runs.
     """
 
-    def __init__(
-        self, model: BaseFairseqModel, task: BaseTask, generation: Mapping[str, Any], device: torch.device
-    ) -> None:
+    def __init__(self, model: OfaModel, task: BaseTask, generation: Mapping[str, Any], device: torch.device) -> None:
         self.model = model
         self.task = task
         self.generation = {**vars(task.generator_options()), **generation}
@@ -41,32 +45,39 @@ class Predictor:
     def load(
         cls,
         checkpoint: Path,
-        data: Path,
+        data: Path | None = None,
         *,
         task_overrides: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
         role: Literal["teacher", "student"] | None = None,
+        optimised: bool = True,
         device: torch.device | str = "cpu",
-    ) -> "Predictor":
+    ) -> Predictor:
         """Load a checkpoint and open a TSV file as its test split.
 
         Args:
-            checkpoint: a file of fairseq-train, teacher or student.
-            data: the TSV file.
+            checkpoint: a file of fairseq-train or a published one, teacher or student.
+            data: the TSV file; None for files and batches alone.
             task_overrides: task options that differ from the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
+            generation: generation options that differ from --eval-args; those that are None count as not given.
             role: which kind of model it must be; None takes either.
+            optimised: make the model faster, which changes its outputs by rounding.
             device: where to run.
 
         Raises:
-            MissingInput, InputError: when the checkpoint, its vocabulary or the file cannot be used.
+            MissingInput, InputError: the checkpoint, its vocabulary or the file cannot be used.
         """
-        overrides = {**(task_overrides or {}), "data": str(data)}
+        overrides = {**(task_overrides or {}), "data": "none" if data is None else str(data)}
         (model,), task, _ = loading.load(checkpoint, task_overrides=overrides, role=role, device=device)
-        task.load_dataset(SPLIT)
-        model.prepare_for_inference_(FairseqConfig())
-        return cls(model, task, {}, torch.device(device))
+        if data is not None:
+            task.load_dataset(SPLIT)
+        if optimised:
+            model.optimize_for_inference()
+        given = {name: value for name, value in (generation or {}).items() if value is not None}
+        return cls(model, task, given, torch.device(device))
 
-    def with_options(self, task_options: Mapping[str, Any], **generation: Any) -> "Predictor":
-        """Give the same model and data with other options of the task and of generation."""
+    def with_options(self, task_options: Mapping[str, Any], **generation: Any) -> Predictor:
+        """Return the same model and data with other options of the task and of generation."""
         task = copy(self.task)
         task.cfg = copy(self.task.cfg)
         for name, value in task_options.items():
@@ -75,80 +86,90 @@ class Predictor:
 
     @cached_property
     def generator(self) -> Any:
-        """Make the generator; here, since not every way to generate goes with every checkpoint."""
+        """Make the generator when it is needed: some ways to generate do not go with some checkpoints."""
         return self.task.build_generator([self.model], generation_config(self.generation))
 
-    def batch(self, *rows: int) -> dict[str, Any]:
-        """Read one row (from 0) or some, and make a batch of them alone.
+    @property
+    def dataset(self) -> TsvDataset:
+        """The rows of the TSV file."""
+        dataset: TsvDataset = self.task.dataset(SPLIT)
+        return dataset
+
+    def usable_rows(self) -> Iterator[int]:
+        """Yield the numbers (from 0) of the rows that can be used; the task skips bad rows."""
+        return (row for row in range(len(self.dataset)) if self.dataset[row] is not None)
+
+    def samples(self, rows: Sequence[int]) -> dict[int, Sample]:
+        """Read rows (from 0); those that the task skips are left out.
 
         Raises:
-            BadRow: when the row cannot be used.
-            InputError: when the task skips it.
+            BadRow: a row cannot be used, and the skip budget is spent.
         """
-        dataset = self.task.dataset(SPLIT)
-        batch = dataset.collater([dataset[row] for row in rows])
-        if not batch:
+        return {row: sample for row in rows if (sample := self.dataset[row]) is not None}
+
+    def batch(self, *rows: int) -> Batch:
+        """Read one row (from 0) or some, and make a batch of them, on the device.
+
+        Raises:
+            BadRow: a row cannot be used.
+            InputError: the task skips all of them.
+        """
+        samples = self.samples(rows)
+        if not samples:
             raise InputError(f"row {rows[0] + 1} of the test file is bad; leave it out")
-        return move_batch(batch, self.device)
+        return self.collate(samples.values())
+
+    def collate(self, samples: Any) -> Batch:
+        """Make a batch of samples of the TSV file, on the device."""
+        return move_batch(self.dataset.collater(list(samples)), self.device)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield all usable rows, `size` at a time."""
+        for start in tqdm(range(0, len(self.dataset), size), desc="answer", unit="batch", leave=False):
+            samples = self.samples(range(start, min(start + size, len(self.dataset))))
+            if samples:
+                yield self.collate(samples.values())
+
+    def files(self, images: Mapping[str, Path], texts: Mapping[str, Mapping[str, str]] | None = None) -> TsvDataset:
+        """Return image files as a data set of the task.
+
+        Args:
+            images: the files by name.
+            texts: the texts that the task reads beside an image, by its column's name, by the image's name.
+        """
+        return self.task.build_dataset(Table(images, texts or {}, self.task.dataset_class), SPLIT)
 
     @torch.inference_mode()
-    def __call__(self, row: int) -> str:
-        """Answer one row: read, decode and resize its picture, run the model, search, write the words."""
-        return self.say([row])[0]
+    def search(self, batch: Batch, model: nn.Module | None = None) -> list[list[dict[str, Any]]]:
+        """Predict a batch that is on the device: the hypotheses of each sample, best first, in fairseq's form.
 
-    @torch.inference_mode()
-    def say(self, rows: Sequence[int]) -> list[str]:
-        """Answer some rows in one batch."""
-        return [self.task.codec.decode(beam[0]["tokens"]) for beam in self.hypotheses_of(rows)]
+        Args:
+            batch: of the task, as `collate` makes it.
+            model: what stands for the model in this search, such as logits that are known.
+        """
+        return self.task.inference_step(self.generator, [model or self.model], batch)
 
-    @torch.inference_mode()
+    def hypotheses(self, batch: Batch) -> list[dict[str, Any]]:
+        """Predict the one row of a batch: its hypotheses, best first, in fairseq's form."""
+        (found,) = self.search(batch)
+        return found
+
     def hypotheses_of(self, rows: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """Answer some rows in one batch: the hypotheses of each, best first, in fairseq's form."""
-        found: list[list[dict[str, Any]]] = self.task.inference_step(self.generator, [self.model], self.batch(*rows))
-        return found
+        """Predict some rows in one batch: the hypotheses of each, best first, in fairseq's form."""
+        return self.search(self.batch(*rows))
 
-    def hypotheses(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Answer the one row of a batch: its hypotheses, best first, in fairseq's form."""
-        (found,) = self.task.inference_step(self.generator, [self.model], batch)
-        return found
+    def predict(self, rows: Sequence[int]) -> list[str]:
+        """Predict some rows in one batch: the best text of each."""
+        return [self.text(beam) for beam in self.hypotheses_of(rows)]
+
+    def __call__(self, row: int) -> str:
+        """Predict one row: read, decode and resize its image, run the model, search, write the text."""
+        return self.predict([row])[0]
+
+    def text(self, beam: Sequence[Mapping[str, Any]]) -> str:
+        """Return the text of the best of a sample's hypotheses."""
+        return self.task.codec.decode(beam[0]["tokens"])
 
     def label_text(self, label: int) -> str:
-        """Write one output label; special symbols, which are no words, by their name."""
-        return self.task.codec.decode([label]) or self.task.target_dictionary[label]
-
-
-class Search(NamedTuple):
-    """A way to ask a teacher: options of generation and of its task."""
-
-    generation: dict[str, Any]
-    task_options: dict[str, Any]
-
-
-def searching(task: BaseTask) -> dict[str, Any]:
-    """Return the task's options with which outputs are searched for, where all answers could be scored instead."""
-    return {"val_inference_type": "beamsearch"} if isinstance(task, AnswerTask) else {}
-
-
-def teacher_searches(task: BaseTask) -> dict[str, Search]:
-    """Return how teachers of a task are asked, by name of the system, the usual way first.
-
-    Answers of a closed list are scored one and all, or searched for; captions and boxes are searched for.
-    """
-    searches = {}
-    if isinstance(task, AnswerTask) and task.trie is not None:
-        searches["teacher_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
-    if not (isinstance(task, AnswerTask) and str(task.cfg.prompt_type) == "src"):  # no beam search can start from src
-        searches["teacher_beam5"] = Search({"beam": 5}, searching(task))
-        searches["teacher_greedy"] = Search({"beam": 1}, searching(task))
-    return searches
-
-
-def student_searches(task: BaseTask) -> dict[str, Search]:
-    """Return how a student is asked, by name of the system."""
-    searches = {
-        "student_greedy": Search({"beam": 1}, searching(task)),
-        "student_beam5": Search({"beam": 5}, searching(task)),
-    }
-    if isinstance(task, AnswerTask) and task.trie is not None:
-        searches["student_allcand"] = Search({"beam": 1}, {"val_inference_type": "allcand"})
-    return searches
+        """Return one output label as text; special symbols, which are no words, by their name."""
+        return self.task.codec.decode([label]) or self.task.codec.dictionary[label]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc import collapse, token_posteriors, viterbi
 from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.report.outputs import data_uri
 
 NBEST = 3
@@ -86,7 +87,7 @@ def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
     Raises:
         ValueError: if the model has no queries (a teacher).
     """
-    if not hasattr(student.model, "blank"):
+    if not isinstance(student.model, NarvlModel):
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
     student = student.with_options({}, nbest=NBEST)
     blank = student.model.blank

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models.ofa import OfaModel
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses, Search
 
 PromptType = StrEnum("PromptType", list(PROMPT_TYPES))
 InferenceType = StrEnum("InferenceType", ["allcand", "beamsearch"])
+
+ALL_CANDIDATES = Search({"beam": 1}, {"val_inference_type": "allcand"})
+"""All answers of the list are scored."""
 
 
 @dataclass
@@ -57,6 +61,7 @@ class AnswerTaskConfig(BaseTaskConfig):
 class AnswerTask(BaseTask):
     """A task with short answers; of a closed list where `trie` is one. Subclasses make it and name their metric."""
 
+    searching = {"val_inference_type": "beamsearch"}
     trie: AnswerTrie | None
     cfg: AnswerTaskConfig
 
@@ -79,15 +84,40 @@ class AnswerTask(BaseTask):
             return max(map(len, self.trie.branches()), default=0)
         return max(map(len, self.trie.tokens)) - 1  # without </s>
 
-    def search_options(self, args: Any) -> dict[str, Any]:
+    def path_options(self, args: Any) -> dict[str, Any]:
         """Return how a student answers: of a closed list as --val-inference-type says, otherwise freely."""
-        options = super().search_options(args)
+        options = super().path_options(args)
         if self.trie is None:
             return options
         answers = [tokens[:-1] for tokens in self.trie.tokens]
         if str(self.cfg.val_inference_type) == "allcand":
             return options | {"answers": answers}
         return options | {"language": one_of(answer.tolist() for answer in answers)}
+
+    def teacher_searches(self) -> dict[str, Search]:
+        """Return how teachers answer, by name of the system, the usual way first: all answers of a list are scored."""
+        searches = {} if self.trie is None else {"teacher_allcand": ALL_CANDIDATES}
+        if str(self.cfg.prompt_type) == "src":  # which no beam search can start from
+            return searches
+        return searches | super().teacher_searches()
+
+    def student_searches(self) -> dict[str, Search]:
+        """Return how students answer, by name of the system."""
+        return super().student_searches() | ({} if self.trie is None else {"student_allcand": ALL_CANDIDATES})
+
+    def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
+        """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
+        if self.trie is None:
+            return super().beam_searches(frequencies)
+        return {
+            "beam 5": Search({"beam": 5}, self.searching),
+            "all answers": Search({"beam": 5}, {"val_inference_type": "allcand"}),
+        }
+
+    def is_invalid(self, tokens: torch.Tensor) -> bool:
+        """Tell whether tokens (T,) are no answer of the list; without one, whether they are empty."""
+        text = self.codec.decode(tokens)
+        return text not in self.trie if self.trie is not None else not text
 
     def build_generator(
         self,

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Optional, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Optional, Self
 
 import torch
 from omegaconf import MISSING
@@ -41,6 +41,32 @@ LIMITS = {
 
 Hypotheses = list[list[dict[str, Any]]]
 """Of each of B samples, best first, as fairseq's generators give them."""
+
+
+ANY_NGRAM = {"no_repeat_ngram_size": 0}
+RESCORING_WEIGHTS = (0.5, 1.0, 4.0)
+"""Weights of a teacher that `BaseTask.ways_to_decode` tries."""
+
+
+class Search(NamedTuple):
+    """A way to decode: options of generation and of the task."""
+
+    generation: dict[str, Any]
+    task_options: dict[str, Any]
+
+
+class Bins(NamedTuple):
+    """The labels that spell a box.
+
+    Attributes:
+        first: the label of `<bin_0>`.
+        number: of bins.
+        max_image_size: the side, in pixels, that they cover.
+    """
+
+    first: int
+    number: int
+    max_image_size: int
 
 
 @dataclass
@@ -106,6 +132,8 @@ class BaseTask(CommonTask):
         dataset_class: reads the rows.
         target_place: where the target stands among the selected columns.
         holds_several_targets: whether that column may hold several, any of which a student may learn to predict.
+        searching: the task's options with which outputs are searched for, where all answers could be scored instead.
+        shows_confidence: whether confidence is shown beside outputs before a calibration.
         options: what turns rows into samples.
     """
 
@@ -115,6 +143,8 @@ class BaseTask(CommonTask):
     dataset_class: ClassVar[type[TsvDataset]]
     target_place: ClassVar[int]
     holds_several_targets: ClassVar[bool] = False
+    searching: ClassVar[dict[str, Any]] = {}
+    shows_confidence: ClassVar[bool] = True
     datasets: dict[str, TsvDataset]
     cfg: BaseTaskConfig
 
@@ -245,11 +275,18 @@ class BaseTask(CommonTask):
         )
 
     def search_options(self, args: Any) -> dict[str, Any]:
-        """Return how to search for what a student says, the options of ParallelGenerator.
+        """Return how to search for what a student predicts, the options of ParallelGenerator.
 
-        Of fairseq's options of generation, `args`, these are --beam, --min-len, --max-len-b and --no-repeat-ngram-size.
-        Raises InputError for lengths that no output has.
+        Args:
+            args: fairseq's options of generation; --beam, --min-len, --max-len-b and --no-repeat-ngram-size count.
+
+        Raises:
+            InputError: no output has such lengths, or an option of the task lacks another.
         """
+        return self.path_options(args) | self.choice_options(args)
+
+    def path_options(self, args: Any) -> dict[str, Any]:
+        """Return how to search for the most probable outputs; see `search_options`."""
         shortest, longest = getattr(args, "min_len", 1), getattr(args, "max_len_b", 200)
         slope = getattr(args, "max_len_a", 0)
         if slope or not 0 <= shortest <= longest or longest == 0:
@@ -262,6 +299,51 @@ class BaseTask(CommonTask):
             "language": Lengths(shortest, longest),
             "no_repeat_ngram": getattr(args, "no_repeat_ngram_size", 0),
         }
+
+    def choice_options(self, args: Any) -> dict[str, Any]:
+        """Return how to choose among the most probable outputs, and how to score their confidence."""
+        return {}
+
+    @property
+    def bins(self) -> Bins | None:
+        """The labels that spell a box, where the task's outputs are boxes."""
+        return None
+
+    def teacher_searches(self) -> dict[str, Search]:
+        """Return how teachers of the task decode, by name of the system, the usual way first."""
+        return {
+            "teacher_beam5": Search({"beam": 5}, self.searching),
+            "teacher_greedy": Search({"beam": 1}, self.searching),
+        }
+
+    def student_searches(self) -> dict[str, Search]:
+        """Return how students of the task decode, by name of the system."""
+        return {
+            "student_greedy": Search({"beam": 1}, self.searching),
+            "student_beam5": Search({"beam": 5}, self.searching),
+        }
+
+    def ways_to_decode(self, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+        """Return the decoding methods of the task's students by name, greedy first.
+
+        Args:
+            teacher: a teacher's checkpoint to rescore with, if any.
+            frequencies: a TSV file of captions for the expected CIDEr, if any.
+        """
+        ways = {"greedy": Search({"beam": 1, **ANY_NGRAM}, self.searching), **self.beam_searches(frequencies)}
+        if teacher is not None:
+            for weight in RESCORING_WEIGHTS:
+                options = {**self.searching, "rescore_with": str(teacher), "rescore_weight": weight}
+                ways[f"beam 5 and {weight:g} of the teacher"] = Search({"beam": 5, **ANY_NGRAM}, options)
+        return ways
+
+    def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
+        """Return the decoding methods of the task's students beside greedy search; see `ways_to_decode`."""
+        return {f"beam {width}": Search({"beam": width, **ANY_NGRAM}, {}) for width in (5, 16)}
+
+    def is_invalid(self, tokens: torch.Tensor) -> bool:
+        """Tell whether tokens (T,) are an invalid output of the task."""
+        raise NotImplementedError
 
     def build_generator(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -13,11 +14,13 @@ from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+from narvl_plugin.tasks.base import ANY_NGRAM, BaseTask, BaseTaskConfig, Hypotheses, Search
 
 if TYPE_CHECKING:
     from narvl_plugin.scoring.sentences import BatchwiseCider, Score
 
+REPEATED = 3
+"""Words of an n-gram that no caption should have twice."""
 Agreement = StrEnum("Agreement", ["none", "bleu", "cider"])
 
 
@@ -72,6 +75,7 @@ class CaptionTask(BaseTask):
     dataset_class = CaptionDataset
     target_place = 2
     holds_several_targets = True
+    shows_confidence = False
     cfg: CaptionConfig
 
     @property
@@ -98,21 +102,35 @@ class CaptionTask(BaseTask):
             self._cider = BatchwiseCider(self._judged.all_references())
         return self._cider
 
-    def search_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student finds its caption; raises InputError where n-gram frequencies are missing."""
-        options = super().search_options(args)
+    def choice_options(self, args: Any) -> dict[str, Any]:
+        """Return how to choose among captions; raises InputError where n-gram frequencies are missing."""
         if str(self.cfg.mbr) == "none":
-            return options
+            return {}
         from narvl_plugin.scoring.sentences import BatchwiseCider, sentence_bleu  # which take a second to import
 
         if str(self.cfg.mbr) == "bleu":
-            options["agreement"] = partial(self._agreement, sentence_bleu)
-        if str(self.cfg.mbr) == "cider":
-            if not self.cfg.mbr_frequencies:
-                raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
-            captions = self.open_file(self.cfg.mbr_frequencies, "valid")
-            options["agreement"] = partial(self._agreement, BatchwiseCider(captions.all_references()))
-        return options
+            return {"agreement": partial(self._agreement, sentence_bleu)}
+        if not self.cfg.mbr_frequencies:
+            raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
+        captions = self.open_file(self.cfg.mbr_frequencies, "valid")
+        return {"agreement": partial(self._agreement, BatchwiseCider(captions.all_references()))}
+
+    def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
+        """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
+        wide = {"beam": 16, **ANY_NGRAM}
+        ways = super().beam_searches(frequencies)
+        ways["beam 5, no trigram twice"] = Search({"beam": 5, "no_repeat_ngram_size": REPEATED}, {})
+        ways["beam 16, expected BLEU"] = Search(wide, {"mbr": "bleu"})
+        if frequencies is not None:
+            options = {"mbr": "cider", "mbr_frequencies": str(frequencies)}
+            ways["beam 16, expected CIDEr"] = Search(wide, options)
+        return ways
+
+    def is_invalid(self, tokens: torch.Tensor) -> bool:
+        """Tell whether tokens (T,) are an empty caption or one that repeats a trigram."""
+        words = self.codec.decode(tokens).split()
+        ngrams = [tuple(words[place : place + REPEATED]) for place in range(len(words) - REPEATED + 1)]
+        return not words or len(set(ngrams)) < len(ngrams)
 
     def _agreement(self, score: "Score", outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the score of each of H captions against each other as its reference: (H, H)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, 
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins, Hypotheses, Search
 
 BOXES_COMPARED = 64
 """Boxes among which the one of largest expected IoU is sought; among fewer a worse one is found (RESULTS.md)."""
@@ -68,20 +69,40 @@ class RefcocoTask(BaseTask):
         """Return the data set of a split's file."""
         return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
 
-    def search_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student finds its box: among the most probable ones, that of the largest expected IoU.
+    def path_options(self, args: Any) -> dict[str, Any]:
+        """Return how a student finds the most probable boxes, whose edges are in order."""
+        first = self.bins.first
+        bins = torch.arange(first, first + self.bins.number)
+        return {
+            "beam_size": getattr(args, "beam", 1),
+            "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
+        }
 
-        With a --beam of 1 it is that of the most probable path. Its edges are in order either way.
+    def choice_options(self, args: Any) -> dict[str, Any]:
+        """Return how a student chooses its box: among the most probable ones, that of the largest expected IoU.
+
+        With a --beam of 1 it is that of the most probable path.
         """
         beam = getattr(args, "beam", 1)
-        first = self.target_dictionary.index("<bin_0>")
-        bins = torch.arange(first, first + self.codec.num_bins)
         return {
             "beam_size": beam if beam == 1 else max(beam, BOXES_COMPARED),
-            "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
             "agreement": self.agreement,
             "output_scores": self.output_scores,
         }
+
+    @property
+    def bins(self) -> Bins:
+        """The labels that spell a box."""
+        return Bins(self.codec.dictionary.index("<bin_0>"), self.codec.num_bins, self.cfg.max_image_size)
+
+    def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
+        """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
+        return {"expected IoU": Search({"beam": 5}, {})}
+
+    def is_invalid(self, tokens: torch.Tensor) -> bool:
+        """Tell whether tokens (T,) are no box, or one whose edges are out of order."""
+        bins = bins_in(self.codec.decode(tokens))
+        return bins is None or bins[0] > bins[2] or bins[1] > bins[3]
 
     def agreement(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the IoU of each of H boxes, four tokens and perhaps more, with each other: (H, H)."""

@@ -28,8 +28,9 @@ from criterions.query_criterion import QueryCriterion
 from narvl_plugin.data.dataset import STAND_IN, Rows, check_limits
 from narvl_plugin.data.for_fairseq import FairseqRows, fairseq_dictionary
 from narvl_plugin.data.survey import Survey, refuse_what_will_fail, survey
+from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError
+from narvl_plugin.errors import InputError, SkipBudget
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask, Hypotheses
 from narvl_plugin.tasks.common import CommonConfig, CommonTask
@@ -54,9 +55,11 @@ class TrainedTask(CommonTask):
 
     uses_ema = True  # has fairseq's trainer hand over the averaged model of --store-ema
 
-    def __init__(self, cfg: CommonConfig, **kwargs: Any) -> None:
+    def __init__(
+        self, cfg: CommonConfig, *, codec: TextCodec | None = None, skip_budget: SkipBudget | None = None, **_: Any
+    ) -> None:
         FairseqTask.__init__(self, cfg)
-        super().__init__(cfg, **kwargs)
+        super().__init__(cfg, codec=codec, skip_budget=skip_budget)
         self.target_texts: TargetTexts | None = None  # of fairseq-generate alone
         self.keeps_eos = False
         self.last_epoch: float = math.inf

@@ -16,14 +16,14 @@ from narvl_plugin.bench.decoding import (
     answer_list_speeds,
     beam_search_speeds,
     decoding,
-    is_invalid,
     table,
     ways_to_decode,
 )
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.answers import AnswerTask
-from narvl_plugin.tasks.registered import CaptionTask, RefcocoTask
+from narvl_plugin.tasks.caption import CaptionTask
+from narvl_plugin.tasks.refcoco import RefcocoTask
 
 
 def task_of(kind: type, codec: TextCodec, **attributes: object) -> object:
@@ -59,14 +59,14 @@ def test_what_is_no_output(codec: TextCodec) -> None:
     first = codec.dictionary.index("<bin_0>")
     boxes = torch.tensor([[1, 2, 3, 4], [3, 2, 1, 4], [1, 4, 3, 2], [1, 1, 1, 1]]) + first
     grounding = task_of(RefcocoTask, codec)
-    assert [is_invalid(grounding, box) for box in boxes] == [False, True, True, False]
-    assert is_invalid(grounding, boxes[0, :3])
+    assert [grounding.is_invalid(box) for box in boxes] == [False, True, True, False]
+    assert grounding.is_invalid(boxes[0, :3])
     captions = task_of(CaptionTask, codec)
     for text, invalid in (("a cat", False), ("", True), ("a cat a cat", False), ("a cat a cat a cat", True)):
-        assert is_invalid(captions, codec.encode(f" {text}")) == invalid
+        assert captions.is_invalid(codec.encode(f" {text}")) == invalid
     for trie, expected in (({"a cat"}, [False, True, True]), (None, [False, False, True])):
         questions = task_of(AnswerTask, codec, trie=trie)
-        assert [is_invalid(questions, codec.encode(f" {text}")) for text in ("a cat", "two", "")] == expected
+        assert [questions.is_invalid(codec.encode(f" {text}")) for text in ("a cat", "two", "")] == expected
 
 
 def test_ways_of_tasks_with_answers_and_boxes(codec: TextCodec) -> None:

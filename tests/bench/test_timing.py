@@ -24,7 +24,7 @@ from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.teacher import TrieSequenceGenerator
-from narvl_plugin.inference.predictor import Predictor, student_searches, teacher_searches
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
 from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
@@ -161,7 +161,7 @@ class FakePredictor:
         FakePredictor.asked.add(row)
         return "a dog"
 
-    def say(self, rows: Sequence[int]) -> list[str]:
+    def predict(self, rows: Sequence[int]) -> list[str]:
         return [self(row) for row in rows]
 
 
@@ -257,7 +257,7 @@ def test_one_picture_at_a_time_says_what_a_batch_says(
         task.codec.decode(best["tokens"]) for best, *_ in task.inference_step(generator, [predictor.model], batch)
     ]
     assert [predictor(row) for row in range(len(dataset))] == together
-    assert predictor.say(range(len(dataset))) == together
+    assert predictor.predict(range(len(dataset))) == together
     assert any(together)
 
 
@@ -392,7 +392,7 @@ def test_teachers_of_answers_are_timed_in_all_ways(
     write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
 ) -> None:
     teacher = entailment_teacher(write_tsv("test.tsv", snli_ve_rows), answer_vocabulary)
-    searches = teacher_searches(teacher.task)
+    searches = teacher.task.teacher_searches()
     assert list(searches) == ["teacher_allcand", "teacher_beam5", "teacher_greedy"]
     asked = {name: teacher.with_options(way.task_options, **way.generation) for name, way in searches.items()}
     assert isinstance(asked["teacher_allcand"].generator, CandidateGenerator)
@@ -408,14 +408,14 @@ def test_teachers_of_answers_are_timed_in_all_ways(
 def test_ways_to_ask_that_a_task_does_not_have_are_not_timed(vocabulary: Path, answer_vocabulary: Path) -> None:
     files = {"data": "gone.tsv", "bpe_dir": str(vocabulary), "num_bins": 10}
     without_list = VqaGenTask.setup_task(VqaGenConfig(**files))
-    assert list(teacher_searches(without_list)) == ["teacher_beam5", "teacher_greedy"]
-    assert list(student_searches(without_list)) == ["student_greedy", "student_beam5"]
+    assert list(without_list.teacher_searches()) == ["teacher_beam5", "teacher_greedy"]
+    assert list(without_list.student_searches()) == ["student_greedy", "student_beam5"]
     from_source = SnliVeTask.setup_task(SnliVeConfig(**files | {"bpe_dir": str(answer_vocabulary)}, prompt_type="src"))
-    assert list(teacher_searches(from_source)) == ["teacher_allcand"]
-    assert list(student_searches(from_source)) == ["student_greedy", "student_beam5", "student_allcand"]
+    assert list(from_source.teacher_searches()) == ["teacher_allcand"]
+    assert list(from_source.student_searches()) == ["student_greedy", "student_beam5", "student_allcand"]
     boxes = RefcocoTask.setup_task(RefcocoConfig(**files))
-    assert list(teacher_searches(boxes)) == ["teacher_beam5", "teacher_greedy"]
-    assert list(student_searches(boxes)) == ["student_greedy", "student_beam5"]
+    assert list(boxes.teacher_searches()) == ["teacher_beam5", "teacher_greedy"]
+    assert list(boxes.student_searches()) == ["student_greedy", "student_beam5"]
 
 
 def test_a_checkpoint_generates_as_it_was_validated(

@@ -164,7 +164,7 @@ def test_older_flags_beside_a_configuration_are_passed_over(flags: dict[str, Any
     state["args"] = argparse.Namespace(arch="narvl", task="caption", data="x", bpe_dir="/etc", num_queries=3, **flags)
     torch.save(state, caption_student.with_name("f.pt"))
     (model,), _, cfg = loading.load(caption_student.with_name("f.pt"))
-    assert model.num_queries == cfg.model.num_queries == 20
+    assert model.num_queries == cfg["model"]["num_queries"] == 20
 
 
 def as_older_file(checkpoint: Path, **flags: Any) -> Path:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, options
+from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import setup_task
 from fairseq_cli import generate, validate
@@ -24,12 +25,15 @@ from narvl_plugin import compat
 from narvl_plugin.bench import timing
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.calibration import calibrate
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.tasks import loading
+from narvl_plugin.tasks import options as task_options
 from narvl_plugin.tasks.registered import CaptionConfig
+from narvl_plugin.tasks.vqa_gen import VqaGenConfig
 
 Rows = list[list[str]]
 Write = Callable[..., Path]
@@ -179,7 +183,7 @@ def test_validation_uses_the_options_of_the_training(
     boxes: Path, student_of_boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []  # fairseq-validate takes all handlers from the root logger
-    monkeypatch.setattr(loading.logger, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(task_options.logger, "warning", lambda text, *values: warnings.append(text % values))
     state = read_checkpoint(student_of_boxes)
     state["cfg"]["criterion"] = {"_name": "qctc", "sentence_avg": False}
     state["cfg"]["task"]["eval_acc"] = True
@@ -347,10 +351,10 @@ def test_ensembles_keep_to_one_vocabulary(vocabulary: Path, other_vocabulary: Pa
 
 def test_options_of_a_mixtures_member_rule(vocabulary: Path, write_checkpoint: Write) -> None:
     student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), num_bins=10)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(student))
     member = {"_name": "vqa_gen", "patch_image_size": 96, "bpe_dir": str(vocabulary)}
-    trained = loading.trained_options(student, state | {"task_state": {"members": {"gqa": member}}}, "gqa")
-    cfg = loading.task_options(student, trained, "vqa_gen", {"max_src_length": 9})
+    mixture = replace(Checkpoint.read(student), task_state={"members": {"gqa": member}})
+    trained = task_options.trained_options(mixture, "gqa")
+    cfg = task_options.task_options(student, trained, "vqa_gen", VqaGenConfig, {"max_src_length": 9})
     assert (cfg.patch_image_size, cfg.max_src_length, cfg.bpe_dir) == (96, 9, str(vocabulary))
 
 

@@ -17,16 +17,17 @@ from narvl_plugin.generation.parallel_generator import change_odds
 from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.inference.calibration import (
     TEMPERATURES,
-    Judge,
     Reliability,
     best_odds,
     best_temperature,
     calibrate,
+    judge,
     keep_calibration,
     log_loss,
 )
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks import loading
-from narvl_plugin.tasks.registered import CaptionTask
+from narvl_plugin.tasks.caption import CaptionTask
 
 MakeModel = Callable[..., Path]
 
@@ -95,7 +96,7 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     assert result["fitted_on"] == 6
     assert result["temperature"] in TEMPERATURES
 
-    confidence, right = Judge(student, data, {}, {}, "cpu").answer(6, TEMPERATURES)
+    confidence, right = judge(Predictor.load(student, data, optimised=False), 6, TEMPERATURES)
     assert result["temperature"] == best_temperature(TEMPERATURES, confidence, right)
 
     after = read_checkpoint(student)
@@ -116,8 +117,8 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     assert (result["slope"], result["offset"]) == pytest.approx(odds, abs=1e-3)
     assert (result["offset"] != 0) == scored
     sure = change_odds(torch.from_numpy(confidence[place]), result["slope"], result["offset"])
-    np.testing.assert_allclose(Judge(student, data, {}, {}, "cpu").answer(4)[0][0], sure, rtol=1e-4)
-    on_test, _ = Judge(student, tmp_path / "train.tsv", {}, {}, "cpu").answer(4)
+    np.testing.assert_allclose(judge(Predictor.load(student, data, optimised=False), 4)[0][0], sure, rtol=1e-4)
+    on_test, _ = judge(Predictor.load(student, tmp_path / "train.tsv", optimised=False), 4)
     assert result["systems"]["student"]["mean_confidence"] == pytest.approx(float(on_test.mean()), rel=1e-4)
 
 
@@ -157,10 +158,10 @@ def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: P
             expected = logits.detach().log_softmax(2)[0].gather(1, torch.tensor([*spoken, 2])[:, None]).sum()
             assert float(score) == pytest.approx(0.5 * float(expected), abs=1e-4)
 
-    found = Judge(student_file, tmp_path / "valid.tsv", overrides, {"beam": 3}, "cpu")
+    found = Predictor.load(student_file, tmp_path / "valid.tsv", task_overrides=overrides, generation={"beam": 3})
     ((best, *_), *_) = task.inference_step(found.generator, [student], batch)
     alone = rescorer(batch, [[best["tokens"][:-1]], [], []])[0][0]
-    plain = Judge(student_file, tmp_path / "valid.tsv", {}, {"beam": 3, "nbest": 3}, "cpu")
+    plain = Predictor.load(student_file, tmp_path / "valid.tsv", generation={"beam": 3, "nbest": 3})
     same = [
         one
         for one in task.inference_step(plain.generator, [student], batch)[0]
@@ -173,8 +174,8 @@ def test_what_cannot_rescore_is_refused(make_model: MakeModel, tmp_path: Path) -
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16)
     data = tmp_path / "valid.tsv"
     with pytest.raises(InputError, match="is a student; give a teacher"):
-        Judge(student, data, {"rescore_with": str(student)}, {}, "cpu")
+        _ = Predictor.load(student, data, task_overrides={"rescore_with": str(student)}).generator
     teacher = make_model("ofa_tiny", "cross_entropy")
     for wrong in ({"rescore_with": str(teacher)}, {"abstain_below": 0.5}):
         with pytest.raises(InputError, match="are for students"):
-            Judge(teacher, data, wrong, {}, "cpu")
+            _ = Predictor.load(teacher, data, task_overrides=wrong).generator

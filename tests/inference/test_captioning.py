@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from narvl_plugin.cli.app import app
+from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.images import PICTURE_SUFFIXES
+from narvl_plugin.data.table import Table
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.inference.captioning import PictureTable, caption_pictures, coco_ids, find_pictures, search_pictures
+from narvl_plugin.inference.captioning import caption_pictures, coco_ids, find_pictures, search_pictures
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks.registered import CaptionTask
 
@@ -318,7 +320,7 @@ def test_broken_pictures_are_named_or_left_out(make_model: Callable[..., Path], 
 
 
 def test_a_table_of_pictures_reads_like_a_tsv_file(folder: Path) -> None:
-    table = PictureTable(find_pictures([folder]))
+    table = Table(find_pictures([folder]), {}, CaptionDataset)
     assert len(table) == len(NAMES)
     assert table[1][:2] == ["b.png", str(folder / "b.png")]
     assert table.where(1) == str(folder / "b.png")

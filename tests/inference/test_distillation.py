@@ -14,12 +14,14 @@ import torch
 from fairseq.tasks import setup_task
 from omegaconf import OmegaConf
 
-import narvl_plugin  # noqa: F401 - registers the task
+import narvl_plugin.registered  # noqa: F401 - registers the task
 from narvl_plugin.data.resumable import StalePart
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.inference.distillation import Speaker, distill
+from narvl_plugin.inference import distillation
+from narvl_plugin.inference.distillation import distill
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.config import SIZES
 from narvl_plugin.models.registered import RegisteredOfaConfig as OfaConfig
 from narvl_plugin.tasks.registered import CaptionConfig
@@ -106,13 +108,13 @@ def test_a_stopped_run_goes_on_and_ends_identical(
     folder: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     out, done = tmp_path / "out.tsv", []
-    speak = Speaker.__call__
+    speak = distillation.written_targets
 
-    def stop(self: Speaker, rows: range) -> dict[int, str]:
+    def stop(teacher: Predictor, rows: range, nbest: int) -> dict[int, str]:
         if len(done) == batches:
             raise KeyboardInterrupt
         done.append(rows)
-        return speak(self, rows)
+        return speak(teacher, rows, nbest)
 
     arguments = {
         "teacher": folder / "teacher.pt",
@@ -121,13 +123,13 @@ def test_a_stopped_run_goes_on_and_ends_identical(
         **SETTINGS,
     }
     with monkeypatch.context() as patch:
-        patch.setattr(Speaker, "__call__", stop)
+        patch.setattr(distillation, "written_targets", stop)
         with pytest.raises(KeyboardInterrupt):
             distill(**arguments)
     with open(f"{out}.part", "ab") as part:
         part.write(b"torn-row\ttorn")
     with monkeypatch.context() as patch:
-        patch.setattr(Speaker, "__call__", lambda self, rows: done.append(rows) or speak(self, rows))
+        patch.setattr(distillation, "written_targets", lambda *asked: done.append(asked[1]) or speak(*asked))
         assert distill(**arguments)
     assert out.read_bytes() == whole
     assert done == [range(start, min(start + BATCH, ROWS)) for start in range(0, ROWS, BATCH)], "no row twice"
@@ -161,7 +163,7 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(
     }
     with monkeypatch.context() as patch, pytest.raises(IndexError):
         words = iter([{0: "one batch", 1: "and no more"}])
-        patch.setattr(Speaker, "__call__", lambda self, rows: next(words, None) or [][0])
+        patch.setattr(distillation, "written_targets", lambda *asked: next(words, None) or [][0])
         distill(**arguments, **SETTINGS)
     with pytest.raises(StalePart, match="begun with beam=2, now beam=3"):
         distill(**arguments, **SETTINGS | {"beam": 3})
@@ -228,15 +230,15 @@ def test_the_skip_budget_is_that_of_all_parts_of_a_run(
     data.write_bytes(b"\n".join([lines[0], bad, *lines[1:4], bad, *lines[4:]]) + b"\n")
     arguments = {"teacher": folder / "teacher.pt", "data": data, **SETTINGS}
     distill(out=tmp_path / "whole.tsv", skip_bad_rows=2, **arguments)
-    speak, out = Speaker.__call__, tmp_path / "out.tsv"
+    speak, out = distillation.written_targets, tmp_path / "out.tsv"
 
-    def stop(self: Speaker, rows: range) -> dict[int, str]:
+    def stop(teacher: Predictor, rows: range, nbest: int) -> dict[int, str]:
         if rows.start:
             raise KeyboardInterrupt
-        return speak(self, rows)
+        return speak(teacher, rows, nbest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Speaker, "__call__", stop)
+        patch.setattr(distillation, "written_targets", stop)
         distill(out=out, skip_bad_rows=1, **arguments)
     with pytest.raises(BadRow, match=r"in.tsv:6: .*\(now 1\)"):
         distill(out=out, skip_bad_rows=1, **arguments)
