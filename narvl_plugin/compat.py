@@ -41,7 +41,7 @@ from narvl_plugin.checkpoints.record import Checkpoint, read_state
 from narvl_plugin.data.dataset import STAND_IN, check_limits
 from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
-from narvl_plugin.models.interop import averaged_weights
+from narvl_plugin.models.interop import averaged_weights, mark_origin, own_options
 from narvl_plugin.program import ask_to_end
 from narvl_plugin.tasks import TASKS, command_lines
 from narvl_plugin.tasks.options import option_names, options_of_all, take_up_options
@@ -102,6 +102,9 @@ def read_checkpoints_safely() -> None:
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
         averaged = bool((arg_overrides or {}).get("ema_eval"))
         state = read_state(local_path, averaged=averaged)
+        if (model_options := own_options(state)) is not None:
+            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
+            mark_origin(state)
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
             state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over

@@ -26,6 +26,7 @@ from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.registered import build
 from narvl_plugin.models.vision import STRIDE
+from narvl_plugin.tasks import TASKS
 
 EMBEDDED_LABELS = 1_000
 """Number of labels of nano, which uses the vocabularies of the embedded data."""
@@ -34,7 +35,6 @@ TARGET = 10
 QUERIES = 20
 CLIP_NORM = 1.0
 OPTIMIZERS = ("adam", "fused_adam")
-TASKS = ("caption", "refcoco", "snli_ve", "vqa_gen")
 WORKERS = 1
 
 

@@ -9,7 +9,7 @@ from narvl_plugin.ctc.alignment import (
     total_scores,
     viterbi,
 )
-from narvl_plugin.ctc.answer_trie import Trie, build_trie, score_candidates, score_trie
+from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, language_outputs, prefix_beam_search
 from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
@@ -31,6 +31,7 @@ __all__ = [
     "Greedy",
     "BeamAndGreedy",
     "Alignment",
+    "AnswerList",
     "Automaton",
     "Collapsed",
     "Hypothesis",

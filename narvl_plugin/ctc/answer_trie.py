@@ -3,12 +3,14 @@
 Legend: B batch, N queries, V labels, K answers, S padded length of an answer, M nodes of the trie.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, gather_labels
+from narvl_plugin.ctc.outputs import Outputs
 
 
 class Trie(NamedTuple):
@@ -93,3 +95,42 @@ def score_trie(log_probs: Tensor, trie: Trie, *, blank: int) -> Tensor:
         in_blank = said + blanks[:, query]
     scores = torch.logaddexp(in_blank, in_label)[:, ends]
     return scores.masked_fill(scores < IMPOSSIBLE / 2, -torch.inf)
+
+
+class AnswerList(NamedTuple):
+    """A closed list of answers, prepared for exact search.
+
+    Attributes:
+        tokens: (K, S), padded.
+        lengths: (K,).
+        trie: of all answers, first without and then with `</s>`.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    trie: Trie
+
+    @classmethod
+    def of(cls, answers: Sequence[Tensor], eos: int, blank: int) -> "AnswerList":
+        """Prepare answers, K tensors (T,)."""
+        spelled = [*answers, *(torch.cat([answer, answer.new_tensor([eos])]) for answer in answers)]
+        lengths = torch.tensor([len(answer) for answer in spelled])
+        tokens = torch.nn.utils.rnn.pad_sequence(spelled, batch_first=True, padding_value=blank)
+        return cls(tokens[: len(answers)], lengths[: len(answers)], build_trie(tokens, lengths))
+
+    def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[Outputs, Tensor]:
+        """Find the most probable answers of each sample. A device is not waited for.
+
+        Args:
+            log_probs: (B, N, V).
+            number: of answers to return.
+            blank: the label of the blank.
+
+        Returns:
+            The answers, and the log-probability of all answers together (B, 1).
+        """
+        tokens, lengths, *trie = (part.to(log_probs.device, non_blocking=True) for part in (*self[:2], *self.trie))
+        scores = score_trie(log_probs, Trie(*trie), blank=blank).unflatten(1, (2, -1)).logsumexp(1)
+        totals = scores.logsumexp(1, keepdim=True)
+        scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
+        return Outputs(tokens[best], lengths[best], scores).explained_by(log_probs, blank=blank), totals

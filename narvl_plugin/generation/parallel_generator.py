@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import (
+    AnswerList,
     BeamAndGreedy,
     Greedy,
     Hypothesis,
     Language,
     Lengths,
     Outputs,
-    Trie,
     best_states,
     build_lattice,
-    build_trie,
     constrain,
     hypotheses_of,
     outputs_of,
-    score_trie,
     spread_paths,
     state_posteriors,
     to_host,
@@ -104,7 +102,7 @@ class ParallelGenerator:
         self.nbest = nbest
         self.language = (language or Lengths(0, num_queries)).ending_in(self.eos)
         self.no_repeat_ngram = no_repeat_ngram
-        self.answers = None if answers is None else Answers.of(answers, self.eos, self.blank)
+        self.answers = None if answers is None else AnswerList.of(answers, self.eos, self.blank)
         self.agreement = agreement
         self.output_scores = output_scores
         self.rescorer = rescorer
@@ -284,33 +282,6 @@ def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
     Source: Platt, Probabilistic outputs for support vector machines, 1999.
     """
     return torch.sigmoid(slope * torch.logit(confidence.clamp(0, 1)) + offset)  # sums over paths may round to above 1
-
-
-class Answers(NamedTuple):
-    """A closed list: each answer's tokens, (K, S), and length, (K,), and the trie of all, without and with `</s>`."""
-
-    tokens: Tensor
-    lengths: Tensor
-    trie: Trie
-
-    @classmethod
-    def of(cls, answers: Sequence[Tensor], eos: int, blank: int) -> Answers:
-        """Build the trie."""
-        spelled = [*answers, *(torch.cat([answer, answer.new_tensor([eos])]) for answer in answers)]
-        lengths = torch.tensor([len(answer) for answer in spelled])
-        tokens = pad_tokens(spelled, blank)
-        return cls(tokens[: len(answers)], lengths[: len(answers)], build_trie(tokens, lengths))
-
-    def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[Outputs, Tensor]:
-        """Return the most probable answers of each sample and, (B, 1), the log-probability of all: (B, N, V).
-
-        A device is not waited for.
-        """
-        tokens, lengths, *trie = (part.to(log_probs.device, non_blocking=True) for part in (*self[:2], *self.trie))
-        scores = score_trie(log_probs, Trie(*trie), blank=blank).unflatten(1, (2, -1)).logsumexp(1)
-        totals = scores.logsumexp(1, keepdim=True)
-        scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
-        return Outputs(tokens[best], lengths[best], scores).explained_by(log_probs, blank=blank), totals
 
 
 def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:

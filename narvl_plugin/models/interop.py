@@ -20,9 +20,6 @@ from .config import SIZES, NarvlConfig, OfaConfig
 from .positions import code_position_ids, image_buckets, token_buckets
 from .vision import STRIDE
 
-SINGLE_TASKS = ("caption", "refcoco", "snli_ve", "vqa_gen")
-"""Names of our tasks, and of the same ones of OFA. Weights of one of them are not meant for another."""
-
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
 """Integer tables that OFA keeps in its state and that follow from the configuration."""
 
@@ -77,23 +74,26 @@ class Use:
     """What a model is to be used for, with which the origin of its weights must agree.
 
     tasks and vocabulary: as of `Origin`. training: whether it is trained further; only then may a vocabulary grow.
-    transfer: whether other tasks and another vocabulary are meant.
+    transfer: whether other tasks and another vocabulary are meant. known_tasks: those whose weights are not meant for
+    another; OFA's own have the same names.
     """
 
     tasks: tuple[str, ...]
     vocabulary: str
     training: bool
     transfer: bool = False
+    known_tasks: frozenset[str] = frozenset()
 
     def check(self, origin: Origin) -> None:
         """Raise InputError for weights of other tasks or of another vocabulary."""
         if self.training and self.transfer:
             return
         remedy = "; if that is meant, add --allow-transfer" if self.training else ""
-        if origin.tasks and not set(origin.tasks) & set(self.tasks):
+        trained = [task for task in origin.tasks if task in self.known_tasks]
+        if trained and not set(trained) & set(self.tasks):
             raise InputError(
-                f"the checkpoint was trained for {', '.join(origin.tasks)}, not for {', '.join(self.tasks)}; take "
-                f"--task {origin.tasks[0]}, or another checkpoint{remedy}"
+                f"the checkpoint was trained for {', '.join(trained)}, not for {', '.join(self.tasks)}; take "
+                f"--task {trained[0]}, or another checkpoint{remedy}"
             )
         if origin.vocabulary and origin.vocabulary != self.vocabulary:
             raise InputError(
@@ -113,7 +113,7 @@ def mark_origin(state: dict[str, Any]) -> None:
     members = task_state.get("members") if isinstance(task_state, dict) else None
     of_members = members.values() if isinstance(members, dict) else ()
     known = [member.get("_name") for member in of_members if isinstance(member, dict)] or [name]
-    tasks = sorted(set(SINGLE_TASKS).intersection(task for task in known if isinstance(task, str)))
+    tasks = sorted({task for task in known if isinstance(task, str)})
     origin = [tasks, str(options.get("vocabulary", "")), str(options.get("member_queries", ""))]
     state["model"][ORIGIN] = torch.tensor(list(json.dumps(origin).encode()), dtype=torch.uint8)
 

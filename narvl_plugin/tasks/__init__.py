@@ -3,13 +3,9 @@
 `registered.py` tells fairseq of them.
 """
 
-from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.caption import CaptionTask
-from narvl_plugin.tasks.refcoco import RefcocoTask
-from narvl_plugin.tasks.snli_ve import SnliVeTask
-from narvl_plugin.tasks.vqa_gen import VqaGenTask
+# Tasks are listed in this order.
+# isort: off
+from narvl_plugin.tasks import caption, vqa_gen, refcoco, snli_ve
+from narvl_plugin.tasks.registry import TASKS
 
-TASKS: dict[str, type[BaseTask]] = {task.name: task for task in (CaptionTask, RefcocoTask, SnliVeTask, VqaGenTask)}
-"""Our single tasks by their names."""
-
-__all__ = ["TASKS"]
+__all__ = ["TASKS", "caption", "refcoco", "snli_ve", "vqa_gen"]

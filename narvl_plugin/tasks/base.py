@@ -23,6 +23,7 @@ from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.common import CommonConfig, CommonTask
 from narvl_plugin.tasks.options import options_of_all
+from narvl_plugin.tasks.registry import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,11 @@ class BaseTask(CommonTask):
     shows_confidence: ClassVar[bool] = True
     datasets: dict[str, TsvDataset]
     cfg: BaseTaskConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            TASKS[cls.name] = cls
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
         for name, (least, most) in LIMITS.items():

@@ -10,8 +10,9 @@ from fairseq.tasks import TASK_REGISTRY
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.common import CommonTask
+from narvl_plugin.tasks.registry import TASKS
 
-OUR_TASKS = "caption, vqa_gen, refcoco, snli_ve or multitask"
+OUR_TASKS = f"{', '.join(TASKS)} or multitask"
 TSV_SUFFIX = ".tsv"
 PROGRAM_OPTIONS = {"fairseq-interactive": "buffer_size", "fairseq-eval-lm": "context_window"}
 """Programs that have no use for our tasks, and an option that no other program has."""

@@ -11,6 +11,7 @@ from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.errors import InputError, SkipBudget
 from narvl_plugin.models.interop import Use
+from narvl_plugin.tasks.registry import TASKS
 
 REQUIRED = {
     "data": ("the data argument", "the files to read"),
@@ -103,7 +104,7 @@ class CommonTask:
 
     def use_of(self, *, training: bool) -> Use:
         """Return what a model of this task is used for, with which the origin of its weights must agree."""
-        return Use(self.task_names, self.codec.checksum, training, self.cfg.allow_transfer)
+        return Use(self.task_names, self.codec.checksum, training, self.cfg.allow_transfer, frozenset(TASKS))
 
     def output_scores(
         self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor

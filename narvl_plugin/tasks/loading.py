@@ -11,9 +11,9 @@ import torch
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.ofa import OfaModel
-from narvl_plugin.tasks import TASKS
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.tasks.options import trained_options
+from narvl_plugin.tasks.registry import TASKS
 
 
 class Loaded(NamedTuple):

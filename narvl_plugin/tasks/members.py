@@ -15,9 +15,9 @@ from yaml import YAMLError
 from narvl_plugin.data.mistaken_files import mistaken, read_head
 from narvl_plugin.data.tsv import parse_columns
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.tasks import TASKS
 from narvl_plugin.tasks.base import training_paths
 from narvl_plugin.tasks.common import CommonConfig
+from narvl_plugin.tasks.registry import TASKS
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
 """Options that all members share, and that are the mixture's."""

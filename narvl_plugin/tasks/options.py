@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError, harmless
-from narvl_plugin.models.interop import SINGLE_TASKS
+from narvl_plugin.tasks.registry import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def task_options(
             checkpoint was trained for another one of our tasks.
     """
     trained_for = trained.get("_name")
-    if trained_for in SINGLE_TASKS and trained_for != task_name:
+    if trained_for in TASKS and trained_for != task_name:
         raise InputError(
             f"{file}: was trained for {trained_for}, not for {task_name}; take --task {trained_for}, or another "
             "checkpoint"

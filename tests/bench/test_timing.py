@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from narvl_plugin.bench import stages, timing
+from narvl_plugin.bench.stages import STAGES
 from narvl_plugin.bench.timing import (
     LatencyStats,
     describe_machine,
@@ -20,6 +21,7 @@ from narvl_plugin.bench.timing import (
     latency,
     measure_latency,
 )
+from narvl_plugin.data.images import encode_features
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.options import generation_config
@@ -122,6 +124,9 @@ def test_machine_names_what_latency_depends_on() -> None:
     assert machine["processor"]
 
 
+Rows = list[list[str]]
+
+
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
         Predictor.load(tmp_path / "gone.pt", tmp_path / "test.tsv")
@@ -132,83 +137,57 @@ def test_unknown_generation_option_is_named() -> None:
         generation_config({"beams": 5})
 
 
-class FakePredictor:
-    """Stands for a loaded checkpoint and remembers how it was made."""
-
-    made: list[dict[str, Any]] = []
-    asked: set[int] = set()
-    channels = 3
-    rows: Sequence[object] = range(7)
-
-    def __init__(self, **made: Any) -> None:
-        FakePredictor.made.append(made)
-        self.model = torch.nn.Linear(1, 1)
-        self.device = torch.device("cpu")
-        self.generation = {"beam": 7, "max_len_b": 30, "min_len": 2}
-        self.task = SimpleNamespace(dataset=lambda split: self.rows)
-
-    @classmethod
-    def load(cls, checkpoint: Path, data: Path, **_: Any) -> "FakePredictor":
-        return cls(checkpoint=checkpoint.name)
-
-    def with_options(self, task_options: dict[str, Any], **generation: Any) -> "FakePredictor":
-        return FakePredictor(**task_options, **generation)
-
-    def batch(self, row: int) -> dict[str, Any]:
-        return {"net_input": {"patch_images": torch.zeros(1, self.channels, 2, 2)}}
-
-    def __call__(self, row: int) -> str:
-        FakePredictor.asked.add(row)
-        return "a dog"
-
-    def predict(self, rows: Sequence[int]) -> list[str]:
-        return [self(row) for row in rows]
-
-
 @pytest.fixture
-def fake_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakePredictor.made, FakePredictor.asked = [], set()
-    monkeypatch.setattr(timing, "Predictor", FakePredictor)
-    monkeypatch.setattr(timing, "median_stages", lambda system, rows, *, warmup: {"picture": float(len(rows))})
+def pair(
+    write_checkpoint: Callable[..., Path], write_tsv: Callable[..., Path], caption_rows: Rows, vocabulary: Path
+) -> dict[str, Path]:
+    """Give a teacher and a student of captions, and a file of captions."""
+    common = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
+    common["eval_args"] = '{"beam": 7, "max_len_b": 30, "min_len": 2}'
+    return {
+        "teacher": write_checkpoint("teacher.pt", "ofa", "caption", **common),
+        "student": write_checkpoint("student.pt", "narvl", "caption", **common),
+        "data": write_tsv("test.tsv", caption_rows),
+    }
 
 
-@pytest.mark.usefixtures("fake_predictor")
-def test_latency_writes_all_three_systems(tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_latency_writes_all_three_systems(pair: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "run" / "latency.json"
-    files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
-    report = latency(out, **files, generation={"max_len_b": 16}, images=100, warmup=0, repeats=2)
+    report = latency(out, **pair, generation={"max_len_b": 4}, images=100, warmup=0, repeats=2)
     assert json.loads(out.read_text()) == report
     assert set(report["systems"]) == {"teacher_beam5", "teacher_greedy", "student"}
-    assert all(stats["n"] == 14 for stats in report["systems"].values())
-    assert report["stages"] == dict.fromkeys(report["systems"], {"picture": 7.0})
-    assert FakePredictor.made == [
-        {"checkpoint": "teacher.pt"},
-        {"checkpoint": "student.pt"},
-        {"beam": 5, "max_len_b": 16},
-        {"beam": 1, "max_len_b": 16},
-        {"max_len_b": 16},
-    ]
+    assert all(stats["n"] == 12 for stats in report["systems"].values())
+    assert {name: set(stages) for name, stages in report["stages"].items()} == dict.fromkeys(
+        report["systems"], set(STAGES)
+    )
     assert report["settings"] == {
-        **{"data": "test.tsv", "images": 7, "warmup": 0, "repeats": 2},
-        **{"max_len_b": 16, "min_len": 2},  # those given, and beyond them the teacher's own
+        **{"data": str(pair["data"]), "images": 6, "warmup": 0, "repeats": 2},
+        **{"max_len_b": 4, "min_len": 2},  # those given, and beyond them the teacher's own
     }
     assert not out.with_name("latency.json.part").exists()
 
 
-@pytest.mark.usefixtures("fake_predictor")
-def test_latency_passes_over_rows_that_the_task_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakePredictor, "rows", [None, "row 1", None, "row 3", "row 4"])
-    files = {"teacher": Path("teacher.pt"), "student": Path("student.pt"), "data": Path("test.tsv")}
-    report = latency(tmp_path / "latency.json", **files, images=2, warmup=0, repeats=1)
+def test_latency_passes_over_rows_that_the_task_skips(
+    pair: dict[str, Path], write_tsv: Callable[..., Path], caption_rows: Rows, tmp_path: Path
+) -> None:
+    for row in (0, 2, 4):  # the third bad row would be an error, and is not read
+        caption_rows[row][4] = "no image"
+    pair["data"] = write_tsv("bad.tsv", caption_rows)
+    given = {"generation": {"max_len_b": 4}, "task_overrides": {"skip_bad_rows": 2}}
+    report = latency(tmp_path / "latency.json", **pair, **given, images=2, warmup=0, repeats=1)
     assert report["settings"]["images"] == 2
-    assert FakePredictor.asked == {1, 3}
+    assert all(stats["n"] == 2 for stats in report["systems"].values())
 
 
-@pytest.mark.usefixtures("fake_predictor")
-def test_latency_refuses_precomputed_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakePredictor, "channels", 112)
-    with pytest.raises(InputError, match="test.tsv: holds precomputed features"):
-        latency(tmp_path / "l.json", teacher=Path("t.pt"), student=Path("s.pt"), data=Path("test.tsv"))
+def test_latency_refuses_precomputed_features(
+    pair: dict[str, Path], write_tsv: Callable[..., Path], caption_rows: Rows, tmp_path: Path
+) -> None:
+    channels = Predictor.load(pair["student"]).model.encoder.embed_images.out_channels
+    features = base64.b64encode(encode_features(torch.zeros(channels, 2, 2), (8, 6))).decode()
+    pair["data"] = write_tsv("features.tsv", [[*row[:4], features] for row in caption_rows])
+    with pytest.raises(InputError, match="features.tsv: holds precomputed features"):
+        latency(tmp_path / "l.json", **pair)
 
 
 SMALL = {
@@ -427,15 +406,16 @@ def test_a_checkpoint_generates_as_it_was_validated(
     assert teacher.with_options({}, beam=1).generation == {"beam": 1, "unnormalized": True}
 
 
-@pytest.mark.usefixtures("fake_predictor")
-def test_latency_refuses_models_of_two_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = iter([CaptionTask, RefcocoTask])
-
-    def load(checkpoint: Path, **_: Any) -> SimpleNamespace:
-        task = object.__new__(next(tasks))
-        task.cfg = SimpleNamespace(_name=type(task).__name__)
-        return SimpleNamespace(task=task)
-
-    monkeypatch.setattr(FakePredictor, "load", load)
-    with pytest.raises(InputError, match="t.pt was trained for CaptionTask, s.pt for RefcocoTask"):
-        latency(tmp_path / "l.json", teacher=Path("t.pt"), student=Path("s.pt"), data=Path("test.tsv"))
+def test_latency_refuses_models_of_two_tasks(
+    pair: dict[str, Path],
+    write_checkpoint: Callable[..., Path],
+    write_tsv: Callable[..., Path],
+    refcoco_rows: Rows,
+    vocabulary: Path,
+    tmp_path: Path,
+) -> None:
+    sizes = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32, "max_image_size": 32}
+    pair["teacher"] = write_checkpoint("boxes.pt", "ofa", "refcoco", **sizes)
+    pair["data"] = write_tsv("boxes.tsv", refcoco_rows)
+    with pytest.raises(InputError, match=r"boxes.pt was trained for refcoco, .*student.pt for caption"):
+        latency(tmp_path / "l.json", **pair)
