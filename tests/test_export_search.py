@@ -35,6 +35,8 @@ NUM_BINS = 10
 class FixedLogits(nn.Module):
     """A student that says the same of all pictures: logits (B, N, V)."""
 
+    is_student = True
+
     def __init__(self, logits: torch.Tensor, *, temperature: float = 1.0, odds: tuple[float, float] = (1.0, 0.0)):
         super().__init__()
         self.logits, self.temperature, self.odds = logits, temperature, odds

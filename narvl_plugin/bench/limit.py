@@ -41,10 +41,10 @@ from torch.utils.flop_counter import flop_registry
 
 from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import greedy
-from narvl_plugin.models import build
 from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.models.registered import build
 
 WORDS = 59_457
 PROMPT = 10

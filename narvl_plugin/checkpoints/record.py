@@ -65,7 +65,9 @@ class Checkpoint:
             InputError: it is no checkpoint, or lacks what is asked for.
         """
         state = read_state(file, averaged=averaged)
-        cfg = state.get("cfg") or _configuration_of_flags(state.get("args"))
+        cfg = state.get("cfg")
+        if cfg is None:
+            cfg = _configuration_of_flags(state.get("args"))
         if cfg is None:
             raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
         return cls(Path(file), state["model"], cfg, state.get("task_state") or {})

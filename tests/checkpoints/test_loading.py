@@ -26,7 +26,7 @@ PUBLISHED = {
 def test_a_published_checkpoint_is_read_with_our_task_and_its_own_sizes() -> None:
     given = {"data": "test.tsv", "bpe_dir": "bpe"}
     cfg = task_options(Path("ofa.pt"), OmegaConf.create(PUBLISHED), "caption", CaptionConfig, given)
-    assert (cfg._name, cfg.data, cfg.bpe_dir) == ("caption", CaptionConfig, "test.tsv", "bpe")
+    assert (cfg._name, cfg.data, cfg.bpe_dir) == ("caption", "test.tsv", "bpe")
     assert cfg.patch_image_size == 480
     assert cfg.selected_cols == "0,4,2"
     assert "code_dict_size" not in cfg

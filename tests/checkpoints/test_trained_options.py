@@ -100,9 +100,9 @@ def test_options_that_differ_from_the_training_are_warned_of(
     boxes: Path, student_of_boxes: Path, tmp_path: Path, run_generate: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [boxes, "--task", "refcoco", "--path", student_of_boxes, "--cpu", "--results-path", tmp_path / "out"]
-    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
+    with caplog.at_level(logging.WARNING, "narvl_plugin.tasks.options"):
         run_generate(*given, "--patch-image-size", 48, "--max-image-size", 80)
-    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.tasks.options"] == [
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
@@ -112,9 +112,9 @@ def test_options_in_model_overrides_are_given(
     boxes: Path, student_of_boxes: Path, tmp_path: Path, run_generate: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = [boxes, "--task", "refcoco", "--path", student_of_boxes, "--cpu", "--results-path", tmp_path / "out"]
-    with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
+    with caplog.at_level(logging.WARNING, "narvl_plugin.tasks.options"):
         run_generate(*given, "--model-overrides", "{'patch_image_size': 48, 'data': 'other.tsv'}")
-    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.tasks.options"] == [
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
@@ -140,9 +140,9 @@ def test_models_of_an_ensemble_with_other_sizes_are_warned_of(
         lambda: loading.load([student_of_boxes, other]),
     ):
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "narvl_plugin.checkpoints.loading"):
+        with caplog.at_level(logging.WARNING, "narvl_plugin.tasks.options"):
             use()
-        named = [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.checkpoints.loading"]
+        named = [record.getMessage() for record in caplog.records if record.name == "narvl_plugin.tasks.options"]
         assert named == warned
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 64
 

@@ -21,7 +21,7 @@ from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.inference.captioning import caption_pictures, coco_ids, find_pictures, search_pictures
 from narvl_plugin.inference.predictor import Predictor
-from narvl_plugin.tasks.registered import CaptionTask
+from narvl_plugin.tasks.caption import CaptionTask
 
 NAMES = ("b.png", "a.webp", "sub/c.BMP", "d.jpg", "sub/deeper/e.jpeg", "z.png")
 
