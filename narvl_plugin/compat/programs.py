@@ -6,10 +6,10 @@ GPT-2 codec decodes `<bin_7>`.
 
 import contextlib
 import functools
+import importlib.util
 import io
 import json
 import logging
-import math
 import multiprocessing
 import os
 import queue
@@ -23,31 +23,24 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, options, trainer
+from fairseq import checkpoint_utils, options
 from fairseq.data import data_utils, iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.registry import REGISTRIES
-from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from fairseq_cli import generate
 from omegaconf import OmegaConf
 from torch.utils.data._utils import worker
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from narvl_command import ask_to_end
 from narvl_plugin.checkpoints.reading import existing, read_checkpoint
-from narvl_plugin.checkpoints.record import Checkpoint, read_state
-from narvl_plugin.data.dataset import STAND_IN, check_limits
-from narvl_plugin.data.for_fairseq import FairseqRows
+from narvl_plugin.data.dataset import EqualRows
 from narvl_plugin.errors import InputError, MissingInput, check_arguments
-from narvl_plugin.models.interop import averaged_weights, mark_origin, own_options
-from narvl_plugin.program import ask_to_end
-from narvl_plugin.tasks import TASKS, command_lines
-from narvl_plugin.tasks.options import option_names, options_of_all, take_up_options
-from narvl_plugin.training.ema import build_ema
-from narvl_plugin.training.resuming import check_resumed
-from narvl_plugin.training.schedule import WarmupRatioSchedule, planned_updates
+from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
+from narvl_plugin.tasks import command_lines
 from narvl_plugin.whole_files import naming, sole_writer
 
 logger = logging.getLogger(__name__)
@@ -71,13 +64,7 @@ def apply() -> None:
     show_input_errors_briefly()
     end_briefly_on_signals()
     write_to_any_terminal()
-    stand_in_for_missing_batches()
-    check_limits_of_validation_first()
-    tell_the_last_epoch()
     check_place_in_epoch()
-    average_weights()
-    refuse_other_models_on_resume()
-    plan_schedules()
     unscale_gradients_once()
 
 
@@ -100,14 +87,20 @@ def read_checkpoints_safely() -> None:
         local_path = PathManager.get_local_path(path)
         if local_path != path and PathManager.path_requires_pathmanager(path):
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
-        averaged = bool((arg_overrides or {}).get("ema_eval"))
-        state = read_state(local_path, averaged=averaged)
-        if (model_options := own_options(state)) is not None:
-            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
-            mark_origin(state)
+        state = read_checkpoint(local_path)
+        if state.get("model") is None:
+            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        if "cfg" not in state and "args" not in state:
+            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no options of its training under 'cfg'")
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
             state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
+        if (arg_overrides or {}).get("ema_eval"):
+            state["model"] = averaged_weights(state, path)
+        adopt(state, path)
+        if (model_options := own_options(state)) is not None:
+            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
+            mark_origin(state)
         try:
             if state.get("cfg") is not None:
                 state["args"] = None  # of older files, which have no cfg; fairseq would build the model by these
@@ -173,12 +166,9 @@ def forget_unknown_parts(flags: Namespace) -> None:
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
     """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
-    name = str(given.get("task"))
-    if name not in TASKS:
-        return None
-    kind = TASK_DATACLASS_REGISTRY[name]
-    own = {option: given[option] for option in option_names(kind) & given.keys()}
-    return setup_task(options_of_all([Checkpoint.read(file)], name, kind, own))
+    from narvl_plugin.checkpoints import loading  # which knows all tasks
+
+    return loading.task_for(file, str(given.get("task")), given)
 
 
 def check_command_lines() -> None:
@@ -212,9 +202,11 @@ def check_command_lines() -> None:
             return parsed
         arguments = parsed[0] if parse_known else parsed
         command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
-        if hasattr(arguments, "nbest") and getattr(arguments, "path", None) and arguments.task in TASKS:
-            kind = TASK_DATACLASS_REGISTRY[arguments.task]
-            take_up_options(arguments, given_arguments(parser, input_args, arguments), kind)
+        if hasattr(arguments, "nbest") and getattr(arguments, "path", None):
+            from narvl_plugin.checkpoints import loading  # which knows all tasks
+
+            if loading.is_ours(arguments.task):
+                loading.take_up_options(arguments, given_arguments(parser, input_args, arguments))
         return parsed
 
     options.parse_args_and_arch = parse_args_and_arch
@@ -230,13 +222,14 @@ def given_arguments(parser: ArgumentParser, words: list[str] | None, parsed: Nam
 def write_sizes_of_bins() -> None:
     """Let the file that fairseq-generate writes say which sizes the <bin_k> in it stand for.
 
-    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON. With
-    `python -m fairseq_cli.generate` the program is the module `__main__`, not the one that is imported.
+    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
     """
-    started = sys.modules["__main__"]
-    is_program = getattr(started.__spec__, "name", None) == generate.__name__
-    program = started if is_program else generate
-    run = program._main
+    for names in namespaces_of(generate.__name__):
+        names["_main"] = writing_sizes(names["_main"])
+
+
+def writing_sizes(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fairseq-generate's function `_main` with that line, and with an error that names the file it writes."""
 
     @functools.wraps(run)
     def run_and_write(cfg: Any, output_file: Any) -> Any:
@@ -253,7 +246,22 @@ def write_sizes_of_bins() -> None:
                     output_file.close()
             raise
 
-    program._main = run_and_write
+    return run_and_write
+
+
+def namespaces_of(program: str) -> list[dict[str, Any]]:
+    """Return the namespaces in which functions of a program of fairseq's, such as `fairseq_cli.train`, look up names.
+
+    One is that of the module of this name, if it is imported. The other is that of `__main__`, if this is the program,
+    as with `python -m fairseq_cli.train`: what is put into the first has no effect there. In a process that the program
+    spawns, its functions have yet another namespace than the module `__main__`.
+    """
+    found = [vars(sys.modules[program])] if program in sys.modules else []
+    started, code = sys.modules["__main__"], importlib.util.find_spec(program)
+    file = getattr(started, "__file__", None)
+    if file and code and code.origin and os.path.realpath(file) == os.path.realpath(code.origin):
+        found.append(started.main.__globals__)
+    return found
 
 
 def save_checkpoints_whole() -> None:
@@ -551,65 +559,6 @@ def write_to_any_terminal() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def stand_in_for_missing_batches() -> None:
-    """Let a process that has no batch for the last update of an epoch repeat a training batch that counts nothing.
-
-    Mends `Trainer.train_step([batch, {}])`, as --update-freq 2 gives to one of two processes: the sample size of the
-    first batch is forgotten with that of the second, while its gradient counts. And after a validation fairseq
-    trains, for the missing batch, on a batch of that, whose targets are not made for it.
-    """
-    get_iterator, take_step = trainer.Trainer.get_train_iterator, trainer.Trainer.train_step
-
-    @functools.wraps(get_iterator)
-    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
-        iterator = get_iterator(self, *args, **kwargs)
-        is_ours = isinstance(iterator.dataset, FairseqRows)
-        self.stand_in = self._dummy_batch | {STAND_IN: True} if is_ours else None
-        return iterator
-
-    @functools.wraps(take_step)
-    def train_step(self: trainer.Trainer, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
-        return take_step(self, [sample or self.stand_in for sample in samples], *args, **kwargs)
-
-    trainer.Trainer.get_train_iterator = get_train_iterator
-    trainer.Trainer.stand_in = None
-    trainer.Trainer.train_step = train_step
-
-
-def check_limits_of_validation_first() -> None:
-    """Refuse limits of validation's batches before the first update.
-
-    Mends `fairseq-train --batch-size 8 --max-tokens-valid 500`, which would raise after an epoch of training.
-    """
-    get_iterator = trainer.Trainer.get_train_iterator
-
-    @functools.wraps(get_iterator)
-    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
-        iterator = get_iterator(self, *args, **kwargs)
-        limits = self.cfg.dataset
-        if isinstance(iterator.dataset, FairseqRows) and not limits.disable_validation:
-            check_limits(limits.max_tokens_valid, limits.batch_size_valid, "-valid")
-        return iterator
-
-    trainer.Trainer.get_train_iterator = get_train_iterator
-
-
-def tell_the_last_epoch() -> None:
-    """Tell a task of ours which epoch is the last one.
-
-    Mends `task.begin_epoch(1, model)`, which does not learn of --max-epoch, and so would refuse a training for the rows
-    of a file that it never reads.
-    """
-    get_iterator = trainer.Trainer.get_train_iterator
-
-    @functools.wraps(get_iterator)
-    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
-        self.task.last_epoch = self.cfg.optimization.max_epoch or math.inf
-        return get_iterator(self, *args, **kwargs)
-
-    trainer.Trainer.get_train_iterator = get_train_iterator
-
-
 def check_place_in_epoch() -> None:
     """Say what a training that goes on amid an epoch reads twice or not at all, and why it cannot go on.
 
@@ -622,13 +571,13 @@ def check_place_in_epoch() -> None:
     @functools.wraps(get_state)
     def state_dict(self: iterators.EpochBatchIterator) -> dict[str, Any]:
         state: dict[str, Any] = get_state(self)
-        if isinstance(self.dataset, FairseqRows) and state["iterations_in_epoch"]:
+        if isinstance(self.dataset, EqualRows) and state["iterations_in_epoch"]:
             state |= rows_of(self, state["iterations_in_epoch"])
         return state
 
     @functools.wraps(set_state)
     def load_state_dict(self: iterators.EpochBatchIterator, state: dict[str, Any]) -> None:
-        if isinstance(self.dataset, FairseqRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
+        if isinstance(self.dataset, EqualRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
             compare_places(self, state)
         set_state(self, state)
 
@@ -666,86 +615,6 @@ def compare_places(iterator: iterators.EpochBatchIterator, state: dict[str, Any]
     elif read_again:
         what = "read again" if read_again > 0 else "left out"
         logger.warning("%s, of which %d rows are now %s %s", place, abs(read_again), what, advice)
-
-
-def average_weights() -> None:
-    """Let --store-ema average models with batch norms and a shared embedding, and start from any checkpoint.
-
-    Mends `fairseq-train --store-ema`, which raises at the first update of a model with batch norms and gives the shared
-    embedding the cube of the decay (see `AveragedModel`); with `--finetune-from-model teacher.pt` it raises
-    KeyError('model'), or goes on with the teacher's average where there is one: a new training starts its own.
-    """
-    trainer.build_ema = build_ema
-    load = trainer.Trainer.load_checkpoint
-
-    @functools.wraps(load)
-    def load_checkpoint(
-        self: trainer.Trainer, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
-    ) -> dict[str, Any] | None:
-        if os.path.isdir(filename):  # fairseq would start anew, without a word
-            existing(filename)
-        store_ema = self.cfg.ema.store_ema
-        self.cfg.ema.store_ema = False
-        try:
-            extra_state: dict[str, Any] | None = load(self, filename, reset_optimizer, *args, **kwargs)
-        finally:
-            self.cfg.ema.store_ema = store_ema
-        if store_ema and extra_state and "ema" in extra_state and not reset_optimizer:
-            self.ema.restore(extra_state["ema"])
-            if self.cfg.ema.ema_fp32:
-                self.ema.build_fp32_params(extra_state.get("ema_fp32_params"))
-        return extra_state
-
-    trainer.Trainer.load_checkpoint = load_checkpoint
-
-
-def refuse_other_models_on_resume() -> None:
-    """Refuse to go on with a training by another model, criterion or optimizer than it began with.
-
-    Mends `fairseq-train --num-queries 40` in the --save-dir of a training with 20. Its weights are fitted to 40, but
-    not the optimizer's state, at which the first update stops with a RuntimeError about sizes of tensors.
-    """
-    load = trainer.Trainer.load_checkpoint
-
-    @functools.wraps(load)
-    def load_checkpoint(
-        self: trainer.Trainer,
-        filename: str,
-        reset_optimizer: bool = False,
-        reset_lr_scheduler: bool = False,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if not reset_optimizer and PathManager.isfile(filename):
-            state = read_checkpoint(PathManager.get_local_path(filename))
-            check_resumed(filename, state, self.cfg, reset_lr_scheduler)
-        try:
-            return load(self, filename, reset_optimizer, reset_lr_scheduler, *args, **kwargs)
-        except AssertionError as error:  # of an optimizer with --fp16 and one without, both of which it names
-            raise InputError(f"{filename}: {error}") from error
-
-    trainer.Trainer.load_checkpoint = load_checkpoint
-
-
-def plan_schedules() -> None:
-    """Tell the schedule `polynomial_decay_ratio` how many updates there will be.
-
-    Mends `fairseq-train --lr-scheduler polynomial_decay --max-epoch 5`, which raises without --total-num-update:
-    fairseq's schedules do not learn how many batches an epoch has.
-    """
-    get_iterator = trainer.Trainer.get_train_iterator
-
-    @functools.wraps(get_iterator)
-    def get_train_iterator(self: trainer.Trainer, *args: Any, **kwargs: Any) -> Any:
-        iterator = get_iterator(self, *args, **kwargs)
-        schedule = self.lr_scheduler
-        if isinstance(schedule, WarmupRatioSchedule) and not schedule.is_planned:
-            updates = planned_updates(self, iterator)
-            if updates:
-                schedule.plan(updates)
-        return iterator
-
-    trainer.Trainer.get_train_iterator = get_train_iterator
 
 
 def unscale_gradients_once() -> None:

@@ -1,1 +1,1 @@
-"""What fairseq's trainer is given: averaged weights, schedule, optimizer."""
+"""fairseq's trainer as our tasks need it, and what it is given: averaged weights, schedule, optimizer."""

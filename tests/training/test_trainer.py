@@ -1,0 +1,175 @@
+"""Our trainer is the one that trains, whichever program starts the training, and stock tasks see none of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import spawn
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fairseq_cli.train
+import pytest
+import torch
+import yaml
+from fairseq import trainer
+
+from narvl_plugin.training.trainer import NarvlTrainer, use_trainer
+
+ROOT = Path(__file__).parents[2]
+STOCK = NarvlTrainer.__bases__[0]
+
+OURS = "THE TRAINER IS OURS"
+# A user directory that ends each process of a training where its trainer is built, and says so if that is ours. It
+# pretends to have a GPU, without which fairseq does not serve torchrun.
+PROBE = f"""
+import narvl_plugin
+import torch
+from narvl_plugin.training.trainer import NarvlTrainer
+
+def end(self, *_, **__):
+    print({OURS!r}, flush=True)
+    raise SystemExit(0)
+
+NarvlTrainer.__init__ = end
+torch.cuda.device_count = lambda: 1
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+IN_TWO = ["--distributed-world-size", 2, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """Give the user directory."""
+    folder = tmp_path / "probe"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PROBE)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    words = list(map(str, command))
+    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("launcher", "more"), [([], []), (TORCHRUN, [*IN_TWO, "--distributed-no-spawn"])])
+def test_it_trains_under_python_m_and_torchrun(
+    launcher: list[object], more: list[object], options: list[object], probe: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, *launcher, "-m", "fairseq_cli.train", *options, "--batch-size", 2, "--user-dir", probe]
+    done = run(tmp_path, *command, *more, "--save-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(OURS) == (2 if launcher else 1), done.stdout
+
+
+def test_it_trains_under_fairseq_train(options: list[object], probe: Path, programs: Path, tmp_path: Path) -> None:
+    command = [programs / "fairseq-train", *options, "--batch-size", 2, "--user-dir", probe]
+    done = run(tmp_path, *command, "--save-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(OURS) == 1
+
+
+@pytest.mark.parametrize("is_early", [True, False], ids=["plugin first", "plugin last"])
+def test_it_trains_under_fairseq_hydra_train(
+    is_early: bool, data: str, vocabulary: Path, probe: Path, programs: Path, tmp_path: Path
+) -> None:
+    """Also where a configuration names the user directory alone, which is imported after the training has begun."""
+    configuration: dict[str, Any] = {
+        "common": {"user_dir": str(probe), "cpu": True},
+        "task": {"_name": "caption", "data": data, "bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32},
+        "model": {
+            **{"_name": "narvl", "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2},
+            **{"encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True},
+        },
+        "criterion": {"_name": "qctc"},
+        "dataset": {"batch_size": 2, "num_workers": 0, "disable_validation": True},
+        "optimization": {"max_update": 4, "lr": [0.001]},
+        "optimizer": {"_name": "adam"},
+        "lr_scheduler": {"_name": "fixed"},
+        "checkpoint": {"save_dir": str(tmp_path / "out")},
+    }
+    if is_early:
+        configuration["hydra"] = {"callbacks": {"narvl": {"_target_": "narvl_plugin.hydra_start.ImportPlugin"}}}
+    (tmp_path / "recipe.yaml").write_text("# @package _global_\n" + yaml.safe_dump(configuration))
+    command = [programs / "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "recipe"]
+    done = run(tmp_path, *command, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count(OURS) == 1
+
+
+@pytest.fixture
+def stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have fairseq's own trainer under all names again, and `__main__` replaced by a test."""
+    for name in ("__main__", "__mp_main__"):
+        monkeypatch.setitem(sys.modules, name, ModuleType("__main__"))
+    for module in (trainer, fairseq_cli.train):
+        monkeypatch.setattr(module, "Trainer", STOCK)
+
+
+def test_it_stands_under_the_names_of_modules(stock: None) -> None:
+    use_trainer()
+    assert trainer.Trainer is fairseq_cli.train.Trainer is NarvlTrainer
+
+
+def test_it_stands_in_the_program_that_is_started_by_its_file(stock: None) -> None:
+    """`python fairseq_cli/train.py`."""
+    started = sys.modules["__main__"]
+    vars(started).update(__file__=fairseq_cli.train.__file__, Trainer=STOCK)
+    exec("def main(): return Trainer", vars(started))
+    use_trainer()
+    assert started.main() is NarvlTrainer
+
+
+def test_it_stands_in_processes_that_the_program_spawns(stock: None) -> None:
+    """Such a process imports again, under the name `__mp_main__`, what runs as `python -m fairseq_cli.train`."""
+    spawn._fixup_main_from_name("fairseq_cli.train")
+    names = sys.modules["__mp_main__"].main.__globals__
+    assert names["Trainer"] is STOCK
+    use_trainer()
+    assert names["Trainer"] is NarvlTrainer
+
+
+def test_a_notebook_that_has_imported_the_stock_trainer_keeps_it(stock: None) -> None:
+    notebook = sys.modules["__main__"]
+    notebook.Trainer = STOCK
+    use_trainer()
+    assert notebook.Trainer is STOCK
+
+
+def test_a_stock_task_gets_its_batches_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty ones, and such as are no dictionaries."""
+    taken: list[Any] = []
+    monkeypatch.setattr(STOCK, "train_step", lambda self, samples, raise_oom=False: taken.extend(samples))
+    batches = [{}, None, torch.ones(2, 2)]
+    NarvlTrainer.__new__(NarvlTrainer).train_step(batches)
+    assert all(left is right for left, right in zip(taken, batches, strict=True))
+
+
+def test_an_empty_batch_is_replaced_by_one_that_counts_nothing(
+    options: list[object], run_train: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a validation as well, whose last batch fairseq would take instead."""
+    taken: list[dict[str, Any]] = []
+    step = STOCK.train_step
+
+    def add_empty_batch(self: NarvlTrainer, samples: list[Any], raise_oom: bool = False) -> Any:
+        return NarvlTrainer.train_step(self, [*samples, {}], raise_oom)
+
+    def keep(self: NarvlTrainer, samples: list[Any], raise_oom: bool = False) -> Any:
+        taken.append(samples[-1])
+        return step(self, samples, raise_oom)
+
+    monkeypatch.setattr(STOCK, "train_step", keep)
+    monkeypatch.setattr(fairseq_cli.train, "Trainer", type("Added", (NarvlTrainer,), {"train_step": add_empty_batch}))
+    run_train(*options, "--batch-size", 4, "--max-epoch", 2, "--no-save", "--save-dir", tmp_path / "out")
+    assert len(taken) == 3 + 2
+    assert all(batch["stand_in"] for batch in taken)
+    assert [len(batch["id"]) for batch in taken] == [4] * 5
