@@ -21,11 +21,11 @@ from fairseq.tasks import setup_task
 from fairseq_cli import generate, validate
 from omegaconf import OmegaConf
 
-from narvl_plugin import compat
 from narvl_plugin.bench import timing
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.checkpoints.record import Checkpoint
+from narvl_plugin.compat import generation
 from narvl_plugin.data.text import load_codec, train_sentencepiece
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.calibration import calibrate
@@ -154,7 +154,7 @@ def test_sizes_of_bins_are_written_by_the_module_as_a_program_too(monkeypatch: p
     started._main = lambda cfg, output_file: print("D-0", file=output_file)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "__main__", started)
     imported = generate._main
-    compat.write_sizes_of_bins()
+    generation.write_sizes_of_bins()
     assert generate._main is imported
     task = {"_name": "refcoco", "num_bins": 11, "max_image_size": 80, "patch_image_size": 64}
     written = io.StringIO()

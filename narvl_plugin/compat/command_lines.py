@@ -1,0 +1,61 @@
+"""Command lines of fairseq's programs: what is wrong with one, and what a checkpoint adds to it."""
+
+import functools
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from fairseq import options
+
+from narvl_plugin.compat.programs import end_when_terminated
+from narvl_plugin.errors import check_arguments
+from narvl_plugin.tasks import command_lines
+
+
+def check_command_lines() -> None:
+    """Say what is wrong with a command line in one line, and take a trained model's options from its checkpoint.
+
+    Mends `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
+    KeyError(None), and `fairseq-interactive --task caption`, which fails after it has loaded the model.
+
+    Mends `fairseq-generate test.tsv --task refcoco --path student.pt`, too, which takes --patch-image-size, --num-bins
+    and all other options of the task from their defaults. Without an error the model then reads images and predicts
+    bins of other sizes than in its training. Options that the command line gives stay.
+    """
+    parse = options.parse_args_and_arch
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(
+        parser: ArgumentParser,
+        input_args: list[str] | None = None,
+        parse_known: bool = False,
+        suppress_defaults: bool = False,
+        modify_parser: Any = None,
+    ) -> Any:
+        end_when_terminated()
+        check_arguments(sys.argv[1:] if input_args is None else map(str, input_args))
+        command_lines.refuse_at_length(parser)
+        try:
+            parsed = parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
+        except (RuntimeError, KeyError) as error:
+            command_lines.explain_failure(parser, input_args, error)
+            raise
+        if suppress_defaults:
+            return parsed
+        arguments = parsed[0] if parse_known else parsed
+        command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
+        if hasattr(arguments, "nbest") and getattr(arguments, "path", None):
+            from narvl_plugin.checkpoints import loading  # which knows all tasks
+
+            if loading.is_ours(arguments.task):
+                loading.take_up_options(arguments, given_arguments(parser, input_args, arguments))
+        return parsed
+
+    options.parse_args_and_arch = parse_args_and_arch
+
+
+def given_arguments(parser: ArgumentParser, words: list[str] | None, parsed: Namespace) -> set[str]:
+    """Return the names of the arguments that a command line itself gives, beside those with their defaults."""
+    bare = ArgumentParser(add_help=False, allow_abbrev=False, parents=[parser], conflict_handler="resolve")
+    bare.set_defaults(**dict.fromkeys(vars(parsed)))
+    return {name for name, value in vars(bare.parse_known_args(words)[0]).items() if value is not None}

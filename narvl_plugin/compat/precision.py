@@ -1,0 +1,35 @@
+"""Mixed precision."""
+
+import logging
+from typing import Any
+
+import torch
+from fairseq.optim.amp_optimizer import AMPOptimizer
+
+logger = logging.getLogger(__name__)
+
+
+def unscale_gradients_once() -> None:
+    """Have --amp divide gradients by the loss scale once.
+
+    Mends `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under the name of torch's
+    optimizer, the second steps under that of fairseq's, so torch's GradScaler unscales again: Adam receives gradients
+    too small by the scale. Without a scaler, as on a CPU, a gradient that is not finite ends in AttributeError;
+    here in the error of a training in float32.
+    """
+
+    def clip_grad_norm(self: AMPOptimizer, max_norm: float, aggregate_norm_fn: Any = None) -> torch.Tensor:
+        self.scaler.unscale_(self.fp32_optimizer)
+        grad_norm: torch.Tensor = self.fp32_optimizer.clip_grad_norm(max_norm, aggregate_norm_fn)
+        if not torch.isfinite(grad_norm).all():
+            if not self.scaler.is_enabled():
+                raise FloatingPointError("gradients are Nan/Inf")
+            if self.next_loss_scale <= self.min_loss_scale:
+                raise FloatingPointError(
+                    f"gradients are Nan/Inf, and the minimum loss scale is reached ({self.min_loss_scale}, "
+                    "--min-loss-scale): the loss is probably exploding; lower the learning rate"
+                )
+            logger.info("a gradient overflowed; the loss scale is now %g", self.next_loss_scale)
+        return grad_norm
+
+    AMPOptimizer.clip_grad_norm = clip_grad_norm
