@@ -45,6 +45,6 @@ class ImportPlugin(Callback):  # type: ignore[misc]  # hydra's class has no type
 
 
 def end(error: BaseException) -> NoReturn:
-    """End the program with an error as all of fairseq's programs show it (see compat.py)."""
+    """End the program with an error as all of fairseq's programs show it (see compat/programs.py)."""
     sys.excepthook(type(error), error, error.__traceback__)
     sys.exit(1)

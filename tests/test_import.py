@@ -65,7 +65,7 @@ logging.getLogger("narvl_plugin").warning("a warning")
 @pytest.mark.integration
 @pytest.mark.parametrize("first", ["narvl_plugin.ctc", "criterions"])
 def test_importing_leaves_logging_warnings_and_torch_as_they_are(first: str) -> None:
-    """Of each module, in a process that has imported none yet; `sys.excepthook` alone is replaced, by compat.py."""
+    """Of each module, in a process that has imported none yet; `sys.excepthook` alone is replaced, by compat/."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, first]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

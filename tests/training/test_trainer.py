@@ -17,6 +17,7 @@ import torch
 import yaml
 from fairseq import trainer
 
+from narvl_plugin.errors import InputError
 from narvl_plugin.training.trainer import NarvlTrainer, use_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +174,42 @@ def test_an_empty_batch_is_replaced_by_one_that_counts_nothing(
     assert len(taken) == 3 + 2
     assert all(batch["stand_in"] for batch in taken)
     assert [len(batch["id"]) for batch in taken] == [4] * 5
+
+
+@pytest.mark.parametrize("limit", [("--max-tokens-valid", 999), ("--batch-size-valid", 0)])
+def test_limits_of_validation_are_checked_before_training(
+    limit: tuple[str, int],
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> None:
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+    options = ["--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32, "--cpu"]
+    options += ["--arch", "narvl_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16]
+    options += ["--encoder-attention-heads", 2, "--vision-trunk", "test_resnet", "--freeze-resnet"]
+    options += ["--criterion", "qctc", "--batch-size", 2, "--optimizer", "adam"]
+    with pytest.raises(InputError, match=f"{limit[0]} {limit[1]}: .*(each row counts 1000|needs 1 row)"):
+        run_train(data, *options, *limit, "--save-dir", tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model"])
+def test_training_does_not_start_anew_from_a_folder(
+    option: str,
+    write_tsv: Callable[..., Path],
+    caption_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+    run_train: Callable[..., None],
+) -> None:
+    data = f"{write_tsv('train.tsv', caption_rows)},{write_tsv('valid.tsv', caption_rows)}"
+    options = ["--task", "caption", "--bpe-dir", vocabulary, "--num-bins", 10, "--patch-image-size", 32, "--cpu"]
+    options += ["--arch", "narvl_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16]
+    options += ["--encoder-attention-heads", 2, "--vision-trunk", "test_resnet", "--freeze-resnet"]
+    options += ["--criterion", "qctc", "--batch-size", 2, "--optimizer", "adam", "--save-dir", tmp_path / "run"]
+    (tmp_path / "student.pt").mkdir()
+    with pytest.raises(Exception, match="is a folder; give the checkpoint in it") as error:
+        run_train(data, *options, option, tmp_path / "student.pt")
+    assert isinstance(error.value, InputError)
