@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-import narvl_plugin
+import narvl_plugin.registered
 from narvl_plugin.errors import InputError, MissingInput
 
 OmegaConf.register_new_resolver("narvl_path", lambda: next(iter(narvl_plugin.__path__)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import io
 import os
 import signal
 import sys
 from contextlib import suppress
 from types import FrameType, TracebackType
+from typing import Any
 
 ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """Signals that ask a program to end, and what it then says."""
@@ -69,10 +71,29 @@ def end_on_signals() -> None:
         signal.signal(number, ask_to_end)
 
 
-def leave_signals_to_program(*_: object) -> None:
-    """Have a worker process leave Ctrl-C, which a terminal sends to it, too, to its program, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@functools.cache
+def end_workers_briefly() -> None:
+    """Have torch's data workers leave Ctrl-C, which a terminal sends to them, too, to their program, which ends them.
+
+    Without it each shows a traceback, and they outlive a terminated program by seconds.
+    """
+    from torch.utils.data._utils import worker
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    work, close = worker._worker_loop, _MultiProcessingDataLoaderIter.__del__
+
+    @functools.wraps(work)
+    def ignore_interrupts_and_work(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work(*args, **kwargs)
+
+    @functools.wraps(close)
+    def close_what_was_opened(self: _MultiProcessingDataLoaderIter) -> None:
+        if hasattr(self, "_workers_status"):  # and was not interrupted while it started its workers
+            close(self)
+
+    worker._worker_loop, _MultiProcessingDataLoaderIter.__del__ = ignore_interrupts_and_work, close_what_was_opened
 
 
 def write_to_any_terminal() -> None:

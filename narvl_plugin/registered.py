@@ -15,3 +15,6 @@ with leaving_logging_alone():
     import narvl_plugin.scoring.registered
     import narvl_plugin.tasks.registered
     import narvl_plugin.training.fused_adam  # noqa: F401
+    from narvl_plugin.training.trainer import use_trainer
+
+    use_trainer()

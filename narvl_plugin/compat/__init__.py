@@ -7,6 +7,7 @@ GPT-2 codec decodes `<bin_7>`.
 import functools
 
 from narvl_plugin.compat import checkpoints, command_lines, data, generation, precision, programs
+from narvl_plugin.program import write_to_any_terminal
 
 
 def apply() -> None:
@@ -36,4 +37,4 @@ def take_over_program() -> None:
     """Decide, once, how the process shows errors, answers to signals, and writes to the terminal: it is a program."""
     programs.show_input_errors_briefly()
     programs.end_briefly_on_signals()
-    programs.write_to_any_terminal()
+    write_to_any_terminal()

@@ -11,11 +11,15 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from omegaconf import OmegaConf
 
 from narvl_plugin.checkpoints.reading import existing, read_checkpoint
+from narvl_plugin.checkpoints.record import Checkpoint, read_state
 from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.models.interop import adopt, averaged_weights, mark_origin, own_options
+from narvl_plugin.models.interop import averaged_weights, mark_origin, own_options
+from narvl_plugin.tasks import TASKS
+from narvl_plugin.tasks.options import option_names, options_of_all
 from narvl_plugin.whole_files import naming
 
 
@@ -38,17 +42,10 @@ def read_checkpoints_safely() -> None:
         local_path = PathManager.get_local_path(path)
         if local_path != path and PathManager.path_requires_pathmanager(path):
             raise InputError(f"{path}: copy the checkpoint to a local disk first")
-        state = read_checkpoint(local_path)
-        if state.get("model") is None:
-            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no weights under 'model'")
-        if "cfg" not in state and "args" not in state:
-            raise InputError(f"{path}: is no checkpoint of fairseq: it holds no options of its training under 'cfg'")
+        state = read_state(local_path, averaged=bool((arg_overrides or {}).get("ema_eval")))
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
             state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
-        if (arg_overrides or {}).get("ema_eval"):
-            state["model"] = averaged_weights(state, path)
-        adopt(state, path)
         if (model_options := own_options(state)) is not None:
             model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
             mark_origin(state)
@@ -117,9 +114,12 @@ def forget_unknown_parts(flags: Namespace) -> None:
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
     """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
-    from narvl_plugin.checkpoints import loading  # which knows all tasks
-
-    return loading.task_for(file, str(given.get("task")), given)
+    name = str(given.get("task"))
+    if name not in TASKS:
+        return None
+    kind = TASK_DATACLASS_REGISTRY[name]
+    own = {option: given[option] for option in option_names(kind) & given.keys()}
+    return setup_task(options_of_all([Checkpoint.read(file)], name, kind, own))
 
 
 def save_checkpoints_whole() -> None:

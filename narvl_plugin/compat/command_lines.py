@@ -6,10 +6,12 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from fairseq import options
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from narvl_plugin.compat.programs import end_when_terminated
 from narvl_plugin.errors import check_arguments
-from narvl_plugin.tasks import command_lines
+from narvl_plugin.tasks import TASKS, command_lines
+from narvl_plugin.tasks.options import take_up_options
 
 
 def check_command_lines() -> None:
@@ -44,11 +46,9 @@ def check_command_lines() -> None:
             return parsed
         arguments = parsed[0] if parse_known else parsed
         command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
-        if hasattr(arguments, "nbest") and getattr(arguments, "path", None):
-            from narvl_plugin.checkpoints import loading  # which knows all tasks
-
-            if loading.is_ours(arguments.task):
-                loading.take_up_options(arguments, given_arguments(parser, input_args, arguments))
+        if hasattr(arguments, "nbest") and getattr(arguments, "path", None) and arguments.task in TASKS:
+            kind = TASK_DATACLASS_REGISTRY[arguments.task]
+            take_up_options(arguments, given_arguments(parser, input_args, arguments), kind)
         return parsed
 
     options.parse_args_and_arch = parse_args_and_arch

@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq.data import data_utils, iterators
 
-from narvl_plugin.data.dataset import EqualRows
+from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ def check_place_in_epoch() -> None:
     @functools.wraps(get_state)
     def state_dict(self: iterators.EpochBatchIterator) -> dict[str, Any]:
         state: dict[str, Any] = get_state(self)
-        if isinstance(self.dataset, EqualRows) and state["iterations_in_epoch"]:
+        if isinstance(self.dataset, FairseqRows) and state["iterations_in_epoch"]:
             state |= rows_of(self, state["iterations_in_epoch"])
         return state
 
     @functools.wraps(set_state)
     def load_state_dict(self: iterators.EpochBatchIterator, state: dict[str, Any]) -> None:
-        if isinstance(self.dataset, EqualRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
+        if isinstance(self.dataset, FairseqRows) and state.get("iterations_in_epoch") and state.get("version") == 2:
             compare_places(self, state)
         set_state(self, state)
 

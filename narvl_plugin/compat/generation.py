@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq_cli import generate
 
 from narvl_plugin.compat.programs import namespaces_of
 from narvl_plugin.errors import InputError
+from narvl_plugin.generation.teacher import banned_ngrams
 from narvl_plugin.whole_files import naming
 
 
@@ -24,20 +24,7 @@ def block_repeated_ngrams() -> None:
     padding, with what was said, and so never finds a repetition (fairseq issues 4709 and 5206). Its CUDA
     kernel, where built, goes by the step.
     """
-    look_back = NGramRepeatBlock._no_repeat_ngram
-
-    @functools.wraps(look_back)
-    def look_back_from_step(
-        self: NGramRepeatBlock,
-        tokens: torch.Tensor,
-        lprobs: torch.Tensor,
-        bsz: int,
-        beam_size: int,
-        step: int,
-    ) -> torch.Tensor:
-        return look_back(self, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
-
-    NGramRepeatBlock._no_repeat_ngram = look_back_from_step
+    NGramRepeatBlock._no_repeat_ngram = banned_ngrams
 
 
 def write_sizes_of_bins() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.util
-import io
 import logging
 import multiprocessing
 import os
@@ -20,11 +19,9 @@ import torch
 from fairseq.data import iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
-from torch.utils.data._utils import worker
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from narvl_command import ask_to_end
 from narvl_plugin.errors import InputError
+from narvl_plugin.program import ask_to_end, end_workers_briefly
 from narvl_plugin.whole_files import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -184,26 +181,11 @@ def show_input_errors_briefly() -> None:
 def end_briefly_on_signals() -> None:
     """Let a program that is terminated end in one line, and take its processes along.
 
-    Mends data workers that outlive a terminated program by seconds, and the traceback of each of them after Ctrl-C: a
-    terminal interrupts them, too, and they leave it to the program to end them. That this ends in one line itself,
-    the package sees to before all other imports.
+    That the program itself ends in one line after Ctrl-C, the package sees to before all other imports.
     """
     global _takes_signals
     _takes_signals = True
-    work, close = worker._worker_loop, _MultiProcessingDataLoaderIter.__del__
-
-    @functools.wraps(work)
-    def ignore_interrupts_and_work(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        work(*args, **kwargs)
-
-    @functools.wraps(close)
-    def close_what_was_opened(self: _MultiProcessingDataLoaderIter) -> None:
-        if hasattr(self, "_workers_status"):  # and was not interrupted while it started its workers
-            close(self)
-
-    worker._worker_loop, _MultiProcessingDataLoaderIter.__del__ = ignore_interrupts_and_work, close_what_was_opened
+    end_workers_briefly()
 
 
 def end_when_terminated() -> None:
@@ -222,13 +204,3 @@ def terminate(number: int, frame: FrameType | None) -> None:
         if not process.daemon:  # one of several that train, on a GPU each, for which Python would wait
             process.terminate()
     ask_to_end(number)
-
-
-def write_to_any_terminal() -> None:
-    """Have standard output write what its encoding lacks as escapes.
-
-    Mends `LC_ALL=C PYTHONUTF8=0 fairseq-generate`, which ends in UnicodeEncodeError at the first letter with an accent,
-    after the work is done. Standard error does so already.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's, nor a test's
-        sys.stdout.reconfigure(errors="backslashreplace")

@@ -58,16 +58,25 @@ class TeacherEnsemble(EnsembleModel):  # type: ignore[misc]  # fairseq's classes
         return min(int(model.decoder.max_positions()) for model in self.models)
 
 
-class NGramBlock(NGramRepeatBlock):  # type: ignore[misc]
-    """fairseq's ban on n-grams that come twice, with its search among the tokens so far.
+_look_back = NGramRepeatBlock._no_repeat_ngram
 
-    `NGramRepeatBlock(3)(tokens, lprobs, …, step)` compares the end of the token buffer, still padding, with what was
-    output, and so never finds a repetition (fairseq issues 4709 and 5206).
+
+def banned_ngrams(
+    block: NGramRepeatBlock, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int
+) -> Tensor:
+    """Rule out tokens that would repeat an n-gram of the tokens so far, in place; see fairseq's `NGramRepeatBlock`.
+
+    That compares the end of the token buffer, still padding, with what was output, and so never finds a repetition
+    (fairseq issues 4709 and 5206).
     """
+    banned: Tensor = _look_back(block, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
+    return banned
 
-    def _no_repeat_ngram(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
-        banned: Tensor = super()._no_repeat_ngram(tokens[:, : step + 1], lprobs, bsz, beam_size, step)
-        return banned
+
+class NGramBlock(NGramRepeatBlock):  # type: ignore[misc]
+    """fairseq's ban on n-grams that come twice, with `banned_ngrams`."""
+
+    _no_repeat_ngram = banned_ngrams
 
 
 class TrieBeamSearch(BeamSearch):

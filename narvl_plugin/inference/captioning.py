@@ -22,7 +22,6 @@ from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, encoding_advice, harmless
 from narvl_plugin.inference.predictor import Predictor
-from narvl_plugin.program import leave_signals_to_program
 from narvl_plugin.whole_files import naming, require_writable, sole_writer
 
 logger = logging.getLogger(__name__)
@@ -256,9 +255,7 @@ def captions_of(
         BadRow: a file is no readable image, and the budget is spent.
     """
     images = Images(model.files(files))
-    batches = DataLoader(
-        images, batch_size, num_workers=workers, collate_fn=images.collate, worker_init_fn=leave_signals_to_program
-    )
+    batches = DataLoader(images, batch_size, num_workers=workers, collate_fn=images.collate)
     for errors, batch in batches:
         for error in errors:
             budget.skip(error)

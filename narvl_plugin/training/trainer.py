@@ -12,7 +12,8 @@ from fairseq.file_io import PathManager
 
 from narvl_plugin.checkpoints.reading import existing, read_checkpoint
 from narvl_plugin.compat.programs import namespaces_of
-from narvl_plugin.data.dataset import STAND_IN, EqualRows, check_limits
+from narvl_plugin.data.dataset import STAND_IN, check_limits
+from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.errors import InputError
 from narvl_plugin.training.ema import build_ema
 from narvl_plugin.training.resuming import check_resumed
@@ -37,7 +38,7 @@ class NarvlTrainer(trainer.Trainer):
         """
         self.task.last_epoch = self.cfg.optimization.max_epoch or math.inf
         iterator = super().get_train_iterator(*args, **kwargs)
-        is_ours = isinstance(getattr(iterator, "dataset", None), EqualRows)
+        is_ours = isinstance(getattr(iterator, "dataset", None), FairseqRows)
         limits = self.cfg.dataset
         if is_ours and not limits.disable_validation:
             check_limits(limits.max_tokens_valid, limits.batch_size_valid, "-valid")

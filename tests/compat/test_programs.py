@@ -22,7 +22,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train, validate
 from filelock import FileLock
 
-from narvl_command import plugin_folder
+from narvl import plugin_folder
 from narvl_plugin import compat
 from narvl_plugin.compat import programs
 from narvl_plugin.data.text import train_sentencepiece
