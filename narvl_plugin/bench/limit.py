@@ -29,9 +29,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from fairseq.data import Dictionary
-from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
-from fairseq.sequence_generator import SequenceGenerator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -41,10 +38,16 @@ from torch.utils.flop_counter import flop_registry
 
 from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import greedy
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.models.registered import build
+
+with leaving_logging_alone():
+    from fairseq.data import Dictionary
+    from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
+    from fairseq.sequence_generator import SequenceGenerator
 
 WORDS = 59_457
 PROMPT = 10

@@ -12,8 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from fairseq.optim import FairseqOptimizer, build_optimizer
-from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -24,9 +22,14 @@ from narvl_plugin.bench.timing import use_threads
 from narvl_plugin.ctc import query_ctc_loss
 from narvl_plugin.devices import move_batch, wait_for
 from narvl_plugin.errors import InputError
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.models.registered import build
 from narvl_plugin.models.vision import STRIDE
 from narvl_plugin.tasks import TASKS
+
+with leaving_logging_alone():
+    from fairseq.optim import FairseqOptimizer, build_optimizer
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
 EMBEDDED_LABELS = 1_000
 """Number of labels of nano, which uses the vocabularies of the embedded data."""

@@ -6,8 +6,11 @@ GPT-2 codec decodes `<bin_7>`.
 
 import functools
 
-from narvl_plugin.compat import checkpoints, command_lines, data, generation, precision, programs
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.program import write_to_any_terminal
+
+with leaving_logging_alone():
+    from narvl_plugin.compat import checkpoints, command_lines, data, generation, precision, programs
 
 
 def apply() -> None:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fairseq.data import Dictionary, FairseqDataset
 
 from narvl_plugin.data.collate import Batch
 from narvl_plugin.data.dataset import TOKENS_PER_ROW, Rows
 from narvl_plugin.data.vocabulary import SPECIALS, Vocabulary
+from narvl_plugin.importing import leaving_logging_alone
+
+with leaving_logging_alone():
+    from fairseq.data import Dictionary, FairseqDataset
 
 
 def fairseq_dictionary(vocabulary: Vocabulary) -> Dictionary:

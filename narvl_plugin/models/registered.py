@@ -10,19 +10,11 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from fairseq.dataclass import FairseqDataclass
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import (
-    BaseFairseqModel,
-    FairseqEncoder,
-    FairseqEncoderDecoderModel,
-    FairseqIncrementalDecoder,
-    register_model,
-)
-from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
+
+from narvl_plugin.importing import leaving_logging_alone
 
 from . import factory
 from .ar_decoder import AutoregressiveDecoder
@@ -32,6 +24,18 @@ from .inference import product_time
 from .narvl import NarvlModel
 from .ofa import OfaModel
 from .query_decoder import QueryDecoder
+
+with leaving_logging_alone():
+    from fairseq.dataclass import FairseqDataclass
+    from fairseq.dataclass.utils import gen_parser_from_dataclass
+    from fairseq.models import (
+        BaseFairseqModel,
+        FairseqEncoder,
+        FairseqEncoderDecoderModel,
+        FairseqIncrementalDecoder,
+        register_model,
+    )
+    from fairseq.tasks import FairseqTask
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,13 @@ import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, cast
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
-
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
 from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 from narvl_plugin.scoring.java import JavaError, java
 from narvl_plugin.scoring.tokenization import (
     TOKENIZER_CHOICES,
@@ -189,19 +188,20 @@ def _ask(program: subprocess.Popen[bytes], *parts: str) -> str:
     return answer
 
 
+CaptionTokenizer = StrEnum("CaptionTokenizer", list(TOKENIZER_CHOICES))
+
+
 @dataclass
-class CocoCaptionConfig(FairseqDataclass):
+class CocoCaptionConfig(ScorerConfig):
     """Settings of the scorer ``coco_caption``."""
 
-    # The annotation is a call: fairseq reads the choices of an option from its type.
-    caption_tokenizer: ChoiceEnum(TOKENIZER_CHOICES) = field(  # type: ignore[valid-type]
-        default="auto",
+    caption_tokenizer: CaptionTokenizer = field(
+        default=CaptionTokenizer("auto"),
         metadata={"help": "tokeniser of caption scores: ptb needs Java; auto uses ptb if it runs"},
     )
 
 
-@register_scorer("coco_caption", dataclass=CocoCaptionConfig)
-class CocoCaptionScorer(BaseScorer):
+class CocoCaptionScorer(Scorer[CocoCaptionConfig]):
     """fairseq scorer; the reference string holds an image's references joined by ``&&``."""
 
     def __init__(self, cfg: CocoCaptionConfig) -> None:

@@ -3,21 +3,18 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
-
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 
 OTHER = "other"
 
 
 @dataclass
-class EntailmentConfig(FairseqDataclass):
+class EntailmentConfig(ScorerConfig):
     """The scorer `entailment` has no settings."""
 
 
-@register_scorer("entailment", dataclass=EntailmentConfig)
-class EntailmentScorer(BaseScorer):
+class EntailmentScorer(Scorer[EntailmentConfig]):
     """fairseq scorer; reference and hypothesis are yes, no or maybe each. Any other hypothesis is wrong."""
 
     def confusion(self) -> dict[str, Counter[str]]:

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
-
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 from narvl_plugin.scoring.vqa import read_references
 
 
@@ -14,12 +12,11 @@ def same_answer(said: str, answer: str) -> bool:
 
 
 @dataclass
-class GqaConfig(FairseqDataclass):
+class GqaConfig(ScorerConfig):
     """The scorer `gqa` has no settings."""
 
 
-@register_scorer("gqa", dataclass=GqaConfig)
-class GqaScorer(BaseScorer):
+class GqaScorer(Scorer[GqaConfig]):
     """fairseq scorer; the reference string is a column of answers, `confidence|!+answer&&…`. The best answer counts."""
 
     def score(self) -> float:

@@ -2,19 +2,16 @@
 
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
-
 from narvl_plugin.data.boxes import GOOD_IOU, bins_in, overlaps
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 
 
 @dataclass
-class GroundingConfig(FairseqDataclass):
+class GroundingConfig(ScorerConfig):
     """The scorer `grounding` has no settings."""
 
 
-@register_scorer("grounding", dataclass=GroundingConfig)
-class GroundingScorer(BaseScorer):
+class GroundingScorer(Scorer[GroundingConfig]):
     """fairseq scorer; reference and hypothesis are four `<bin_k>` each. Any other hypothesis is wrong.
 
     Bins of the two axes may have different sizes, which does not change the overlap. A reference is rounded to bins, so

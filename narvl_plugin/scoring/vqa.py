@@ -5,12 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
-
 from narvl_plugin.data.vqa_answers import normalise_answer
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 
 
 def soft_accuracy(said: str, answers: Mapping[str, float]) -> float:
@@ -48,12 +46,11 @@ def read_references(references: Iterable[str]) -> Iterator[dict[str, float]]:
 
 
 @dataclass
-class VqaConfig(FairseqDataclass):
+class VqaConfig(ScorerConfig):
     """The scorer `vqa` has no settings."""
 
 
-@register_scorer("vqa", dataclass=VqaConfig)
-class VqaScorer(BaseScorer):
+class VqaScorer(Scorer[VqaConfig]):
     """fairseq scorer; the reference string is a column of answers, `confidence|!+answer&&…`."""
 
     def accuracies(self) -> dict[str, list[float]]:

@@ -6,11 +6,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import NoReturn
 
-from fairseq.tasks import TASK_REGISTRY
-
 from narvl_plugin.errors import InputError
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.tasks.common import CommonTask
 from narvl_plugin.tasks.registry import TASKS
+
+with leaving_logging_alone():
+    from fairseq.tasks import TASK_REGISTRY
 
 OUR_TASKS = f"{', '.join(TASKS)} or multitask"
 TSV_SUFFIX = ".tsv"

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.criterions import FairseqCriterion
-from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
-from fairseq.tasks import TASK_REGISTRY
 from omegaconf import MISSING, OmegaConf
 
 from narvl_plugin.data.mixture import Mixture, rows_drawn
 from narvl_plugin.data.survey import Survey
 from narvl_plugin.errors import InputError
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.tasks.common import CommonConfig
 from narvl_plugin.tasks.members import read_members
 from narvl_plugin.tasks.trained import Step, TrainedSingleTask, TrainedTask
+
+with leaving_logging_alone():
+    from fairseq.criterions import FairseqCriterion
+    from fairseq.dataclass import FairseqDataclass
+    from fairseq.logging import metrics
+    from fairseq.tasks import TASK_REGISTRY
 
 
 @dataclass

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
-
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.tasks import caption, multitask, refcoco, snli_ve, vqa_gen
 from narvl_plugin.tasks.trained import TrainedSingleTask
+
+with leaving_logging_alone():
+    from fairseq.dataclass import FairseqDataclass
+    from fairseq.tasks import FairseqTask, register_task
 
 
 @dataclass

@@ -10,17 +10,6 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
-from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion
-from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
-from fairseq.data import Dictionary
-from fairseq.data.iterators import EpochBatchIterator
-from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
-from fairseq.optim import FairseqOptimizer
-from fairseq.optim.amp_optimizer import AMPOptimizer
-from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,10 +20,24 @@ from narvl_plugin.data.survey import Survey, refuse_what_will_fail, survey
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, SkipBudget
+from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask, Hypotheses
 from narvl_plugin.tasks.common import CommonConfig, CommonTask
 from narvl_plugin.tasks.target_texts import TargetTexts
+
+with leaving_logging_alone():
+    from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion
+    from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+    from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+    from fairseq.data import Dictionary
+    from fairseq.data.iterators import EpochBatchIterator
+    from fairseq.dataclass import FairseqDataclass
+    from fairseq.logging import metrics
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.optim import FairseqOptimizer
+    from fairseq.optim.amp_optimizer import AMPOptimizer
+    from fairseq.tasks import FairseqTask
 
 STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
 """fairseq's criterions that a teacher may be trained with."""

@@ -23,8 +23,7 @@ from fairseq_cli import train, validate
 from filelock import FileLock
 
 from narvl import plugin_folder
-from narvl_plugin import compat
-from narvl_plugin.compat import programs
+from narvl_plugin import compat, program
 from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError
 
@@ -172,7 +171,7 @@ def test_a_terminal_without_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) 
     for encoding, written in {"ascii": b"caf\\xe9 \\u2603\n", "utf-8": "café ☃\n".encode()}.items():
         buffer = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding, write_through=True))
-        programs.write_to_any_terminal()
+        program.write_to_any_terminal()
         print("café ☃")
         assert buffer.getvalue() == written
 

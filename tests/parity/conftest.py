@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
+from narvl_plugin.models.registered import build
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

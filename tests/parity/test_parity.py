@@ -12,9 +12,9 @@ from fairseq.sequence_generator import SequenceGenerator
 from criterions import QueryCtcCriterion
 from narvl_plugin.errors import SkipBudget
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
-from narvl_plugin.models import build
 from narvl_plugin.models.interop import RECOMPUTED_TABLES, tables_of
 from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
+from narvl_plugin.models.registered import build
 
 GOLDENS = Path(__file__).parent / "goldens"
 ARCHS = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from fairseq.scoring import BaseScorer
-
+from narvl_plugin.scoring.base import AnyScorer
 from narvl_plugin.tasks.base import BaseTask
 
 Outputs = Mapping[int, str]
@@ -166,7 +165,7 @@ class Subject(ABC, Generic[RowT]):
         return None
 
 
-def fill(scorer: BaseScorer, references: Sequence[str], outputs: Sequence[str]) -> None:
+def fill(scorer: AnyScorer, references: Sequence[str], outputs: Sequence[str]) -> None:
     """Add references and outputs to a fairseq scorer."""
     for reference, output in zip(references, outputs, strict=True):
         scorer.add_string(reference, output)
