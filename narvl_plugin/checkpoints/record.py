@@ -6,6 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from narvl_plugin.models.interop import (
     mark_origin,
     tables_of,
 )
+from narvl_plugin.models.meta import without_weights
 from narvl_plugin.models.narvl import query_rows
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.whole_files import whole_file, write_whole
@@ -150,7 +152,7 @@ class Checkpoint:
         config = config_class.of(values)
         labels = len(self.weights[EMBEDDING]) - self.is_student + model_class.extra_labels
         # What may be missing takes the values that a model starts with; without that, names and shapes will do.
-        with torch.device("cpu" if allow else "meta"):
+        with nullcontext() if allow else without_weights():
             own = model_class(config, labels).state_dict()
         try:
             fitted, notes = fit_state(self.weights, own, allow=allow)
@@ -211,7 +213,7 @@ class Checkpoint:
         try:
             config = (of_size(config_class, size) if size in SIZES else config_class).of(values)
             config.allow_mismatch = ""  # a file does not say how strictly it is checked
-            with torch.device("meta"):
+            with without_weights():
                 model = model_class(config, labels + model_class.extra_labels)
             model.use = use
             marked = {"model": dict(self.weights), "cfg": self.cfg, "task_state": self.task_state}

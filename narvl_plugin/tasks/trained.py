@@ -21,6 +21,7 @@ from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, SkipBudget
 from narvl_plugin.importing import leaving_logging_alone
+from narvl_plugin.models.meta import without_weights
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask, Hypotheses
 from narvl_plugin.tasks.common import CommonConfig, CommonTask
@@ -288,7 +289,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         With `from_checkpoint` it has no weights yet (they are on the meta device) and takes those of the checkpoint.
         """
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
-        with torch.device("meta") if weightless else nullcontext():
+        with without_weights() if weightless else nullcontext():
             model = super().build_model(cfg, from_checkpoint)
         self.choose_member(model)
         self.prepare_validation(model)
