@@ -1,4 +1,4 @@
-"""The commands of the program `narvl`; each imports what it runs when it runs."""
+"""The commands of the program `narvl`. Each imports what it needs only when it runs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,42 @@ import typer
 
 import narvl_plugin
 from narvl_plugin.cli import bench, data
-from narvl_plugin.cli.options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
+from narvl_plugin.cli.options import (
+    Ans2LabelFile,
+    BatchSize,
+    Beam,
+    Benchmark,
+    BpeDir,
+    Device,
+    MaxLenB,
+    NoRepeat,
+    SkipBadRows,
+    Task,
+    Teacher,
+    overrides,
+)
 from narvl_plugin.errors import InputError, check_arguments, harmless
 
 SETTINGS_FILE = "settings.txt"
-"""Where a run script keeps its settings in the run's folder, as lines KEY=value."""
+"""Name of the file in a run's folder in which a run script keeps its settings, as lines KEY=value."""
 
 app = typer.Typer(
     help="Parallel vision-language models with Query-CTC: data, distillation, latency and report.",
+    rich_markup_mode=None,  # rich takes words in brackets for its markup and does not print them
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data", help="Make data sets.")
-app.add_typer(bench.app, name="bench", help="Measure what models cost.")
-
-Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
-Device = Annotated[str | None, typer.Option(help="torch's name of it; by default a GPU if there is one.")]
-SkipBadRows = Annotated[int, typer.Option(min=0, help="How many rows that cannot be used are left out.")]
+app.add_typer(bench.app, name="bench", help="Measure the cost of models.")
 
 
 @app.command()
 def path() -> None:
-    """Print the folder of the plugin: fairseq-train --user-dir "$(narvl path)" ..."""
+    """Print the plugin's folder, which fairseq takes as --user-dir.
+
+    Example: fairseq-train --user-dir "$(narvl path)" ...
+    """
     print(Path(narvl_plugin.__file__).parent)
 
 
@@ -42,46 +54,54 @@ def path() -> None:
 def vocab(
     data: Annotated[
         Path,
-        typer.Argument(help="TSV file to train on, or the YAML file of a mixture: the training files of its members."),
+        typer.Argument(help="TSV file, or YAML file of a mixture, whose members' training files are then read."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for spm.model, to be used as --bpe-dir.")],
-    vocab_size: Annotated[int, typer.Option(min=1, help="Most pieces to learn.")] = 1000,
+    out: Annotated[Path, typer.Option(help="Folder for spm.model, to use as --bpe-dir.")],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Largest number of pieces to learn.")] = 1000,
     column: Annotated[
         str | None,
         typer.Option(
-            help="Numbers (from 0) of the columns with what models read and say: 2 (if none is given) of captions and "
-            "regions, 2,3 of questions, 3,4,5 of entailment. Of a mixture the tasks of its members say it."
+            help="Numbers (from 0) of the columns with the models' input and output texts. The default is 2, for "
+            "captions and regions. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets the columns itself."
         ),
     ] = None,
 ) -> None:
-    """Train a small sentencepiece vocabulary on the text of a TSV file, or of all members of a mixture."""
+    """Train a small sentencepiece vocabulary.
+
+    The text is that of a TSV file, or of all members of a mixture.
+    """
     from narvl_plugin.data.text import train_vocabulary
     from narvl_plugin.tasks.members import texts_of_members
 
     mixture = data.suffix in (".yaml", ".yml")
     if mixture and column is not None:
-        raise InputError(f"--column {column}: is for a TSV file; the tasks of {data} say which columns hold texts")
+        raise InputError(
+            f"--column {column}: is for a TSV file; leave it out, since the tasks of {data} set the columns"
+        )
     files = texts_of_members(str(data)) if mixture else [(str(data), "2" if column is None else column)]
     print(train_vocabulary(files, out, vocab_size))
 
 
 @app.command()
 def features(
-    data: Annotated[Path, typer.Argument(help="TSV file with pictures.")],
+    data: Annotated[Path, typer.Argument(help="TSV file with images.")],
     out: Annotated[Path, typer.Argument(help="TSV file to write.")],
-    arch: Annotated[str, typer.Option(help="Architecture whose trunk is frozen.")] = "narvl_nano",
-    patch_image_size: Annotated[int, typer.Option(min=16, help="Side of the square picture, in pixels.")] = 128,
+    arch: Annotated[str, typer.Option(help="Architecture whose backbone is frozen.")] = "narvl_nano",
+    patch_image_size: Annotated[int, typer.Option(min=16, help="Side of the square image, in pixels.")] = 128,
     imagenet_default_mean_and_std: Annotated[
-        bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does.")
+        bool, typer.Option(help="Normalise by ImageNet's mean and deviation, if training does so.")
     ] = False,
     image_column: Annotated[
-        int, typer.Option(min=0, help="Number (from 0) of the picture's column: 5 of questions, 2 of entailment.")
+        int, typer.Option(min=0, help="Number (from 0) of the image's column: 5 of questions, 2 of entailment.")
     ] = 4,
     batch_size: BatchSize = 16,
     skip_bad_rows: SkipBadRows = 0,
     device: Device = None,
 ) -> None:
-    """Compute a frozen vision trunk's features once for each picture, for quick training."""
+    """Compute a frozen vision backbone's features of each image.
+
+    Training on features takes less time than training on images.
+    """
     from narvl_plugin.inference.features import write_features
 
     written = write_features(
@@ -100,25 +120,28 @@ def features(
 
 @app.command()
 def distill(
-    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
-    data: Annotated[Path, typer.Option(help="TSV file with pictures or their features.")],
-    out: Annotated[Path, typer.Option(help="TSV file to write, in the same columns.")],
-    beam: Annotated[int, typer.Option(min=1, help="Width of the beam search.")] = 5,
-    nbest: Annotated[int, typer.Option(min=1, help="Captions to write, joined by &&.")] = 1,
+    teacher: Teacher,
+    data: Annotated[Path, typer.Option(help="TSV file with images or their features.")],
+    out: Annotated[Path, typer.Option(help="TSV file to write, with the same columns.")],
+    beam: Beam = 5,
+    nbest: Annotated[int, typer.Option(min=1, help="Number of captions to write per row, joined by &&.")] = 1,
     batch_size: BatchSize = 32,
-    keep_references: Annotated[bool, typer.Option(help="Write the original rows, too.")] = False,
+    keep_references: Annotated[bool, typer.Option(help="Also write the original rows.")] = False,
     max_len_b: MaxLenB = None,
     no_repeat_ngram_size: NoRepeat = None,
     val_inference_type: Annotated[
-        str | None, typer.Option(help="How answers are found: allcand or beamsearch, if not the checkpoint's way.")
+        str | None, typer.Option(help="Search for answers: allcand or beamsearch, if not the checkpoint's.")
     ] = None,
     skip_bad_rows: SkipBadRows = 0,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
-    member: Annotated[str | None, typer.Option(help="Of a teacher of several tasks: whose outputs to write.")] = None,
+    member: Annotated[str | None, typer.Option(help="Task to write, if the teacher has several.")] = None,
     device: Device = None,
 ) -> None:
-    """Put a teacher's outputs in place of a TSV file's targets; stopped and started again, it goes on."""
+    """Replace the targets of a TSV file by a teacher's outputs.
+
+    If the command is interrupted, the same command resumes where it stopped.
+    """
     from narvl_plugin.inference.distillation import distill
 
     written = distill(
@@ -143,19 +166,22 @@ def distill(
 
 @app.command()
 def caption(
-    pictures: Annotated[list[Path], typer.Argument(help="Folders, searched to the bottom, and picture files.")],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a teacher or a student of captions.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Image files, and folders, which are searched recursively.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a teacher or a student that captions.")],
     out: Annotated[
-        Path | None, typer.Option(help="File to write, of lines or, as NAME.json, of COCO's results format.")
+        Path | None, typer.Option(help="File to write: NAME.json in COCO's results format, any other as lines.")
     ] = None,
     batch_size: BatchSize = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures while the model runs.")] = 1,
-    beam: Annotated[int | None, typer.Option(min=1, help="Width of the beam, if not that of --eval-args.")] = None,
-    skip_bad_rows: Annotated[int, typer.Option(min=0, help="How many unreadable pictures are left out.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images while the model runs.")] = 1,
+    beam: Annotated[int | None, typer.Option(min=1, help="Width of the beam search, if not as in --eval-args.")] = None,
+    skip_bad_rows: Annotated[int, typer.Option(min=0, help="Number of unreadable images that may be left out.")] = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
 ) -> None:
-    """Say what is in picture files: lines of a path and a caption, in the order of the paths."""
+    """Caption image files.
+
+    Each line of the output holds a path and a caption. Lines are in the order of the paths.
+    """
     from narvl_plugin.inference.captioning import caption_pictures
 
     count = caption_pictures(
@@ -176,18 +202,22 @@ def caption(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint, ours or OFA's, or NAME.safetensors.")],
-    out: Annotated[Path, typer.Argument(help="File to write; NAME.safetensors to export.")],
-    arch: Annotated[str | None, typer.Option(help="ofa_SIZE or narvl_SIZE, if not the source's.")] = None,
-    num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the student.")] = None,
-    member: Annotated[str | None, typer.Option(help="Of a student of several tasks: the one to keep.")] = None,
-    to: Annotated[str, typer.Option(help="Layout: narvl, or ofa for a teacher as OFA writes it.")] = "narvl",
-    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
+    source: Annotated[Path, typer.Argument(help="Checkpoint of narvl or of OFA, or NAME.safetensors.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint to write, or NAME.safetensors.")],
+    arch: Annotated[str | None, typer.Option(help="Architecture, ofa_SIZE or narvl_SIZE, if not the source's.")] = None,
+    num_queries: Annotated[int | None, typer.Option(min=1, help="Number of the student's queries.")] = None,
+    member: Annotated[str | None, typer.Option(help="Task to keep, if the student has several.")] = None,
+    to: Annotated[str, typer.Option(help="Layout to write: narvl, or ofa for a teacher in OFA's layout.")] = "narvl",
+    ema: Annotated[bool, typer.Option("--ema", help="Write the averaged weights.")] = False,
     allow_mismatch: Annotated[
-        str, typer.Option(help="Tensors, or patterns joined by commas, that may be missing, unused or reshaped.")
+        str,
+        typer.Option(help="Names or patterns of tensors that may be missing, unused or reshaped, joined by commas."),
     ] = "",
 ) -> None:
-    """Turn a checkpoint into another: a teacher into a student, OFA's layout, safetensors."""
+    """Convert a checkpoint.
+
+    The result may be a student made of a teacher, a teacher in OFA's layout, or a file of safetensors.
+    """
     from narvl_plugin.checkpoints.conversion import convert
 
     if to not in ("narvl", "ofa"):
@@ -208,16 +238,21 @@ def convert(
 @app.command()
 def export(
     student: Annotated[Path, typer.Argument(help="Checkpoint of a student.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write: the model, run.py, what it needs.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="8 bits for the weights of matrix products; of onnx.")] = False,
+    out: Annotated[Path, typer.Argument(help="Folder for the model, run.py and the files that run.py needs.")],
+    to: Annotated[str, typer.Option(help="Format: onnx, openvino or torch-export.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Keep the weights of matrix products in 8 bits, for onnx only.")
+    ] = False,
     prompt_length: Annotated[
-        int, typer.Option(min=3, help="Most tokens of a prompt, where the task reads a text.")
+        int, typer.Option(min=3, help="Largest number of tokens in a prompt, for tasks that read text.")
     ] = 32,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
 ) -> None:
-    """Write a student as one graph that runs without narvl: python OUT/run.py PICTURE [question=TEXT]."""
+    """Export a student as one graph that runs without narvl.
+
+    Run it by: python OUT/run.py PICTURE [question=TEXT]
+    """
     from narvl_plugin.export import export
 
     difference = export(
@@ -233,13 +268,13 @@ def export(
 
 @app.command()
 def calibrate(
-    student: Annotated[Path, typer.Argument(help="Checkpoint of a student, which keeps what is fitted.")],
-    data: Annotated[Path, typer.Argument(help="TSV file to fit on, such as that of validation.")],
-    test: Annotated[Path | None, typer.Option(help="TSV file to measure on, before and after.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher to measure, too.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write what was measured to.")] = None,
+    student: Annotated[Path, typer.Argument(help="Checkpoint of a student. The fitted values are stored in it.")],
+    data: Annotated[Path, typer.Argument(help="TSV file to fit on, such as the validation file.")],
+    test: Annotated[Path | None, typer.Option(help="TSV file to measure on, before and after fitting.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher, to measure it too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write with the measurements.")] = None,
     beam: Annotated[
-        int | None, typer.Option(min=1, help="Width of the beam, if not that of --eval-args, or 5.")
+        int | None, typer.Option(min=1, help="Width of the beam search, if not as in --eval-args, or else 5.")
     ] = None,
     max_len_b: MaxLenB = None,
     no_repeat_ngram_size: NoRepeat = None,
@@ -248,7 +283,10 @@ def calibrate(
     ans2label_file: Ans2LabelFile = None,
     device: Device = None,
 ) -> None:
-    """Fit a student's temperature and odds, so that it is right as often as it is sure; its checkpoint keeps it."""
+    """Fit a student's confidence to how often it is correct.
+
+    The student's checkpoint stores the fitted temperature, slope and offset.
+    """
     from narvl_plugin.inference.calibration import calibrate
 
     given = {"beam": beam, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
@@ -265,28 +303,32 @@ def calibrate(
     )
     print(
         f"temperature {result['temperature']:.2f}, log-odds times {result['slope']:.2f} {result['offset']:+.2f}, "
-        f"fitted on {result['fitted_on']:,} rows, kept in {student}"
+        f"fitted on {result['fitted_on']:,} rows, stored in {student}"
     )
     for name, measured in result["systems"].items():
         print(
-            f"{name}: right {measured['mean_right']:.3f}, confidence {measured['mean_confidence']:.3f}, expected "
+            f"{name}: correct {measured['mean_right']:.3f}, confidence {measured['mean_confidence']:.3f}, expected "
             f"calibration error {measured['error']:.3f}, area below risk and coverage {measured['area']:.3f}"
         )
 
 
 @app.command()
 def predictions(
-    generated: Annotated[Path, typer.Argument(help="generate-test.txt of fairseq-generate.")],
+    generated: Annotated[Path, typer.Argument(help="File generate-test.txt of fairseq-generate.")],
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],
     task: Benchmark,
-    data: Annotated[Path, typer.Option(help="TSV file that was generated from.")],
+    data: Annotated[Path, typer.Option(help="TSV file that fairseq-generate read.")],
     num_bins: Annotated[
-        int | None, typer.Option(min=2, help="For boxes, if the generated file does not say it; so are the next two.")
+        int | None, typer.Option(min=2, help="Number of bins of boxes, if the generated file lacks it.")
     ] = None,
-    max_image_size: Annotated[int | None, typer.Option(min=1, help="Side that the <bin_k> cover, in pixels.")] = None,
-    patch_image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square image, in pixels.")] = None,
+    max_image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side that the bins cover, in pixels, if the generated file lacks it.")
+    ] = None,
+    patch_image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the square image, in pixels, if the generated file lacks it.")
+    ] = None,
 ) -> None:
-    """Turn what a model said into the file of predictions that a benchmark takes."""
+    """Write a model's outputs in the format of a benchmark."""
     from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 
     given = {"num_bins": num_bins, "max_image_size": max_image_size, "patch_image_size": patch_image_size}
@@ -296,12 +338,15 @@ def predictions(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="JSON file of predictions, see narvl predictions.")],
-    annotations: Annotated[list[Path], typer.Argument(help="Official files; for refcoco refs(unc).p instances.json.")],
+    predictions: Annotated[Path, typer.Argument(help="JSON file of predictions, as narvl predictions writes it.")],
+    annotations: Annotated[list[Path], typer.Argument(help="Official files. For refcoco: refs(unc).p instances.json.")],
     task: Benchmark,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write the scores to, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write with the scores.")] = None,
 ) -> None:
-    """Score predictions against a benchmark's official annotations, as its own evaluation does."""
+    """Score predictions by the official rules of a benchmark.
+
+    The scores are those of the benchmark's own evaluation against its official annotations.
+    """
     from narvl_plugin.evaluation import benchmarks, tables
     from narvl_plugin.whole_files import require_writable
 
@@ -315,13 +360,16 @@ def evaluate(
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="Folder of a run, with generate/*/generate-test.txt.")],
-    data: Annotated[Path | None, typer.Option(help="Test TSV, if not OUT/data/TASK/test.tsv.")] = None,
-    task: Annotated[str, typer.Option(help="caption, vqa_gen, refcoco or snli_ve.")] = "caption",
+    out: Annotated[Path, typer.Argument(help="Folder of a run with generate/*/generate-test.txt.")],
+    data: Annotated[Path | None, typer.Option(help="Test file, if not OUT/data/TASK/test.tsv.")] = None,
+    task: Task = "caption",
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
 ) -> None:
-    """Score a run and write results.json, table.md and report.html into its folder."""
+    """Score a run and report on it.
+
+    The run's folder receives results.json, table.md and report.html.
+    """
     from narvl_plugin.report import build_report
 
     build_report(
@@ -330,7 +378,7 @@ def report(
 
 
 def _run_settings(out: Path) -> dict[str, str]:
-    """Read the settings that a run script kept; none, if it kept none."""
+    """Return the settings that a run script kept, or none if it kept none."""
     file = out / SETTINGS_FILE
     if not file.exists():
         return {}
@@ -338,12 +386,15 @@ def _run_settings(out: Path) -> dict[str, str]:
 
 
 def _say(out: Path, written: bool) -> None:
-    """Say where the result is."""
+    """Print where the result is."""
     print(out if written else f"{out} is there already; delete it to make it anew")
 
 
 def run() -> None:
-    """Run the command line; what a user can mend ends in one line and code 1 (NARVL_DEBUG=1: all of it)."""
+    """Run the command line.
+
+    An error that a user can fix ends the program with one line and code 1. With NARVL_DEBUG=1 it is raised.
+    """
     try:
         check_arguments(sys.argv[1:])
         app(prog_name="narvl")

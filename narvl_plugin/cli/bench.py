@@ -1,4 +1,4 @@
-"""The commands `narvl bench …`; each imports what it runs when it runs."""
+"""The commands `narvl bench …`. Each imports what it needs only when it runs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,53 @@ from typing import Annotated, Any
 
 import typer
 
-from narvl_plugin.cli.options import Ans2LabelFile, BpeDir, MaxLenB, NoRepeat, overrides
+from narvl_plugin.cli.options import (
+    Ans2LabelFile,
+    Beam,
+    BpeDir,
+    Compiled,
+    Data,
+    InBfloat16,
+    JsonFile,
+    MaxLenB,
+    NoRepeat,
+    Repeats,
+    Side,
+    Size,
+    Student,
+    Task,
+    Teacher,
+    Threads,
+    TimedDevice,
+    TimedImages,
+    overrides,
+)
 from narvl_plugin.errors import InputError
 from narvl_plugin.whole_files import require_writable, write_whole
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
 def latency(
-    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
-    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
-    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads while it is timed.")] = 1,
+    teacher: Teacher,
+    student: Student,
+    data: Data,
+    out: JsonFile,
+    images: TimedImages = 100,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
     max_len_b: MaxLenB = None,
     no_repeat_ngram_size: NoRepeat = None,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: TimedDevice = "cpu",
 ) -> None:
-    """Time teacher (beam 5, greedy, all answers of a list) and student, one picture at a time, in turns."""
+    """Time a teacher and a student on one image at a time.
+
+    The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
+    turns.
+    """
     from narvl_plugin.bench import timing
 
     given = {"max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
@@ -53,22 +77,25 @@ def latency(
 
 @app.command()
 def models(
-    teacher: Annotated[Path, typer.Option(help="Checkpoint of the teacher.")],
-    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
-    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write; a plot goes beside it.")],
+    teacher: Teacher,
+    student: Student,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="JSON file to write. A plot is written beside it.")],
     exported: Annotated[
-        list[Path] | None, typer.Option(help="Folder of narvl export; more than one may be given.")
+        list[Path] | None, typer.Option(help="Folder of narvl export. The option may be repeated.")
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
-    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 100,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each system.")] = 1,
+    compiled: Compiled = False,
+    images: TimedImages = 100,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: TimedDevice = "cpu",
 ) -> None:
-    """Compare teacher, student and exported students, asked in all ways: quality, latency, images/s, stages."""
+    """Compare a teacher, a student and exported students.
+
+    Each way of decoding is measured by quality, latency, images/s and the time of its stages.
+    """
     from narvl_plugin.bench import systems
 
     result = systems.compare(
@@ -89,19 +116,22 @@ def models(
 
 @app.command()
 def decoding(
-    student: Annotated[Path, typer.Option(help="Checkpoint of the student.")],
-    data: Annotated[Path, typer.Option(help="TSV file with pictures.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher to rescore with.")] = None,
-    frequencies: Annotated[Path | None, typer.Option(help="TSV file of captions to count n-grams in.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many pictures are timed.")] = 50,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
+    student: Student,
+    data: Data,
+    out: JsonFile,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher that rescores.")] = None,
+    frequencies: Annotated[Path | None, typer.Option(help="TSV file of captions whose n-grams are counted.")] = None,
+    images: TimedImages = 50,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: TimedDevice = "cpu",
 ) -> None:
-    """Decode a student in all ways there are: quality, outputs that are none, calibration error, latency."""
+    """Compare all ways to decode a student.
+
+    The measures are quality, the number of invalid outputs, calibration error and latency.
+    """
     from narvl_plugin.bench import decoding
 
     result = decoding.decoding(
@@ -121,28 +151,35 @@ def decoding(
 
 @app.command()
 def search() -> None:
-    """Time beam search (16 sentences, 20 queries, 59,458 labels) beside other packages, and lists of 3,129 answers."""
+    """Time the student's search beside other packages.
+
+    The beam search reads 16 sentences of 20 queries and 59,458 labels. The list of answers has 3,129 entries.
+    """
     from narvl_plugin.bench import decoding
 
     for name, milliseconds in decoding.beam_search_speeds().items():
-        print(f"beam 8, {name}: {milliseconds:.2f} ms a sentence")
+        print(f"beam 8, {name}: {milliseconds:.2f} ms per sentence")
     for name, milliseconds in decoding.answer_list_speeds().items():
-        print(f"3,129 answers, {name}: {milliseconds:.2f} ms a picture")
+        print(f"3,129 answers, {name}: {milliseconds:.2f} ms per image")
 
 
 @app.command()
 def floor(
-    size: Annotated[str, typer.Option(help="nano, tiny, medium, base, large or huge.")] = "base",
-    side: Annotated[int, typer.Option(min=32, help="Side of the picture, in pixels.")] = 480,
-    queries: Annotated[int, typer.Option(min=1, help="Queries of the student.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Also with products in bfloat16.")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile, which takes minutes.")] = False,
-    exported: Annotated[str, typer.Option(help="Also by graphs of narvl export, such as onnx,openvino.")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    size: Size = "base",
+    side: Annotated[int, typer.Option(min=32, help="Side of the image, in pixels.")] = 480,
+    queries: Annotated[int, typer.Option(min=1, help="Number of the student's queries.")] = 20,
+    repeats: Repeats = 5,
+    threads: Threads = 2,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Also time products in bfloat16.")] = False,
+    compiled: Compiled = False,
+    exported: Annotated[str, typer.Option(help="Also time formats of narvl export, such as onnx,openvino.")] = "",
+    device: TimedDevice = "cpu",
 ) -> None:
-    """Time a student, one picture at a time, beside its FLOPs at the rate of a matrix product measured in turns."""
+    """Time a student beside the least time for its FLOPs.
+
+    The student reads one image at a time. The least time follows from the rate of a matrix product, which is measured
+    in turns with the student.
+    """
     from narvl_plugin.bench.floor import distance_to_floor
 
     found = distance_to_floor(
@@ -165,18 +202,23 @@ def floor(
 
 @app.command()
 def limit(
-    sizes: Annotated[str, typer.Option(help="Sizes of teacher and student.")] = "nano,base",
-    side: Annotated[int | None, typer.Option(min=32, help="Side of the pictures; else 128 of nano, 480.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Weights and pictures in bfloat16.")] = False,
-    tflops: Annotated[float, typer.Option(help="Of a GPU to derive times for: 10^12 FLOPs a second.")] = 312,
-    bandwidth: Annotated[float, typer.Option(help="Of its memory, in GB a second.")] = 1555,
-    launch: Annotated[float, typer.Option(help="Microseconds to start a kernel.")] = 8,
+    sizes: Annotated[str, typer.Option(help="Sizes of teacher and student, joined by commas.")] = "nano,base",
+    side: Side = None,
+    repeats: Repeats = 3,
+    threads: Threads = 2,
+    device: TimedDevice = "cpu",
+    bfloat16: InBfloat16 = False,
+    tflops: Annotated[
+        float, typer.Option(help="Speed of the GPU to derive times for, in 10^12 FLOPs per second.")
+    ] = 312,
+    bandwidth: Annotated[float, typer.Option(help="Bandwidth of the GPU's memory, in GB per second.")] = 1555,
+    launch: Annotated[float, typer.Option(help="Time to start a kernel on the GPU, in microseconds.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for limit.json and limit.svg.")] = None,
 ) -> None:
-    """Measure what bounds the speed-up, check what that predicts on runs it has not seen, and derive it for a GPU."""
+    """Measure what bounds the speed-up of the student.
+
+    Times that are predicted from the measured parts are checked on further runs, and derived for a GPU.
+    """
     import json
 
     import torch
@@ -187,7 +229,8 @@ def limit(
         require_writable(out, folder=True)
     gpu = limit.Processor(tflops * 1e12, bandwidth * 1e9, launch * 1e-6)
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    found, drawn = {}, {}
+    found: dict[str, dict[str, Any]] = {}
+    drawn: dict[str, limit.Parts] = {}
     for size in sizes.split(","):
         pixels = side or _usual_side(size)
         pair = limit.Pair(size, side=pixels, device=device, dtype=dtype)
@@ -206,18 +249,23 @@ def limit(
 
 @app.command()
 def sweep(
-    size: Annotated[str, typer.Option(help="Size of teacher and student.")] = "base",
-    side: Annotated[int | None, typer.Option(min=32, help="Side of the picture; else 128 of nano, 480.")] = None,
-    lengths: Annotated[str, typer.Option(help="Tokens that the teacher says.")] = "1,2,5,10,20",
-    queries: Annotated[str, typer.Option(help="Queries of the student.")] = "3,6,10,20,30",
-    beam: Annotated[int, typer.Option(min=1, help="Of the teacher.")] = 5,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Weights and pictures in bfloat16.")] = False,
+    size: Size = "base",
+    side: Side = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths of the teacher's output, in tokens, joined by commas.")
+    ] = "1,2,5,10,20",
+    queries: Annotated[str, typer.Option(help="Numbers of the student's queries, joined by commas.")] = "3,6,10,20,30",
+    beam: Beam = 5,
+    repeats: Repeats = 3,
+    threads: Threads = 2,
+    device: TimedDevice = "cpu",
+    bfloat16: InBfloat16 = False,
     out: Annotated[Path | None, typer.Option(help="Folder for sweep.json and sweep.svg.")] = None,
 ) -> None:
-    """Measure the speed-up over the number of queries and the length of the output, one picture at a time."""
+    """Measure the speed-up by number of queries and output length.
+
+    Teacher and student read one image at a time.
+    """
     import json
 
     import torch
@@ -244,10 +292,13 @@ def sweep(
 
 @app.command()
 def loss(
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 2,
+    device: TimedDevice = "cpu",
 ) -> None:
-    """Measure the loss (16 samples, 20 queries, 59,458 labels), forward and backward, beside torch's ctc_loss."""
+    """Measure the loss beside torch's ctc_loss.
+
+    Each runs forward and backward on 16 samples of 20 queries and 59,458 labels.
+    """
     import torch
 
     from narvl_plugin.bench import loss
@@ -258,30 +309,37 @@ def loss(
         memory = f"{cost.extra_mb:.0f} MiB, " if cost.extra_mb is not None else ""
         print(f"{name}: {cost.ms:.1f} ms, {memory}error of the gradient {cost.error:.1e}")
     ours, theirs = costs["query_ctc"], costs["torch"]
-    print(f"ratio: {ours.ms / theirs.ms:.2f} of the time", end="")
-    print(f", {ours.extra_mb / theirs.extra_mb:.2f} of the memory" if ours.extra_mb is not None else "")
+    ratio = f"ratio: {ours.ms / theirs.ms:.2f} of the time"
+    if ours.extra_mb is not None and theirs.extra_mb is not None:
+        ratio += f", {ours.extra_mb / theirs.extra_mb:.2f} of the memory"
+    print(ratio)
 
 
 @app.command()
 def training(
-    size: Annotated[str, typer.Option(help="nano, tiny, medium, base, large or huge.")] = "nano",
-    side: Annotated[int | None, typer.Option(min=32, help="Side of the pictures; else 128 of nano, 480.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 16,
+    size: Size = "nano",
+    side: Side = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 16,
     features: Annotated[
-        bool, typer.Option("--features", help="Not pictures, but the trunk's features of them.")
+        bool, typer.Option("--features", help="Train on the backbone's features instead of images.")
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Forward pass and loss in autocast.")] = False,
+    repeats: Repeats = 5,
+    threads: Threads = 1,
+    device: TimedDevice = "cpu",
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Run forward pass and loss under autocast.")] = False,
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Also with the model's option of this name.")
+        bool, typer.Option("--checkpoint-activations", help="Also time the model's option of this name.")
     ] = False,
-    data: Annotated[Path | None, typer.Option(help="TSV file, to measure how long steps wait for batches.")] = None,
-    task: Annotated[str, typer.Option(help="The file's: caption, refcoco, snli_ve or vqa_gen.")] = "caption",
-    bpe_dir: Annotated[Path | None, typer.Option(help="Vocabulary's folder for --data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="TSV file, to also measure how long steps wait for batches.")
+    ] = None,
+    task: Task = "caption",
+    bpe_dir: Annotated[Path | None, typer.Option(help="Folder of the vocabulary for --data.")] = None,
 ) -> None:
-    """Time a student's training by parts of a step, with fairseq's Adam and the fused one, and its waiting for data."""
+    """Time the parts of a student's training step.
+
+    Steps run with fairseq's Adam and with the fused one. With --data, the time that steps wait for batches is measured.
+    """
     from narvl_plugin.bench import training
 
     if data is not None and bpe_dir is None:
@@ -293,8 +351,8 @@ def training(
             data, task=task, bpe_dir=bpe_dir, size=size, batches=repeats, threads=threads, **common
         )
         print(
-            f"{data}, {training.WORKERS} worker: {found.wait:.2f} ms wait for a batch, {found.step:.1f} "
-            f"ms step, share of waiting {found.share:.2%} ({found.batches} batches)"
+            f"{data}, {training.WORKERS} worker: {found.wait:.2f} ms wait per batch, {found.step:.1f} "
+            f"ms per step, share of waiting {found.share:.2%} ({found.batches} batches)"
         )
     variants: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in training.OPTIMIZERS}
     if checkpoint_activations:
@@ -307,12 +365,16 @@ def training(
 
 
 def _usual_side(size: str) -> int:
-    """Return the side of the pictures that models of a size read, in pixels."""
+    """Return the side of the images that models of a size read, in pixels."""
     return 128 if size == "nano" else 480
 
 
 def _numbers(option: str, given: str) -> list[int]:
-    """Read positive numbers joined by commas; raises InputError."""
+    """Read positive numbers joined by commas.
+
+    Raises:
+        InputError: if anything else was given.
+    """
     try:
         numbers = [int(number) for number in given.split(",")]
     except ValueError:

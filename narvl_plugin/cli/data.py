@@ -1,4 +1,4 @@
-"""The commands `narvl data …`; each imports what it runs when it runs."""
+"""The commands `narvl data …`. Each imports what it needs only when it runs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from narvl_plugin.cli.options import CheckImages, ImagePaths, Images, Raw, Splits, SplitsDir
+
 if TYPE_CHECKING:
     from narvl_plugin.data.sources.writing import Outcome, Pictures
 
-app = typer.Typer(no_args_is_help=True)
-
-Raw = Annotated[Path, typer.Option(help="Folder of the unpacked official files.")]
-SplitsDir = Annotated[Path, typer.Option(help="Folder for a TSV file per split.")]
-Images = Annotated[Path | None, typer.Option(help="Folder with the official folders of images, if not --raw.")]
-Splits = Annotated[str | None, typer.Option(help="Comma-separated; by default all of the data set.")]
-ImagePaths = Annotated[bool, typer.Option("--image-paths", help="Write the images' paths in place of their bytes.")]
-CheckImages = Annotated[bool, typer.Option("--check-images", help="Open each image and drop rows of broken ones.")]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Option(help="Folder for TASK/{train,valid,test}.tsv.")],
-    train: Annotated[int, typer.Option(help="Pictures to train on.")] = 6000,
-    valid: Annotated[int, typer.Option(help="Pictures to validate on.")] = 200,
-    test: Annotated[int, typer.Option(help="Pictures to test on, with pairs of objects never trained on.")] = 1000,
-    size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
-    nouns: Annotated[int, typer.Option(help="How many nouns to draw, the easiest first.")] = 100,
-    max_objects: Annotated[int, typer.Option(help="Most objects in a picture.")] = 4,
+    train: Annotated[int, typer.Option(help="Number of images to train on.")] = 6000,
+    valid: Annotated[int, typer.Option(help="Number of images to validate on.")] = 200,
+    test: Annotated[
+        int, typer.Option(help="Number of images to test on. Their pairs of objects are not in training images.")
+    ] = 1000,
+    size: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed. The same seed gives the same bytes.")] = 1,
+    nouns: Annotated[int, typer.Option(help="Number of nouns to draw, the easiest first.")] = 100,
+    max_objects: Annotated[int, typer.Option(help="Largest number of objects in an image.")] = 4,
     art: Annotated[Path | None, typer.Option(help="Folder of PNG files to draw with.")] = None,
-    tasks: Annotated[str, typer.Option(help="Comma-separated: caption, vqa_gen, refcoco, snli_ve.")] = "caption",
+    tasks: Annotated[
+        str, typer.Option(help="Any of caption, vqa_gen, refcoco and snli_ve, joined by commas.")
+    ] = "caption",
 ) -> None:
-    """Compose pictures from emoji art, with captions and rows for the other tasks."""
+    """Draw scenes of emoji art with rows for each task."""
     from narvl_plugin.data.scenes import write_scenes
 
     write_scenes(
@@ -57,11 +56,16 @@ def coco(
     out: SplitsDir,
     images: Images = None,
     splits: Splits = None,
-    join_captions: Annotated[bool, typer.Option("--join-captions", help="One row a picture in train, too.")] = False,
+    join_captions: Annotated[
+        bool, typer.Option("--join-captions", help="In train, too, write one row per image.")
+    ] = False,
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """Karpathy's dataset_coco.json, train2014/, val2014/ -> captions: train, val, test."""
+    """Convert the captions of COCO.
+
+    Reads Karpathy's dataset_coco.json, train2014/ and val2014/. Writes the splits train, val and test.
+    """
     from narvl_plugin.data.sources.coco import convert_coco
 
     pictures = _pictures(images or raw, image_paths, check_images)
@@ -74,11 +78,15 @@ def vqav2(
     out: SplitsDir,
     images: Images = None,
     splits: Splits = None,
-    answers: Annotated[bool, typer.Option("--answers", help="Write trainval_ans2label.pkl, too.")] = False,
+    answers: Annotated[bool, typer.Option("--answers", help="Also write trainval_ans2label.pkl.")] = False,
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """v2_…_questions.json, v2_…_annotations.json, train2014/ … -> questions: train, val, test, test-dev."""
+    """Convert the questions of VQAv2.
+
+    Reads v2_…_questions.json, v2_…_annotations.json and folders such as train2014/. Writes the splits train, val, test
+    and test-dev.
+    """
     from narvl_plugin.data.sources.vqav2 import convert_vqav2
 
     pictures = _pictures(images or raw, image_paths, check_images)
@@ -94,7 +102,10 @@ def gqa(
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """…_balanced_questions.json, images/ -> questions: train, val, testdev."""
+    """Convert the balanced questions of GQA.
+
+    Reads …_balanced_questions.json and images/. Writes the splits train, val and testdev.
+    """
     from narvl_plugin.data.sources.gqa import convert_gqa
 
     _tell(convert_gqa(raw, out, _pictures(images or raw, image_paths, check_images), splits=_names(splits)))
@@ -104,14 +115,20 @@ def gqa(
 def refcoco(
     raw: Raw,
     out: SplitsDir,
-    name: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog.")] = "refcoco",
-    split_by: Annotated[str | None, typer.Option(help="unc, google or umd, if not the usual one.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the data set: refcoco, refcoco+ or refcocog.")] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Author of the splits, unc, google or umd, if not the usual one.")
+    ] = None,
     images: Images = None,
     splits: Splits = None,
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """NAME/refs(…).p, NAME/instances.json, train2014/ -> boxes: train, val, testA, testB or test."""
+    """Convert the phrases and boxes of RefCOCO, RefCOCO+ or RefCOCOg.
+
+    Reads NAME/refs(…).p, NAME/instances.json and train2014/. Writes the splits train and val, and either test or testA
+    and testB.
+    """
     from narvl_plugin.data.sources.refcoco import convert_refcoco
 
     pictures = _pictures(images or raw, image_paths, check_images)
@@ -127,7 +144,10 @@ def snli_ve(
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """snli_ve_….jsonl, flickr30k-images/ -> entailment: train, dev, test."""
+    """Convert the hypotheses of SNLI-VE.
+
+    Reads snli_ve_….jsonl and flickr30k-images/. Writes the splits train, dev and test.
+    """
     from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 
     _tell(convert_snli_ve(raw, out, _pictures(images or raw, image_paths, check_images), splits=_names(splits)))
@@ -136,12 +156,15 @@ def snli_ve(
 @app.command()
 def easy_vqa(
     out: SplitsDir,
-    raw: Annotated[Path | None, typer.Option(help="Folder of its files, if not that of the package easy-vqa.")] = None,
+    raw: Annotated[Path | None, typer.Option(help="Folder of the data set's files, if not the package's own.")] = None,
     splits: Splits = None,
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """The package easy-vqa -> questions: train, val (a tenth of train), test."""
+    """Convert the questions of the package easy-vqa.
+
+    Writes the splits train, val (a tenth of the official train) and test.
+    """
     from narvl_plugin.data.sources.easy_vqa import convert_easy_vqa, packaged_data
 
     raw = raw or packaged_data()
@@ -149,18 +172,18 @@ def easy_vqa(
 
 
 def _pictures(folder: Path, image_paths: bool, check_images: bool) -> Pictures:
-    """Return where a data set's pictures are and how rows hold them."""
+    """Return where a data set's images are and how rows hold them."""
     from narvl_plugin.data.sources.writing import Pictures
 
     return Pictures(folder, as_paths=image_paths, check=check_images)
 
 
 def _names(joined: str | None) -> list[str] | None:
-    """Return the names that commas join."""
+    """Split names at commas."""
     return None if joined is None else joined.split(",")
 
 
 def _tell(outcomes: Iterator[Outcome]) -> None:
-    """Say what became of each file as soon as it is written."""
+    """Print the outcome of each file as soon as it is known."""
     for outcome in outcomes:
         print(outcome, flush=True)

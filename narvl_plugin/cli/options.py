@@ -1,4 +1,4 @@
-"""Options that several commands of `narvl` have."""
+"""Arguments and options that several commands of `narvl` have."""
 
 from __future__ import annotations
 
@@ -7,13 +7,50 @@ from typing import Annotated
 
 import typer
 
-BpeDir = Annotated[Path | None, typer.Option(help="Vocabulary's folder, if not the one the checkpoint names.")]
-Ans2LabelFile = Annotated[Path | None, typer.Option(help="List of answers, if not where the checkpoint says.")]
+# --- Models and what they read ---------------------------------------------------------------------------------------
+
+Teacher = Annotated[Path, typer.Option(help="Checkpoint of the teacher.")]
+Student = Annotated[Path, typer.Option(help="Checkpoint of the student.")]
+Data = Annotated[Path, typer.Option(help="TSV file with images.")]
+BpeDir = Annotated[Path | None, typer.Option(help="Folder of the vocabulary, if not the checkpoint's.")]
+Ans2LabelFile = Annotated[Path | None, typer.Option(help="File of the list of answers, if not the checkpoint's.")]
+Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
+Task = Annotated[str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco or snli_ve.")]
+
+# --- Generation ------------------------------------------------------------------------------------------------------
+
+Beam = Annotated[int, typer.Option(min=1, help="Width of the teacher's beam search.")]
 MaxLenB = Annotated[int | None, typer.Option(min=1, help="Longest output, in tokens, if not as in --eval-args.")]
 NoRepeat = Annotated[
     int | None,
-    typer.Option(min=0, help="Length of n-grams that are said once only; 0: any; if not as in --eval-args."),
+    typer.Option(
+        min=0, help="Length of n-grams that may not repeat, if not as in --eval-args. Zero allows repetitions."
+    ),
 ]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per batch.")]
+SkipBadRows = Annotated[int, typer.Option(min=0, help="Number of unusable rows that may be left out.")]
+Device = Annotated[str | None, typer.Option(help="Device by its name in torch. By default a GPU if one is there.")]
+
+# --- Benchmarks ------------------------------------------------------------------------------------------------------
+
+JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]
+TimedImages = Annotated[int, typer.Option(min=1, help="Number of images to time.")]
+Repeats = Annotated[int, typer.Option(min=1, help="How often each is timed.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
+TimedDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Size = Annotated[str, typer.Option(help="Size of the models: nano, tiny, medium, base, large or huge.")]
+Side = Annotated[int | None, typer.Option(min=32, help="Side of the images, in pixels. By default 480, of nano 128.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Also time torch.compile, which takes minutes.")]
+InBfloat16 = Annotated[bool, typer.Option("--bfloat16", help="Take weights and images in bfloat16.")]
+
+# --- Data sets -------------------------------------------------------------------------------------------------------
+
+Raw = Annotated[Path, typer.Option(help="Folder of the unpacked official files.")]
+SplitsDir = Annotated[Path, typer.Option("--out", help="Folder for one TSV file per split.")]
+Images = Annotated[Path | None, typer.Option(help="Folder with the official folders of images, if not --raw.")]
+Splits = Annotated[str | None, typer.Option(help="Splits, joined by commas. By default all of the data set.")]
+ImagePaths = Annotated[bool, typer.Option("--image-paths", help="Write paths of images instead of their bytes.")]
+CheckImages = Annotated[bool, typer.Option("--check-images", help="Open each image, and drop rows of broken ones.")]
 
 
 def overrides(bpe_dir: Path | None, ans2label_file: Path | None) -> dict[str, str]:
