@@ -1,4 +1,4 @@
-"""Teacher and student: configurations, layers, encoder, decoders."""
+"""The models, teacher and student: configurations, layers, encoder and decoders."""
 
 from .factory import build
 

@@ -1,4 +1,4 @@
-"""The teacher's decoder: one token after another, with keys and values kept between steps."""
+"""The teacher's decoder, which predicts one token after another and caches keys and values between steps."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from .vision import STRIDE
 
 _STATE = "ofa_decoder"
 _BIAS_BLOCK = 32
-"""Positions for which a decoding run computes its biases at a time."""
+"""Number of positions whose biases a search computes at once."""
 
 
 class AutoregressiveDecoder(Decoder):
     """Causal decoder over previous output tokens.
 
-    Legend: B batch, T target positions, S source positions, D width, H heads, V vocabulary.
+    Legend: B rows, T target positions, S source positions, D width, H heads, V vocabulary.
     """
 
     def forward(
@@ -30,10 +30,16 @@ class AutoregressiveDecoder(Decoder):
         code_masks: Tensor | None = None,
         incremental_state: dict[str, Any] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits (B, T, V) and what `run_layers` adds.
+        """Return logits and the intermediate results of `run_layers`.
 
-        `prev_output_tokens` is (B, T), right-padded. `code_masks` (B,) is True for samples whose output is an
-        image, as codes. With an `incremental_state` only the last token is run and logits are (B, 1, V).
+        Args:
+            prev_output_tokens: (B, T), right-padded.
+            encoder_out: the encoder's output.
+            code_masks: (B,), True for rows whose output is an image given as codes.
+            incremental_state: the cache of a search, updated in place. If given, only the last token is decoded.
+
+        Returns:
+            Logits (B, T, V), or (B, 1, V) with an incremental state, and a dictionary of intermediate results.
         """
         if incremental_state is not None:
             return self._step(prev_output_tokens, encoder_out, incremental_state)
@@ -49,13 +55,18 @@ class AutoregressiveDecoder(Decoder):
                 torch.where(is_code, code, text) for code, text in zip(code_biases, self_biases, strict=True)
             ]
             cross_bias = torch.where(is_code, code_cross_bias, cross_bias)
-        # Also where nothing is padded, which a GPU would have to be asked.
+        # The mask is added even if nothing is padded: to find out, the program would have to wait for a GPU.
         padding = prev_output_tokens.eq(PADDING_INDEX)
         self_biases = [bias.masked_fill(padding[:, None, None, :], float("-inf")) for bias in self_biases]
         return self.run_layers(self.dropout(x), encoder_out, self_biases, cross_bias)
 
     def reorder_incremental_state_scripting(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
-        """Make the kept keys and values follow the beams, new_order (B',); called by fairseq's beam search."""
+        """Reorder the cached keys and values as beams are reordered. fairseq's beam search calls this.
+
+        Args:
+            incremental_state: the cache of the search, updated in place.
+            new_order: (B',), the previous row of each row.
+        """
         if _STATE not in incremental_state:
             return
         caches: list[LayerCache] = incremental_state[_STATE]["caches"]
@@ -64,8 +75,8 @@ class AutoregressiveDecoder(Decoder):
         for cache in caches:
             cache["self_keys"] = cache["self_keys"].index_select(0, new_order)
             cache["self_values"] = cache["self_values"].index_select(0, new_order)
-            # Beams move within a sentence and share its source, so unless sentences finish and leave the batch, the
-            # large cross-attention tensors are already in place.
+            # The beams of a sentence share its source. The large cross-attention tensors therefore stay as they are
+            # unless sentences finish and leave the batch.
             if len(chosen) != samples:
                 cache["cross_keys"] = cache["cross_keys"].index_select(0, chosen)
                 cache["cross_values"] = cache["cross_values"].index_select(0, chosen)
@@ -85,11 +96,18 @@ class AutoregressiveDecoder(Decoder):
         return self.run_layers(x, encoder_out, self_biases, cross_bias[..., last : last + 1, :], caches)
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
-        """Return each layer's causal self-attention bias for text at `positions` (T, D): (1, H, T, T)."""
+        """Return the causal self-attention bias of each layer, for text.
+
+        Args:
+            positions: (T, D), position embeddings.
+
+        Returns:
+            (1, H, T, T) per layer.
+        """
         return [causal(bias) for bias in super().self_biases(positions)]
 
     def _code_biases(self, length: int, encoder_out: EncoderOutput) -> tuple[list[Tensor], Tensor]:
-        """Return the same for an output that is an image given as codes."""
+        """Return the biases of `text_biases` for an output that is an image given as codes."""
         bucket_size = self.cfg.image_bucket_size
         grid = self.cfg.code_image_size * 2 // STRIDE
         ids = code_position_ids(grid, length, bucket_size=bucket_size, device=self.embed_image_positions.weight.device)
@@ -101,7 +119,14 @@ class AutoregressiveDecoder(Decoder):
 
 
 def causal(bias: Tensor) -> Tensor:
-    """Add -inf to the scores of later positions: (1, H, T, T) -> (1, H, T, T)."""
+    """Set the scores of later positions to -inf.
+
+    Args:
+        bias: (1, H, T, T).
+
+    Returns:
+        (1, H, T, T).
+    """
     length = bias.shape[-1]
     later = torch.ones(length, length, dtype=torch.bool, device=bias.device).triu(1)
     return bias.masked_fill(later, float("-inf"))

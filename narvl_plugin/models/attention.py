@@ -6,14 +6,20 @@ from torch import Tensor, nn
 
 
 def score_scaling(width: int, heads: int, scale_factor: float) -> float:
-    """Return what queries are multiplied by, for contents and for positions: (factor * head width)^-0.5."""
+    """Return the scale of queries, for contents and for positions: (factor * head width)^-0.5."""
     return (width / heads * scale_factor) ** -0.5
 
 
 class Attention(nn.Module):
-    """Attention as in OFA: scores scaled by (factor * head width)^-0.5, biased by positions; heads scaled.
+    """Attention of OFA: scores are scaled by (factor * head width)^-0.5 and biased by positions, and heads are scaled.
 
     Legend: B batch, H heads, Lq queries, Lk keys, D width.
+
+    Attributes:
+        heads: H.
+        scaling: the scale of queries.
+        dropout: the dropout of attention weights in training.
+        c_attn: (H,), the learned scale of each head.
     """
 
     def __init__(self, width: int, heads: int, *, scale_factor: float, dropout: float):
@@ -30,14 +36,19 @@ class Attention(nn.Module):
         self.c_attn = nn.Parameter(torch.ones(heads))
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Attend from `x` (B, Lq, D) to `memory` (B, Lk, D); returns (B, Lq, D).
+        """Attend from queries to a memory.
 
-        `bias` is added to the scores; it holds positions and masks (-inf) and has a shape that broadcasts to
-        (B, H, Lq, Lk).
+        If few queries read a long memory, they are projected to the memory's width, head by head. This takes less
+        arithmetic than projecting the memory to keys and values. (The bias of the key projection adds a constant to
+        all scores of a query, which the softmax removes.)
 
-        Where few queries read a long memory, it takes less arithmetic to project them to the memory's width, head by
-        head, than the memory to keys and values. (A key's own bias adds the same to all scores of a query, which the
-        softmax forgets.)
+        Args:
+            x: (B, Lq, D).
+            memory: (B, Lk, D).
+            bias: broadcastable to (B, H, Lq, Lk). It holds positions and masks (-inf) and is added to the scores.
+
+        Returns:
+            (B, Lq, D).
         """
         width = memory.shape[2]
         if 2 * x.shape[1] * self.heads > width or (self.training and self.dropout > 0):
@@ -50,11 +61,21 @@ class Attention(nn.Module):
         return self._join(attended + self.v_proj.bias.view(self.heads, 1, -1))
 
     def project_keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of `memory` (B, Lk, D), each (B, H, Lk, D / H)."""
+        """Return the keys and the values of a memory (B, Lk, D), each (B, H, Lk, D / H)."""
         return self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attend from `x` (B, Lq, D) to projected keys and values; bias and result as in `forward`."""
+        """Attend from queries to projected keys and values.
+
+        Args:
+            x: (B, Lq, D).
+            keys: (B, H, Lk, D / H).
+            values: (B, H, Lk, D / H).
+            bias: broadcastable to (B, H, Lq, Lk), see `forward`.
+
+        Returns:
+            (B, Lq, D).
+        """
         attended = F.scaled_dot_product_attention(
             self._split(self.q_proj(x)),
             keys,
@@ -66,12 +87,21 @@ class Attention(nn.Module):
         return self._join(attended)
 
     def _join(self, attended: Tensor) -> Tensor:
-        """Scale heads and join them: (B, H, Lq, D / H) -> (B, Lq, D)."""
+        """Scale and join heads: (B, H, Lq, D / H) -> (B, Lq, D)."""
         attended = attended * self.c_attn[:, None, None]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Return where `x` attends, (B, H, Lq, Lk), which sums to 1 over the keys; arguments as for `forward`."""
+        """Return the attention weights; the arguments are those of `forward`.
+
+        Args:
+            x: (B, Lq, D).
+            memory: (B, Lk, D).
+            bias: broadcastable to (B, H, Lq, Lk).
+
+        Returns:
+            (B, H, Lq, Lk), which sums to 1 over the keys.
+        """
         keys, _ = self.project_keys(memory)
         scores = self._split(self.q_proj(x)) @ keys.transpose(-2, -1) * self.scaling + bias
         return scores.softmax(-1)

@@ -1,4 +1,4 @@
-"""Sizes and training options of the models, one dataclass shared by teacher and student."""
+"""Sizes and training options of teacher and student."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,16 @@ from narvl_plugin.errors import InputError
 
 @dataclass
 class OfaConfig:
-    """Architecture of the autoregressive teacher; the defaults are those of `ofa_base`.
+    """Architecture of the autoregressive teacher. The defaults are those of `ofa_base`.
 
-    What the published checkpoints never vary is not an option: pre-norm, GELU, one shared embedding, scaled
-    heads, norms after each attention and inside each feed-forward block, disentangled positions.
+    All published checkpoints share the following, which are therefore no options: pre-norm, GELU, one shared
+    embedding, scaled heads, norms after each attention and inside each feed-forward block, disentangled positions.
+
+    Attributes:
+        _name: fairseq's name of the model, such as `ofa_base`. The metadata of each other attribute describes it.
     """
 
     _name: Optional[str] = None
-    """fairseq's name of the model, such as `ofa_base`."""
 
     encoder_embed_dim: int = field(default=768, metadata={"help": "width D of encoder and decoder"})
     encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "inner width of feed-forward blocks"})
@@ -27,42 +29,42 @@ class OfaConfig:
 
     vision_trunk: str = field(
         default="resnet101",
-        metadata={"help": "name of a timm model; its features at stride 16 become the image tokens"},
+        metadata={"help": "backbone: name of a timm model, whose features at stride 16 become the image tokens"},
     )
     vision_pretrained: bool = field(
         default=False,
-        metadata={"help": "start the trunk from ImageNet weights of an installed package"},
+        metadata={"help": "start the backbone from ImageNet weights of an installed package"},
     )
     freeze_resnet: bool = field(
-        default=False, metadata={"help": "keep the trunk (weights and batch statistics) as it is"}
+        default=False, metadata={"help": "freeze the backbone, both weights and batch statistics"}
     )
 
     normalise_features: bool = field(
         default=False,
-        metadata={"help": "bring each channel of the trunk's features to mean 0 and deviation 1 (batch norm)"},
+        metadata={"help": "normalise each channel of the backbone's features to mean 0 and deviation 1 (batch norm)"},
     )
 
-    init_std: float = field(default=0.02, metadata={"help": "deviation of the weights of linear layers at the start"})
+    init_std: float = field(default=0.02, metadata={"help": "standard deviation of the initial linear weights"})
     dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings and sublayer outputs"})
     attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(default=0.0, metadata={"help": "dropout after GELU"})
     encoder_drop_path_rate: float = field(default=0.0, metadata={"help": "drop-path of the last encoder layer"})
     decoder_drop_path_rate: float = field(default=0.0, metadata={"help": "drop-path of the last decoder layer"})
     resnet_drop_path_rate: float = field(
-        default=0.0, metadata={"help": "drop-path of the last block of each trunk stage"}
+        default=0.0, metadata={"help": "drop-path of the last block of each stage of the backbone"}
     )
 
     checkpoint_activations: bool = field(
         default=False,
         metadata={
-            "help": "keep only the inputs of each layer for the backward pass, and compute the rest again there: less "
-            "memory, more time; also in a trunk that is trained, where timm's model can"
+            "help": "keep only the inputs of each layer for the backward pass and recompute the rest, which saves "
+            "memory and takes time; applies to a trained backbone, too, if timm's model supports it"
         },
     )
 
     max_positions: int = field(default=1024, metadata={"help": "longest text, in tokens"})
     token_bucket_size: int = field(default=256, metadata={"help": "relative-position buckets of text"})
-    image_bucket_size: int = field(default=42, metadata={"help": "largest image grid, in patches a side"})
+    image_bucket_size: int = field(default=42, metadata={"help": "side of the largest image grid, in patches"})
     attn_scale_factor: float = field(
         default=2.0, metadata={"help": "scores are scaled by (factor * head width) ** -0.5"}
     )
@@ -77,24 +79,26 @@ class OfaConfig:
         default=128, metadata={"help": "size, in pixels, of images given to the decoder as codes"}
     )
     freeze_embedding: bool = field(
-        default=False, metadata={"help": "keep the embedding of all labels as it is, but for a student's blank"}
+        default=False, metadata={"help": "freeze the embedding of all labels except a student's blank"}
     )
     allow_mismatch: str = field(
         default="",
         metadata={
-            "help": "names of tensors, or shell patterns joined by commas, that a checkpoint may lack, have beside "
-            "the model's, or have in another shape"
+            "help": "names or shell patterns of tensors, joined by commas, that may be missing from a checkpoint, "
+            "unused, or of another shape"
         },
     )
-    vocabulary: str = field(
-        default="", metadata={"help": "checksum of the vocabulary that the labels are of; set by the task"}
-    )
+    vocabulary: str = field(default="", metadata={"help": "checksum of the vocabulary of the labels; set by the task"})
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make a configuration of the options among `values`. Options that are missing there have their defaults.
+        """Return the configuration with the options in `values`; the rest have their defaults.
 
-        Raises InputError for a value of another type, or outside `LIMITS`: a checkpoint may claim any size.
+        Args:
+            values: options by name. Other names are ignored.
+
+        Raises:
+            InputError: if a value has another type than its option, or is outside `LIMITS`.
         """
         given = {option.name: values[option.name] for option in fields(cls) if option.name in values}
         for option in fields(cls):
@@ -105,34 +109,34 @@ class OfaConfig:
 
 @dataclass
 class NarvlConfig(OfaConfig):
-    """Architecture of the parallel student: the teacher's, and its query tokens."""
+    """Architecture of the parallel student: the teacher's, with query tokens."""
 
     num_queries: int = field(
         default=20,
         metadata={
-            "help": "learnable query tokens N; at least the longest target plus its repeats: 20 for captions, 7 for "
-            "boxes (four bins, and three repeats), 6 for answers of VQA, 3 for entailment"
+            "help": "number of learnable query tokens N, at least the longest target plus its repeats: 20 for "
+            "captions, 7 for boxes (four bins and three repeats), 6 for answers of VQA, 3 for entailment"
         },
     )
     temperature: float = field(
         default=1.0,
         metadata={
-            "help": "what logits are divided by when a student answers, so that its confidence is how often it is "
-            "right; narvl calibrate fits it"
+            "help": "divisor of the logits in inference, which makes confidence equal the rate of correct answers; "
+            "fitted by narvl calibrate"
         },
     )
     confidence_slope: float = field(
         default=1.0,
-        metadata={"help": "what the log-odds of a confidence are multiplied by; narvl calibrate fits it of boxes"},
+        metadata={"help": "factor of the log-odds of a confidence; fitted by narvl calibrate for boxes"},
     )
     confidence_offset: float = field(
-        default=0.0, metadata={"help": "what is then added to them; narvl calibrate fits it of boxes"}
+        default=0.0, metadata={"help": "number added to the scaled log-odds; fitted by narvl calibrate for boxes"}
     )
     member_queries: str = field(
         default="",
         metadata={
-            "help": "whose the queries are, one member of a mixture of tasks after another, as NAME:N,NAME:N; set by "
-            "--task multitask, and empty where all are for one task"
+            "help": "number of queries of each member of a mixture of tasks, in order, as NAME:N,NAME:N; set by "
+            "--task multitask, and empty for a single task"
         },
     )
 
@@ -161,11 +165,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "confidence_slope": (-1e6, 1e6),
     "confidence_offset": (-1e6, 1e6),
 }
-"""Smallest and largest value of each number. They are far beyond any published size, and none takes all memory."""
+"""Smallest and largest value of each number: beyond any published size, but small enough for memory."""
 
 
 def _check_value(name: str, value: Any, kind: Any) -> None:
-    """Raise InputError unless a value has the type of its option and lies within its limits."""
+    """Check that a value has the type of its option and lies within its limits.
+
+    Raises:
+        InputError: if it does not.
+    """
     accepted = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[kind]
     if type(value) not in accepted:
         raise InputError(f"{name}={value!r:.80}: is a {type(value).__name__}; expected {kind.__name__}")
@@ -185,10 +193,10 @@ _TINY: dict[str, Any] = {
 }
 
 PADDING_INDEX = 1
-"""The id of `<pad>` in every vocabulary: the second of fairseq's special symbols."""
+"""Index of `<pad>` in every vocabulary: the second of fairseq's special symbols."""
 
 SIZES: dict[str, dict[str, Any]] = {
-    # For CPUs and embedded data: a frozen ImageNet trunk, whose features may be computed once.
+    # For CPUs and embedded data: a frozen ImageNet backbone, whose features may be computed once.
     "nano": {
         "encoder_embed_dim": 128,
         "encoder_ffn_embed_dim": 512,
@@ -198,8 +206,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision_trunk": "tf_efficientnet_lite0",
         "vision_pretrained": True,
         "freeze_resnet": True,
-        # The channels of this trunk's linear last layer differ much in mean and scale, and nothing in a frozen
-        # trunk can learn to change that: without it the nouns of a picture take many times as long to learn.
+        # The channels of this backbone's linear last layer differ much in mean and scale, and a frozen backbone cannot
+        # learn to change them. Without normalisation the nouns of an image take many times as long to learn.
         "normalise_features": True,
         "init_std": 0.08,
     },
@@ -229,11 +237,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision_trunk": "resnet152",
     },
 }
-"""What each size changes of the defaults above (https://arxiv.org/abs/2202.03052, table of model sizes)."""
+"""Options of each size that differ from the defaults above.
+
+Source: https://arxiv.org/abs/2202.03052, table of model sizes.
+"""
 
 
 def of_size(config_class: type[OfaConfig], size: str, *bases: type) -> type[OfaConfig]:
-    """Return a dataclass like this one, with more bases, whose defaults are those of a size."""
+    """Return a subclass of a configuration whose defaults are those of a size.
+
+    Args:
+        config_class: the configuration.
+        size: a key of `SIZES`.
+        *bases: further base classes.
+    """
     changes = SIZES[size]
     changed = [
         (option.name, option.type, field(default=changes[option.name], metadata=option.metadata))

@@ -1,4 +1,4 @@
-"""What the autoregressive and the parallel decoder share: weights, position biases, layers, projection."""
+"""The base of the autoregressive and the parallel decoder: weights, position biases, layers, projection."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,16 @@ from .positions import absolute_bias, num_image_buckets, relative_bias, token_bu
 
 
 class Decoder(nn.Module):
-    """Transformer decoder that attends to the encoder's output; subclasses say what it reads.
+    """Transformer decoder that attends to the encoder's output. Subclasses define its input.
 
-    Legend: B batch, T decoder positions, S source positions, D width, H heads, V vocabulary.
+    Legend: B rows, T decoder positions, S source positions, D width, H heads, V vocabulary.
+
+    Attributes:
+        cfg: the configuration.
+        heads: H.
+        position_scaling: the scale of projected positions.
+        embed_tokens: the embedding of all labels (V, D), shared with the encoder and the output projection.
+        layers: the decoder layers.
     """
 
     def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
@@ -59,13 +66,18 @@ class Decoder(nn.Module):
         return self.cfg.max_positions
 
     def text_positions(self, length: int) -> Tensor:
-        """Return the normalised position embeddings of the first `length` places, (T, D)."""
+        """Return the normalised position embeddings of the first `length` positions, (T, D)."""
         return self.pos_ln(self.embed_positions.weight[:length])
 
     def text_biases(self, length: int, source_positions: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the self-attention bias of each layer (1, H, T, T) and the cross bias (1, H, T, S); the last are kept.
+        """Return the biases of a text. The last ones are cached.
 
-        source_positions: (S, D), of the encoder.
+        Args:
+            length: T.
+            source_positions: (S, D), position embeddings of the encoder.
+
+        Returns:
+            The self-attention bias of each layer, (1, H, T, T), and the cross-attention bias, (1, H, T, S).
         """
 
         def compute() -> tuple[list[Tensor], Tensor]:
@@ -79,7 +91,14 @@ class Decoder(nn.Module):
         return self._kept.get(length, [*weights_of(modules), source_positions], compute)
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
-        """Return each layer's self-attention bias for text at `positions` (T, D): (1, H, T, T)."""
+        """Return the self-attention bias of each layer, for text.
+
+        Args:
+            positions: (T, D), position embeddings.
+
+        Returns:
+            (1, H, T, T) per layer.
+        """
         absolute = self._absolute(positions, positions, self.self_pos_q_linear, self.self_pos_k_linear)
         buckets = token_buckets(
             len(positions),
@@ -90,7 +109,7 @@ class Decoder(nn.Module):
         return [absolute + relative_bias(table, buckets) for table in self.token_rel_pos_table_list]
 
     def cross_bias(self, positions: Tensor, source_positions: Tensor) -> Tensor:
-        """Return the cross-attention bias, shared by all layers: (T, D), (S, D) -> (1, H, T, S)."""
+        """Return the cross-attention bias, which all layers share: (T, D), (S, D) -> (1, H, T, S)."""
         return self._absolute(positions, source_positions, self.cross_pos_q_linear, self.cross_pos_k_linear)
 
     def run_layers(
@@ -101,12 +120,18 @@ class Decoder(nn.Module):
         cross_bias: Tensor,
         caches: list[LayerCache] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the layers over embedded input x (B, T, D), rows of the B / copies samples in `encoder_out`.
+        """Run the layers over embedded input.
 
-        Biases are those of `DecoderLayer`.
+        Args:
+            x: (B, T, D).
+            encoder_out: the encoder's output for the B / copies samples that the rows read.
+            self_biases: the self-attention bias of each layer, see `DecoderLayer.forward`.
+            cross_bias: the cross-attention bias, see `DecoderLayer.forward`.
+            caches: the cache of each layer, updated in place.
 
-        Returns logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or
-        None, `inner_states` (the output of each layer before the last norm, (T, B, D)) and `attn` (None).
+        Returns:
+            Logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or None,
+            `inner_states` (the output of each layer before the last norm, (T, B, D)) and `attn` (None).
         """
         cross_bias = mask_keys(cross_bias, encoder_out.padding_mask).repeat(1, 1, encoder_out.copies, 1)
         inner_states = []

@@ -24,22 +24,36 @@ from .vision import STRIDE, build_trunk, checkpoint_trunk, trunk_features
 
 
 class EncoderOutput(NamedTuple):
-    """What the decoders read: B batch, S source positions (patches, then text), D width."""
+    """The output of the encoder, which decoders read.
+
+    Legend: B batch, S source positions (patches, then text), D width.
+
+    Attributes:
+        features: (B, S, D).
+        padding_mask: (B, S), True at padding; None if nothing is padded.
+        positions: (S, D), normalised position embeddings, the same for each sample.
+        copies: number of consecutive decoder rows that read each sample, such as the beams of a search.
+    """
 
     features: Tensor
-    """(B, S, D)"""
     padding_mask: Tensor | None
-    """(B, S), True at padding; None where nothing is padded."""
     positions: Tensor
-    """(S, D), normalised position embeddings, the same for each sample."""
     copies: int = 1
-    """How many rows of a decoder read each sample, one after another, such as the beams of a search."""
 
 
 class OfaEncoder(nn.Module):
-    """Transformer over [image patches; text tokens] with positions that enter attention only.
+    """Transformer over [image patches; text tokens]. Positions enter through attention only.
 
     Legend: B batch, L text tokens, P patches, S = P + L, D width, H heads.
+
+    Attributes:
+        cfg: the configuration.
+        heads: H.
+        position_scaling: the scale of projected positions.
+        embed_tokens: the embedding of all labels, shared with the decoder.
+        embed_images: the vision backbone.
+        layers: the encoder layers.
+        is_padded: whether batches may hold padding. If None, each batch is checked, which a static graph cannot do.
     """
 
     def __init__(self, cfg: OfaConfig, embed_tokens: nn.Embedding):
@@ -81,7 +95,6 @@ class OfaEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept(exact=True)
         self.is_padded: bool | None = None
-        """Whether batches may hold padding; None has each looked at, which a static graph cannot do."""
 
     def forward(
         self,
@@ -91,11 +104,18 @@ class OfaEncoder(nn.Module):
         patch_masks: Tensor | None = None,
         padded: NDArray[np.bool_] | None = None,
     ) -> EncoderOutput:
-        """Encode a batch of texts (B, L), each with an image or none.
+        """Encode a batch of texts, with or without images.
 
-        `patch_images` holds pixels (B, 3, height, width) or features of the trunk (B, C, rows, columns);
-        `patch_masks` (B,) is False for a sample whose image is to be ignored. `src_lengths` is not needed. `padded`,
-        (B,) on the CPU, says which samples hold padding or an ignored image; without it a GPU is asked, and waited for.
+        Args:
+            src_tokens: (B, L), right-padded.
+            src_lengths: not used.
+            patch_images: pixels (B, 3, height, width) or features of the backbone (B, C, rows, columns).
+            patch_masks: (B,), False for samples whose image is ignored.
+            padded: (B,) on the CPU, True for samples that hold padding or an ignored image. If it is None, the
+                program waits for a GPU to find out.
+
+        Returns:
+            The features of patches and tokens.
         """
         padding = src_tokens.eq(PADDING_INDEX)
         x = self._embed_text(src_tokens)
@@ -120,10 +140,17 @@ class OfaEncoder(nn.Module):
         return EncoderOutput(self.layer_norm(x), padding_mask, positions)
 
     def reorder_encoder_out(self, encoder_out: EncoderOutput, new_order: Tensor) -> EncoderOutput:
-        """Select rows of the batch, as fairseq's beam search asks; new_order (B',).
+        """Select rows of the batch. fairseq's beam search calls this.
 
-        Equal numbers of copies of all samples stay one sample each, which the decoder then projects to keys and values
-        once. With new_order on the CPU no device is waited for.
+        If all samples are copied equally often, each is stored once. The decoder then projects it to keys and values
+        only once.
+
+        Args:
+            encoder_out: the output to select from.
+            new_order: (B',), the row of each new row. If it is on the CPU, the program does not wait for a GPU.
+
+        Returns:
+            The output for the new rows.
         """
         samples, copies = samples_of(new_order, encoder_out.copies)
         everyone = torch.arange(len(encoder_out.features), device=new_order.device)
@@ -142,7 +169,7 @@ class OfaEncoder(nn.Module):
         return self.cfg.max_positions
 
     def train(self, mode: bool = True) -> "OfaEncoder":
-        """Set the mode; a frozen trunk keeps its batch statistics."""
+        """Set the mode. A frozen backbone stays in evaluation mode, so its batch statistics do not change."""
         super().train(mode)
         if self.cfg.freeze_resnet:
             self.embed_images.eval()
@@ -153,7 +180,7 @@ class OfaEncoder(nn.Module):
         return self.dropout(self.layernorm_embedding(x))
 
     def _embed_images(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        if self.cfg.freeze_resnet:  # whose trunk only runs forwards, which is faster so
+        if self.cfg.freeze_resnet:  # a frozen backbone only runs forward, which is faster in this format
             images = images.contiguous(memory_format=torch.channels_last)
         features = self.feature_norm(trunk_features(self.embed_images, images))
         rows, columns = features.shape[2:]
@@ -161,7 +188,7 @@ class OfaEncoder(nn.Module):
         return self.dropout(self.patch_layernorm_embedding(x)), (rows, columns)
 
     def _positions_and_biases(self, text_length: int, grid: tuple[int, int] | None) -> tuple[Tensor, list[Tensor]]:
-        """Return the positions (S, D) and the score bias of each layer (1, H, S, S); the last ones are kept."""
+        """Return the positions (S, D) and the score bias of each layer (1, H, S, S). The last ones are cached."""
 
         def compute() -> tuple[Tensor, list[Tensor]]:
             positions = self._positions(text_length, grid)
@@ -171,7 +198,7 @@ class OfaEncoder(nn.Module):
 
     @property
     def _position_modules(self) -> list[nn.Module]:
-        """The modules from whose weights positions and biases follow."""
+        """The modules whose weights determine positions and biases."""
         return [
             *(self.embed_positions, self.embed_image_positions, self.pos_ln, self.image_pos_ln),
             *(self.pos_q_linear, self.pos_k_linear, self.token_rel_pos_table_list, self.image_rel_pos_table_list),
@@ -231,9 +258,15 @@ class OfaEncoder(nn.Module):
 
 
 def samples_of(rows: Tensor, copies: int) -> tuple[Tensor, int]:
-    """Return the samples that chosen rows read, and how many rows read each; before, `copies` read each.
+    """Return the samples that selected rows read, and the number of rows that read each.
 
-    Where no longer equally many rows read each sample, there is one sample for each row: (rows,), 1.
+    Args:
+        rows: (B',), indices of the selected rows.
+        copies: number of consecutive rows that read each sample before the selection.
+
+    Returns:
+        The samples and the number of rows that read each. If these numbers differ, each row has a sample of its own:
+        (B',) and 1.
     """
     samples = rows // copies
     chosen = samples[::copies]

@@ -1,4 +1,4 @@
-"""Build a teacher or a student by the name of its architecture, without a fairseq task."""
+"""The builder of a teacher or a student by the name of its architecture, without a fairseq task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +22,17 @@ def build(
     families: Mapping[str, tuple[type[OfaConfig], type[OfaModel]]] = FAMILIES,
     **overrides: Any,
 ) -> OfaModel:
-    """Build the model `arch` (`ofa_nano` … `ofa_huge`, `narvl_nano` … `narvl_huge`) with random weights.
+    """Build a model with random weights.
 
-    `vocab_size` is V, the number of labels the model tells apart: for a student it counts the blank, its last.
-    `num_queries` is a student's N. `families` are the classes to build. Other fields of the configuration go by name.
+    Args:
+        arch: `ofa_nano` … `ofa_huge`, `narvl_nano` … `narvl_huge`.
+        vocab_size: V, the number of labels. For a student it includes the blank, which comes last.
+        num_queries: N of a student.
+        families: configuration and model of each family.
+        **overrides: other fields of the configuration.
 
-    Raises ValueError for an unknown architecture or field.
+    Raises:
+        ValueError: if the architecture or a field is unknown.
     """
     family, _, size = arch.partition("_")
     if family not in FAMILIES or size not in SIZES:

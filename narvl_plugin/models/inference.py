@@ -1,4 +1,4 @@
-"""What makes a trained model fast: what only follows from its weights is computed once."""
+"""Faster inference: values that depend on a model's weights alone are computed once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ with without_compiler():
     from timm.layers import BatchNormAct2d
 
 LARGE = 2**19
-"""Numbers in a weight from which on packing it saves more time than a packed layer's call adds, a tenth of a ms."""
+"""Smallest number of elements at which packing a weight saves more time than the call of a packed layer adds."""
 PROBE = 512
-"""Side of the square matrices whose product says how fast a device is."""
+"""Side of the square matrices whose product measures the speed of a device."""
 Value = TypeVar("Value")
 
 
 class Doubts:
-    """Kept values that were taken before it was known whether they still hold.
+    """Cached values that were used before it was known whether they are still valid.
 
-    flags: a bool of each on its device, which says so. To read them asks the device to finish all that it has to do.
+    Attributes:
+        flags: for each value a bool on its device, True if the value is valid. To read it is to wait for the device.
     """
 
     def __init__(self) -> None:
@@ -36,12 +37,12 @@ class Doubts:
         self.flags: list[Tensor] = []
 
     def add(self, kept: Kept[Any], flag: Tensor) -> None:
-        """Remember a value that was taken."""
+        """Record a value that was used, with its flag."""
         self._kept.append(kept)
         self.flags.append(flag)
 
     def settled(self, flags: Sequence[Tensor]) -> bool:
-        """Tell, by the flags as read, whether all values hold; those that do not are forgotten."""
+        """Return whether all values are valid, given the flags as read. Invalid values are dropped."""
         stale = [kept for kept, flag in zip(self._kept, flags, strict=True) if not bool(flag)]
         for kept in stale:
             kept.forget()
@@ -53,9 +54,10 @@ _doubts: ContextVar[Doubts | None] = ContextVar("doubts", default=None)
 
 @contextmanager
 def believing() -> Iterator[Doubts]:
-    """Take kept values on trust in the block, which a GPU need not be waited for; then `Doubts.settled` must be asked.
+    """Use cached values in the block without waiting for a GPU to compare the tensors that they depend on.
 
-    Where it says no, what was computed in the block is wrong and must be computed again.
+    Afterwards the caller must ask `Doubts.settled`. If it returns False, the results of the block are wrong and must
+    be computed again.
     """
     doubts = Doubts()
     token = _doubts.set(doubts)
@@ -66,7 +68,16 @@ def believing() -> Iterator[Doubts]:
 
 
 def on_kept_values(run: Callable[[], Value]) -> Value:
-    """Return what a pass does, for whose kept values a GPU is asked once, at its end; on a CPU there is no doubt."""
+    """Run a forward pass, and run it again if it used cached values that were no longer valid.
+
+    The program waits for a GPU only once, at the end of the pass.
+
+    Args:
+        run: the pass.
+
+    Returns:
+        The result of `run`.
+    """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _doubts.get() is not None:
         return run()
     with believing() as doubts:
@@ -77,26 +88,33 @@ def on_kept_values(run: Callable[[], Value]) -> Value:
 
 
 class Kept(Generic[Value]):
-    """A value that follows from some tensors and a key, kept as long as these stay what they are.
+    """Cache of one value that is computed from tensors.
 
-    It is kept only where no gradient is asked for, and forgotten where one is. Threads may share it.
+    The value is recomputed when the key or a tensor changes, and never cached while gradients are enabled. Threads may
+    share the cache.
 
     Args:
-        exact: compare the tensors' numbers with copies of them. Otherwise torch's counts of writes tell whether a
-            tensor has changed. That is faster, but torch counts no write through `.data`, none through an array that
-            shares a tensor's memory, and none to a tensor made under `inference_mode`.
+        exact: compare the tensors with copies of them. Otherwise torch's counts of writes are compared. This is
+            faster, but torch does not count writes through `.data`, through an array that shares a tensor's memory, or
+            to a tensor made under `inference_mode`.
     """
 
     def __init__(self, exact: bool = False) -> None:
         self._exact = exact
-        # What the value follows from, and the value. Threads read and write this one reference, never a part of it.
+        # The key, the state of the tensors, and the value. Threads read and write only this one reference.
         self._slot: tuple[Hashable, list[_Copy] | list[_State], Value] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, (self._exact,)
 
     def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
-        """Return what `compute` does, or what it did for the same key and tensors under the same autocast."""
+        """Return the value, from the cache if key, tensors and autocast are the same as before.
+
+        Args:
+            key: what the value depends on beside the tensors.
+            tensors: the tensors that the value depends on.
+            compute: computes the value.
+        """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self.forget()
             return compute()
@@ -106,14 +124,14 @@ class Kept(Generic[Value]):
         if slot is not None and slot[0] == key and self._holds(slot[1], tensors):
             return slot[2]
         slot = None
-        self.forget()  # frees the old value before there is a new one
+        self.forget()  # frees the old value before the new one is computed
         sources = [_Copy(tensor) for tensor in tensors] if self._exact else [_State(tensor) for tensor in tensors]
         value = compute()
         self._slot = (key, sources, value)
         return value
 
     def _holds(self, sources: list[_Copy] | list[_State], tensors: list[Tensor]) -> bool:
-        """Tell whether the tensors are as they were; on a device all numbers are compared at once (see `believing`)."""
+        """Return whether the tensors are unchanged. On a GPU the answer may come later, see `believing`."""
         copies = [source.copy for source in sources if isinstance(source, _Copy)]
         devices = {copy.device for copy in copies}
         if len(devices) != 1 or devices == {torch.device("cpu")}:
@@ -128,52 +146,52 @@ class Kept(Generic[Value]):
         return True
 
     def forget(self) -> None:
-        """Keep nothing any more."""
+        """Empty the cache."""
         self._slot = None
 
     def count_writes(self) -> None:
-        """Go by torch's counts of writes from now on; see `exact`."""
+        """Compare torch's counts of writes from now on; see `exact`."""
         self._exact = False
         self.forget()
 
 
 class Fixed(Kept[Value]):
-    """A value that never changes, for a static graph."""
+    """Cache with a value that never changes, for a static graph."""
 
     def __init__(self, value: Value) -> None:
         super().__init__()
         self._fixed = value
 
     def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
-        """Return it."""
+        """Return the value; all arguments are ignored."""
         return self._fixed
 
 
 def kept_values(module: nn.Module) -> Iterator[Kept[Any]]:
-    """Yield what a module and those in it keep."""
+    """Yield the caches of a module and of all modules in it."""
     for part in module.modules():
         yield from (value for value in vars(part).values() if isinstance(value, Kept))
 
 
 def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Return all parameters and buffers of some modules; a third of the time that their own iterators take."""
+    """Return all parameters and buffers of some modules, in a third of the time that torch's iterators take."""
     parts = [part for module in modules for part in module.modules()]
     tensors = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
     return [tensor for tensor in tensors if tensor is not None]
 
 
 def _autocast_type(device: str) -> torch.dtype | None:
-    """Return the type of a device's products under autocast, None without."""
+    """Return the type of a device's matrix products under autocast, or None without autocast."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tensors of equal numbers must have in common."""
+    """Return the properties that equal tensors share."""
     return tensor.dtype, tensor.device, tensor.shape
 
 
 class _Copy:
-    """The numbers of a tensor."""
+    """Copy of a tensor, which is equal to a tensor of the same values, type and device."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.copy = tensor.detach().clone()
@@ -189,10 +207,10 @@ class _Copy:
 
 
 class _State:
-    """A tensor and all that changes with its values: its place in memory, its type, how often it was written."""
+    """State of a tensor, which changes with its values: its place in memory, its type, its count of writes."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor  # while it is held, no other tensor takes its place
+        self.tensor = tensor  # while this reference exists, no other tensor takes its place in memory
         self.state = self._of(tensor)
 
     def __eq__(self, other: object) -> bool:
@@ -207,21 +225,21 @@ class _State:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that keeps its weight as oneDNN lays it out, too, for float32 on a CPU.
+    """Linear layer with a second copy of its weight in the layout of oneDNN, for float32 on a CPU.
 
-    A plain layer lays its weight out anew in each product, which for few rows takes longer than the product. Where a
-    gradient is asked for, for other types and devices, and for weights made under `inference_mode`, this is a plain
-    layer. The second copy follows the writes that torch counts (see `Kept`).
+    A plain layer converts its weight in each product. For few rows this takes longer than the product itself. This
+    layer acts as a plain one while gradients are enabled, for other types and devices, and for weights made under
+    `inference_mode`. The copy is renewed after each write that torch counts (see `Kept`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take a layer's place, with its own parameters."""
+        """Take over the parameters of a layer."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self._kept: Kept[Tensor] = Kept()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what a linear layer does, (..., out_features)."""
+        """Return the output of a linear layer, (..., out_features)."""
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
@@ -229,7 +247,7 @@ class PackedLinear(nn.Linear):
             or not input.device.type == self.weight.device.type == "cpu"
             or not input.dtype == self.weight.dtype == torch.float32
             or not torch.backends.mkldnn.is_available()
-            or self.weight.is_inference()  # whose writes are not counted
+            or self.weight.is_inference()  # torch does not count writes to it
         ):
             return F.linear(input, self.weight, self.bias)
         packed = self._kept.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
@@ -238,7 +256,7 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linear_layers(module: nn.Module) -> None:
-    """Let each large linear layer in a module keep its packed weight, in place; this takes as much memory again."""
+    """Replace each large linear layer in a module by a packed one, in place. This doubles the memory of the weights."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear and child.weight.numel() >= LARGE:
@@ -246,8 +264,8 @@ def pack_linear_layers(module: nn.Module) -> None:
 
 
 def product_time(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure what a device takes for a product of two matrices of a type, in seconds: the best of three times."""
-    from torch.utils.benchmark import Timer  # which takes a tenth of a second, and most programs do without
+    """Return the time in which a device multiplies two matrices of a type, in seconds: the best of three."""
+    from torch.utils.benchmark import Timer  # the import takes a tenth of a second, and most programs do not need it
 
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=dtype)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
@@ -256,21 +274,34 @@ def product_time(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def multiply_in(dtype: torch.dtype, device: str, run: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
-    """Return what `run` does, with its products of matrices in a type; each call has an autocast of its own."""
+    """Run a function with its matrix products in a type.
+
+    Each call has an autocast of its own.
+
+    Args:
+        dtype: the type of the products.
+        device: the type of the device, such as `cpu`.
+        run: the function.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        The result of `run`.
+    """
     with torch.autocast(device, dtype):
         return run(*args, **kwargs)
 
 
 def optimise_trunk(trunk: nn.Module) -> None:
-    """Fold batch norm into convolutions and lay pixels' channels out last, in place; see `fold_batch_norm`."""
+    """Fold batch norm into convolutions and store channels last, in place; see `fold_batch_norm`."""
     fold_batch_norm(trunk)
     trunk.to(memory_format=torch.channels_last)
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Fold each batch norm into the convolution that stands right before it, in place.
+    """Fold each batch norm into the convolution directly before it, in place.
 
-    The module must be in evaluation mode, and its outputs then change by rounding only.
+    The module must be in evaluation mode. Its outputs then change by rounding only.
     """
     for parent in list(module.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):

@@ -1,4 +1,4 @@
-"""Checkpoints of OFA and of the authors' parallel model, as our models take them, and back.
+"""Conversion of checkpoints of OFA and of the authors' parallel model to our models, and back.
 
 Legend: V labels of the vocabulary, N queries, D width.
 """
@@ -21,7 +21,7 @@ from .positions import code_position_ids, image_buckets, token_buckets
 from .vision import STRIDE
 
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
-"""Integer tables that OFA keeps in its state and that follow from the configuration."""
+"""Integer tables that OFA stores in its checkpoints. They follow from the configuration."""
 
 FIXED_FLAGS = {
     "scale_attn": True,
@@ -30,32 +30,34 @@ FIXED_FLAGS = {
     "scale_resids": False,
     "entangle_position_embedding": False,
 }
-"""Flags of OFA that all published checkpoints share, and that are no options here."""
+"""Flags of OFA that all published checkpoints share. They are not options here."""
 
 FOREIGN_ARCHS = ("ofa_", "na_ofa_", "narvl_")
-"""How the names of architectures that we know begin in foreign checkpoints."""
+"""Prefixes of the known architectures in foreign checkpoints."""
 
 LARGEST_TABLES = {"max_positions": 4_096, "image_bucket_size": 64}
-"""Sizes up to which OFA's tables take no more than a gigabyte; its own are 1,024 and 42."""
+"""Sizes up to which OFA's tables take at most a gigabyte. OFA's own are 1,024 and 42."""
 
 EMBEDDING = "encoder.embed_tokens.weight"
-"""The one embedding of all labels (V, D), and below its other names."""
+"""Name of the embedding of all labels (V, D), which has other names, too (see below)."""
 EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 QUERIES = "decoder.query_embed.weight"
-"""The queries (N, D); a checkpoint that has them is a student's, whose last label is the blank."""
+"""Name of the queries (N, D). A checkpoint that has them is a student's. Its last label is the blank."""
 
 ORIGIN = "decoder.origin"
-"""Beside weights while they are read: their `Origin`, as JSON in bytes."""
+"""Name under which weights carry their `Origin` while they are read, as JSON in bytes."""
 FAMILY_NAMES = re.compile(r"(ofa|narvl)(_\w+)?")
 """Names of our models and of their sizes in a configuration."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from, as far as their checkpoint says it; what is empty is not known.
+    """Training of some weights, as far as their checkpoint records it. An empty attribute is unknown.
 
-    tasks: names of the tasks that they were trained for, of a mixture all; vocabulary: its checksum; member_queries:
-    whose the queries are, see `NarvlConfig`.
+    Attributes:
+        tasks: names of the tasks that the weights were trained for.
+        vocabulary: checksum of the vocabulary.
+        member_queries: number of queries of each member, see `NarvlConfig`.
     """
 
     tasks: tuple[str, ...] = ()
@@ -64,18 +66,21 @@ class Origin:
 
     @classmethod
     def read(cls, mark: Tensor) -> "Origin":
-        """Return the origin that `mark_origin` has put beside weights."""
+        """Return the origin that `mark_origin` stored beside weights."""
         tasks, vocabulary, member_queries = json.loads(bytes(mark.tolist()))
         return cls(tuple(tasks), vocabulary, member_queries)
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a model is to be used for, with which the origin of its weights must agree.
+    """Intended use of a model. The origin of its weights must agree with it.
 
-    tasks and vocabulary: as of `Origin`. training: whether it is trained further; only then may a vocabulary grow.
-    transfer: whether other tasks and another vocabulary are meant. known_tasks: those whose weights are not meant for
-    another; OFA's own have the same names.
+    Attributes:
+        tasks: names of the tasks.
+        vocabulary: checksum of the vocabulary.
+        training: whether the model is trained further. Only then may its vocabulary grow.
+        transfer: whether other tasks and another vocabulary are intended.
+        known_tasks: tasks whose weights are not meant for another; OFA's own have the same names.
     """
 
     tasks: tuple[str, ...]
@@ -85,7 +90,11 @@ class Use:
     known_tasks: frozenset[str] = frozenset()
 
     def check(self, origin: Origin) -> None:
-        """Raise InputError for weights of other tasks or of another vocabulary."""
+        """Check that weights of an origin may be used.
+
+        Raises:
+            InputError: if they were trained for other tasks or with another vocabulary.
+        """
         if self.training and self.transfer:
             return
         remedy = "; if that is meant, add --allow-transfer" if self.training else ""
@@ -93,7 +102,7 @@ class Use:
         if trained and not set(trained) & set(self.tasks):
             raise InputError(
                 f"the checkpoint was trained for {', '.join(trained)}, not for {', '.join(self.tasks)}; take "
-                f"--task {trained[0]}, or another checkpoint{remedy}"
+                f"--task {trained[0]} or another checkpoint{remedy}"
             )
         if origin.vocabulary and origin.vocabulary != self.vocabulary:
             raise InputError(
@@ -103,7 +112,11 @@ class Use:
 
 
 def mark_origin(state: dict[str, Any]) -> None:
-    """Put the origin of one of our models beside the weights of its whole checkpoint, in place."""
+    """Store the origin of one of our models beside its weights.
+
+    Args:
+        state: the whole checkpoint, updated in place.
+    """
     options = own_options(state)
     if options is None:
         return
@@ -119,7 +132,7 @@ def mark_origin(state: dict[str, Any]) -> None:
 
 
 def own_options(state: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the options of the model of a whole checkpoint, if it is one of ours."""
+    """Return the options of the model in a whole checkpoint, or None if the model is not one of ours."""
     cfg = state.get("cfg")
     options = cfg.get("model") if isinstance(cfg, dict) else None
     if isinstance(options, dict) and FAMILY_NAMES.fullmatch(str(options.get("_name"))) and EMBEDDING in state["model"]:
@@ -128,9 +141,14 @@ def own_options(state: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def adopt(state: dict[str, Any], file: str) -> None:
-    """Put our configuration in place of the flags of a foreign checkpoint, in place; leave all others as they are.
+    """Replace the flags of a foreign checkpoint by our configuration. Other checkpoints stay as they are.
 
-    `state` is the whole checkpoint, `file` where it is from. Raises InputError as `config_from_flags` does.
+    Args:
+        state: the whole checkpoint, updated in place.
+        file: its file, for error messages.
+
+    Raises:
+        InputError: if a flag is not supported, see `config_from_flags`.
     """
     flags = (state.get("cfg") or {}).get("model")
     if not isinstance(flags, Namespace) or not str(getattr(flags, "arch", None)).startswith(FOREIGN_ARCHS):
@@ -146,7 +164,15 @@ def adopt(state: dict[str, Any], file: str) -> None:
 
 
 def averaged_weights(state: Mapping[str, Any], file: object) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint, which was read from `file`; raises InputError if it has none."""
+    """Return the averaged weights of a checkpoint.
+
+    Args:
+        state: the whole checkpoint.
+        file: its file, for error messages.
+
+    Raises:
+        InputError: if the checkpoint has no averaged weights.
+    """
     weights: dict[str, Tensor] | None = (state.get("extra_state") or {}).get("ema")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(f"{file}: holds no averaged weights (extra_state.ema); only trainings with --store-ema do")
@@ -154,9 +180,16 @@ def averaged_weights(state: Mapping[str, Any], file: object) -> dict[str, Tensor
 
 
 def config_from_flags(flags: Namespace, config_class: type[OfaConfig]) -> OfaConfig:
-    """Make a configuration of the flags that a foreign checkpoint holds; its size and our defaults fill what it lacks.
+    """Return the configuration for the flags of a foreign checkpoint.
 
-    Raises InputError for a model that was trained with other fixed flags than the published ones.
+    Missing flags are those of the size in its architecture's name, or else our defaults.
+
+    Args:
+        flags: the flags.
+        config_class: the class of the configuration.
+
+    Raises:
+        InputError: if a flag of `FIXED_FLAGS` has another value.
     """
     for name, expected in FIXED_FLAGS.items():
         value = getattr(flags, name, expected)
@@ -173,20 +206,20 @@ def fit_state(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Fit the weights of a checkpoint to a model: a teacher's to a student, fewer labels or queries to more.
 
-    What a student adds to its teacher, and rows that a table grew by, is drawn at random: queries N(0, 0.02), rows of
-    the embedding N(0, D^-0.5), from torch's initial seed, so that all processes of a training draw the same.
+    New rows are drawn at random: queries from N(0, 0.02), rows of the embedding from N(0, D^-0.5). They follow from
+    torch's initial seed, so all processes of a training draw the same.
 
     Args:
-        found: the checkpoint's weights by name; tables that our models compute are passed over.
-        own: the model's. Its values are used for what `allow` lets differ.
-        allow: names, or shell patterns of names, that may be missing, left over or of another shape.
-        grow: whether the model's vocabulary may have labels beyond the checkpoint's.
+        found: the checkpoint's weights by name. Tables that our models compute are ignored.
+        own: the model's weights by name. Where `allow` permits a difference, they are used.
+        allow: names or shell patterns of weights that may be missing, unused or of another shape.
+        grow: whether the model's vocabulary may have more labels than the checkpoint's.
 
     Returns:
-        The weights by the model's names, and a line on each that is new, unused or reshaped.
+        The weights by the model's names, and a line for each weight that is new, unused or reshaped.
 
     Raises:
-        InputError: something else differs, all of which is named.
+        InputError: if anything else differs. The message names all differences.
     """
     found = {name: tensor for name, tensor in found.items() if not name.endswith(RECOMPUTED_TABLES)}
     notes: list[str] = []
@@ -218,13 +251,17 @@ def fit_state(
         more = "" if len(differences) <= 8 else f"; and {len(differences) - 8} more"
         raise InputError(
             f"the checkpoint and the model differ in {len(differences)} tensors ({'; '.join(differences[:8])}{more}); "
-            "choose the --arch and sizes that it was trained with, or name what may differ by --allow-mismatch"
+            "choose the --arch and sizes that it was trained with, or name tensors that may differ by --allow-mismatch"
         )
     return {name: found[name].to(tensor.dtype) for name, tensor in own.items()}, notes
 
 
 def flags_of(config: OfaConfig) -> Namespace:
-    """Return a teacher's configuration as the flags of OFA's checkpoints; raises InputError for sizes OFA has not."""
+    """Return a teacher's configuration as the flags of OFA's checkpoints.
+
+    Raises:
+        InputError: if OFA has no model of this size, or its tables would be too large.
+    """
     values = {field.name: getattr(config, field.name) for field in fields(OfaConfig) if field.name != "_name"}
     for size, changes in SIZES.items():
         defaults = asdict(OfaConfig(**changes))
@@ -248,7 +285,7 @@ def flags_of(config: OfaConfig) -> Namespace:
 
 
 def tables_of(config: OfaConfig) -> dict[str, Tensor]:
-    """Return the integer tables that OFA keeps in the state of a teacher of this configuration."""
+    """Return the integer tables that OFA stores in the checkpoint of a teacher of this configuration."""
     text = token_buckets(config.max_positions, bucket_size=config.token_bucket_size, max_positions=config.max_positions)
     image = image_buckets(torch.arange(config.image_bucket_size**2 + 1), bucket_size=config.image_bucket_size)
     tables = {}
@@ -261,7 +298,11 @@ def tables_of(config: OfaConfig) -> dict[str, Tensor]:
 
 
 def _tie(found: dict[str, Tensor]) -> None:
-    """Check that all names of the embedding hold the same weights, and let them share one tensor."""
+    """Let all names of the embedding share one tensor.
+
+    Raises:
+        InputError: if they hold different weights.
+    """
     embedding = found[EMBEDDING]
     for alias in EMBEDDING_ALIASES:
         copy = found.get(alias, embedding)
@@ -277,18 +318,22 @@ def _fit_embedding(
     notes: list[str],
     grow: bool,
 ) -> None:
-    """Add rows for new labels and for the blank, which comes last."""
+    """Add rows for new labels and for the blank, which comes last; `found` and `notes` are updated in place.
+
+    Raises:
+        InputError: if the checkpoint is a student's and the model a teacher, or if the labels do not fit.
+    """
     embedding, wanted = found[EMBEDDING], own[EMBEDDING]
     if embedding.shape[1:] != wanted.shape[1:]:
         return
     has_blank, wants_blank = QUERIES in found, QUERIES in own
     if has_blank and not wants_blank:
-        raise InputError("the checkpoint is a student's (it has queries and a blank); no teacher can be made of it")
+        raise InputError("the checkpoint is a student's (it has queries and a blank); give a teacher's for a teacher")
     labels, wanted_labels = len(embedding) - has_blank, len(wanted) - wants_blank
     if labels > wanted_labels or (labels < wanted_labels and not grow):
         raise InputError(
-            f"the checkpoint has {labels} labels and the model's dictionary {wanted_labels}; give the vocabulary that "
-            "it was trained with (--bpe-dir, --num-bins)"
+            f"the checkpoint has {labels} labels and the model's dictionary {wanted_labels}; give the vocabulary of "
+            "its training (--bpe-dir, --num-bins)"
         )
     if len(embedding) == len(wanted):
         return
@@ -306,7 +351,7 @@ def _fit_embedding(
 def _fit_queries(
     found: dict[str, Tensor], own: Mapping[str, Tensor], generator: torch.Generator, notes: list[str]
 ) -> None:
-    """Keep the first queries, and add some if the model has more."""
+    """Keep the first queries, and add some if the model has more; `found` and `notes` are updated in place."""
     wanted = own[QUERIES]
     queries = found.get(QUERIES, wanted.new_empty(0, wanted.shape[1], device="cpu"))
     if queries.shape == wanted.shape or queries.shape[1:] != wanted.shape[1:]:

@@ -17,9 +17,15 @@ with without_compiler():
 
 
 class LayerCache(TypedDict, total=False):
-    """Projected keys and values of one decoder layer, kept between decoding steps; each (B, H, L, D / H).
+    """Projected keys and values of one decoder layer, cached between decoding steps.
 
-    Those of the source have a row for each sample, however many beams read it.
+    Each tensor is (B, H, L, D / H). Those of the source have a single row for all beams of a sample.
+
+    Attributes:
+        self_keys: keys of the tokens so far.
+        self_values: values of the tokens so far.
+        cross_keys: keys of the source.
+        cross_values: values of the source.
     """
 
     self_keys: Tensor
@@ -29,7 +35,7 @@ class LayerCache(TypedDict, total=False):
 
 
 class _Layer(nn.Module):
-    """What encoder and decoder layers share: the feed-forward block, dropout and drop-path."""
+    """Base of encoder and decoder layers: the feed-forward block, dropout and drop-path."""
 
     def __init__(self, cfg: OfaConfig, drop_path: float):
         super().__init__()
@@ -46,7 +52,7 @@ class _Layer(nn.Module):
         self.checkpoint_activations = cfg.checkpoint_activations
 
     def __call__(self, *inputs: Any, **cache: Any) -> Any:
-        """Run the layer; with --checkpoint-activations only its inputs are kept for a backward pass."""
+        """Run the layer. With --checkpoint-activations, only its inputs are kept for the backward pass."""
         run = super().__call__
         if self.checkpoint_activations and self.training and torch.is_grad_enabled() and not cache:
             return checkpoint(run, *inputs, use_reentrant=False)
@@ -68,8 +74,17 @@ class EncoderLayer(_Layer):
         self.attn_ln = nn.LayerNorm(cfg.encoder_embed_dim)
 
     def forward(self, x: Tensor, bias: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Map x (B, S, D) to (B, S, D); `bias` broadcasts to (B, H, S, S), `padding_mask` (B, S) is True at padding."""
-        bias = mask_keys(bias, padding_mask)  # here, so that checkpoints do not keep what has the shape (B, H, S, S)
+        """Run self-attention and the feed-forward block.
+
+        Args:
+            x: (B, S, D).
+            bias: broadcastable to (B, H, S, S), added to the scores.
+            padding_mask: (B, S), True at padding.
+
+        Returns:
+            (B, S, D).
+        """
+        bias = mask_keys(bias, padding_mask)  # inside the layer: a checkpoint then keeps no (B, H, S, S) tensor
         normed = self.self_attn_layer_norm(x)
         attended = self.self_attn(normed, normed, bias)
         x = self._residual(x, self.attn_ln(attended))
@@ -90,10 +105,18 @@ class DecoderLayer(_Layer):
     def forward(
         self, x: Tensor, memory: Tensor, self_bias: Tensor | None, cross_bias: Tensor, cache: LayerCache | None = None
     ) -> Tensor:
-        """Map x (B, T, D) to (B, T, D), attending to `memory` (M, S, D), each sample of which B / M rows of x read.
+        """Run self-attention, cross-attention and the feed-forward block.
 
-        `self_bias` is that of `attend_to_outputs`, or None if x comes from there; `cross_bias` broadcasts to
-        (M, H, B / M * T, S).
+        Args:
+            x: (B, T, D).
+            memory: (M, S, D), the source. B / M consecutive rows of x read each sample.
+            self_bias: broadcastable to (B, H, T, T), see `attend_to_outputs`. None if x is the output of
+                `attend_to_outputs`.
+            cross_bias: broadcastable to (M, H, B / M * T, S).
+            cache: keys and values of earlier steps, updated in place.
+
+        Returns:
+            (B, T, D).
         """
         if self_bias is not None:
             x = self.attend_to_outputs(x, self_bias, cache)
@@ -109,10 +132,15 @@ class DecoderLayer(_Layer):
         return self._feed_forward(x)
 
     def attend_to_outputs(self, x: Tensor, bias: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Do the first third of the layer, self-attention with its residual connection: (B, T, D) -> (B, T, D).
+        """Run the first third of the layer: self-attention with its residual connection.
 
-        `bias` broadcasts to (B, H, T, T), or to (B, H, 1, T so far) with a `cache`, which x then extends by its keys
-        and values.
+        Args:
+            x: (B, T, D).
+            bias: broadcastable to (B, H, T, T), or with a cache to (B, H, 1, tokens so far).
+            cache: keys and values of earlier steps, updated in place by those of x.
+
+        Returns:
+            (B, T, D).
         """
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.project_keys(normed)
@@ -125,7 +153,15 @@ class DecoderLayer(_Layer):
 
 
 def mask_keys(bias: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Add -inf to the scores of padded keys: bias (1, H, Lq, Lk), mask (B, Lk) or None -> (B or 1, H, Lq, Lk)."""
+    """Set the scores of padded keys to -inf.
+
+    Args:
+        bias: (1, H, Lq, Lk).
+        padding_mask: (B, Lk), True at padding, or None if nothing is padded.
+
+    Returns:
+        (B, H, Lq, Lk), or the unchanged bias without a mask.
+    """
     if padding_mask is None:
         return bias
     return bias.masked_fill(padding_mask[:, None, None, :], float("-inf"))

@@ -22,17 +22,33 @@ logger = logging.getLogger(__name__)
 
 
 class NarvlModel(OfaModel):
-    """Non-autoregressive vision-language model (https://arxiv.org/abs/2403.02249).
+    """Non-autoregressive vision-language model.
+
+    Source: https://arxiv.org/abs/2403.02249
 
     Legend: B batch, N queries, V labels: the vocabulary, then the blank.
+
+    Attributes:
+        members: the rows of each member's queries, for a mixture of tasks.
+        member: name of the member whose queries answer a batch by default, see `answer_as`.
     """
 
+    cfg: NarvlConfig
+    decoder: QueryDecoder
     decoder_class = QueryDecoder
     is_student = True
     extra_labels = 1  # the blank
 
     def __init__(self, cfg: NarvlConfig, vocab_size: int):
-        """Build the model with random weights; `vocab_size` counts the blank."""
+        """Build the model with random weights.
+
+        Args:
+            cfg: the configuration.
+            vocab_size: V, with the blank.
+
+        Raises:
+            InputError: if the members' queries do not sum up to all queries.
+        """
         super().__init__(cfg, vocab_size)
         self.members = query_rows(cfg.member_queries)
         if self.members and sum(map(length, self.members.values())) != cfg.num_queries:
@@ -40,25 +56,24 @@ class NarvlModel(OfaModel):
                 f"--member-queries {cfg.member_queries}: do not sum up to the {cfg.num_queries} of --num-queries"
             )
         self.member: str | None = None
-        """Whose queries answer a batch that does not say it; see `answer_as`."""
         if self.decoder.blank_row is not None:
             self.decoder.blank_row.data.copy_(self.encoder.embed_tokens.weight[self.blank])
 
     @property
     def num_queries(self) -> int:
-        """The number of queries N: those of the member that the model answers as, or all."""
+        """The number of queries N: those of `member`, or all."""
         if self.member is not None:
             return length(self.members[self.member])
         return self.decoder.query_embed.num_embeddings
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by where probabilities of outputs count; `narvl calibrate` fits it."""
+        """The divisor of logits before the probability of an output is computed. `narvl calibrate` fits it."""
         return float(self.cfg.temperature)
 
     @property
     def odds(self) -> tuple[float, float]:
-        """What the log-odds of a confidence are multiplied by, and what is added to them; see `temperature`."""
+        """The factor and the offset of the log-odds of a confidence. `narvl calibrate` fits them."""
         return float(self.cfg.confidence_slope), float(self.cfg.confidence_offset)
 
     @property
@@ -66,10 +81,20 @@ class NarvlModel(OfaModel):
         """The label of the blank, V - 1."""
         return self.encoder.embed_tokens.num_embeddings - 1
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> _IncompatibleKeys:
-        """Load the weights of a checkpoint as teachers do, each member's queries by the member's name.
+    def load_state_dict(  # type: ignore[override]  # whether tensors are assigned follows from the model
+        self, state_dict: Mapping[str, Tensor], strict: bool = True
+    ) -> _IncompatibleKeys:
+        """Load the weights of a checkpoint, see `OfaModel.load_state_dict`. Queries are matched by the member's name.
 
-        Raises InputError, also for a student of several tasks where this one is of one.
+        Args:
+            state_dict: the weights, with their origin.
+            strict: not used.
+
+        Returns:
+            The names of missing and unexpected weights, both empty.
+
+        Raises:
+            InputError: if the weights do not fit, or if they are for several tasks and the model for one.
         """
         state = dict(state_dict)
         mark = state.get(ORIGIN)
@@ -79,7 +104,7 @@ class NarvlModel(OfaModel):
         return super().load_state_dict(state, strict)
 
     def _queries_by_name(self, queries: Tensor, layout: str) -> Tensor:
-        """Return the model's own queries (N, D) with those of the members that a checkpoint's layout has, too."""
+        """Return the model's queries (N, D), with those of a checkpoint for the members that both have."""
         if not self.members:
             raise InputError(
                 f"the checkpoint's queries are for several tasks ({layout}); make a student of one of them first: "
@@ -95,9 +120,13 @@ class NarvlModel(OfaModel):
         return own
 
     def answer_as(self, member: str | None) -> None:
-        """Answer batches that do not say otherwise with the queries of one member of the mixture trained on.
+        """Choose the member whose queries answer a batch by default.
 
-        Raises InputError if there is no such member.
+        Args:
+            member: its name, or None for a student of one task.
+
+        Raises:
+            InputError: if the student has no such member.
         """
         self._rows(member)
         self.member = member
@@ -125,10 +154,20 @@ class NarvlModel(OfaModel):
         queries: str | None = None,
         padded: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits (B, N, V) and a dictionary of inner results; `prev_output_tokens` is ignored.
+        """Return logits and intermediate results.
 
-        `queries` names the member of a mixture of tasks whose queries answer the batch; without it they are those of
-        the member that `answer_as` chose, or all of a student of one task. `padded` is that of `OfaEncoder.forward`.
+        Args:
+            src_tokens: (B, L), right-padded.
+            src_lengths: not used.
+            prev_output_tokens: not used.
+            patch_images: pixels (B, 3, height, width) or features of the backbone (B, C, rows, columns).
+            patch_masks: (B,), False for samples whose image is ignored.
+            queries: name of the member whose queries answer the batch. The default is `member`, or all queries of a
+                student of one task.
+            padded: (B,), see `OfaEncoder.forward`.
+
+        Returns:
+            Logits (B, N, V) and a dictionary, see `Decoder.run_layers`.
         """
         rows = self._rows(self.member if queries is None else queries)
 
@@ -139,9 +178,13 @@ class NarvlModel(OfaModel):
 
 
 def query_rows(layout: str) -> dict[str, slice]:
-    """Return the rows of each member's queries by its name, of `member_queries`; none for a student of one task.
+    """Return the rows of each member's queries by the member's name.
 
-    Raises InputError for a layout of another form.
+    Args:
+        layout: `NarvlConfig.member_queries`; empty for a student of one task.
+
+    Raises:
+        InputError: if the layout has another form.
     """
     rows, start = {}, 0
     for part in filter(None, layout.split(",")):
@@ -154,5 +197,5 @@ def query_rows(layout: str) -> dict[str, slice]:
 
 
 def length(rows: slice) -> int:
-    """Return how many rows these are."""
+    """Return the number of rows in a slice."""
     return int(rows.stop - rows.start)

@@ -22,21 +22,34 @@ from .interop import ORIGIN, Origin, Use, fit_state
 logger = logging.getLogger(__name__)
 
 COMPILED_FORMS = 64
-"""How often torch.compile may compile a layer anew, for other shapes and arguments."""
+"""Largest number of times that torch.compile may compile a layer, for different shapes and arguments."""
 
 
 class OfaModel(nn.Module):
-    """Encoder over image and text, decoder over previous tokens (https://arxiv.org/abs/2202.03052).
+    """Encoder over image and text, decoder over previous tokens.
+
+    Source: https://arxiv.org/abs/2202.03052
 
     Legend: B batch, L source text, T target, V vocabulary.
+
+    Attributes:
+        cfg: the configuration.
+        encoder: the encoder.
+        decoder: the decoder.
+        encoder_class: class of the encoder.
+        decoder_class: class of the decoder.
+        is_student: whether the model predicts all tokens in one pass, with a blank as its last label.
+        extra_labels: number of labels that the model adds to the vocabulary of its task.
+        use: the intended use, which loaded weights must fit. None if it is unknown.
     """
 
+    cfg: OfaConfig
+    encoder: OfaEncoder
+    decoder: Decoder
     encoder_class: type[OfaEncoder] = OfaEncoder
     decoder_class: type[Decoder] = AutoregressiveDecoder
     is_student = False
-    """Whether the model predicts all tokens in one pass, with a blank as its last label."""
     extra_labels = 0
-    """Labels that the model adds to the vocabulary of its task."""
 
     def __init__(self, cfg: OfaConfig, vocab_size: int):
         """Build the model with random weights for a vocabulary of `vocab_size` labels."""
@@ -46,7 +59,6 @@ class OfaModel(nn.Module):
         self.decoder = self.decoder_class(cfg, embed_tokens)
         self.cfg = cfg
         self.use: Use | None = None
-        """What a task has the model for; weights that are loaded must be meant for it. None: not known."""
         initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
@@ -58,8 +70,17 @@ class OfaModel(nn.Module):
     ) -> _IncompatibleKeys:
         """Load the weights of a checkpoint, ours or a foreign one, and log what is new, unused or reshaped.
 
-        A model on the meta device takes the checkpoint's tensors themselves, another one copies them.
-        Raises InputError for weights of another model (see `fit_state`) or use (see `Use`), whatever `strict` says.
+        A model on the meta device takes the checkpoint's tensors themselves. Any other model copies them.
+
+        Args:
+            state_dict: the weights, with their origin.
+            strict: not used.
+
+        Returns:
+            The names of missing and unexpected weights, both empty.
+
+        Raises:
+            InputError: if the weights are of another model (see `fit_state`) or for another use (see `Use`).
         """
         weights = dict(state_dict)
         origin = weights.pop(ORIGIN, None)
@@ -76,32 +97,35 @@ class OfaModel(nn.Module):
         return result
 
     def optimize_for_inference(self) -> None:
-        """Make the model faster, in place; outputs change by rounding only (1e-4 in float32).
+        """Make the model faster, in place. Outputs change by rounding only (1e-4 in float32).
 
-        Batch norm is folded into the trunk's convolutions, pixels' channels are laid out last, and on a CPU the weights
-        of large linear layers are kept a second time, as products read them. The model can then neither be trained nor
-        saved. Its weights must not be written any more where torch does not count it, such as through `.data`.
+        Batch norm is folded into the backbone's convolutions, and channels are stored last. On a CPU, large linear
+        layers store a second copy of their weights in the layout that products read.
+
+        Afterwards the model can be neither trained nor saved. Its weights must not be written in ways that torch does
+        not count, such as through `.data`.
         """
         self.eval()
-        if not any(weight.is_inference() for weight in self.parameters()):  # whose writes are never counted
+        if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
             for kept in kept_values(self):
                 kept.count_writes()
         optimise_trunk(self.encoder.embed_images)
         pack_linear_layers(self)
 
     def multiply_in_bfloat16(self) -> None:
-        """Let encoder and decoder multiply in bfloat16, in place; it is faster only on processors that have it."""
+        """Let encoder and decoder multiply in bfloat16, in place. Only processors that support it become faster."""
         device = self.encoder.embed_tokens.weight.device.type
         for part in (self.encoder, self.decoder):
-            part.forward = partial(multiply_in, torch.bfloat16, device, part.forward)
+            # Replaces the method of this one object.
+            part.forward = partial(multiply_in, torch.bfloat16, device, part.forward)  # type: ignore[method-assign]
 
     def compile_for_inference(self) -> None:
-        """Compile the trunk's stages and the layers, in place, after `optimize_for_inference`; it takes a minute.
+        """Compile the backbone's stages and the layers, in place, after `optimize_for_inference`.
 
-        The first batch of each shape then waits for its compilation. Outputs change by rounding only.
+        Compilation happens in the first batch of each shape and takes a minute. Outputs change by rounding only.
         """
-        # All layers of a class share what was compiled, and a teacher's are called in more forms than the eight that
-        # torch allows: in a first step or a later one, for one row or more. It would not compile what comes after them.
+        # All layers of a class share their compiled forms. A teacher's layers need more than the eight that torch
+        # allows: for the first and for later steps, for one row and for more. Beyond them torch would not compile.
         torch._dynamo.config.cache_size_limit = COMPILED_FORMS
         stages = [stage for stage in self.encoder.embed_images.children() if any(True for _ in stage.parameters())]
         for module in (*stages, *self.encoder.layers, *self.decoder.layers):
@@ -110,7 +134,16 @@ class OfaModel(nn.Module):
     def get_normalized_probs(
         self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
     ) -> Tensor:
-        """Return probabilities, or their logarithms, in float32, of what `forward` returns; fairseq's name of it."""
+        """Return probabilities or their logarithms in float32. The name is fairseq's.
+
+        Args:
+            net_output: the output of `forward`, whose logits are (B, T, V).
+            log_probs: whether to return logarithms.
+            sample: not used.
+
+        Returns:
+            (B, T, V).
+        """
         function = torch.log_softmax if log_probs else torch.softmax
         return function(net_output[0], dim=-1, dtype=torch.float32)
 
@@ -124,10 +157,19 @@ class OfaModel(nn.Module):
         code_masks: Tensor | None = None,
         padded: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits (B, T, V) and a dictionary of inner results (see `Decoder.run_layers`).
+        """Return logits and intermediate results.
 
-        Shapes: src_tokens (B, L), prev_output_tokens (B, T), patch_images (B, 3, height, width), patch_masks and
-        code_masks (B,). `padded` is that of `OfaEncoder.forward`.
+        Args:
+            src_tokens: (B, L), right-padded.
+            src_lengths: not used.
+            prev_output_tokens: (B, T), right-padded.
+            patch_images: pixels (B, 3, height, width) or features of the backbone (B, C, rows, columns).
+            patch_masks: (B,), False for samples whose image is ignored.
+            code_masks: (B,), True for samples whose output is an image given as codes.
+            padded: (B,), see `OfaEncoder.forward`.
+
+        Returns:
+            Logits (B, T, V) and a dictionary, see `Decoder.run_layers`.
         """
 
         def run() -> tuple[Tensor, dict[str, Any]]:
@@ -138,9 +180,14 @@ class OfaModel(nn.Module):
 
 
 def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None = None) -> None:
-    """Draw weights from scratch: linear layers N(0, linear_std), embeddings N(0, 0.02), convolutions Kaiming.
+    """Draw the weights of a module from scratch, in place.
 
-    What is in `keep` stays as it is.
+    Linear layers are drawn from N(0, linear_std), embeddings from N(0, 0.02), convolutions by Kaiming's rule.
+
+    Args:
+        module: the module.
+        linear_std: standard deviation of the weights of linear layers.
+        keep: a module in it whose weights do not change.
     """
     if module is keep:
         return

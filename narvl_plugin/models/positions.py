@@ -1,7 +1,9 @@
 """Position terms of the attention scores: learned absolute and bucketed relative biases.
 
-None of them depends on what a picture or a text contains, only on lengths and grid, so each is computed
-without a batch dimension. Legend: H heads, L positions, D width.
+They depend only on the length of the text and on the grid of the image. Each is therefore computed without a batch
+dimension.
+
+Legend: H heads, L positions, D width.
 """
 
 import math
@@ -13,16 +15,26 @@ from narvl_plugin.errors import InputError
 
 
 def token_buckets(length: int, *, bucket_size: int, max_positions: int, device: torch.device | None = None) -> Tensor:
-    """Return the bucket of each pair of text positions, (length, length), in [0, 2 * bucket_size - 2].
+    """Return the bucket of each pair of text positions.
 
-    Distances up to half of `bucket_size` have a bucket each, larger ones share buckets logarithmically.
+    Distances up to half of `bucket_size` have a bucket each. Larger ones share buckets logarithmically.
 
-    Raises InputError for more positions than there are, before anything takes memory for each pair of them.
+    Args:
+        length: L.
+        bucket_size: number of buckets per direction.
+        max_positions: longest text.
+        device: device of the result.
+
+    Returns:
+        (L, L), in [0, 2 * bucket_size - 2].
+
+    Raises:
+        InputError: if the text is too long. This is checked before memory is allocated for pairs of positions.
     """
     if length > max_positions:
         raise InputError(
-            f"a text of {length:,} tokens is longer than the model's {max_positions:,} positions; cut it, or leave its "
-            "row out"
+            f"a text of {length:,} tokens is longer than the model's {max_positions:,} positions; shorten it, or "
+            "remove its row"
         )
     middle = bucket_size // 2
     distance = torch.arange(length, dtype=torch.double)
@@ -35,9 +47,19 @@ def token_buckets(length: int, *, bucket_size: int, max_positions: int, device: 
 
 
 def image_position_ids(rows: int, columns: int, *, bucket_size: int, device: torch.device | None = None) -> Tensor:
-    """Return the position id `y * bucket_size + x + 1` of each patch of a grid, (rows * columns,), row by row.
+    """Return the position id of each patch of a grid, `y * bucket_size + x + 1`.
 
-    Raises ValueError if the grid is larger than the table of `bucket_size` squared.
+    Args:
+        rows: rows of the grid.
+        columns: columns of the grid.
+        bucket_size: side of the largest grid.
+        device: device of the result.
+
+    Returns:
+        (rows * columns,), row by row.
+
+    Raises:
+        ValueError: if the grid is too large.
     """
     if rows > bucket_size or columns > bucket_size:
         raise ValueError(
@@ -50,9 +72,18 @@ def image_position_ids(rows: int, columns: int, *, bucket_size: int, device: tor
 
 
 def code_position_ids(grid: int, length: int, *, bucket_size: int, device: torch.device | None = None) -> Tensor:
-    """Return the position ids of an image given to the decoder as codes, (length,).
+    """Return the position ids of an image given to the decoder as codes.
 
-    The first is 0 (`<s>`), then a square grid, then the last id of a 1024-entry table repeated.
+    The first is 0 (`<s>`). The patches of a square grid follow, then the last id of a 1024-entry table, repeated.
+
+    Args:
+        grid: side of the grid, in patches.
+        length: L.
+        bucket_size: side of the largest grid.
+        device: device of the result.
+
+    Returns:
+        (L,).
     """
     patches = image_position_ids(grid, grid, bucket_size=bucket_size, device=device)
     ids = torch.full((max(length, 1 + len(patches)),), 1024, device=device)
@@ -62,10 +93,17 @@ def code_position_ids(grid: int, length: int, *, bucket_size: int, device: torch
 
 
 def image_buckets(position_ids: Tensor, *, bucket_size: int) -> Tensor:
-    """Return the bucket of each pair of image positions, (L, L), from their ids, (L,).
+    """Return the bucket of each pair of image positions.
 
-    A pair of patches has the bucket of its offset (dy, dx); id 0, which is no patch, has three buckets of
-    its own: as row, as column, and with itself.
+    A pair of patches has the bucket of its offset (dy, dx). Id 0 is not a patch and has three buckets of its own: as
+    row, as column, and with itself.
+
+    Args:
+        position_ids: (L,), see `image_position_ids`.
+        bucket_size: side of the largest grid.
+
+    Returns:
+        (L, L).
     """
     side = 2 * bucket_size - 1
     patch = position_ids - 1
@@ -86,7 +124,15 @@ def num_image_buckets(bucket_size: int) -> int:
 
 
 def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
-    """Look up the relative bias of each pair of positions: buckets (L, L) -> (H, L, L)."""
+    """Look up the relative bias of each pair of positions.
+
+    Args:
+        table: embedding of buckets, with width H.
+        buckets: (L, L).
+
+    Returns:
+        (H, L, L).
+    """
     bias: Tensor = table(buckets)
     return bias.permute(2, 0, 1)
 
@@ -96,7 +142,16 @@ def absolute_bias(
 ) -> Tensor:
     """Return the product of projected position embeddings, per head.
 
-    Shapes: query_positions (Lq, D), key_positions (Lk, D) -> (1, H, Lq, Lk). `scaling` multiplies the queries.
+    Args:
+        query_positions: (Lq, D).
+        key_positions: (Lk, D).
+        query: projection of the queries.
+        key: projection of the keys.
+        heads: H.
+        scaling: factor of the queries.
+
+    Returns:
+        (1, H, Lq, Lk).
     """
     q = (query(query_positions) * scaling).unflatten(-1, (heads, -1)).transpose(0, 1)
     k = key(key_positions).unflatten(-1, (heads, -1)).permute(1, 2, 0)

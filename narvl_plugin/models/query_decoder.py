@@ -12,12 +12,17 @@ from .inference import Kept, weights_of
 from .layers import DecoderLayer
 
 ALL = slice(None)
+"""The rows of all queries."""
 
 
 class QueryDecoder(Decoder):
-    """Decoder whose input is a learned embedding for each query, and where each query sees every other.
+    """Decoder whose input is a learned embedding per query, and in which each query attends to all others.
 
     Legend: B batch, N queries, D width, V vocabulary with the blank.
+
+    Attributes:
+        query_embed: the embeddings of the queries.
+        blank_row: (D,), the blank's row of a frozen embedding, which is trained; else None.
     """
 
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
@@ -31,9 +36,15 @@ class QueryDecoder(Decoder):
     def forward(
         self, prev_output_tokens: Tensor | None, encoder_out: EncoderOutput, rows: slice = ALL
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits (B, N, V) of the N queries in `rows` of the table, and what `run_layers` adds.
+        """Return logits and the intermediate results of `run_layers`.
 
-        Other queries play no part; the first of `rows` is at position 0. `prev_output_tokens` is accepted and ignored.
+        Args:
+            prev_output_tokens: not used.
+            encoder_out: the encoder's output.
+            rows: the N queries to use, of which the first is at position 0.
+
+        Returns:
+            Logits (B, N, V) and a dictionary of intermediate results.
         """
         samples = encoder_out.features.shape[0]
         self_biases, cross_bias = self.text_biases(len(self.query_embed.weight[rows]), encoder_out.positions)
@@ -46,11 +57,11 @@ class QueryDecoder(Decoder):
         return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
 
     def embed_queries(self, rows: slice) -> Tensor:
-        """Return what the first layer is given, (1, N, D)."""
+        """Return the input of the first layer, (1, N, D)."""
         return self.dropout(self.layernorm_embedding(self.query_embed.weight[rows]))[None]
 
     def _before_reading(self, rows: slice, bias: Tensor) -> Tensor:
-        """Return what the first layer has when it turns to the source, (1, N, D): the same for all, so it is kept."""
+        """Return the first layer's output of self-attention, (1, N, D). It is cached, being equal for all samples."""
         layer = cast(DecoderLayer, self.layers[0])
         modules = [
             *(self.query_embed, self.layernorm_embedding),
@@ -70,7 +81,7 @@ class QueryDecoder(Decoder):
         return torch.cat([logits[..., :-1], (x @ self.blank_row)[..., None]], dim=-1)
 
     def _train_blank_row(self) -> None:
-        """Let the blank's row of a frozen embedding be a parameter of its own; checkpoints hold it in its place."""
+        """Make the blank's row of a frozen embedding a separate parameter. Checkpoints store it in the embedding."""
         self.blank_row = nn.Parameter(self.embed_tokens.weight[-1].detach().clone())
 
         def put_into_embedding(decoder: "QueryDecoder", prefix: str, keep_vars: bool) -> None:

@@ -1,4 +1,4 @@
-"""The models as fairseq knows them: `--arch ofa_SIZE` and `--arch narvl_SIZE`. Importing this module registers them."""
+"""The models for fairseq: `--arch ofa_SIZE` and `--arch narvl_SIZE`. Importing this module registers them."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ with leaving_logging_alone():
 logger = logging.getLogger(__name__)
 
 
-class EncoderBase(FairseqEncoder):  # type: ignore[misc]  # fairseq's classes have no types
+class EncoderBase(FairseqEncoder):
     """fairseq's encoder without a dictionary."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
 
-class DecoderBase(FairseqIncrementalDecoder):  # type: ignore[misc]
+class DecoderBase(FairseqIncrementalDecoder):
     """fairseq's decoder without a dictionary."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
 
-class ModelBase(FairseqEncoderDecoderModel):  # type: ignore[misc]
-    """fairseq's model whose parts the subclass makes."""
+class ModelBase(FairseqEncoderDecoderModel):
+    """fairseq's model whose parts the subclass builds."""
 
     def __init__(self) -> None:
         BaseFairseqModel.__init__(self)
@@ -84,7 +84,7 @@ class RegisteredNarvlConfig(NarvlConfig, FairseqDataclass):
 
 
 class Registered(OfaModel):
-    """What fairseq's programs ask of a model, beside its mathematics.
+    """The methods that fairseq's programs need beside a model's computation.
 
     Attributes:
         config_class: the dataclass of the model's options.
@@ -94,9 +94,13 @@ class Registered(OfaModel):
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
-        """Add the options of every size.
+        """Add the options of all sizes.
 
-        fairseq turns what is on by default into a flag that switches it off; here a flag means the same in any size.
+        fairseq inverts the flag of an option that is on by default. Defaults are left out here: a flag then means the
+        same for all sizes.
+
+        Args:
+            parser: the parser of a fairseq program.
         """
         gen_parser_from_dataclass(parser, cls.config_class(), delete_default=True)
 
@@ -108,13 +112,16 @@ class Registered(OfaModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
     ) -> _IncompatibleKeys:
-        """Load the weights of a checkpoint; see `OfaModel.load_state_dict`."""
+        """Load the weights of a checkpoint, see `OfaModel.load_state_dict`; the last two arguments are fairseq's."""
         return super().load_state_dict(state_dict, strict)
 
     def prepare_for_inference_(self, cfg: DictConfig) -> None:
-        """Do what `optimize_for_inference` does; fairseq-generate calls this.
+        """Optimise the model for inference. fairseq-generate calls this.
 
-        With --amp products are in bfloat16 where that is measured to be faster than float32.
+        With --amp, matrix products are in bfloat16 if a measurement shows that this is faster than float32.
+
+        Args:
+            cfg: the configuration of the program.
         """
         self.optimize_for_inference()
         if cfg.common.amp:
@@ -148,9 +155,13 @@ class RegisteredNarvlModel(Registered, NarvlModel, ModelBase):
 def register_sizes(family: str, model_class: type[Registered], config_class: type[OfaConfig]) -> None:
     """Register each size of a family as a model of its own, `FAMILY_SIZE`.
 
-    fairseq takes the options that nobody gave from a registered model's dataclass, on the command line, in hydra's
-    configurations and in checkpoints alike; a function that sets an architecture's defaults is called for the first
-    alone.
+    fairseq takes the defaults of options from a registered model's dataclass, for the command line, for hydra's
+    configurations and for checkpoints. A function that sets an architecture's defaults would only serve the first.
+
+    Args:
+        family: its name.
+        model_class: its model.
+        config_class: its configuration.
     """
     for size in SIZES:
         options = of_size(config_class, size, FairseqDataclass)
@@ -164,7 +175,7 @@ FAMILIES: dict[str, tuple[type[OfaConfig], type[OfaModel]]] = {
     "ofa": (RegisteredOfaConfig, RegisteredOfaModel),
     "narvl": (RegisteredNarvlConfig, RegisteredNarvlModel),
 }
-"""Configuration and model of each family, as fairseq knows them."""
+"""Configuration and model of each family, for fairseq."""
 
 build = partial(factory.build, families=FAMILIES)
-"""Builds a model that fairseq trains; see `factory.build`."""
+"""Builds a model that fairseq can train; see `factory.build`."""

