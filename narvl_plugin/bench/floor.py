@@ -94,8 +94,7 @@ def distance_to_floor(
     left, right = torch.randn(2, MATRIX, MATRIX, device=device)
 
     def plain() -> None:
-        for kept in (student.encoder._kept, student.decoder._kept, student.decoder._kept_start):
-            kept.forget()
+        student.clear_memos()
         _answer(student, inputs)
 
     calls: dict[str, Callable[[], object]] = {

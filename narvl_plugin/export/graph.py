@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from narvl_plugin.models.inference import Fixed
 from narvl_plugin.models.narvl import NarvlModel
-from narvl_plugin.models.vision import trunk_features
 
 
 class StudentGraph(nn.Module):
@@ -27,15 +25,7 @@ class StudentGraph(nn.Module):
         super().__init__()
         self.student, self.temperature = student, student.temperature
         student.optimize_for_inference()
-        encoder, decoder = student.encoder, student.decoder
-        encoder.is_padded = padded
-        with torch.no_grad():
-            rows, columns = trunk_features(encoder.embed_images, torch.zeros(1, 3, side, side)).shape[2:]
-            positions, biases = encoder._positions_and_biases(length, (rows, columns))
-            encoder._kept = Fixed((positions, biases))
-            self_biases, cross_bias = decoder.text_biases(student.num_queries, positions)
-            decoder._kept = Fixed((self_biases, cross_bias))
-            decoder._kept_start = Fixed(decoder._before_reading(student._rows(student.member), self_biases[0]))
+        student.fix_shapes(side=side, length=length, padded=padded)
 
     def forward(self, patch_images: Tensor, src_tokens: Tensor) -> Tensor:
         """Return the log-probabilities of the labels.

@@ -15,7 +15,7 @@ from narvl_plugin.ctc import to_host
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.vocabulary import Vocabulary
-from narvl_plugin.models.inference import believing
+from narvl_plugin.models.memo import believing
 
 
 class CandidateGenerator:

@@ -30,7 +30,7 @@ from narvl_plugin.ctc import (
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.generation.rescoring import TeacherRescorer
-from narvl_plugin.models.inference import believing
+from narvl_plugin.models.memo import believing
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .attention import score_scaling
 from .config import OfaConfig
 from .encoder import EncoderOutput
-from .inference import Kept, weights_of
 from .layers import DecoderLayer, LayerCache, mask_keys
+from .memo import Memo, weights_of
 from .positions import absolute_bias, num_image_buckets, relative_bias, token_buckets
 
 
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, embed_tokens.num_embeddings, bias=False)
         self.output_projection.weight = embed_tokens.weight
-        self._kept: Kept[tuple[list[Tensor], Tensor]] = Kept(exact=True)
+        self._memo: Memo[tuple[list[Tensor], Tensor]] = Memo(exact=True)
 
     def max_positions(self) -> int:
         """Return the longest output, in tokens."""
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
             *(self.embed_positions, self.pos_ln, self.self_pos_q_linear, self.self_pos_k_linear),
             *(self.cross_pos_q_linear, self.cross_pos_k_linear, self.token_rel_pos_table_list),
         ]
-        return self._kept.get(length, [*weights_of(modules), source_positions], compute)
+        return self._memo.get(length, [*weights_of(modules), source_positions], compute)
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
         """Return the self-attention bias of each layer, for text.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .attention import score_scaling
 from .config import PADDING_INDEX, OfaConfig
-from .inference import Kept, weights_of
 from .layers import EncoderLayer
+from .memo import FixedMemo, Memo, weights_of
 from .positions import (
     absolute_bias,
     image_buckets,
@@ -93,7 +93,7 @@ class OfaEncoder(nn.Module):
         drop_path = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in drop_path)
         self.layer_norm = nn.LayerNorm(width)
-        self._kept: Kept[tuple[Tensor, list[Tensor]]] = Kept(exact=True)
+        self._memo: Memo[tuple[Tensor, list[Tensor]]] = Memo(exact=True)
         self.is_padded: bool | None = None
 
     def forward(
@@ -168,6 +168,18 @@ class OfaEncoder(nn.Module):
         """Return the longest text, in tokens."""
         return self.cfg.max_positions
 
+    def fix_shapes(self, *, side: int, length: int, padded: bool) -> Tensor:
+        """Fix positions and biases to one shape, in place; see `NarvlModel.fix_shapes`.
+
+        Returns:
+            The positions, (S, D).
+        """
+        grid = trunk_features(self.embed_images, torch.zeros(1, 3, side, side)).shape[2:]
+        positions, biases = self._positions_and_biases(length, (grid[0], grid[1]))
+        self.is_padded = padded
+        self._memo = FixedMemo((positions, biases))
+        return positions
+
     def train(self, mode: bool = True) -> "OfaEncoder":
         """Set the mode. A frozen backbone stays in evaluation mode, so its batch statistics do not change."""
         super().train(mode)
@@ -194,7 +206,7 @@ class OfaEncoder(nn.Module):
             positions = self._positions(text_length, grid)
             return positions, self._biases(positions, text_length, grid)
 
-        return self._kept.get((text_length, grid), weights_of(self._position_modules), compute)
+        return self._memo.get((text_length, grid), weights_of(self._position_modules), compute)
 
     @property
     def _position_modules(self) -> list[nn.Module]:

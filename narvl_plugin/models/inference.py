@@ -1,12 +1,10 @@
-"""Faster inference: values that depend on a model's weights alone are computed once."""
+"""Faster inference: packed layers, folded norms, products in bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from narvl_plugin.importing import without_compiler
 
+from .memo import Memo, Value
+
 with without_compiler():
     from timm.layers import BatchNormAct2d
 
@@ -22,206 +22,6 @@ LARGE = 2**19
 """Smallest number of elements at which packing a weight saves more time than the call of a packed layer adds."""
 PROBE = 512
 """Side of the square matrices whose product measures the speed of a device."""
-Value = TypeVar("Value")
-
-
-class Doubts:
-    """Cached values that were used before it was known whether they are still valid.
-
-    Attributes:
-        flags: for each value a bool on its device, True if the value is valid. To read it is to wait for the device.
-    """
-
-    def __init__(self) -> None:
-        self._kept: list[Kept[Any]] = []
-        self.flags: list[Tensor] = []
-
-    def add(self, kept: Kept[Any], flag: Tensor) -> None:
-        """Record a value that was used, with its flag."""
-        self._kept.append(kept)
-        self.flags.append(flag)
-
-    def settled(self, flags: Sequence[Tensor]) -> bool:
-        """Return whether all values are valid, given the flags as read. Invalid values are dropped."""
-        stale = [kept for kept, flag in zip(self._kept, flags, strict=True) if not bool(flag)]
-        for kept in stale:
-            kept.forget()
-        return not stale
-
-
-_doubts: ContextVar[Doubts | None] = ContextVar("doubts", default=None)
-
-
-@contextmanager
-def believing() -> Iterator[Doubts]:
-    """Use cached values in the block without waiting for a GPU to compare the tensors that they depend on.
-
-    Afterwards the caller must ask `Doubts.settled`. If it returns False, the results of the block are wrong and must
-    be computed again.
-    """
-    doubts = Doubts()
-    token = _doubts.set(doubts)
-    try:
-        yield doubts
-    finally:
-        _doubts.reset(token)
-
-
-def on_kept_values(run: Callable[[], Value]) -> Value:
-    """Run a forward pass, and run it again if it used cached values that were no longer valid.
-
-    The program waits for a GPU only once, at the end of the pass.
-
-    Args:
-        run: the pass.
-
-    Returns:
-        The result of `run`.
-    """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _doubts.get() is not None:
-        return run()
-    with believing() as doubts:
-        result = run()
-    if doubts.flags and not doubts.settled(list(torch.stack(doubts.flags).cpu())):
-        return run()
-    return result
-
-
-class Kept(Generic[Value]):
-    """Cache of one value that is computed from tensors.
-
-    The value is recomputed when the key or a tensor changes, and never cached while gradients are enabled. Threads may
-    share the cache.
-
-    Args:
-        exact: compare the tensors with copies of them. Otherwise torch's counts of writes are compared. This is
-            faster, but torch does not count writes through `.data`, through an array that shares a tensor's memory, or
-            to a tensor made under `inference_mode`.
-    """
-
-    def __init__(self, exact: bool = False) -> None:
-        self._exact = exact
-        # The key, the state of the tensors, and the value. Threads read and write only this one reference.
-        self._slot: tuple[Hashable, list[_Copy] | list[_State], Value] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, (self._exact,)
-
-    def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
-        """Return the value, from the cache if key, tensors and autocast are the same as before.
-
-        Args:
-            key: what the value depends on beside the tensors.
-            tensors: the tensors that the value depends on.
-            compute: computes the value.
-        """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self.forget()
-            return compute()
-        tensors = list(tensors)
-        key = (key, *map(_autocast_type, sorted({tensor.device.type for tensor in tensors})))
-        slot = self._slot
-        if slot is not None and slot[0] == key and self._holds(slot[1], tensors):
-            return slot[2]
-        slot = None
-        self.forget()  # frees the old value before the new one is computed
-        sources = [_Copy(tensor) for tensor in tensors] if self._exact else [_State(tensor) for tensor in tensors]
-        value = compute()
-        self._slot = (key, sources, value)
-        return value
-
-    def _holds(self, sources: list[_Copy] | list[_State], tensors: list[Tensor]) -> bool:
-        """Return whether the tensors are unchanged. On a GPU the answer may come later, see `believing`."""
-        copies = [source.copy for source in sources if isinstance(source, _Copy)]
-        devices = {copy.device for copy in copies}
-        if len(devices) != 1 or devices == {torch.device("cpu")}:
-            return sources == tensors
-        if [_kind(copy) for copy in copies] != [_kind(tensor) for tensor in tensors]:
-            return False
-        flag = torch.stack([(copy == tensor).all() for copy, tensor in zip(copies, tensors, strict=True)]).all()
-        doubts = _doubts.get()
-        if doubts is None:
-            return bool(flag)
-        doubts.add(self, flag)
-        return True
-
-    def forget(self) -> None:
-        """Empty the cache."""
-        self._slot = None
-
-    def count_writes(self) -> None:
-        """Compare torch's counts of writes from now on; see `exact`."""
-        self._exact = False
-        self.forget()
-
-
-class Fixed(Kept[Value]):
-    """Cache with a value that never changes, for a static graph."""
-
-    def __init__(self, value: Value) -> None:
-        super().__init__()
-        self._fixed = value
-
-    def get(self, key: Hashable, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
-        """Return the value; all arguments are ignored."""
-        return self._fixed
-
-
-def kept_values(module: nn.Module) -> Iterator[Kept[Any]]:
-    """Yield the caches of a module and of all modules in it."""
-    for part in module.modules():
-        yield from (value for value in vars(part).values() if isinstance(value, Kept))
-
-
-def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Return all parameters and buffers of some modules, in a third of the time that torch's iterators take."""
-    parts = [part for module in modules for part in module.modules()]
-    tensors = [tensor for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())]
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _autocast_type(device: str) -> torch.dtype | None:
-    """Return the type of a device's matrix products under autocast, or None without autocast."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the properties that equal tensors share."""
-    return tensor.dtype, tensor.device, tensor.shape
-
-
-class _Copy:
-    """Copy of a tensor, which is equal to a tensor of the same values, type and device."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.copy = tensor.detach().clone()
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Tensor)
-            and (self.copy.dtype, self.copy.device) == (other.dtype, other.device)
-            and torch.equal(self.copy, other)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _State:
-    """State of a tensor, which changes with its values: its place in memory, its type, its count of writes."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor  # while this reference exists, no other tensor takes its place in memory
-        self.state = self._of(tensor)
-
-    def __eq__(self, other: object) -> bool:
-        return self.tensor is other and self.state == self._of(self.tensor)
-
-    @staticmethod
-    def _of(tensor: Tensor) -> tuple[int, torch.dtype, torch.device, int]:
-        version = 0 if tensor.is_inference() else tensor._version
-        return tensor.data_ptr(), tensor.dtype, tensor.device, version
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class PackedLinear(nn.Linear):
@@ -229,14 +29,14 @@ class PackedLinear(nn.Linear):
 
     A plain layer converts its weight in each product. For few rows this takes longer than the product itself. This
     layer acts as a plain one while gradients are enabled, for other types and devices, and for weights made under
-    `inference_mode`. The copy is renewed after each write that torch counts (see `Kept`).
+    `inference_mode`. The copy is renewed after each write that torch counts (see `Memo`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         """Take over the parameters of a layer."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self._kept: Kept[Tensor] = Kept()
+        self._memo: Memo[Tensor] = Memo()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of a linear layer, (..., out_features)."""
@@ -250,7 +50,7 @@ class PackedLinear(nn.Linear):
             or self.weight.is_inference()  # torch does not count writes to it
         ):
             return F.linear(input, self.weight, self.bias)
-        packed = self._kept.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
+        packed = self._memo.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
         return product
 

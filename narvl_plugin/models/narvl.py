@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
@@ -13,8 +14,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from narvl_plugin.errors import InputError
 
 from .config import NarvlConfig
-from .inference import on_kept_values
 from .interop import ORIGIN, QUERIES, Origin
+from .memo import run_on_memos
 from .ofa import OfaModel
 from .query_decoder import ALL, QueryDecoder
 
@@ -144,6 +145,18 @@ class NarvlModel(OfaModel):
             )
         return self.members[member]
 
+    def fix_shapes(self, *, side: int, length: int, padded: bool) -> None:
+        """Fix what follows from the weights alone to one shape, in place, for a static graph.
+
+        Args:
+            side: of the images, in pixels.
+            length: tokens of a prompt, L.
+            padded: whether prompts may end in padding.
+        """
+        with torch.no_grad():
+            positions = self.encoder.fix_shapes(side=side, length=length, padded=padded)
+            self.decoder.fix_shapes(self._rows(self.member), positions)
+
     def forward(  # type: ignore[override]  # a student never writes an image
         self,
         src_tokens: Tensor,
@@ -174,7 +187,7 @@ class NarvlModel(OfaModel):
         def run() -> tuple[Tensor, dict[str, Any]]:
             return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded), rows)
 
-        return on_kept_values(run)
+        return run_on_memos(run)
 
 
 def query_rows(layout: str) -> dict[str, slice]:

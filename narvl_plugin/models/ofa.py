@@ -16,8 +16,9 @@ from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
 from .encoder import OfaEncoder
-from .inference import kept_values, multiply_in, on_kept_values, optimise_trunk, pack_linear_layers
+from .inference import multiply_in, optimise_trunk, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state
+from .memo import memos_of, run_on_memos
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,15 @@ class OfaModel(nn.Module):
         """
         self.eval()
         if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
-            for kept in kept_values(self):
-                kept.count_writes()
+            for memo in memos_of(self):
+                memo.count_writes()
         optimise_trunk(self.encoder.embed_images)
         pack_linear_layers(self)
+
+    def clear_memos(self) -> None:
+        """Forget what was computed once, such as position biases."""
+        for memo in memos_of(self):
+            memo.forget()
 
     def multiply_in_bfloat16(self) -> None:
         """Let encoder and decoder multiply in bfloat16, in place. Only processors that support it become faster."""
@@ -176,7 +182,7 @@ class OfaModel(nn.Module):
             encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded)
             return self.decoder(prev_output_tokens, encoder_out, code_masks)
 
-        return on_kept_values(run)
+        return run_on_memos(run)
 
 
 def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None = None) -> None:

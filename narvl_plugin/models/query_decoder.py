@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .config import NarvlConfig
 from .decoder import Decoder
 from .encoder import EncoderOutput
-from .inference import Kept, weights_of
 from .layers import DecoderLayer
+from .memo import FixedMemo, Memo, weights_of
 
 ALL = slice(None)
 """The rows of all queries."""
@@ -28,7 +28,7 @@ class QueryDecoder(Decoder):
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
         super().__init__(cfg, embed_tokens)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
-        self._kept_start: Kept[Tensor] = Kept(exact=True)
+        self._start_memo: Memo[Tensor] = Memo(exact=True)
         self.blank_row: nn.Parameter | None = None
         if cfg.freeze_embedding:
             self._train_blank_row()
@@ -56,6 +56,17 @@ class QueryDecoder(Decoder):
         x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
         return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
 
+    def fix_shapes(self, rows: slice, source_positions: Tensor) -> None:
+        """Fix the biases of the queries in `rows`, and what they are before reading, for one source, in place.
+
+        Args:
+            rows: of the table of queries.
+            source_positions: (S, D), of the encoder.
+        """
+        self_biases, cross_bias = self.text_biases(len(self.query_embed.weight[rows]), source_positions)
+        self._start_memo = FixedMemo(self._before_reading(rows, self_biases[0]))
+        self._memo = FixedMemo((self_biases, cross_bias))
+
     def embed_queries(self, rows: slice) -> Tensor:
         """Return the input of the first layer, (1, N, D)."""
         return self.dropout(self.layernorm_embedding(self.query_embed.weight[rows]))[None]
@@ -67,7 +78,7 @@ class QueryDecoder(Decoder):
             *(self.query_embed, self.layernorm_embedding),
             *(layer.self_attn_layer_norm, layer.self_attn, layer.self_attn_ln),
         ]
-        return self._kept_start.get(
+        return self._start_memo.get(
             (rows.start, rows.stop),
             [bias, *weights_of(modules)],
             lambda: layer.attend_to_outputs(self.embed_queries(rows), bias),

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from narvl_plugin.models import encoder, inference, registered
-from narvl_plugin.models.inference import Kept, PackedLinear, fold_batch_norm, pack_linear_layers, product_time
+from narvl_plugin.models.inference import PackedLinear, fold_batch_norm, pack_linear_layers, product_time
 from narvl_plugin.models.layers import DecoderLayer
+from narvl_plugin.models.memo import Memo
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.models.registered import build
 
@@ -223,7 +224,7 @@ def test_training_computes_biases_anew_and_they_learn(arch: str, computed: list[
 
 
 def test_copies_keep_nothing() -> None:
-    kept: Kept[int] = Kept()
+    kept: Memo[int] = Memo()
     with torch.no_grad():
         assert kept.get("a", [], lambda: 1) == 1
         assert kept.get("a", [], lambda: 2) == 1
@@ -240,12 +241,12 @@ def test_copies_keep_nothing() -> None:
 def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """Note what is kept whenever a value is computed to be kept."""
     values: list[Tensor] = []
-    original = Kept.get
+    original = Memo.get
 
-    def noted(self: Kept[Any], key: Any, tensors: Any, compute: Any) -> Any:
+    def noted(self: Memo[Any], key: Any, tensors: Any, compute: Any) -> Any:
         return original(self, key, tensors, lambda: values.append(compute()) or values[-1])
 
-    monkeypatch.setattr(Kept, "get", noted)
+    monkeypatch.setattr(Memo, "get", noted)
     yield values
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from narvl_plugin.models import build, inference
-from narvl_plugin.models.inference import Kept, PackedLinear
+from narvl_plugin.models.inference import PackedLinear
+from narvl_plugin.models.memo import Memo
 from narvl_plugin.models.ofa import OfaModel
 
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
@@ -91,7 +92,7 @@ def test_threads_share_a_model(arch: str, optimised: bool, switching: None) -> N
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_threads_share_a_kept_value(exact: bool, switching: None) -> None:
-    kept: Kept[int] = Kept(exact=exact)
+    kept: Memo[int] = Memo(exact=exact)
     weights = [torch.ones(1) for _ in range(20)]  # whose comparison may be interrupted
 
     def run(number: int) -> list[str]:
@@ -103,7 +104,7 @@ def test_threads_share_a_kept_value(exact: bool, switching: None) -> None:
 
 def test_a_value_of_another_key_in_between_is_not_returned() -> None:
     """As another thread may, the comparison of the keys lets a value of another key be kept."""
-    kept: Kept[str] = Kept()
+    kept: Memo[str] = Memo()
     interruptions = iter(range(2))
 
     class Key:
