@@ -1,1 +1,1 @@
-"""Everything between TSV files and batches: rows, text, pictures, boxes, the embedded scenes and raw data sets."""
+"""Data from TSV files to batches: rows, text, images, boxes, embedded scenes and official data sets."""

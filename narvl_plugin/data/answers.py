@@ -1,4 +1,4 @@
-"""Questions with short answers: what the decoder starts from, lists of answers, which symbol may come next."""
+"""Questions with short answers: prompts of the decoder, lists of answers, and masks of allowed labels."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ from narvl_plugin.errors import BadRow, InputError
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 1_000
-"""Characters; what a list of answers takes grows with the square of its longest one."""
+"""Largest length of an answer, in characters. The cost of a list of answers is quadratic in it."""
 PROMPT_TYPES = ("none", "src", "prev_output")
+"""Prompts of a teacher's decoder, see `AnswerDataset`."""
 
 
 class AnswerTrie:
-    """A closed list of answers, by their tokens.
+    """A closed list of answers as a trie of their tokens.
 
-    `answers` are the different texts, white space in them as one space. `tokens` are the token ids of each, int64 (T,),
-    closed by `</s>`. Raises InputError for answers that the vocabulary spells the same, as it does when their letters
-    are unknown to it.
+    Legend: T tokens, V labels.
+
+    Args:
+        answers: the answers as texts.
+        codec: spells the answers.
+
+    Attributes:
+        answers: the different texts, with single spaces.
+        tokens: the token ids of each answer with `</s>`, int64 (T,).
+
+    Raises:
+        InputError: if the vocabulary spells two answers alike, for example because it lacks their letters.
     """
 
     def __init__(self, answers: Iterable[str], codec: TextCodec) -> None:
@@ -48,13 +58,13 @@ class AnswerTrie:
             if other != answer:
                 raise InputError(
                     f"--bpe-dir: the vocabulary does not tell the answers {other!r} and {answer!r} apart; train it on "
-                    "the column of answers, too (narvl vocab --column)"
+                    "the column of answers as well (narvl vocab --column)"
                 )
         lacking = [answer for tokens, answer in spelled.items() if codec.dictionary.unk() in tokens]
         if lacking:
             logger.warning(
                 "--bpe-dir: the vocabulary lacks characters of %d answers, such as %r. They are written with <unk> and "
-                "count as wrong; train it on the column of answers, too (narvl vocab --column)",
+                "count as wrong; train it on the column of answers as well (narvl vocab --column)",
                 *(len(lacking), lacking[0]),
             )
 
@@ -62,14 +72,14 @@ class AnswerTrie:
         return answer in self._known
 
     def allowed(self, prefix: Iterable[int]) -> list[int]:
-        """Return the tokens that may follow those of `prefix`; none if no answer begins so."""
+        """Return the tokens that may follow the tokens `prefix`. The list is empty if no answer begins with them."""
         node = self._root
         for token in prefix:
             node = node.get(token, {})
         return list(node)
 
     def branches(self) -> dict[tuple[int, ...], list[int]]:
-        """Return the tokens that may come next after each beginning of an answer that more than one may follow."""
+        """Return the possible next tokens of each prefix of an answer that has more than one."""
         beginnings = {
             tuple(tokens[:place]) for tokens in map(Tensor.tolist, self.tokens) for place in range(len(tokens))
         }
@@ -77,7 +87,15 @@ class AnswerTrie:
         return {beginning: tokens for beginning, tokens in allowed.items() if len(tokens) > 1}
 
     def mask(self, tokens: Sequence[int], num_labels: int) -> Tensor:
-        """Return which of V labels may stand at the place of each of T tokens, given those before: bool (T, V)."""
+        """Return the labels that are allowed at each place of an answer, given the tokens before it.
+
+        Args:
+            tokens: the T tokens of the answer.
+            num_labels: V.
+
+        Returns:
+            bool (T, V).
+        """
         mask = torch.zeros(len(tokens), num_labels, dtype=torch.bool)
         for place in range(len(tokens)):
             mask[place, self.allowed(tokens[:place])] = True
@@ -85,9 +103,14 @@ class AnswerTrie:
 
 
 def read_answers(file: str | Path) -> list[str]:
-    """Return the answers of a pickle of OFA's (trainval_ans2label.pkl), a dict from answer to number.
+    """Return the answers in a pickle of OFA (trainval_ans2label.pkl), a dict from answer to number.
 
-    Raises MissingInput or InputError (see `read_pickle`), the latter also if it holds anything else.
+    Args:
+        file: the pickle.
+
+    Raises:
+        MissingInput: if the file does not exist.
+        InputError: if the file cannot be read (see `read_pickle`) or has other contents.
     """
     answers = read_pickle(file)
     if not isinstance(answers, dict) or not answers or not all(isinstance(answer, str) for answer in answers):
@@ -103,13 +126,26 @@ def read_answers(file: str | Path) -> list[str]:
 class AnswerDataset(TsvDataset):
     """Rows with a question and its answers. Subclasses read the columns.
 
-    A teacher's decoder starts from a prompt, by `prompt_type`: `none` is `<s>`, `src` the source, and
-    `prev_output` the source without `</s>`; the target is padding up to the prompt's last token, where the answer
-    begins. A batch also holds `ref_dict` (each sample's answers with their confidences), `target_texts` (list of str),
-    which are the targets as text, `decoder_prompts` (list of (P,)), `prefix_tokens` (B, P - 1), the prompts without
-    `<s>`, padded, and, where answers are a closed list and a loss may be taken, `constraint_masks` (B, T, V), which
-    labels may stand at each place of the target. `answer_room` is how many tokens a teacher's decoder reads after the
-    prompt where it answers.
+    Legend: B batch, P prompt, T target, V labels.
+
+    A teacher's decoder starts from a prompt: with `prompt_type` "none" it is `<s>`, with "src" the source, with
+    "prev_output" the source without `</s>`. The target is padding up to the prompt's last token, where the answer
+    begins.
+
+    A batch also holds the following:
+
+    - `ref_dict`: each sample's answers with their confidences.
+    - `target_texts`: the targets as text.
+    - `decoder_prompts`: the prompts, each (P,).
+    - `prefix_tokens`: (B, P - 1), the prompts without `<s>`, padded.
+    - `constraint_masks`: bool (B, T, V), the labels allowed at each place. Only for a closed list of answers, in splits
+      with a loss.
+
+    Attributes:
+        prompt_type: one of `PROMPT_TYPES`.
+        trie: the closed list of answers, or None.
+        answer_room: number of tokens that a teacher's decoder may read after the prompt.
+        constrained: whether batches hold `constraint_masks`.
     """
 
     def __init__(
@@ -126,14 +162,14 @@ class AnswerDataset(TsvDataset):
         self.answer_room = answer_room
         self.prompt_type = prompt_type
         self.trie = trie
-        self.constrained = trie is not None and split != "test"  # on which nobody takes a loss
+        self.constrained = trie is not None and split != "test"  # which has no loss
 
     def decoder_prompt(self, source: torch.Tensor) -> torch.Tensor:
-        """Return what a teacher's decoder reads before the answer, int64 (P,), of a source (S,)."""
+        """Return the prompt of a teacher's decoder, int64 (P,), for a source (S,)."""
         return {"none": source[:1], "src": source, "prev_output": source[:-1]}[self.prompt_type]
 
     def _check_lengths(self, row: int, source: Tensor, targets: Sequence[Tensor]) -> None:
-        """Raise BadRow for texts that have more tokens than the model has places, as a prompt and an answer may."""
+        """Raise BadRow if a text, or the prompt with an answer, has more tokens than the model has positions."""
         super()._check_lengths(row, source, targets)
         prompt, places = len(self.decoder_prompt(source)), self.options.target_positions
         if places is not None and prompt + self.answer_room > places:
@@ -145,7 +181,19 @@ class AnswerDataset(TsvDataset):
     def answer_sample(
         self, row: int, unique_id: str, image: str, source: torch.Tensor, answer: str, answers: Mapping[str, float]
     ) -> Sample:
-        """Return the sample of a question (as the encoder reads it) and the answer to learn; raises BadRow."""
+        """Return the sample of a question and an answer.
+
+        Args:
+            row: number of the row.
+            unique_id: id of the row.
+            image: the image column.
+            source: (S,), the question.
+            answer: the answer to learn.
+            answers: all answers with their confidences.
+
+        Raises:
+            BadRow: if the image cannot be used.
+        """
         dictionary = self.options.codec.dictionary
         prompt = self.decoder_prompt(source)
         said = self.as_target(self.options.codec.encode(f" {answer}"))
@@ -157,15 +205,15 @@ class AnswerDataset(TsvDataset):
             "ref_dict": dict(answers),
             "target_text": answer,
         }
-        if self.constrained:
+        if self.constrained and self.trie is not None:
             mask = self.trie.mask(said["target"].tolist(), len(dictionary))
-            # An answer that is not in the list, which only evaluation may ask for, is not constrained.
+            # An answer outside the list, which can occur in evaluation only, is not constrained.
             mask |= ~mask.gather(1, said["target"][:, None]).all()
             sample["constraint_mask"] = F.pad(mask, (0, 0, len(prompt) - 1, 0))
         return sample
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch of some samples, with answers and prompts as the class describes."""
+        """Return the batch of some samples, with the answers and prompts that the class describes."""
         prompts = [sample["decoder_prompt"] for sample in samples]
         batch = super().make_batch(samples) | {
             "ref_dict": [sample["ref_dict"] for sample in samples],

@@ -1,4 +1,4 @@
-"""Boxes of regions: from a TSV column to `<bin_k>` symbols and back, and how well two of them agree.
+"""Boxes of regions: conversion between TSV columns and `<bin_k>` symbols, checks, and overlap.
 
 A box is x0, y0, x1, y1: its left, upper, right and lower edge, in pixels from the image's upper left corner.
 """
@@ -16,22 +16,33 @@ from narvl_plugin.errors import BadRow, InputError
 
 logger = logging.getLogger(__name__)
 
-# Annotators draw boxes by hand and data sets round them: an edge this far outside, in pixels, is moved in.
 TOLERANCE = 1.0
+"""Largest distance of an edge outside the image, in pixels, that is corrected: boxes are drawn by hand and rounded."""
 ROUNDED = 1.01
-"""How far beyond 1, or 100 percent, shares of an image are found, as a factor: they were rounded or drawn by hand."""
+"""Factor by which edges as shares of an image may exceed 1, or 100 percent: they are drawn by hand and rounded."""
 TINY, LARGE = 2, 200
-"""Longer side, in pixels, up to which a box of one pixel is plausible, and from which one of 100 is small."""
+"""Longer side of an image, in pixels, up to which boxes of 1 pixel are plausible, and from which 100 are small."""
 GOOD_IOU = 0.5
-"""The IoU from which on a box counts as correct."""
+"""Smallest IoU of a correct box."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
-"""Covers nothing."""
+"""A box that covers nothing."""
 _FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
-_EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float would take 1_0 and other scripts' digits, too
+_EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float also accepts 1_0 and digits of other scripts
 
 
 def parse_box(column: str, where: str) -> Tensor:
-    """Return the box of a column `x0,y0,x1,y1`, float32 (4,); raises BadRow if it is none or is empty."""
+    """Return the box of a column `x0,y0,x1,y1`.
+
+    Args:
+        column: the column.
+        where: FILE:ROW, for errors.
+
+    Returns:
+        float32 (4,).
+
+    Raises:
+        BadRow: if the column is not a box, or the box is empty.
+    """
     box = parse_edges(column, where)
     if not bool((box[:2] < box[2:]).all()):
         raise BadRow(
@@ -41,7 +52,18 @@ def parse_box(column: str, where: str) -> Tensor:
 
 
 def parse_edges(column: str, where: str) -> Tensor:
-    """Return the four numbers of a column, float32 (4,), in whatever order; raises BadRow if it holds others."""
+    """Return the four numbers of a column, in any order.
+
+    Args:
+        column: the column.
+        where: FILE:ROW, for errors.
+
+    Returns:
+        float32 (4,).
+
+    Raises:
+        BadRow: if the column does not hold four numbers.
+    """
     try:
         box = torch.tensor([float(edge) for edge in column.split(",")] if _EDGES.fullmatch(column) else [])
     except ValueError:
@@ -52,25 +74,25 @@ def parse_edges(column: str, where: str) -> Tensor:
 
 
 def may_be_percent(boxes: Tensor) -> bool:
-    """Say whether all edges of boxes (N, 4) could be shares of their images, of 1 or of 100."""
+    """Return whether all edges of boxes (N, 4) could be shares or percentages of their images."""
     return bool((boxes.abs() <= 100 * ROUNDED).all())
 
 
 def check_units(boxes: Tensor, sizes: Sequence[tuple[int, int]], path: str) -> None:
-    """Refuse a file whose boxes are shares of their images (0 to 1), and warn where they may be percent.
+    """Refuse a file whose boxes are shares of their images (0 to 1), and warn if they may be percentages.
 
-    Boxes are shares if all of them lie within 1 pixel of the images' upper left corner, and not all images are tiny.
-    Whole numbers (0,0,1,1) count as others do; only where a file has one box, and it is 0,0,1,1, this is a warning.
-    Boxes may be percent if all of them lie within 100 pixels of that corner, and all images are more than twice as
-    large.
+    Boxes are shares if all of them lie within 1 pixel of the images' upper left corner, unless all images are tiny.
+    A file with the single box 0,0,1,1 is only warned of.
+    Boxes may be percentages if all of them lie within 100 pixels of that corner, and all images are more than twice
+    as large.
 
     Args:
-        boxes: the first boxes of the file, (N, 4).
-        sizes: width and height of some of their images, in pixels; where none is known, nothing is said.
-        path: names the file.
+        boxes: (N, 4), the first boxes of the file.
+        sizes: width and height of some of their images, in pixels. If none is known, nothing is checked.
+        path: path of the file.
 
     Raises:
-        InputError: the boxes are shares.
+        InputError: if the boxes are shares.
     """
     if not len(boxes) or not sizes or not may_be_percent(boxes):
         return
@@ -95,38 +117,72 @@ def check_units(boxes: Tensor, sizes: Sequence[tuple[int, int]], path: str) -> N
 
 
 def inside_image(box: Tensor, size: tuple[int, int], where: str) -> Tensor:
-    """Return the box (4,) with its edges on the image of `size` (width, height).
+    """Return a box with its edges moved into the image.
 
-    Raises BadRow if an edge lies outside by more than a pixel.
+    Args:
+        box: (4,).
+        size: width and height of the image.
+        where: FILE:ROW, for errors.
+
+    Returns:
+        (4,).
+
+    Raises:
+        BadRow: if an edge lies outside by more than a pixel.
     """
     width, height = size
     clipped = box.minimum(torch.tensor([width, height, width, height])).clamp(min=0)
     if bool((box - clipped).abs().max() > TOLERANCE) or not bool((clipped[:2] < clipped[2:]).all()):
         edges = ",".join(f"{edge:g}" for edge in box.tolist())
-        raise BadRow(f"{where}: the box {edges} lies outside the image of {width} x {height} pixels; mend the box")
+        raise BadRow(f"{where}: the box {edges} lies outside the image of {width} x {height} pixels; fix the box")
     return clipped
 
 
 def to_bins(boxes: Tensor, *, side: int, num_bins: int) -> Tensor:
-    """Return the number of the bin of each coordinate (0 to `side` pixels), int64 of the same shape."""
+    """Return the bin of each coordinate.
+
+    Args:
+        boxes: coordinates of any shape, from 0 to `side` pixels.
+        side: side that the bins cover, in pixels.
+        num_bins: number of bins.
+
+    Returns:
+        int64 of the same shape.
+    """
     return (boxes / side * (num_bins - 1)).round().long()
 
 
 def from_bins(bins: Tensor, *, side: int, num_bins: int) -> Tensor:
-    """Return the coordinates in the middle of bins, float32 of the same shape; the inverse of `to_bins`."""
+    """Return the coordinate of each bin, the inverse of `to_bins`.
+
+    Args:
+        bins: bins of any shape.
+        side: side that the bins cover, in pixels.
+        num_bins: number of bins.
+
+    Returns:
+        float32 of the same shape.
+    """
     return bins / (num_bins - 1) * side
 
 
 def bins_in(text: str) -> list[int] | None:
-    """Return the four numbers of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
+    """Return the four bins of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
     match = _FOUR_BINS.fullmatch(text.strip())
     return None if match is None else [int(number) for number in match.groups()]
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the area of the intersection over that of the union, 0 to 1: (…, 4), (…, 4) -> (…), broadcast.
+    """Return the area of the intersection divided by that of the union.
 
-    A box whose edges are the wrong way round covers nothing. The scale of either axis does not matter.
+    The result does not depend on the scale of either axis. A box with exchanged edges covers nothing.
+
+    Args:
+        boxes: (…, 4).
+        others: (…, 4), broadcastable to `boxes`.
+
+    Returns:
+        (…), from 0 to 1.
     """
     corner, opposite = boxes[..., :2].maximum(others[..., :2]), boxes[..., 2:].minimum(others[..., 2:])
     common = _area(corner, opposite)
@@ -139,6 +195,6 @@ def _area(corner: Tensor, opposite: Tensor) -> Tensor:
 
 
 def overlaps(boxes: Sequence[Sequence[float] | None], references: Sequence[Sequence[float]]) -> list[float]:
-    """Return the IoU of each of B boxes, of four edges, with its reference; 0 for None, which is no box."""
+    """Return the IoU of each of B boxes with its reference; it is 0 for None, an invalid box."""
     found = torch.tensor([box or NO_BOX for box in boxes], dtype=torch.float32)
     return iou(found, torch.tensor(references, dtype=torch.float32)).tolist()

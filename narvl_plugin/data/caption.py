@@ -1,4 +1,4 @@
-"""Captioning: a picture and the one question asked of all of them, to a caption."""
+"""Captioning: from an image and a fixed question to a caption."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from narvl_plugin.errors import BadRow
 class CaptionDataset(TsvDataset):
     """Rows of (id, image, caption), selected in this order from the TSV file.
 
-    For training the caption is cut to `max_tgt_length` words; of several references joined by `&&` each epoch
-    learns another one, or with `any_reference` the batch holds all of them, too, as `alternatives` (B, K, T), padded,
-    and `target_needs` counts the queries of the one that takes the fewest.
-    For evaluation the target is the text of all references, uncut and joined, and the batch also holds `references`
-    (list of lists of str), `target_texts` (list of str), which are the targets as text, and `first_reference`, the
-    target to take a loss on, with all that is counted of it.
+    Legend: B batch, K references, T target.
+
+    In training, captions are cut to `max_tgt_length` words, and each epoch learns another one of several references
+    joined by `&&`. With `any_reference` the batch also holds all of them as `alternatives` (B, K, T), padded, and
+    `target_needs` counts the queries of the reference that needs the fewest.
+
+    In evaluation, the target is the text of all references, uncut and joined. The batch also holds `references` (lists
+    of texts), `target_texts` (the targets as text) and `first_reference` (the target of the loss and its counts).
+
+    Attributes:
+        any_reference: whether a student may learn any of the references.
     """
 
     column_names = ("id", "image", "caption")
@@ -33,7 +38,11 @@ class CaptionDataset(TsvDataset):
         self._source = self.with_specials(options.codec.encode(PROMPTS["caption"]))
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
-        """Return the sample of one row; raises BadRow for an empty caption or an unreadable image."""
+        """Return the sample of one row.
+
+        Raises:
+            BadRow: if the caption is empty or the image cannot be read.
+        """
         unique_id, image, caption = columns
         references = self._references(row, caption)
         max_words = self.options.max_tgt_length
@@ -55,24 +64,28 @@ class CaptionDataset(TsvDataset):
         )
 
     def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the question that is asked of all images, int64 (S,)."""
+        """Return the question about all images, int64 (S,)."""
         return self._source
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the tokens of the caption that this epoch teaches, int64 (T,); raises BadRow for an empty one.
+        """Return the tokens of the caption that this epoch learns, int64 (T,). In evaluation it is the first one.
 
-        For evaluation that is the first one, on which the loss is taken.
+        Raises:
+            BadRow: if the caption is empty.
         """
         references = self._references(row, columns[-1])
-        # Another reference in each epoch, and not the same number for all rows of an epoch.
+        # Each epoch takes another reference, and rows of one epoch take references of different numbers.
         chosen = (row + self.epoch) % len(references) if self.training else 0
         return self._tokens(references[chosen])
 
     def possible_targets(self, row: int, columns: list[str]) -> list[torch.Tensor]:
-        """Return the tokens of the captions that training teaches in its epochs, int64 (T,) each; raises BadRow.
+        """Return the tokens of the captions that training may learn, int64 (T,) each.
 
-        With `any_reference` that is the shortest one: a student that can say it learns from the row. A teacher learns
-        another one in each epoch even so.
+        With `any_reference`, a student needs room only for the shortest. A teacher learns another one in each epoch in
+        any case.
+
+        Raises:
+            BadRow: if the caption is empty.
         """
         if not self.training:
             return [self.target_tokens(row, columns)]
@@ -82,12 +95,12 @@ class CaptionDataset(TsvDataset):
         return targets
 
     def all_references(self) -> Iterator[list[str]]:
-        """Yield the cleaned references of every row that has some, without reading the images."""
+        """Yield the cleaned references of every row that has any, without reading the images."""
         for row in range(len(self)):
             try:
                 caption = self.tsv[row][-1]
             except BadRow:
-                continue  # told of when the row's turn comes
+                continue  # reported when the row is read
             if references := [clean_target(reference) for reference in split_references(caption)]:
                 yield references
 
@@ -104,7 +117,7 @@ class CaptionDataset(TsvDataset):
         return self.as_target(self.options.codec.encode(f" {text}"))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch of some samples, with their references as the class describes."""
+        """Return the batch of some samples, with the references that the class describes."""
         batch = super().make_batch(samples)
         pad = self.options.codec.dictionary.pad()
         if self.training and self.any_reference:

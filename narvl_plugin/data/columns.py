@@ -1,7 +1,7 @@
-"""What the first rows of a TSV file say about its columns: whether --selected-cols names the right ones.
+"""A check of --selected-cols by the first rows of a TSV file.
 
-A column that is certainly of another kind than the task reads is refused, and a doubtful one is warned of. Otherwise a
-model would learn to say, in silence, the labels of objects in place of captions, or the numbers of rows.
+A column that is certainly of another kind than the task reads is refused. A doubtful one is warned of. Without the
+check, a model could silently learn to predict labels of objects, or row numbers, instead of captions.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from narvl_plugin.errors import BadRow, InputError
 logger = logging.getLogger(__name__)
 
 ROWS_LOOKED_AT = 32
+"""Number of first rows that are checked."""
 MOST = 0.9
 """Share of a column's values that must be of one kind for the column to be of that kind."""
 FEWEST_ROWS = 4
-"""Rows that a comparison of how long texts are takes at least."""
+"""Smallest number of rows for a comparison of the lengths of texts."""
 
 _IMAGE = re.compile(r"(/9j/|_9j_|iVBOR|R0lG|UklG|Qk[0-9]|SUk[qr]|TU0A|AAAA|k05V)[\w+/=-]{36,}")
-"""How the base64 of a picture or of features begins, in either alphabet; the value is cut to `_SHOWN` before."""
+"""The beginning of an image or of features as base64, in either alphabet, cut to `_SHOWN` characters."""
 _SHOWN = 64
 _EDGE = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
 _BOX = re.compile(rf"{_EDGE}(,{_EDGE}){{3}}")
 _ANSWERS = re.compile(rf"\s*[0-9.]+([eE]-?[0-9]+)?{re.escape(CONFIDENCE_MARK)}.+")
 _ID = re.compile(r"(?=.*\d)[\w.:/#-]+", re.ASCII)
 _WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|\w[\w']*")
-"""A word, or a letter of a script that puts no spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese."""
+"""A word, or a letter of a script without spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese."""
 _FUNCTION_WORDS = frozenset(
     [
         *("a", "an", "the", "this", "that", "his", "her", "its", "their", "there", "and", "or", "is", "are", "do"),
@@ -44,11 +45,11 @@ _FUNCTION_WORDS = frozenset(
         *("over", "to", "under", "at", "with"),
     ]
 )
-"""Words that English sentences have, and names of objects have not."""
+"""Words that occur in English sentences but not in names of objects."""
 
 
 class Kind(Enum):
-    """What values of a column look like; the value is how an error calls it."""
+    """Kind of a column's values; the member's value is its name in messages."""
 
     EMPTY = "nothing"
     IMAGE = "images (base64)"
@@ -67,17 +68,21 @@ TYPED = {
     "answers": (Kind.ANSWERS,),
     "label": (Kind.LABEL,),
 }
-"""Columns that are always of one of these kinds, by the name that a task has for them."""
+"""Possible kinds of the columns whose kind is fixed, by the task's name of the column."""
 ID_COLUMNS = (0, 1)
-"""Where all files in OFA's columns have the ids of a row and of its image."""
+"""Numbers of the columns that hold the ids of a row and of its image in OFA's files."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the first rows say about a column.
+    """Description of a column by its first rows.
 
-    words: words in a value, on average; sentences: share of the values that hold a word which names of objects lack;
-    longest_name: words in the longest part of a value, the parts being joined by `&&`.
+    Attributes:
+        number: number of the column, from 0.
+        kind: kind of its values.
+        words: average number of words in a value.
+        sentences: share of values that hold a word of sentences, which names of objects lack.
+        longest_name: number of words in the longest of the parts that `&&` joins.
     """
 
     number: int
@@ -88,17 +93,17 @@ class Column:
 
     @property
     def is_sentences(self) -> bool:
-        """Say whether the column holds whole sentences."""
+        """Whether the column holds whole sentences."""
         return self.kind is Kind.TEXT and self.words >= 4 and self.sentences >= 0.7
 
     @property
     def is_names(self) -> bool:
-        """Say whether the column holds names of objects, or other words that make no sentence."""
+        """Whether the column holds names of objects, or other words without sentences."""
         return self.kind is Kind.TEXT and self.sentences == 0 and self.longest_name <= 3
 
 
 def kind_of(value: str) -> Kind:
-    """Return what one value looks like."""
+    """Return the kind of one value."""
     if not value.strip():
         return Kind.EMPTY
     if value[-5:].lower().endswith(PATH_SUFFIXES):
@@ -115,7 +120,12 @@ def kind_of(value: str) -> Kind:
 
 
 def look_at(number: int, values: Sequence[str]) -> Column:
-    """Return what the values of a column, those of the first rows, say about it."""
+    """Return the description of a column.
+
+    Args:
+        number: number of the column.
+        values: its values in the first rows.
+    """
     kinds = Counter(kind_of(value) for value in values)
     kinds.pop(Kind.EMPTY, None)
     kind, count = kinds.most_common(1)[0] if kinds else (Kind.EMPTY, 0)
@@ -135,13 +145,13 @@ def look_at(number: int, values: Sequence[str]) -> Column:
 
 
 def first_columns(tsv: TsvFile) -> list[Column]:
-    """Return what the first rows say about all columns of a file; rows that lack a selected column do not count."""
+    """Return the descriptions of all columns of a file. Rows that lack a selected column are ignored."""
     rows = []
     for row in range(min(len(tsv), ROWS_LOOKED_AT)):
         try:
             fields = tsv.fields(row)
         except BadRow:
-            continue  # told of when the row's turn comes
+            continue  # reported when the row is read
         if len(fields) > max(tsv.columns):
             rows.append([field.decode("utf-8", "replace") for field in fields])
     width = min(map(len, rows), default=0)
@@ -152,19 +162,19 @@ def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
     """Refuse selected columns that are certainly of another kind than a task reads, and warn of doubtful ones.
 
     Args:
-        tsv: a file, with as many selected columns as there are names.
-        names: what the task reads, in the order of the selected columns.
+        tsv: a file with a selected column for each name.
+        names: the task's names of the selected columns, in order.
 
     Raises:
-        InputError: a column that is to hold words holds images, or it holds boxes, answers, labels or ids where
-            another holds words, or another column holds the images, boxes, answers or labels that a selected one lacks.
+        InputError: if a text column holds images; if it holds boxes, answers, labels or ids, and another column holds
+            text; or if another column holds the images, boxes, answers or labels that a selected one lacks.
     """
     columns = first_columns(tsv)
     if not columns:
         return
     for name, number in zip(names, tsv.columns, strict=True):
         column = columns[number]
-        # A task reads them only with an option of its own. Any column may stand in for one that a file lacks.
+        # Tasks read these columns only with an option. A file that lacks them may name any other column instead.
         maybe_unread = name == "objects" or (name == "caption" and "label" in names)
         is_picture = number == tsv.columns[names.index("image")]
         doubt = _doubt(name, column, columns, maybe_unread, is_picture)
@@ -183,16 +193,28 @@ def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
 
 
 class Doubt(NamedTuple):
-    """Columns that look right in place of a selected one, and whether that is certainly wrong."""
+    """Doubt about a selected column.
+
+    Attributes:
+        right: columns that may be meant instead.
+        certain: whether the selected column is certainly wrong.
+    """
 
     right: list[Column]
     certain: bool
 
 
 def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool, is_picture: bool) -> Doubt | None:
-    """Return what speaks against a column for what a task calls `name`; None where it may be right.
+    """Return the doubt about a column, or None if it may be correct.
 
-    A column of mixed or no values is left to the errors of its rows. `is_picture` says whether it is read as the image.
+    A column of mixed or missing values is not judged here; its rows raise errors when they are read.
+
+    Args:
+        name: the task's name of the column.
+        column: the column.
+        columns: all columns.
+        maybe_unread: whether the task may ignore the column.
+        is_picture: whether the column is also read as the image.
     """
     if column.kind in (Kind.EMPTY, Kind.MIXED):
         return None
@@ -211,14 +233,15 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
     if column.kind is Kind.TEXT:
         return Doubt(sentences, certain=False) if column.is_names and sentences and not maybe_unread else None
     right = sentences or [other for other in columns if other.kind is Kind.TEXT]
-    # What looks like an id, a file, a box or a label may be a text to learn, as of plates that are read off. It is
-    # none where another column holds text, and ids and files are none only where files have those, or as the image.
+    # A value that looks like an id, a file, a box or a label may be a text to learn, for example a number plate. This
+    # is ruled out if another column holds text. Ids and paths are then refused only in their usual columns, or if the
+    # column is also the image.
     is_other = bool(right) and (column.kind not in (Kind.ID, Kind.PATH) or column.number in ID_COLUMNS or is_picture)
     return Doubt(right, certain=not maybe_unread and (column.kind is Kind.IMAGE or is_other))
 
 
 def _compare_texts(tsv: TsvFile, names: Sequence[str], columns: Sequence[Column]) -> None:
-    """Warn where a hypothesis is longer than the caption that it is about, as where the two are exchanged."""
+    """Warn if hypotheses are longer than their captions, which suggests that the two columns are exchanged."""
     if "hypothesis" not in names or len(tsv) < FEWEST_ROWS:
         return
     number = dict(zip(names, tsv.columns, strict=True))

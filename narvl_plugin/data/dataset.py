@@ -1,4 +1,4 @@
-"""What the datasets of all tasks share: rows of a TSV file as fairseq samples."""
+"""The base of the data sets of all tasks: rows of a TSV file as samples."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
 
-# fairseq fills batches by tokens (--max-tokens, 12000 unless fairseq-generate is told otherwise). All rows
-# count alike, about what a picture of 480 pixels has in patches, since pictures outweigh texts.
 TOKENS_PER_ROW = 1000
+"""Number of tokens that each row counts in fairseq's --max-tokens, whose default in fairseq-generate is 12000.
+
+Images outweigh texts, so all rows count the same: about the number of patches of an image of 480 pixels.
+"""
 
 STAND_IN = "stand_in"
-"""Key of a batch that only keeps a process busy, and counts neither in the loss nor in what is logged."""
+"""Key of a batch that only keeps a process busy. It counts neither in the loss nor in logs."""
 
 
 def check_limits(max_tokens: int | None, batch_size: int | None, flags: str = "") -> None:
-    """Raise InputError for limits of a batch that leave no room for one row; `flags` is what the flags' names end in.
+    """Check that the limits of a batch leave room for a row. fairseq ignores limits of 0 and below.
 
-    fairseq would take limits of 0 and below for none.
+    Args:
+        max_tokens: largest number of tokens, or None.
+        batch_size: largest number of rows, or None.
+        flags: suffix of the flags' names, for errors.
+
+    Raises:
+        InputError: if a limit is too small.
     """
     if max_tokens is not None and max_tokens < TOKENS_PER_ROW:
         raise InputError(
@@ -41,10 +49,17 @@ def check_limits(max_tokens: int | None, batch_size: int | None, flags: str = ""
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What turns rows into samples, the same for all splits and all tasks.
+    """Options that turn rows into samples, for all splits and all tasks.
 
-    max_src_length and max_tgt_length are in words. source_positions and target_positions are the longest texts, in
-    tokens, that the model's encoder and decoder read, None where any will do: a student's decoder reads no text.
+    Attributes:
+        codec: converts text to tokens.
+        patch_image_size: side of the square image, in pixels.
+        max_src_length: longest input text, in words.
+        max_tgt_length: longest target, in words.
+        imagenet_normalisation: whether images are normalised by ImageNet's mean and deviation.
+        skip_budget: counts the bad rows that are skipped.
+        source_positions: longest text that the encoder reads, in tokens. None for any length.
+        target_positions: longest text that the decoder reads, in tokens. None for any length, as for students.
     """
 
     codec: TextCodec
@@ -58,7 +73,7 @@ class DatasetOptions:
 
 
 class Rows(Dataset[Any]):
-    """Rows that make samples, of which batches are made; `FairseqRows` shows them to fairseq."""
+    """Rows that become samples and batches. `FairseqRows` adapts them to fairseq."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -68,7 +83,7 @@ class Rows(Dataset[Any]):
         raise NotImplementedError
 
     def ordered_indices(self) -> np.ndarray:
-        """Return the rows that an epoch reads, in their order; numpy's generator is seeded for each epoch."""
+        """Return the rows that an epoch reads, in order. numpy's generator is seeded for each epoch."""
         raise NotImplementedError
 
     def groups(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -76,32 +91,44 @@ class Rows(Dataset[Any]):
         return [indices]
 
     def arrange(self, batches: list[Any]) -> None:
-        """Put the batches of an epoch in the order in which they are read, in place."""
+        """Put the batches of an epoch in reading order, in place."""
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Say whether the batches hold for all epochs."""
+        """Whether all epochs read the same batches."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Note which epoch is read, counted from 1."""
+        """Set the epoch that is read, counted from 1."""
         raise NotImplementedError
 
 
 class TsvDataset(Rows):
-    """One split of a task. Subclasses name the columns they read, in order, and turn a row's into a sample.
+    """One split of a task. Subclasses name the columns that they read and turn them into a sample.
 
-    The split "train" is shuffled as a whole before every epoch: its batches are made anew each time. Bad rows
-    that the skip budget forgives are left out of their batch. Where that leaves nothing, a batch of the split
-    "test" is empty, and fairseq-generate passes over it; fairseq's trainer cannot, so in other splits the file's
-    first good row stands in, and the batch says so by the key `stand_in`.
+    Legend: B batch, S source, T target, P prompt.
 
-    A batch also holds `target_lengths` and `target_needs`, what `target_sizes` counts of its B targets.
+    The split "train" is shuffled and divided into batches before every epoch. Bad rows within the skip budget are left
+    out of their batch. A batch without any good row is empty in the split "test", and fairseq-generate skips it. In
+    other splits it holds the file's first good row and has the key `stand_in`, since fairseq's trainer needs a row.
+
+    A batch also holds `target_lengths` and `target_needs`, the counts of `target_sizes` for its B targets.
+
+    Attributes:
+        column_names: the names of the columns, in order.
+        placeholders: by column, a value for inference without this column. A target with it has no meaning.
+        source_length_options: the options that shorten the source, for errors.
+        tsv: the file.
+        options: the options.
+        split: the name of the split.
+        training: whether the split is "train".
+        needs_full_batches: whether batches must not be empty.
+        epoch: the epoch that is read, counted from 1.
+        read_image: reads the image column.
     """
 
     column_names: ClassVar[tuple[str, ...]]
     placeholders: ClassVar[Mapping[str, str]]
-    """What a column may hold where nothing is known of it, by the column's name; a target is then not looked at."""
     source_length_options: ClassVar[str] = "--max-src-length"
 
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str) -> None:
@@ -123,7 +150,11 @@ class TsvDataset(Rows):
 
     @classmethod
     def columns_by_name(cls, columns: Sequence[int]) -> dict[str, int]:
-        """Return the selected columns' numbers by what the task reads there; raises InputError for another count."""
+        """Return the numbers of the selected columns by the task's names.
+
+        Raises:
+            InputError: if the task reads another number of columns.
+        """
         if len(columns) != len(cls.column_names):
             raise InputError(
                 f"--selected-cols {','.join(map(str, columns))}: names {len(columns)} columns, and this task "
@@ -132,32 +163,50 @@ class TsvDataset(Rows):
         return dict(zip(cls.column_names, columns, strict=True))
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
-        """Return the sample of one row; raises BadRow."""
+        """Return the sample of one row.
+
+        Args:
+            row: number of the row.
+            columns: its selected columns.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
         raise NotImplementedError
 
     def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the text that the encoder reads of a row, int64 (S,), with `<s>` and `</s>`; raises BadRow."""
+        """Return the text that the encoder reads, int64 (S,), with `<s>` and `</s>`.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
         raise NotImplementedError
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return what a model is to say for a row, int64 (T,), without `</s>` and without reading the image.
+        """Return the target of a row, int64 (T,), without `</s>`. The image is not decoded.
 
-        Raises BadRow.
+        Raises:
+            BadRow: if the row cannot be used.
         """
         raise NotImplementedError
 
     def possible_targets(self, row: int, columns: list[str]) -> list[torch.Tensor]:
-        """Return what a model is to say for a row, int64 (T,) each, in any of the epochs; raises BadRow."""
+        """Return the targets of a row in any of the epochs, int64 (T,) each.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
         return [self.target_tokens(row, columns)]
 
     def decoder_prompt(self, source: torch.Tensor) -> torch.Tensor:
-        """Return what a teacher's decoder reads before the target, int64 (P,), of a source (S,): `<s>` alone."""
+        """Return the prompt of a teacher's decoder, int64 (P,), for a source (S,): `<s>` alone."""
         return source[:1]
 
     def queries_needed(self, row: int) -> int:
-        """Return how many queries a row takes in any of the epochs, without reading the image.
+        """Return the largest number of queries that a row needs in any of the epochs. The image is not decoded.
 
-        Raises BadRow where its texts cannot be used.
+        Raises:
+            BadRow: if its texts cannot be used.
         """
         columns = self.tsv[row]
         targets = [self.with_specials(tokens)[1:] for tokens in self.possible_targets(row, columns)]
@@ -167,10 +216,10 @@ class TsvDataset(Rows):
         return max(self._sizes(targets)[1])
 
     def __getitem__(self, row: int) -> Sample | None:
-        """Return a row's sample, or None for a bad row that the skip budget forgives."""
+        """Return the sample of a row, or None for a bad row within the skip budget."""
         try:
             sample = self.make_sample(row, self.tsv[row])
-            # In the split "test" the decoder does not read the target, which may be all references joined.
+            # In the split "test" the decoder does not read the target, which may join all references.
             read = [] if self.split == "test" else [sample.get("first_reference", sample)["prev_output_tokens"]]
             self._check_lengths(row, sample["source"], read)
             return sample
@@ -179,11 +228,15 @@ class TsvDataset(Rows):
             return None
 
     def collater(self, samples: Sequence[Sample | None]) -> Batch:
-        """Return the batch of the samples that are no None; raises InputError if the file has no good row."""
+        """Return the batch of the samples that are not None.
+
+        Raises:
+            InputError: if the file has no good row.
+        """
         kept = [sample for sample in samples if sample is not None]
         if kept:
             return self.make_batch(kept)
-        # fairseq itself asks for the batch of no rows, to give every process as many batches.
+        # fairseq itself asks for batches without rows, to give all processes the same number of batches.
         if samples and self.needs_full_batches:
             return self.make_batch([self._first_good_sample()]) | {STAND_IN: True}
         return {}
@@ -205,7 +258,7 @@ class TsvDataset(Rows):
         return len(self.tsv)
 
     def where(self, row: int) -> str:
-        """Return `FILE:ROW`, the file's path as it was given and the row counted from 1."""
+        """Return `FILE:ROW`, with the path as it was given and rows counted from 1."""
         return self.tsv.where(row)
 
     def with_specials(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -213,7 +266,14 @@ class TsvDataset(Rows):
         return torch.cat([self._bos, tokens, self._eos])
 
     def as_input(self, row: int, unique_id: str, source: torch.Tensor, image: torch.Tensor) -> Sample:
-        """Return what samples of all tasks hold beside the target: what the encoder reads, and names of the row."""
+        """Return the entries that samples of all tasks share: the encoder's input and names of the row.
+
+        Args:
+            row: number of the row.
+            unique_id: id of the row.
+            source: (S,), the text.
+            image: image (3, h, w) or features (C, h, w).
+        """
         return {
             "id": unique_id,
             "where": self.where(row),
@@ -232,7 +292,7 @@ class TsvDataset(Rows):
         return target_sizes(targets, pad=dictionary.pad(), eos=dictionary.eos())
 
     def _check_lengths(self, row: int, source: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
-        """Raise BadRow for texts that have more tokens than the model has places."""
+        """Raise BadRow if a text has more tokens than the model has positions."""
         longest = max(map(len, targets), default=0)
         for name, length, places, option in (
             ("text", len(source), self.options.source_positions, self.source_length_options),
@@ -246,13 +306,13 @@ class TsvDataset(Rows):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Say that a training split's batches hold for one epoch only."""
+        """Whether all epochs read the same batches. In training they do not."""
         return not self.training
 
     def set_epoch(self, epoch: int) -> None:
-        """Note which epoch is read, counted from 1."""
+        """Set the epoch that is read, counted from 1."""
         self.epoch = epoch
 
     def ordered_indices(self) -> np.ndarray:
-        """Return all rows, for training shuffled by numpy's generator, seeded by fairseq for each epoch."""
+        """Return all rows. In training numpy's generator, which fairseq seeds for each epoch, shuffles them."""
         return np.random.permutation(len(self)) if self.training else np.arange(len(self))

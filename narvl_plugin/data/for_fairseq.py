@@ -1,4 +1,4 @@
-"""Data sets and vocabularies as fairseq wants them: the one module of `data/` that imports fairseq."""
+"""Data sets and vocabularies in the form of fairseq. No other module of `data/` imports fairseq."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def fairseq_dictionary(vocabulary: Vocabulary) -> Dictionary:
     """Return a vocabulary as a dictionary of fairseq."""
     dictionary = Dictionary()
     for symbol in vocabulary.symbols[len(SPECIALS) :]:
-        dictionary.add_symbol(symbol, overwrite=True)  # each has a number of its own
+        dictionary.add_symbol(symbol, overwrite=True)  # each line of dict.txt has a number of its own
     return dictionary
 
 
-class FairseqRows(FairseqDataset):  # type: ignore[misc]  # fairseq's classes have no types
-    """The rows of a data set, which all count alike in a batch.
+class FairseqRows(FairseqDataset):
+    """The rows of a data set for fairseq. All rows count the same in a batch.
 
     Attributes:
         rows: the data set.
@@ -45,27 +45,33 @@ class FairseqRows(FairseqDataset):  # type: ignore[misc]  # fairseq's classes ha
         return self.rows.collater(samples)
 
     def num_tokens(self, index: int) -> int:
-        """Return what a row counts against --max-tokens."""
+        """Return the number of tokens that a row counts in --max-tokens."""
         return TOKENS_PER_ROW
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Return what each row of `indices` counts against --max-tokens."""
+        """Return the number of tokens that each row of `indices` counts in --max-tokens."""
         return np.full(len(indices), TOKENS_PER_ROW)
 
     def size(self, index: int) -> int:
-        """Return a row's length for fairseq's filter by length, which no row needs: texts are cut to fit."""
+        """Return the length of a row for fairseq's filter, which keeps all rows: texts were already cut to fit."""
         return 1
 
     def filter_indices_by_size(self, indices: np.ndarray, max_sizes: object) -> tuple[np.ndarray, list[int]]:
-        """Return all of `indices`, and that none is left out."""
+        """Return all of `indices`, and an empty list of those left out."""
         return indices, []
 
     def ordered_indices(self) -> np.ndarray:
-        """Return the rows that an epoch reads, in their order."""
+        """Return the rows that an epoch reads, in order."""
         return self.rows.ordered_indices()
 
     def batch_by_size(self, indices: np.ndarray, *limits: object, **named_limits: object) -> list[Any]:
-        """Return the batches of the rows `indices`, within fairseq's limits, in the order of the data set."""
+        """Return batches of the rows `indices`, in the order of the data set.
+
+        Args:
+            indices: numbers of the rows.
+            *limits: fairseq's limits of a batch.
+            **named_limits: fairseq's limits of a batch.
+        """
         divide = super().batch_by_size
         groups = [group for group in self.rows.groups(indices) if len(group)]
         batches = [batch for group in groups for batch in divide(group, *limits, **named_limits)]
@@ -74,9 +80,9 @@ class FairseqRows(FairseqDataset):  # type: ignore[misc]  # fairseq's classes ha
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Say whether the batches hold for all epochs."""
+        """Whether all epochs read the same batches."""
         return self.rows.can_reuse_epoch_itr_across_epochs
 
     def set_epoch(self, epoch: int) -> None:
-        """Note which epoch is read, counted from 1; fairseq calls it before the workers start."""
+        """Set the epoch that is read, counted from 1. fairseq calls this before the workers start."""
         self.rows.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Pictures from TSV columns: base64 or a file's path in, normalised tensor out."""
+"""Images of TSV columns: from base64 or the path of a file to a normalised tensor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from narvl_plugin.importing import without_compiler
 with without_compiler():
     from torchvision.transforms import functional
 
-_AVIF = find_spec("PIL._avif") is not None  # Pillow has it from 11.3 on, where the library was there
+_AVIF = find_spec("PIL._avif") is not None  # in Pillow from 11.3 on, if it was built with the library
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
-"""What Pillow may take a file for. It goes by the content, and would start Ghostscript for EPS."""
+"""Formats that Pillow may recognise by a file's content. For other formats, such as EPS, it would run programs."""
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *([".avif"] if _AVIF else []),
@@ -36,11 +36,15 @@ PICTURE_SUFFIXES = (
 PATH_SUFFIXES = (*PICTURE_SUFFIXES, ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", NPY_MAGIC)
-"""How picture files and features begin that are no mistakes here."""
-MAX_PIXELS = 89_478_485  # Pillow's own border to decompression bombs: a quarter gigabyte of RGB
-MAX_SIDE = 65_535  # of a JPEG; resizing a longer one would unpack it sideways
-MAX_BYTES = 1 << 28  # of a file: as much as MAX_PIXELS take in RGB, not compressed
-MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each passes over all its pixels
+"""First bytes of files that are expected here."""
+MAX_PIXELS = 89_478_485
+"""Largest number of pixels: Pillow's own limit for decompression bombs, a quarter gigabyte of RGB."""
+MAX_SIDE = 65_535
+"""Longest side of an image, in pixels, as for JPEG. Resizing changes one side first, and might need much memory."""
+MAX_BYTES = 1 << 28
+"""Largest file: as large as `MAX_PIXELS` in uncompressed RGB."""
+MAX_SCANS = 100
+"""Largest number of scans of a progressive JPEG. Ten are usual, and each passes over all pixels."""
 TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,27 +54,33 @@ TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts a picture of an EXIF orientation upright; 1 is upright."""
+"""Transposition that turns an image of an EXIF orientation upright. Orientation 1 is upright."""
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and standard deviation of each channel of OFA's normalisation."""
 HALF_MAX = torch.finfo(torch.float16).max
+"""Largest number in float16."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of each channel of ImageNet."""
 
 SHORTEST = 36
-"""Characters of the smallest picture, a GIF, as base64."""
+"""Length of the smallest image, a GIF, as base64."""
 LONGEST_PATH = 1024
+"""Length up to which an image column may be the path of a file."""
 
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:[^,]*,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # that a segment with a length follows
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # of a segment with a length
 _SCAN, _END = b"\xda", b"\xd9"
 
 
 class Decoded(NamedTuple):
-    """What an image column holds: pixels (3, size, size) or features (C, h, w), both float32, and what is known of it.
+    """Contents of an image column.
 
-    `size` is the picture's width and height before it was resized, None where features do not tell. `turned` says
-    whether EXIF would have turned or mirrored the picture.
+    Attributes:
+        pixels: an image (3, size, size) or features (C, h, w), in float32.
+        size: width and height of the image before it was resized. None if features do not include them.
+        turned: whether EXIF would turn or mirror the image.
     """
 
     pixels: torch.Tensor
@@ -81,10 +91,15 @@ class Decoded(NamedTuple):
 class ImageReader:
     """Reads the image column of a TSV row into a float32 tensor (3, size, size).
 
-    Pictures become RGB by `to_rgb`, are resized to a square (bicubic) and normalised by mean = std = 0.5, or by
-    ImageNet's values. The attribute `to_rgb` can be replaced, by `upright_on_white`. Where the column holds a `.npy`
-    file, a frozen trunk's features (C, h, w) were computed before, see `narvl features`; they come back as float32,
-    unchanged. Relative paths are looked up from `folder`, the TSV's own.
+    Images are converted to RGB, resized to a square (bicubic) and normalised. A column with a `.npy` file holds
+    features of a frozen backbone (C, h, w), see `narvl features`. They are returned unchanged, in float32.
+
+    Attributes:
+        folder: the folder that relative paths refer to, which is that of the TSV file.
+        size: side of the square, in pixels.
+        normalisation: mean and standard deviation of each channel.
+        to_rgb: converts an image to RGB. It may be replaced, for example by `upright_on_white`.
+        option: the option that selects the column, for errors.
     """
 
     def __init__(self, size: int, *, imagenet_normalisation: bool = False, folder: str | Path = ".") -> None:
@@ -93,18 +108,25 @@ class ImageReader:
         self.normalisation = IMAGENET if imagenet_normalisation else HALF
         self.to_rgb: Callable[[Image.Image], Image.Image] = to_rgb
         self.option = "--selected-cols"
-        """What says which column is read, for errors."""
 
     def __call__(self, column: str, where: str) -> torch.Tensor:
-        """Return the tensor of an image column; raises BadRow, naming `where` (FILE:ROW), if it is none."""
+        """Return the tensor of an image column, see `read`."""
         return self.read(column, where).pixels
 
     def with_size(self, column: str, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
-        """Return the tensor, and width and height of the picture before it was resized; None for unknown ones."""
+        """Return the tensor and the original width and height of the image, or None if these are unknown."""
         return self.read(column, where)[:2]
 
     def read(self, column: str, where: str) -> Decoded:
-        """Return what an image column holds; raises BadRow, naming `where` (FILE:ROW), if it is no image."""
+        """Return the contents of an image column.
+
+        Args:
+            column: the column.
+            where: FILE:ROW, for errors.
+
+        Raises:
+            BadRow: if the column holds neither an image nor features.
+        """
         data = self.read_bytes(column, where)
         if data.startswith(NPY_MAGIC):
             return Decoded(*read_features(data, where), turned=False)
@@ -114,13 +136,21 @@ class ImageReader:
         return Decoded(self.to_tensor(picture), picture.size, turned)
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
-        """Return an RGB picture as a normalised square, float32 (3, size, size)."""
+        """Return an RGB image as a normalised square, float32 (3, size, size)."""
         mean, std = self.normalisation
         pixels = functional.to_tensor(resize(image, self.size, self.size))
         return functional.normalize(pixels, mean, std, inplace=True)
 
     def read_bytes(self, column: str, where: str) -> bytes:
-        """Return the file that a column holds as base64, of either alphabet, or names by its path; raises BadRow."""
+        """Return the file that a column holds as base64, in either alphabet, or names by its path.
+
+        Args:
+            column: the column.
+            where: FILE:ROW, for errors.
+
+        Raises:
+            BadRow: if the column is neither, or the file cannot be read.
+        """
         if not column.strip():
             raise BadRow(f"{where}: the image is not readable: the image column is empty; check {self.option}")
         if _URL.match(column):
@@ -130,7 +160,7 @@ class ImageReader:
             )
         if _DATA_URL.match(column):
             raise BadRow(f"{where}: the image column is a data URL, {_shown(column)}; keep only what follows the comma")
-        # No base64 alphabet has a dot, so a suffix tells a path from a picture.
+        # No base64 alphabet has a dot, so a suffix distinguishes a path from an image.
         if column[-5:].lower().endswith(PATH_SUFFIXES):
             return read_file(self.folder / column, where)
         if len(column) > MAX_BYTES // 3 * 4:
@@ -156,28 +186,37 @@ def _shown(column: str, length: int = 20) -> str:
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Return the picture resized bicubically, the width first.
+    """Return an image resized bicubically, the width first.
 
-    Pillow up to 12 always took the width first; Pillow 13 takes the height first where that is quicker,
-    which changes some values by one level of 255. Two calls give the published models' pictures with either.
+    Pillow up to 12 always resizes the width first. Pillow 13 resizes the height first if that is quicker, which
+    changes some values by one level of 255. Two calls give the images of the published models with either.
+
+    Args:
+        image: the image.
+        width: its new width, in pixels.
+        height: its new height, in pixels.
     """
     image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def read_file(path: Path, where: str) -> bytes:
-    """Return the bytes of a picture file.
+    """Return the bytes of an image file.
 
-    Raises BadRow for what cannot be read, has more than MAX_BYTES, or is no regular file: a device or a pipe may never
-    end.
+    Args:
+        path: the file.
+        where: FILE:ROW, for errors.
+
+    Raises:
+        BadRow: if it cannot be read, has more than `MAX_BYTES`, or is not a regular file (a pipe may never end).
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BadRow(f"{where}: the image file {path} cannot be read (it is no regular file)")
+            raise BadRow(f"{where}: the image file {path} cannot be read (it is not a regular file)")
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1) if 0 < status.st_size <= MAX_BYTES else b""
-    except (OSError, ValueError) as error:  # a ValueError where the path holds a zero byte
+    except (OSError, ValueError) as error:  # a path with a zero byte raises ValueError
         if isinstance(error, BadRow):
             raise
         reason = getattr(error, "strerror", None) or error
@@ -192,13 +231,32 @@ def read_file(path: Path, where: str) -> bytes:
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
-    """Return a picture as RGB; raises BadRow if `data` is no picture, is broken, or unpacks to too much."""
+    """Return an image as RGB.
+
+    Args:
+        data: the bytes of its file.
+        where: FILE:ROW, for errors.
+
+    Raises:
+        BadRow: if the file is not an image, is broken, or unpacks to too much.
+    """
     with opened(data, where) as image:
         return to_rgb(image)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int] | None:
-    """Return width and height of a picture from its header, None for features that do not tell; raises BadRow."""
+    """Return width and height of an image, read from the header of its file.
+
+    Args:
+        data: the bytes of the file.
+        where: FILE:ROW, for errors.
+
+    Returns:
+        Width and height, or None for features that do not include them.
+
+    Raises:
+        BadRow: if the file cannot be used.
+    """
     if data.startswith(NPY_MAGIC):
         return read_features(data, where)[1]
     with opened(data, where) as image:
@@ -206,20 +264,23 @@ def image_size(data: bytes, where: str) -> tuple[int, int] | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB, as the published models read it.
+    """Return an image as RGB, as the published models read it.
 
-    The pixels stay as they lie in the file, whatever orientation EXIF gives, and transparent ones keep the colour that
-    the file has for them. Raises ValueError for pixels that no rule makes RGB.
+    Pixels stay as they are in the file, whatever the EXIF orientation. Transparent ones keep their colour in the file.
+
+    Raises:
+        ValueError: if the pixels have no defined colours.
     """
     return _in_8_bits(image).convert("RGB")
 
 
 def upright_on_white(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB, as people see it: turned as EXIF says, and what is transparent on white ground.
+    """Return an image as RGB, as people see it: turned by its EXIF orientation, and on a white background.
 
-    Raises ValueError for pixels that no rule makes RGB.
+    Raises:
+        ValueError: if the pixels have no defined colours.
     """
-    image.load()  # Pillow turns a TIFF by itself, and forgets its orientation, when it loads it
+    image.load()  # loading turns a TIFF and removes its orientation
     turn = TRANSPOSED.get(orientation(image))
     has_transparency = image.getbands()[-1] in ("A", "a") or "transparency" in image.info
     image = _with_alpha(image) if has_transparency else to_rgb(image)
@@ -229,7 +290,7 @@ def upright_on_white(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a picture that was loaded, 1 to 8; 1, upright, where none can be read."""
+    """Return the EXIF orientation of a loaded image, 1 to 8. If none can be read, it is 1, upright."""
     try:
         found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data do not make a picture unreadable
@@ -238,9 +299,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Return a picture with 8 bits a channel; gray ones of 16 bits by their upper byte, as Pillow does with colours.
+    """Return an image with 8 bits per channel. Gray images of 16 bits keep their upper byte, as Pillow does in colour.
 
-    Raises ValueError for other numbers, 32 bits of which do not tell what is white.
+    Raises:
+        ValueError: if the pixels are other numbers. In 32 bits, for example, white is not defined.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         tags = getattr(image, "tag_v2", {})
@@ -253,10 +315,10 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """Return a picture that has transparency as RGBA."""
+    """Return an image with transparency as RGBA."""
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and transparent is not None and max(transparent) > 255:
-        # The colour of a PNG of 16 bits, of whose pixels Pillow has kept the upper bytes.
+        # The transparent colour of a 16-bit PNG. Pillow keeps only the upper bytes of the pixels.
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     in_8_bits = _in_8_bits(image)
@@ -268,9 +330,17 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """Give a picture of one of FORMATS, of several frames or pages the first, before its pixels are decoded.
+    """Open an image before its pixels are decoded. Of several frames or pages it is the first.
 
-    What decoding raises in the with-block, too, becomes a BadRow, as does a picture that unpacks to too much.
+    Args:
+        data: the bytes of its file, in one of `FORMATS`.
+        where: FILE:ROW, for errors.
+
+    Yields:
+        The image.
+
+    Raises:
+        BadRow: if the image cannot be read, here or in the with-block, or unpacks to too much.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -285,13 +355,13 @@ def opened(data: bytes, where: str) -> Iterator[Image.Image]:
         reason = what or f"is broken, or none of {', '.join(FORMATS)}"
         reason += f"; it is text that begins {text!r}" if text is not None and what is None else ""
         raise BadRow(f"{where}: the image is not readable (it {reason})") from error
-    except Exception as error:  # whatever a decoder raises on a broken file
+    except Exception as error:  # a decoder may raise any exception on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"{where}: the image is not readable ({reason})") from error
 
 
 def _refuse_bombs(image: Image.Image, data: bytes, where: str) -> None:
-    """Raise BadRow for a picture that takes gigabytes or minutes to decode, whatever its file's size."""
+    """Raise BadRow if decoding an image would take gigabytes or minutes, whatever the size of its file."""
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise BadRow(
@@ -310,7 +380,7 @@ def _refuse_bombs(image: Image.Image, data: bytes, where: str) -> None:
 
 
 def _count_scans(data: bytes) -> int:
-    """Return in how many passes over its pixels the first picture of a JPEG file is stored; stops above MAX_SCANS."""
+    """Return the number of scans of the first image in a JPEG file, counted up to just above `MAX_SCANS`."""
     scans, position = 0, 2
     while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, position)) and marker[1] != _END:
         scans += marker[1] == _SCAN
@@ -319,9 +389,14 @@ def _count_scans(data: bytes) -> int:
 
 
 def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
-    """Return features (C, h, w) as a `.npy` file in float16, followed by one of the picture's width and height.
+    """Return features as a `.npy` file in float16, followed by a second one with the image's width and height.
 
-    Raises ValueError for features that are not finite, or too large for float16.
+    Args:
+        features: (C, h, w).
+        size: width and height of the image.
+
+    Raises:
+        ValueError: if features are not finite, or too large for float16.
     """
     stream = io.BytesIO()
     halves = features.to(torch.float16).cpu()
@@ -335,9 +410,17 @@ def encode_features(features: torch.Tensor, size: tuple[int, int]) -> bytes:
 
 
 def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int] | None]:
-    """Return features, float32 (C, h, w), and width and height of their picture, None where they are not told.
+    """Return the features of a file, and the width and height of their image.
 
-    Raises BadRow for any other array, and for numbers that are not finite in float32.
+    Args:
+        data: the bytes of the file.
+        where: FILE:ROW, for errors.
+
+    Returns:
+        float32 (C, h, w), and width and height or None if the file does not include them.
+
+    Raises:
+        BadRow: if the file holds another array, or numbers that are not finite in float32.
     """
     stream = io.BytesIO(data)
     size = None
@@ -358,15 +441,15 @@ def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int
             size = int(width), int(height)
         if stream.tell() < len(data) or (size and min(size) < 1):
             raise ValueError(f"expected the picture's width and height after them, and nothing more, found {size}")
-    except Exception as error:  # numpy reads the header as Python's literals, and raises what its tokenizer does
+    except Exception as error:  # numpy parses the header as Python literals, which may raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"{where}: the .npy features cannot be used ({reason})") from error
     return torch.from_numpy(features), size
 
 
 def read_array(stream: io.BytesIO) -> np.ndarray:
-    """Return the array of a `.npy` file that starts here; raises nearly anything for another file."""
-    # The header may claim any shape; numpy would allocate it before it finds the bytes missing.
+    """Return the array of a `.npy` file that starts here. Another file may raise almost any exception."""
+    # The header may claim any shape. numpy would allocate it before it finds that bytes are missing.
     start = stream.tell()
     version = np.lib.format.read_magic(stream)
     read_header = {

@@ -1,6 +1,6 @@
-"""What a file is that was given for another: most often what a download has left in its place.
+"""Recognition of files of a wrong kind by their first bytes.
 
-It goes by a file's beginning, so that a message can name the cause and not only what failed to be read.
+Such files are often left by a failed download. An error message can then name the cause.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from narvl_plugin.errors import InputError
 
 HEAD = 512
-"""Bytes of a file's beginning that are looked at."""
+"""Number of first bytes that are checked."""
 
 _AGAIN = "download it again"
 _UNPACK = "unpack it, and give the file in it"
@@ -44,10 +44,10 @@ KINDS: dict[bytes, str] = {
     b"SQLite format 3\0": "is an SQLite database",
     **{bytes([0x80, protocol]): "is a pickle of Python" for protocol in range(2, 6)},
 }
-"""How files of a kind begin -> what to say of such a file."""
+"""First bytes of files of a kind -> the message about such a file."""
 
 ZIP, PICKLE = b"PK", b"\x80"
-"""How files begin that some readers want."""
+"""First bytes of files that some readers accept."""
 
 _HTML = re.compile(rb"\s*(<!doctype html|<html|<head)", re.IGNORECASE)
 _SVG = re.compile(rb"\s*(<\?xml.*)?(<!.*)?<svg\b", re.DOTALL)
@@ -55,7 +55,11 @@ _XML = re.compile(rb"\s*<\?xml")
 
 
 def read_head(file: str | Path) -> bytes:
-    """Return the first bytes of a file; raises InputError where it cannot be read."""
+    """Return the first `HEAD` bytes of a file.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         with open(file, "rb") as stream:
             return stream.read(HEAD)
@@ -64,11 +68,14 @@ def read_head(file: str | Path) -> bytes:
 
 
 def mistaken(head: bytes, wanted: Iterable[bytes] = ()) -> str | None:
-    """Return what the first bytes of a file show it to be, and what to do, such as "is a PDF"; None if nothing known.
+    """Return the kind of a file and what to do, such as "is a PDF".
 
     Args:
-        head: HEAD bytes, or all of a shorter file.
-        wanted: how files begin that the caller can read.
+        head: the first `HEAD` bytes, or all of a shorter file.
+        wanted: first bytes of files that the caller can read.
+
+    Returns:
+        A message, or None if the kind is wanted or unknown.
     """
     if head.startswith(tuple(wanted)):
         return None
@@ -76,9 +83,9 @@ def mistaken(head: bytes, wanted: Iterable[bytes] = ()) -> str | None:
     if _HTML.match(unmarked):
         return f"is an HTML page, as a failed download leaves it; {_AGAIN}, from the address of the file itself"
     if _SVG.match(unmarked):
-        return "is a drawing (SVG), not a picture of pixels; save it as PNG"
+        return "is a drawing (SVG), not an image of pixels; save it as PNG"
     if _XML.match(unmarked):
-        return f"is XML, such as a server's message of an error; {_AGAIN}"
+        return f"is XML, perhaps an error message of a server; {_AGAIN}"
     if head[257:262] == b"ustar":
         return f"is a tar archive; {_UNPACK} (tar -x)"
     if _is_utf_16(head[:16]):
@@ -87,12 +94,12 @@ def mistaken(head: bytes, wanted: Iterable[bytes] = ()) -> str | None:
 
 
 def _is_utf_16(head: bytes) -> bool:
-    """Say whether every other byte is zero, and no more, as in letters of ASCII in UTF-16 without a mark."""
+    """Return whether exactly every other byte is zero, as in ASCII letters in UTF-16 without a byte order mark."""
     return len(head) > 1 and any(all(head[1 - zeros :: 2]) and not any(head[zeros::2]) for zeros in (0, 1))
 
 
 def as_text(head: bytes) -> str | None:
-    """Return the first characters of a file that is text; None for one that is not, or has no words."""
+    """Return the first characters of a text file; None for other files and for empty ones."""
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(head).strip()
     readable = "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
     return " ".join(text.split())[:40] if text and readable else None

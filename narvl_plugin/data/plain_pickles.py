@@ -1,4 +1,4 @@
-"""Pickles of plain values, such as OFA's answer lists and RefCOCO's expressions, read without running them."""
+"""Safe reading of pickles of plain values, such as OFA's answer lists and RefCOCO's expressions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent
 
 LARGEST_LIST = 2**30
-"""Bytes of a pickle of plain values; that of RefCOCO's expressions has 4% of so many."""
+"""Largest size of a pickle of plain values, in bytes. RefCOCO's expressions take 4% of it."""
 
 
 def read_pickle(file: str | Path) -> Any:
-    """Return what a pickle of plain types holds: numbers, strings, lists, dicts, such as OFA's answer lists.
+    """Return the contents of a pickle of plain types: numbers, strings, lists and dicts.
 
-    The byte strings that Python 2 wrote for text, as in RefCOCO's files, are read as UTF-8.
+    Byte strings that Python 2 wrote for text, as in RefCOCO's files, are read as UTF-8.
+
+    Args:
+        file: the pickle.
 
     Raises:
-        MissingInput: the file does not exist.
-        InputError: it is damaged, it names any other type or function, or its values are out of all proportion to
-            its size.
+        MissingInput: if the file does not exist.
+        InputError: if it is damaged, names any other type or function, or unpacks to far more than its size.
     """
     file = Path(file)
     if not file.is_file():
         raise MissingInput(f"{file}: no such file")
-    if file.stat().st_size > LARGEST_LIST:  # some files of the system claim any size
+    if file.stat().st_size > LARGEST_LIST:  # special files of the system may report any size
         raise InputError(f"{file}: has {file.stat().st_size:,} bytes; at most {LARGEST_LIST:,} are read")
     with file.open("rb") as stream:
         data = stream.read(file.stat().st_size)
@@ -42,15 +44,20 @@ def read_pickle(file: str | Path) -> Any:
         check_extent(value, allowance(len(data)))
     except Refused as error:
         raise InputError(f"{file}: refused, because it {error}") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle may raise almost any exception
         raise InputError(f"{file}: is damaged or no pickle ({reason_of(error, data[:HEAD])})") from error
     return value
 
 
 def reason_of(error: Exception, head: bytes = b"") -> str:
-    """Return what an error says in one short line; its type, too, where the message alone says little.
+    """Return the message of an error in one short line.
 
-    Of a file that is text by its first bytes, it says how the text begins: a server may say there what failed.
+    The line includes the type of an error whose message alone is unclear. For a text file it includes the beginning of
+    the text, which may be the error message of a server.
+
+    Args:
+        error: the error.
+        head: the first bytes of the file.
     """
     message = brief(error)
     says_all = message and isinstance(error, ValueError | pickle.UnpicklingError | zipfile.BadZipFile | EOFError)

@@ -1,4 +1,4 @@
-"""Grounding: a picture and words for one region of it, to the region's box."""
+"""Grounding: from an image and a phrase for a region to the region's box."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from narvl_plugin.errors import BadRow
 logger = logging.getLogger(__name__)
 
 BOXES_LOOKED_AT = 200
+"""Number of first rows whose boxes are checked to be in pixels."""
 IMAGES_LOOKED_AT = 8
-"""Rows whose boxes, and whose image's header, tell whether boxes are in pixels."""
+"""Number of their images whose size is read for this check."""
 
 
 class RefcocoDataset(TsvDataset):
-    """Rows of (id, image, text, `x0,y0,x1,y1`), selected in this order; the target is four `<bin_k>`.
+    """Rows of (id, image, text, `x0,y0,x1,y1`), selected in this order. The target is four `<bin_k>`.
 
-    A coordinate x of the resized image has k = round(x / max_image_size * (num_bins - 1)). A batch also holds
-    `region_coords` (B, 4), the boxes in pixels of the images as they come, and `w_resize_ratios` and
-    `h_resize_ratios` (B,), by which these are multiplied to be those of the resized images.
+    A coordinate x of the resized image has the bin k = round(x / max_image_size * (num_bins - 1)).
 
-    Raises InputError where the boxes are no pixels, see `check_units`.
+    A batch also holds `region_coords` (B, 4), the boxes in pixels of the original images, and the factors
+    `w_resize_ratios` (B,) and `h_resize_ratios` (B,), which scale them to the resized images.
+
+    Attributes:
+        max_image_size: side that the bins cover, in pixels.
+
+    Raises:
+        InputError: if the boxes are not in pixels, see `check_units`.
     """
 
     column_names = ("id", "image", "text", "box")
@@ -40,11 +46,15 @@ class RefcocoDataset(TsvDataset):
         super().__init__(tsv, options, split)
         self.max_image_size = max_image_size
         self._first_bin = options.codec.dictionary.index("<bin_0>")
-        self._turned_seen = multiprocessing.Value("b", 0)  # shared with the workers, so that one of them warns
+        self._turned_seen = multiprocessing.Value("b", 0)  # shared with the workers: only one of them warns
         self._check_units()
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
-        """Return the sample of one row; raises BadRow for words, a box or an image that cannot be used."""
+        """Return the sample of one row.
+
+        Raises:
+            BadRow: if the text, the box or the image cannot be used.
+        """
         unique_id, image, _, column = columns
         where = self.tsv.where(row)
         source = self.source_tokens(row, columns)
@@ -61,7 +71,11 @@ class RefcocoDataset(TsvDataset):
         )
 
     def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the question that the encoder reads, int64 (S,); raises BadRow for missing words."""
+        """Return the question that the encoder reads, int64 (S,).
+
+        Raises:
+            BadRow: if the text has no words.
+        """
         text = columns[2]
         words = clean_caption(text, self.options.max_src_length)
         if not words:
@@ -69,15 +83,19 @@ class RefcocoDataset(TsvDataset):
         return self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the four bins of a row, int64 (4,); raises BadRow."""
+        """Return the four bins of a row, int64 (4,).
+
+        Raises:
+            BadRow: if the box or the image cannot be used.
+        """
         _, image, _, column = columns
         where = self.tsv.where(row)
         size = self._known(image_size(self.read_image.read_bytes(image, where), where), where)
         return self._tokens(self._box(column, size, where) * self._ratios(size).repeat(2))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch of some samples, with their boxes as the class describes."""
-        # In double precision, since fairseq halves single precision with --fp16 and --bf16, by pixels for the latter.
+        """Return the batch of some samples, with the boxes that the class describes."""
+        # The boxes are float64: with --fp16 and --bf16 fairseq would round float32, and bf16 errs by pixels.
         boxes = {
             f"{key}s": torch.stack([sample[key] for sample in samples]).double()
             for key in ("region_coord", "w_resize_ratio", "h_resize_ratio")
@@ -85,7 +103,7 @@ class RefcocoDataset(TsvDataset):
         return super().make_batch(samples) | boxes
 
     def _check_units(self) -> None:
-        """Raise InputError, or warn, if the first boxes are no pixels; that they are the first row mostly tells."""
+        """Raise InputError, or warn, if the first boxes are not in pixels. Most files pass at the first row."""
         boxes: list[torch.Tensor] = []
         sizes: list[tuple[int, int]] = []
         for row in range(min(len(self), BOXES_LOOKED_AT)):
@@ -98,7 +116,7 @@ class RefcocoDataset(TsvDataset):
                 if len(sizes) < IMAGES_LOOKED_AT:
                     sizes.append(self._known(image_size(self.read_image.read_bytes(image, where), where), where))
             except BadRow:
-                continue  # told of when the row's turn comes
+                continue  # reported when the row is read
         if boxes:
             check_units(torch.stack(boxes), sizes, self.tsv.path)
 
@@ -109,7 +127,7 @@ class RefcocoDataset(TsvDataset):
             self._turned_seen.value = 1
         logger.warning(
             "%s: EXIF turns the image, which is read as it lies in the file, here and in all such rows; if the box was "
-            "drawn on the turned image, write that one into the file without EXIF",
+            "drawn on the turned image, save the turned image without EXIF",
             where,
         )
 

@@ -1,4 +1,4 @@
-"""A text file written batch by batch that a killed program can go on with where it stopped."""
+"""A writer of text files that a program resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.whole_files import naming, require_writable, sole_writer
 
 EDGE_BYTES = 1 << 16
+"""Number of bytes at both ends of a file that its fingerprint covers."""
 SKIPPED = "bad rows skipped"
-"""The count of what a run's skip budget forgave."""
+"""Name of the count of skipped bad rows."""
 
 
 class StalePart(InputError):
-    """An unfinished file that was begun with other inputs or that lost bytes since."""
+    """An unfinished file was begun with other inputs, or has lost bytes since."""
 
 
 def fingerprint(path: str | Path) -> str:
-    """Return a short hash that tells two versions of a large file apart without reading all of it.
+    """Return a short hash that distinguishes versions of a large file without reading all of it.
 
-    Takes the size and both ends of the file: a checkpoint's end holds the checksums of all its tensors, and
-    a TSV's ends change with its rows. Modification times stay out, so that a copied folder can be resumed.
+    The hash covers the size and both ends of the file. A checkpoint's end holds the checksums of all its tensors, and a
+    TSV file's ends change with its rows. The modification time is not covered: copies of a folder can be resumed.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     size = os.path.getsize(path)
     digest = hashlib.sha256(str(size).encode())
@@ -45,15 +46,14 @@ def fingerprint(path: str | Path) -> str:
 
 
 class ResumableWriter:
-    """Writes `PATH.part` in whole batches and gives it its name `PATH` when all is written.
+    """Writes `PATH.part` in whole batches and renames it to `PATH` at the end.
 
-    Beside the part lies `PATH.part.json` with the settings of the run, the input rows done, the bytes they
-    gave, and `counts`, whatever the caller counted among them, by name. It is replaced after every batch, so
-    whatever a killed run wrote beyond the last whole batch is cut off by the next one, and a run in pieces gives
-    the same bytes and counts as one without a stop.
+    The file `PATH.part.json` records the settings, the numbers of rows and bytes so far, and the caller's counts. It is
+    replaced after every batch. The next run removes all that a killed run wrote after its last whole batch. A resumed
+    run therefore gives the same bytes and counts as an uninterrupted one.
 
-    One process at a time writes: inside the with-block the file is locked, unless it is `finished`. Another process may
-    have finished it just before, so the caller looks inside the block, too:
+    Inside the with-block the file is locked against other processes, unless it is finished. Another process may have
+    finished it just before. The caller must check this inside the block:
 
         with ResumableWriter(path, settings) as writer:
             if not writer.finished:
@@ -61,13 +61,20 @@ class ResumableWriter:
                 writer.finish()
 
     Args:
-        path: the file to make; its folder is created.
-        settings: all that the content depends on, as JSON values; an unfinished file of other settings is
-            refused.
+        path: the file to write. Its folder is created.
+        settings: all values that the contents depend on, as JSON. An unfinished file with other settings is refused.
+
+    Attributes:
+        path: the file.
+        part: the unfinished file.
+        record: the record of the unfinished file.
+        settings: the settings.
+        rows_done: number of input rows that are done.
+        counts: the caller's counts among these rows, by name.
 
     Raises:
-        InputError: if the file cannot be written; on entering, if another process writes it; from `append` and
-            `finish`, if the disk is full.
+        InputError: if the file cannot be written; on entering, if another process writes it; in `append` and `finish`,
+            if the disk is full.
         StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
     """
 
@@ -85,13 +92,13 @@ class ResumableWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the file is already there under its final name."""
+        """Whether the file exists under its final name."""
         return self.path.exists()
 
     def __enter__(self) -> ResumableWriter:
         if self.finished:
             return self
-        with self._lock:  # is kept if nothing goes wrong before pop_all
+        with self._lock:  # released if anything fails before pop_all
             self._lock.enter_context(sole_writer(self.path))
             if self.record.exists() and self.part.exists():
                 self._take_up()
@@ -107,7 +114,7 @@ class ResumableWriter:
         if self._file is not None:
             try:
                 self._file.close()
-            except OSError:  # what a full disk did not take is tried again
+            except OSError:  # on a full disk, closing tries to write again
                 if kind is None:
                     raise
             self._file = None
@@ -116,10 +123,15 @@ class ResumableWriter:
         self._lock.close()
 
     def batches(self, num_rows: int, batch_size: int, title: str) -> Iterator[range]:
-        """Yield the input rows (from 0) still to do, batch by batch, and show progress in rows.
+        """Yield the remaining input rows (from 0) batch by batch, and show progress.
 
-        The caller appends each batch before it takes the next. Since only whole batches are ever recorded, a
-        resumed run cuts the rows into the same batches as an unbroken one.
+        The caller must append each batch before it takes the next. Only whole batches are recorded. A resumed run
+        therefore has the same batches as an uninterrupted one.
+
+        Args:
+            num_rows: number of all input rows.
+            batch_size: number of rows per batch.
+            title: title of the progress bar.
         """
         with tqdm(total=num_rows, initial=self.rows_done, desc=title, unit="row") as progress:
             while self.rows_done < num_rows:
@@ -127,9 +139,12 @@ class ResumableWriter:
                 progress.update(self.rows_done - progress.n)
 
     def append(self, lines: list[str], rows: int, counts: Mapping[str, int] | None = None) -> None:
-        """Write the lines (without line ends) that came of the next `rows` input rows, and add to `counts`.
+        """Write the lines for the next input rows.
 
-        Bytes that are no UTF-8 come as the surrogates that Python's `surrogateescape` makes of them.
+        Args:
+            lines: the lines, without line ends. Bytes that are not UTF-8 are surrogates of `surrogateescape`.
+            rows: number of the input rows.
+            counts: numbers to add to the counts.
         """
         assert self._file is not None, "append() needs the writer's with-block"
         content = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
@@ -142,7 +157,11 @@ class ResumableWriter:
         self._save_record()
 
     def finish(self) -> None:
-        """Give the complete file its name and drop the record; raises InputError, and discards it, if it is empty."""
+        """Rename the complete file and delete the record.
+
+        Raises:
+            InputError: if the file is empty. It is then deleted.
+        """
         assert self._file is not None, "finish() needs the writer's with-block"
         if not self._bytes_done:
             self.discard()
@@ -155,12 +174,12 @@ class ResumableWriter:
         self.record.unlink()
 
     def discard(self) -> None:
-        """Delete the unfinished file, so that the next run starts anew."""
+        """Delete the unfinished file. The next run then starts from the beginning."""
         self.part.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
-        """Read how far an earlier run came, after checking that it was the same run."""
+        """Read the record of an earlier run, and check that it had the same settings."""
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
             before: dict[str, Any] = dict(record["settings"])
@@ -187,7 +206,7 @@ class ResumableWriter:
         self.counts = counts
 
     def _save_record(self) -> None:
-        """Replace the record in one step, so that a kill leaves the old one or the new one."""
+        """Replace the record in one step. A killed program leaves either the old or the new one."""
         state = {"settings": self.settings, "rows": self.rows_done, "bytes": self._bytes_done, "counts": self.counts}
         content = json.dumps(state, indent=1)
         fresh = self.record.with_name(self.record.name + ".new")

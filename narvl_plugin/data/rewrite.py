@@ -1,4 +1,4 @@
-"""What commands that write a TSV file anew share: whole rows, and image paths seen from another folder."""
+"""Helpers of commands that rewrite a TSV file: whole rows, and image paths relative to another folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from narvl_plugin.data.tsv import TsvFile
 
 
 class WholeRows(TsvFile):
-    """All columns of a TSV file's rows, by row number from 0, however many each row has.
+    """All columns of the rows of a TSV file, by row number from 0. Rows may have different numbers of columns.
 
-    Every byte of a column stays, also in columns that are no UTF-8: such bytes become the surrogates of Python's
-    `surrogateescape`, which `ResumableWriter` turns back. The line end is no part of a column.
+    Bytes that are not UTF-8 become surrogates of Python's `surrogateescape`, which `ResumableWriter` converts back. The
+    line end is not part of a column.
     """
 
     def __getitem__(self, row: int) -> list[str]:
@@ -25,7 +25,8 @@ def whole_rows(path: str | Path) -> WholeRows:
     """Open a TSV file with all columns of each row.
 
     Raises:
-        MissingInput, InputError: there is no such file, or it is empty.
+        MissingInput: if the file does not exist.
+        InputError: if it is empty or not text, see `TsvFile`.
     """
     return WholeRows(path, [])
 
@@ -33,7 +34,12 @@ def whole_rows(path: str | Path) -> WholeRows:
 def moved_image(column: str, source: Path, target: Path) -> str:
     """Return an image column for a row that moves from one TSV file to another.
 
-    A relative path counts from its TSV's own folder, so it changes with the folder; base64 stays as it is.
+    A relative path refers to the folder of its TSV file and changes with the folder. Base64 stays unchanged.
+
+    Args:
+        column: the column.
+        source: the TSV file that the row comes from.
+        target: the TSV file that the row goes to.
     """
     if not column[-5:].lower().endswith(PATH_SUFFIXES) or os.path.isabs(column):
         return column

@@ -1,4 +1,4 @@
-"""Visual entailment: a picture, a hypothesis about it and perhaps a caption, to yes, no or maybe."""
+"""Visual entailment: from an image, a hypothesis and perhaps a caption to yes, no or maybe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from narvl_plugin.errors import BadRow
 
 
 class SnliVeDataset(AnswerDataset):
-    """Rows of (id, image, hypothesis, caption, label), selected in this order; the caption is read if asked for."""
+    """Rows of (id, image, hypothesis, caption, label), selected in this order.
+
+    Attributes:
+        add_caption: whether the model also reads the caption.
+    """
 
     column_names = ("id", "image", "hypothesis", "caption", "label")
     placeholders = {"hypothesis": "", "caption": "", "label": "entailment"}
@@ -33,13 +37,21 @@ class SnliVeDataset(AnswerDataset):
         self.add_caption = add_caption
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
-        """Return the sample of one row; raises BadRow for missing words, an unknown label, an unreadable image."""
+        """Return the sample of one row.
+
+        Raises:
+            BadRow: if a text has no words, the label is unknown, or the image cannot be read.
+        """
         unique_id, image, *_, label = columns
         answer = self._answer(row, label)
         return self.answer_sample(row, unique_id, image, self.source_tokens(row, columns), answer, {answer: 1.0})
 
     def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the question that the encoder reads, int64 (S,); raises BadRow for missing words."""
+        """Return the question that the encoder reads, int64 (S,).
+
+        Raises:
+            BadRow: if a text has no words.
+        """
         _, _, hypothesis, caption, _ = columns
         values = {"hypothesis": self._cleaned(row, "hypothesis", hypothesis)}
         if self.add_caption:
@@ -48,7 +60,11 @@ class SnliVeDataset(AnswerDataset):
         return self.with_specials(self.options.codec.encode(prompt.format(**values)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the tokens of a row's answer, int64 (T,); raises BadRow."""
+        """Return the tokens of the answer, int64 (T,).
+
+        Raises:
+            BadRow: if the label is unknown.
+        """
         return self.options.codec.encode(f" {self._answer(row, columns[-1])}")
 
     def _answer(self, row: int, label: str) -> str:

@@ -1,4 +1,4 @@
-"""A look at the rows of a training's files before it starts: those that would end it later."""
+"""A check of the rows of training files before training starts, for rows that would end it later."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from narvl_plugin.errors import BadRow, InputError, SkipBudget
 logger = logging.getLogger(__name__)
 
 ROWS_LOOKED_AT = 10_000
-"""Of each file; grounding opens the header of each one's image."""
+"""Largest number of rows that are checked in a file. In grounding each check opens the header of an image."""
 BYTES_LOOKED_AT = 1 << 31
-"""Of each file, since rows with features may have megabytes."""
+"""Largest number of bytes that are checked in a file. Rows with features may have megabytes."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a file: how many of all its rows were looked at, and those that cannot be used."""
+    """Result of the check of a file.
+
+    Attributes:
+        looked_at: number of rows that were checked.
+        total: number of all rows.
+        unusable: errors of the checked rows that cannot be used.
+    """
 
     looked_at: int
     total: int
@@ -31,9 +37,14 @@ class Survey:
 
 
 def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = False) -> Survey:
-    """Look at the texts of a file's rows, or of some that are spread over it, and log what does not fit a student.
+    """Check the texts of a file's rows, or of a sample of them, and log how many do not fit a student.
 
-    num_queries: those of a student, of which keeps_eos takes one; None for a teacher. Images are not decoded.
+    Images are not decoded.
+
+    Args:
+        dataset: the rows.
+        num_queries: number of a student's queries. None for a teacher.
+        keeps_eos: whether a student predicts `</s>`, which takes one query.
     """
     total = len(dataset)
     of_its_size = BYTES_LOOKED_AT * total // Path(dataset.tsv.path).stat().st_size
@@ -63,7 +74,13 @@ def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = Fa
 
 
 def does_not_fit(where: str, need: int, num_queries: int) -> BadRow:
-    """Return what is wrong with a row whose target needs more queries than a student has."""
+    """Return the error of a row whose target needs more queries than a student has.
+
+    Args:
+        where: FILE:ROW.
+        need: number of queries that the target needs.
+        num_queries: number of the student's queries.
+    """
     return BadRow(
         f"{where}: target needs {need} queries but the model has {num_queries}; "
         "raise --num-queries or shorten targets with --max-tgt-length"
@@ -71,16 +88,23 @@ def does_not_fit(where: str, need: int, num_queries: int) -> BadRow:
 
 
 def refuse_what_will_fail(surveys: Sequence[Survey], budget: SkipBudget) -> None:
-    """Raise InputError if the rows that cannot be used are more than the skip budget forgives.
+    """Refuse a training whose unusable rows exceed the skip budget.
 
-    A row counts once, in however many surveys it is. Rows that a resumed training has skipped before count, too.
+    A row in several surveys counts once. Rows that a resumed training skipped before also count.
+
+    Args:
+        surveys: the results for all files.
+        budget: the skip budget.
+
+    Raises:
+        InputError: if too many rows cannot be used.
     """
     unusable = {error.where: error for found in surveys for error in found.unusable}
     new = len(budget.not_yet_skipped(unusable.values()))
     if not unusable or budget.count + new <= budget.limit:
         return
     looked_at, total = sum(found.looked_at for found in surveys), sum(found.total for found in surveys)
-    # The rows that were not looked at are likely to be as bad.
+    # The share of bad rows is likely to be the same among the rows that were not checked.
     likely, counted = 0, set[str]()
     for found in surveys:
         own = {error.where for error in found.unusable} - counted
@@ -91,6 +115,6 @@ def refuse_what_will_fail(surveys: Sequence[Survey], budget: SkipBudget) -> None
     before = f", besides {skipped_before:,} that were skipped before" if skipped_before else ""
     raise InputError(
         f"{len(unusable):,} of {looked_at:,} rows cannot be used{sample}{before}, and the training would end at the "
-        f"first that --skip-bad-rows {budget.limit} does not forgive. Mend them, or let it go on without them by "
+        f"first one beyond --skip-bad-rows {budget.limit}. Fix them, or train without them by "
         f"--skip-bad-rows {likely + skipped_before}. The first one is {next(iter(unusable.values()))}"
     )

@@ -1,4 +1,4 @@
-"""Image files as rows of a task, in place of a TSV file."""
+"""Image files as rows of a task, instead of a TSV file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from narvl_plugin.data.dataset import TsvDataset
 
 
 class Table:
-    """Image files with the texts that a task reads beside them.
+    """Image files with the other columns that a task reads.
 
     Attributes:
-        path: the folder that relative paths count from.
-        columns: the columns' numbers, in the order of the task.
-        rows: the name and the file of each row.
+        path: the folder that relative paths refer to.
+        columns: numbers of the columns, in the order of the task.
+        rows: name and file of each row.
     """
 
     path = "images"
@@ -22,7 +22,13 @@ class Table:
     def __init__(
         self, images: Mapping[str, Path], texts: Mapping[str, Mapping[str, str]], kind: type[TsvDataset]
     ) -> None:
-        """Take the files by name, their texts by column and name, and the data set that reads the rows."""
+        """Make the rows of some image files.
+
+        Args:
+            images: the files by name.
+            texts: the texts by column and name.
+            kind: the data set that reads the rows.
+        """
         self.columns = tuple(range(len(kind.column_names)))
         self.rows = list(images.items())
         self._texts = texts
@@ -32,7 +38,7 @@ class Table:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> list[str]:
-        """Return a row's columns; those of which nothing is known hold what the task can read."""
+        """Return the columns of a row. Unknown ones hold the task's placeholders."""
         name, file = self.rows[row]
         known = {**self._kind.placeholders, "id": name, "image": str(file)}
         known |= {column: by_name[name] for column, by_name in self._texts.items() if name in by_name}

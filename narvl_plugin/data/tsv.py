@@ -1,4 +1,4 @@
-"""Random access to the rows of a TSV file of any size: indexed once, then read row by row."""
+"""Random access to the rows of a TSV file of any size. The file is indexed once and then read row by row."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1 << 24  # bytes read at a time while searching for line ends
-MAX_ROW = 1 << 30  # bytes; a file without line ends would be read into memory as one row
-LONGEST_BLANK = 256  # bytes of white space in a line that is taken for a blank one
-HEADER = 2  # an index starts with the size and the modification time of its file
+CHUNK = 1 << 24
+"""Number of bytes that are read at once in the search for line ends."""
+MAX_ROW = 1 << 30
+"""Longest row, in bytes. A file without line ends would be read into memory as one row."""
+LONGEST_BLANK = 256
+"""Longest line that can count as blank, in bytes."""
+HEADER = 2
+"""Length of an index's header: the size and the modification time of its file."""
 
 
 def parse_columns(selected_cols: str | Sequence[int]) -> list[int]:
-    """Return the column numbers (from 0) of "0,4,2"; raises InputError for anything else."""
+    """Return the column numbers (from 0) of a text such as "0,4,2".
+
+    Raises:
+        InputError: if the text has another form.
+    """
     if not isinstance(selected_cols, str):
         return list(selected_cols)
     if not re.fullmatch(r" *[0-9]{1,9} *(, *[0-9]{1,9} *)*", selected_cols):
@@ -35,16 +43,22 @@ def parse_columns(selected_cols: str | Sequence[int]) -> list[int]:
 
 
 class TsvFile:
-    """The selected columns of a TSV file's rows, by row number from 0.
+    """The selected columns of the rows of a TSV file, by row number from 0.
 
-    Row ends are searched for once and kept beside the file (FILE.idx.npy), or in the user's cache folder
-    where that cannot be written; an index of another size or time than the file's is made anew. The index is
-    memory-mapped and rows are read one by one, so that opening is quick and no more than the index, 8 bytes a
-    row, can come to stay in memory. Instances travel to worker processes as their path only.
+    The index of row ends is computed once and stored beside the file (FILE.idx.npy), or in the user's cache folder if
+    that is not possible. It is computed again when the file's size or time changes. The index is memory-mapped (8 bytes
+    per row), and rows are read one by one. Opening is therefore quick and takes little memory. Worker processes receive
+    only the path.
 
-    Blank lines at the file's end are no rows. A byte order mark of UTF-8 at its start is no part of the first column.
+    Blank lines at the end of the file are not rows. A byte order mark of UTF-8 is not part of the first column.
 
-    Raises MissingInput when there is no such file, InputError when it is empty or no text in UTF-8 with line ends.
+    Attributes:
+        path: the path, as it was given.
+        columns: the numbers of the selected columns.
+
+    Raises:
+        MissingInput: if the file does not exist.
+        InputError: if it is empty, or not UTF-8 text with line ends.
     """
 
     def __init__(self, path: str | os.PathLike[str], selected_cols: str | Sequence[int]) -> None:
@@ -79,11 +93,15 @@ class TsvFile:
         return self._rows
 
     def where(self, row: int) -> str:
-        """Return `FILE:ROW` with the path as it was given and the row counted from 1."""
+        """Return `FILE:ROW`, with the path as it was given and rows counted from 1."""
         return f"{self.path}:{row + 1}"
 
     def __getitem__(self, row: int) -> list[str]:
-        """Return the selected columns of `row`; raises BadRow if one is missing or not UTF-8, and as `fields` does."""
+        """Return the selected columns of a row.
+
+        Raises:
+            BadRow: if the row is blank, or a column is missing or not UTF-8.
+        """
         fields = self.fields(row)
         if not b"".join(fields).strip():
             raise BadRow(f"{self.where(row)}: is a blank line; delete it")
@@ -99,20 +117,22 @@ class TsvFile:
             raise BadRow(f"{self.where(row)}: is not UTF-8 text ({error}); save the file in UTF-8") from error
 
     def fields(self, row: int) -> list[bytes]:
-        """Return all columns of `row`, however many it has, without the line end.
+        """Return all columns of a row, without the line end.
 
-        Raises BadRow if the row is too long, InputError for an index that is damaged there.
+        Raises:
+            BadRow: if the row is too long.
+            InputError: if the index is damaged there.
         """
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has {len(self)} rows; row {row} does not exist")
         start, end = self._offsets[row : row + 2].tolist()
-        if not 0 <= start < end <= self._offsets[-1]:  # a file may come with an index that is not its own
+        if not 0 <= start < end <= self._offsets[-1]:  # the index may be of another file
             raise self._damaged_index(row)
         if end - start > MAX_ROW:
             raise BadRow(f"{self.where(row)}: has {end - start:,} bytes; more than {MAX_ROW:,} are refused")
-        # A position of its own for each read: forked processes share that of the file.
+        # pread takes a position of its own, since forked processes share that of the file.
         line = os.pread(self._file.fileno(), end - start, start)
-        first_end = line.find(b"\n") + 1 or self._offsets[-1] - start  # only the file's last row may have none
+        first_end = line.find(b"\n") + 1 or self._offsets[-1] - start  # only the last row may lack a line end
         if first_end != len(line):
             raise self._damaged_index(row)
         if row == 0:
@@ -128,7 +148,7 @@ class TsvFile:
         )
 
     def _rows_before_blank_lines(self) -> int:
-        """Count the rows without the blank lines that end the file, as editors leave them."""
+        """Count the rows without the blank lines at the end, which editors often leave."""
         rows = len(self._offsets) - 1
         while rows:
             start, end = self._offsets[rows - 1 : rows + 1].tolist()
@@ -138,29 +158,29 @@ class TsvFile:
         return rows
 
     def _refuse_other_line_ends(self) -> None:
-        """Raise InputError for a file without line ends that carriage returns divide into rows."""
+        """Raise InputError if carriage returns divide the file into rows and it has no line ends."""
         end = int(self._offsets[-1])
         rows = os.pread(self._file.fileno(), CHUNK, 0).strip(b"\r").split(b"\r")
         if end > CHUNK:
-            rows.pop()  # which is cut off
+            rows.pop()  # the last row is cut off
         has_line_end = os.pread(self._file.fileno(), 1, end - 1) == b"\n"
         columns = {row.count(b"\t") + 1 for row in rows}
         if not has_line_end and len(rows) > 1 and len(columns) == 1 and min(columns) > max(self.columns, default=0):
             raise InputError(
-                f"{self.path}: its rows end in carriage returns, as of old Macs, so that all read as one; convert it "
+                f"{self.path}: its rows end in carriage returns, as on old Macs, and would be read as one; convert it "
                 "(tr '\\r' '\\n' < FILE > NEW)"
             )
 
 
 def no_file(path: str, hint: str) -> MissingInput:
-    """Return the error of a path that is no file: a folder, or nothing; `hint` follows what is said of the latter."""
+    """Return the error of a path that is a folder or does not exist; `hint` is appended in the second case."""
     if os.path.isdir(path):
         return MissingInput(f"{path}: is a folder; name the TSV files in it, joined by commas")
     return MissingInput(f"{path or 'a name without a letter'}: no such TSV file{hint}")
 
 
 def refuse_other_files(path: str) -> None:
-    """Raise InputError, which says what a file is, for one that is no text in UTF-8 or was never downloaded."""
+    """Raise InputError if the first bytes of a file show that it is not UTF-8 text, or was not downloaded."""
     head = read_head(path)
     if head == codecs.BOM_UTF8:
         raise InputError(f"{path}: the file is empty")
@@ -169,7 +189,13 @@ def refuse_other_files(path: str) -> None:
 
 
 def load_index(path: str) -> np.ndarray:
-    """Return the offset of every row of `path` and of its end, int64 (rows + 1), in bytes, memory-mapped."""
+    """Return the offsets of all rows of a file and of its end, int64 (rows + 1), in bytes.
+
+    The offsets are memory-mapped if the index can be stored.
+
+    Raises:
+        InputError: if the file changes while it is read.
+    """
     candidates = [candidate for candidate in (Path(path + ".idx.npy"), cached_index_path(path)) if candidate]
     stamp = file_stamp(path)
     for candidate in candidates:
@@ -181,7 +207,7 @@ def load_index(path: str) -> np.ndarray:
         raise InputError(f"{path}: the file changed while it was read; start again when it is complete")
     contents = np.concatenate([np.array(stamp, dtype=np.int64), index])
     for candidate in candidates:
-        # A folder that cannot be written (read-only media, a full disk) only costs the time of indexing.
+        # If no folder can be written (read-only media, a full disk), the file is indexed again the next time.
         with contextlib.suppress(OSError):
             write_index(candidate, contents)
             written = read_index(candidate, stamp)
@@ -192,13 +218,13 @@ def load_index(path: str) -> np.ndarray:
 
 
 def file_stamp(path: str) -> tuple[int, int]:
-    """Return the size in bytes and the modification time in nanoseconds."""
+    """Return the size of a file in bytes and its modification time in nanoseconds."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 def cached_index_path(path: str) -> Path | None:
-    """Return where the index is kept when the file's own folder cannot be written; None for a user without a home."""
+    """Return the path of the index in the user's cache folder; None for a user without a home."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a container's user may have neither HOME nor an entry in passwd
@@ -208,12 +234,12 @@ def cached_index_path(path: str) -> Path | None:
 
 
 def read_index(path: Path, stamp: tuple[int, int]) -> np.ndarray | None:
-    """Return the stored offsets if they belong to a file of this size and time, else None."""
+    """Return the stored offsets if they are of a file of this size and time, else None."""
     try:
         if not path.is_file():  # a pipe would never end
             return None
         contents = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # a file of others, whose header raises nearly anything
+    except Exception:  # a foreign file, whose header may raise almost any exception
         return None
     if contents.ndim != 1 or contents.dtype != np.int64 or len(contents) < HEADER + 2:
         return None
@@ -223,7 +249,7 @@ def read_index(path: Path, stamp: tuple[int, int]) -> np.ndarray | None:
 
 
 def write_index(path: Path, contents: np.ndarray) -> None:
-    """Write an index so that another process sees either none or all of it."""
+    """Write an index in one step: another process sees either none or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -237,7 +263,7 @@ def write_index(path: Path, contents: np.ndarray) -> None:
 
 
 def build_index(path: str) -> np.ndarray:
-    """Return the offset of every row and of the end of the file, int64 (rows + 1), in bytes."""
+    """Return the offsets of all rows and of the end of the file, int64 (rows + 1), in bytes."""
     starts = [np.zeros(1, dtype=np.int64)]
     position = 0
     with open(path, "rb") as file:
@@ -246,7 +272,7 @@ def build_index(path: str) -> np.ndarray:
             starts.append(newlines + (position + 1))
             position += len(chunk)
     offsets = np.concatenate(starts)
-    # The last line end closes the last row; a file without one has its last row end at the end of the file.
+    # The last line end closes the last row. Without it, the last row ends at the end of the file.
     if offsets[-1] != position:
         offsets = np.append(offsets, position)
     return offsets

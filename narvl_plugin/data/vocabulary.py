@@ -1,4 +1,4 @@
-"""The labels that a model tells apart: symbols and their numbers, in fairseq's order and file format."""
+"""The labels of a model: symbols and their numbers, in fairseq's order and file format."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 SPECIALS = (BOS, PAD, EOS, UNK)
 """The first symbols of every vocabulary."""
 OVERWRITE = " #fairseq:overwrite"
-"""What ends a line of dict.txt whose symbol may stand there twice; the later number counts."""
+"""End of a line of dict.txt that may repeat a symbol. The later number counts."""
 
 
 class Vocabulary:
-    """Symbols numbered from 0; the methods have the names of fairseq's `Dictionary`.
+    """Symbols numbered from 0. The methods have the names of fairseq's `Dictionary`.
 
     Attributes:
         symbols: all symbols, by number.
@@ -27,10 +27,10 @@ class Vocabulary:
 
     @classmethod
     def read(cls, file: Path) -> Vocabulary:
-        """Return the vocabulary of a dict.txt of fairseq, whose lines are `SYMBOL COUNT`.
+        """Return the vocabulary of fairseq's dict.txt, whose lines are `SYMBOL COUNT`.
 
         Raises:
-            ValueError: a line has another form, or a symbol stands there twice.
+            ValueError: if a line has another form, or a symbol is repeated.
         """
         vocabulary = cls()
         lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
@@ -46,7 +46,7 @@ class Vocabulary:
         return vocabulary
 
     def add_symbol(self, symbol: str, overwrite: bool = False) -> int:
-        """Return the number of a symbol, which is added where it is new; with `overwrite` it gets another number."""
+        """Add a symbol if it is new, and return its number. With `overwrite` it always gets a new number."""
         if symbol not in self._numbers or overwrite:
             self._numbers[symbol] = len(self.symbols)
             self.symbols.append(symbol)

@@ -1,7 +1,6 @@
-"""Answers to visual questions in the one spelling that VQA's evaluation compares, and what it gives them.
+"""Normalised answers to visual questions, and their accuracy in VQA's evaluation.
 
-Source: the processing that https://visualqa.org/evaluation.html describes, with the habits of the official program
-where the page is silent.
+Source: https://visualqa.org/evaluation.html and, where the page gives no details, the official program.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from collections.abc import Sequence
 from itertools import product
 
 ARTICLES = frozenset(("a", "an", "the"))
+"""Words that are removed."""
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | {"none": "0"}
+"""Word -> its digits."""
 
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
@@ -24,7 +25,7 @@ _CONTRACTIONS = """
     where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
     y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-"""Those whose spelling without apostrophes is no common word, as "well" is for "we'll"."""
+"""Contractions whose spelling without apostrophes is not a common word, as "well" is for "we'll"."""
 
 _DIGITS_AROUND_COMMA = re.compile(r"\d,\d")
 _MARKS = """;/[]"{}()=+\\_-><@`,?!"""
@@ -32,27 +33,34 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
 def _misspelt(contraction: str) -> list[str]:
-    """Return a contraction in lower case with each choice of its apostrophes left out, but for none."""
+    """Return the spellings of a contraction in lower case that lack one or more of its apostrophes."""
     head, *tails = contraction.lower().split("'")
     choices = product(("", "'"), repeat=len(tails))
     return [head + "".join(map("".join, zip(marks, tails, strict=True))) for marks in choices][:-1]
 
 
 CONTRACTIONS = {wrong: right for right in _CONTRACTIONS.split() for wrong in _misspelt(right)}
-"""Contraction that lacks an apostrophe, in lower case -> how it is written."""
+"""Contraction that lacks an apostrophe, in lower case -> its correct spelling."""
 
 
 def normalise_answer(text: str) -> str:
-    """Return an answer as VQA's evaluation compares it; apply it to the model's and to people's answers.
+    """Return an answer as VQA's evaluation compares it. Apply it to the answers of the model and of people.
 
-    In this order: line ends and tabs become spaces. Punctuation but for `'`, `:`, `.` and signs such as `$` or `%`
-    goes: a mark that stands beside a space somewhere in the answer is removed, any other becomes a space, and where a
-    comma stands between digits ("1,000"), all are removed. A full stop goes unless a digit follows it. Letters become
-    small. "none" and the words zero to ten become digits; a, an and the go; contractions get their apostrophes
-    ("dont", "don't"; "im" gives "I'm", with the official capital). Words end up one space apart.
+    The steps, in order:
 
-    The official program leaves both sides as they are where all ten people agree, to the letter. Here they are
-    normalised always, so that an answer's text alone decides; `official_accuracy` keeps to the program.
+    1. Line ends and tabs become spaces.
+    2. Punctuation except `'`, `:`, `.` and signs such as `$` or `%` is removed. A mark that is beside a space anywhere
+       in the answer is deleted, and any other becomes a space. If a comma is between digits ("1,000"), all marks are
+       deleted.
+    3. A full stop is removed unless a digit follows.
+    4. Letters become lower case.
+    5. "none" and the words zero to ten become digits.
+    6. The articles a, an and the are removed.
+    7. Contractions get their apostrophes ("dont" becomes "don't", and "im" becomes "I'm" with the official capital).
+    8. Words are joined by single spaces.
+
+    The official program does not normalise if all ten people give exactly the same answer. This function always
+    normalises: its result depends on the answer alone. `official_accuracy` follows the official program.
     """
     text = " ".join(text.split())
     removes_all = _DIGITS_AROUND_COMMA.search(text) is not None
@@ -66,14 +74,23 @@ def normalise_answer(text: str) -> str:
 
 
 def leave_one_out(agreeing: int, people: int) -> float:
-    """Return the mean of min(1, n / 3) over all groups that leave one of the people out, n of a group agreeing."""
+    """Return the mean of min(1, n / 3) over all groups that leave out one person.
+
+    Args:
+        agreeing: number of people who gave the answer. n of them are in a group.
+        people: number of all people.
+    """
     return (agreeing * min(1, (agreeing - 1) / 3) + (people - agreeing) * min(1, agreeing / 3)) / people
 
 
 def official_accuracy(said: str, answers: Sequence[str]) -> float:
-    """Return the accuracy, 0 to 1, that VQA's evaluation gives an answer, by those of (usually ten) people.
+    """Return the accuracy of an answer in VQA's evaluation, from 0 to 1.
 
-    Where all people agree, to the letter, the answer must be theirs, to the letter; else all are normalised.
+    If all people give exactly the same answer, only this answer is correct. Otherwise all answers are normalised.
+
+    Args:
+        said: the answer of the model.
+        answers: the answers of (usually ten) people.
     """
     said, *answers = (text.replace("\n", " ").replace("\t", " ").strip() for text in (said, *answers))
     if len(set(answers)) > 1:

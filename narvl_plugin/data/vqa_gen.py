@@ -1,4 +1,4 @@
-"""Visual question answering: a picture and a question about it, to a short answer."""
+"""Visual question answering: from an image and a question to a short answer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from narvl_plugin.data.text import CONFIDENCE_MARK, PROMPTS, REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
 
-# Python's float also takes underscores, the digits of other scripts, nan and infinity.
+# Python's float also accepts underscores, digits of other scripts, nan and infinity.
 _CONFIDENCE = re.compile(r" *([0-9]+\.?[0-9]*|\.[0-9]+)(e-?[0-9]+)? *", re.ASCII | re.IGNORECASE)
 
 
 class VqaGenDataset(AnswerDataset):
     """Rows of (id, image, question, `confidence|!+answer&&…`, objects), selected in this order.
 
-    The target is the answer of highest confidence, of several such the first; a batch's `conf` (B,) weights the loss
-    of each sample by it. In the split "test", which nobody learns from, the target is the whole column, for scorers to
-    read. With a closed list of answers training learns the best answer that is in it. `max_objects` names of objects,
-    joined by `&&`, are added to the question; None adds nothing.
+    The target is the first answer of highest confidence. With a closed list of answers, training learns the best answer
+    in the list. In the split "test", the target is the whole column, which scorers read.
+
+    A batch also holds `conf` (B,), the confidence of each target, which weights its loss.
+
+    Attributes:
+        max_objects: largest number of names of objects that are added to the question. None adds no names.
+        for_scorers: whether the target is the whole column.
     """
 
     column_names = ("id", "image", "question", "answers", "objects")
@@ -47,7 +51,11 @@ class VqaGenDataset(AnswerDataset):
         self.for_scorers = split == "test"
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
-        """Return the sample of one row; raises BadRow for a question, answers or an image that cannot be used."""
+        """Return the sample of one row.
+
+        Raises:
+            BadRow: if the question, the answers or the image cannot be used.
+        """
         unique_id, image, _, column, _ = columns
         where = self.tsv.where(row)
         source = self.source_tokens(row, columns)
@@ -58,7 +66,11 @@ class VqaGenDataset(AnswerDataset):
         return sample | {"conf": torch.tensor([answers[best]])}
 
     def source_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the question that the encoder reads, int64 (S,), with its objects; raises BadRow for missing words."""
+        """Return the question that the encoder reads, int64 (S,), with names of objects.
+
+        Raises:
+            BadRow: if the question has no words.
+        """
         _, _, question, _, objects = columns
         where = self.tsv.where(row)
         cleaned = clean_question(question, self.options.max_src_length).removesuffix("?")
@@ -71,7 +83,11 @@ class VqaGenDataset(AnswerDataset):
         return self.with_specials(self.options.codec.encode(source))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the tokens of the answer to learn, int64 (T,); raises BadRow."""
+        """Return the tokens of the answer to learn, int64 (T,).
+
+        Raises:
+            BadRow: if the answers cannot be used.
+        """
         where = self.tsv.where(row)
         return self.options.codec.encode(f" {self._best(parse_answers(columns[3], where), where)}")
 
@@ -85,17 +101,24 @@ class VqaGenDataset(AnswerDataset):
             choice = {answer: confidence for answer, confidence in answers.items() if answer in self.trie}
             if not choice:
                 raise BadRow(
-                    f"{where}: none of the answers {', '.join(answers)} is in --ans2label-file, so that the model "
-                    "could never say them; add one, or leave the row out"
+                    f"{where}: none of the answers {', '.join(answers)} is in --ans2label-file, and the model can "
+                    "never predict them; add one to the list, or remove the row"
                 )
         return max(choice, key=choice.__getitem__)
 
 
 def parse_answers(column: str, where: str) -> dict[str, float]:
-    """Return confidence (above 0, at most 1) by answer of a column; raises BadRow if it is of another form.
+    """Return the confidence of each answer in a column, above 0 and at most 1.
 
-    White space within an answer is one space. An answer that stands there several times has its highest confidence:
-    each is what all people together make of the answer, so that their sum would count people twice.
+    White space in an answer becomes one space. A repeated answer has its highest confidence. Each confidence already
+    includes all people, and a sum would count them twice.
+
+    Args:
+        column: the column.
+        where: FILE:ROW, for errors.
+
+    Raises:
+        BadRow: if the column has another form.
     """
     answers: dict[str, float] = {}
     for part in column.split(REFERENCE_SEPARATOR):
