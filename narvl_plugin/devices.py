@@ -1,4 +1,4 @@
-"""Where models run, and how batches get there."""
+"""Devices: their choice, and the transfer of batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device of torch's name, or without one a GPU if there is one, else the CPU."""
+    """Return the device of a name in torch. For None, it is a GPU if there is one, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -30,6 +30,6 @@ def _move(value: Any, device: torch.device | str) -> Any:
 
 
 def wait_for(device: torch.device | str) -> None:
-    """Wait until all that was started on a device is computed."""
+    """Wait until a device has finished all its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

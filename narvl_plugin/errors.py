@@ -1,4 +1,4 @@
-"""What may be wrong with a user's files, said in one line, and how many bad rows are forgiven."""
+"""Errors in a user's input, with messages of one line, and the budget of bad rows that may be skipped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ logger = logging.getLogger(__name__)
 
 
 _CONTROL = re.compile(r"[^\n\t -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
-"""Control characters, those that turn the direction of writing, and halves of surrogate pairs."""
+"""Control characters, characters that change the direction of writing, and halves of surrogate pairs."""
 
 
 def harmless(text: str, replacement: str = "?") -> str:
-    """Return a text in which a terminal finds no commands, whatever file it comes from."""
+    """Return a text without characters that a terminal could read as commands."""
     return _CONTROL.sub(replacement, text)
 
 
 class InputError(Exception):
-    """An error in what the user gave (files, flags) whose message says all there is to know.
+    """An error in the user's files or flags. The message names the cause and what to do.
 
-    The message may hold names and texts of a file, made `harmless`.
+    It may quote names and texts of a file, made `harmless`.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,21 +32,25 @@ class InputError(Exception):
 
 
 class MissingInput(InputError, FileNotFoundError):
-    """A file or folder that does not exist; the message names it and says what to do."""
+    """A file or folder does not exist. The message names it and what to do."""
 
 
 class BadRow(InputError, ValueError):
-    """A row that cannot be used; the message starts with `FILE:ROW: ` (rows count from 1)."""
+    """A row cannot be used. The message starts with `FILE:ROW: ` (rows count from 1)."""
 
     @property
     def where(self) -> str:
-        """Return the `FILE:ROW` that the message starts with, or all of a message that names no row."""
+        """The `FILE:ROW` at the start of the message, or the whole message if it names no row."""
         found = re.match(r".*?:\d+(?=: )", str(self), re.DOTALL)
         return found[0] if found else str(self)
 
 
 def check_arguments(words: Iterable[str]) -> None:
-    """Raise InputError for an argument of a command line that is not UTF-8: no checkpoint could hold or read it."""
+    """Check that the arguments of a command line are UTF-8, which checkpoints require.
+
+    Raises:
+        InputError: if an argument is not.
+    """
     for word in words:
         try:
             word.encode("utf-8")
@@ -55,7 +59,7 @@ def check_arguments(words: Iterable[str]) -> None:
 
 
 def encoding_advice(name: str) -> str:
-    """Return what to do about a name that Python reads as surrogates, as it also does in a locale without UTF-8."""
+    """Return the advice for a name that Python read as surrogates: the name or the locale may not be UTF-8."""
     try:
         os.fsencode(name).decode("utf-8")
     except UnicodeError:
@@ -64,13 +68,16 @@ def encoding_advice(name: str) -> str:
 
 
 class SkipBudget:
-    """Forgives up to `limit` bad rows, counted once each however many epochs or workers meet them.
+    """Number of bad rows that may be skipped. Each row counts once, whatever the number of epochs and workers.
 
-    The count lives in shared memory, so that forked data workers and the main process draw on one budget. Each of the
-    processes of a distributed training has a budget of its own.
+    The count is in shared memory: forked data workers and the main process share one budget. Each process of a
+    distributed training has a budget of its own.
 
-    A row is known by its number and its file's: `number_files` gives files their numbers, so that a training that goes
-    on knows the rows of a file that has moved since. Other files are known by their paths.
+    A row is identified by its number and by the number of its file (see `number_files`). A resumed training therefore
+    recognises the rows of a file that was moved. Files without numbers are identified by their paths.
+
+    Attributes:
+        limit: largest number of rows that may be skipped.
     """
 
     def __init__(self, limit: int) -> None:
@@ -78,29 +85,32 @@ class SkipBudget:
             raise InputError(f"--skip-bad-rows {limit}: the number of rows to skip cannot be negative")
         self.limit = limit
         self._count = multiprocessing.Value("q", 0)
-        # One place more than the limit tells a budget that is overdrawn from one that is spent.
+        # One more place than the limit: an exceeded budget then differs from one that is used up.
         self._seen = multiprocessing.Array("q", limit + 1, lock=False)
         self._numbers: dict[str, int] = {}
 
     @property
     def count(self) -> int:
-        """Return how many different rows have been skipped so far."""
+        """The number of different rows that have been skipped so far."""
         return self._count.value
 
     @property
     def skipped(self) -> list[int]:
-        """Return what tells the rows that have been skipped from others, a hash of 64 bits of each."""
+        """The identities of the rows that have been skipped, as hashes of 64 bits."""
         return self._seen[: self.count]
 
     def number_files(self, paths: Sequence[str]) -> None:
-        """Number files in the order in which they are first named."""
+        """Number files in the order of their first mention."""
         for path in paths:
             self._numbers.setdefault(path, len(self._numbers))
 
     def restore(self, skipped: Sequence[int]) -> None:
-        """Count the rows that an earlier part of a run skipped, see `skipped`, each once.
+        """Count the rows that an earlier part of a run skipped, each once.
 
-        With a limit below their number the next bad row is an error, as the rows may have been mended since.
+        If they exceed the limit, the next bad row is an error. They may have been fixed since.
+
+        Args:
+            skipped: identities of the rows, see `skipped`.
         """
         with self._count.get_lock():
             known = list(dict.fromkeys([*self.skipped, *skipped]))[: self.limit + 1]
@@ -108,9 +118,10 @@ class SkipBudget:
             self._count.value = len(known)
 
     def charge(self, count: int) -> None:
-        """Count rows that were skipped before this run, and that it does not meet again.
+        """Count rows that an earlier part of a run skipped, and that this part does not read again.
 
-        Raises InputError if there are more than the limit.
+        Raises:
+            InputError: if there are more than the limit.
         """
         if count > self.limit:
             raise InputError(f"--skip-bad-rows {self.limit}: {count} rows were skipped before the run was stopped")
@@ -122,20 +133,27 @@ class SkipBudget:
         return list({key: error for error in errors if (key := self._key(error)) not in known}.values())
 
     def skip(self, error: BadRow) -> None:
-        """Forgive `error`, or raise it again (a BadRow) once more than `limit` rows are bad."""
+        """Skip a bad row.
+
+        Args:
+            error: the error of the row.
+
+        Raises:
+            BadRow: if more than `limit` rows are bad.
+        """
         key = self._key(error)
         with self._count.get_lock():
             count = self._count.value
             if key in self._seen[:count] and count <= self.limit:
                 return
             if count >= self.limit:
-                raise BadRow(f"{error}; mend the row, or skip such rows with --skip-bad-rows (now {self.limit})")
+                raise BadRow(f"{error}; fix the row, or allow more bad rows by --skip-bad-rows (now {self.limit})")
             self._seen[count] = key
             self._count.value = count + 1
         logger.warning("skipped bad row %d of at most %d: %s", count + 1, self.limit, error)
 
     def _key(self, error: BadRow) -> int:
-        """Return what tells a row from others."""
+        """Return the identity of a row."""
         file, _, row = error.where.rpartition(":")
         name = f"{self._numbers.get(file, file)}:{row}"
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -1,7 +1,7 @@
-"""What hydra's configurations of a training start with: the plugin, imported before fairseq reads them.
+"""A callback of hydra that imports the plugin before fairseq reads the configuration of a training.
 
-`fairseq-hydra-train` imports `common.user_dir` late: options that the plugin adds to fairseq's own are refused by then,
-and it has chosen how to start its processes. Hydra builds its callbacks first of all.
+`fairseq-hydra-train` imports `common.user_dir` too late. By then it has refused options that the plugin adds, and
+chosen how to start its processes. Hydra builds its callbacks earlier.
 """
 
 import sys
@@ -15,28 +15,29 @@ import narvl_plugin.registered
 from narvl_plugin.errors import InputError, MissingInput
 
 OmegaConf.register_new_resolver("narvl_path", lambda: next(iter(narvl_plugin.__path__)))
-"""`${narvl_path:}` is the folder that fairseq takes as its user directory, wherever the package is installed."""
+"""The resolver `${narvl_path:}` gives the folder that fairseq takes as its user directory."""
 
 
-class ImportPlugin(Callback):  # type: ignore[misc]  # hydra's class has no types
-    """Its module's import, which has to happen first, and one line for what a user can mend: `hydra.callbacks`.
+class ImportPlugin(Callback):
+    """Callback for `hydra.callbacks`, whose import loads the plugin. It shortens errors that a user can fix.
 
-    `made_by` is the command that makes the files which a configuration names, if there is one.
+    Attributes:
+        made_by: the command that makes the files in the configuration, or None.
     """
 
     def __init__(self, made_by: str | None = None) -> None:
         self.made_by = made_by
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the program before a training that lacks options which its configuration leaves to the command."""
-        own = OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+        """End the program before a training if the command lacks required options."""
+        own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
         missing = sorted(OmegaConf.missing_keys(own))
         if missing:
             words = " ".join(f"{key}=VALUE" for key in missing)
             end(InputError(f"{' and '.join(missing)}: not given; add {words} to the command"))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """End the program after a training that failed for what its user gave, before hydra shows how it failed."""
+        """End the program after a training that failed by the user's input, before hydra prints the traceback."""
         error = job_return._return_value
         if isinstance(error, MissingInput) and self.made_by:
             error = MissingInput(f"{error}; {self.made_by} makes it")
@@ -45,6 +46,6 @@ class ImportPlugin(Callback):  # type: ignore[misc]  # hydra's class has no type
 
 
 def end(error: BaseException) -> NoReturn:
-    """End the program with an error as all of fairseq's programs show it (see compat/programs.py)."""
+    """End the program with an error in the form of all programs of fairseq (see compat/programs.py)."""
     sys.excepthook(type(error), error, error.__traceback__)
     sys.exit(1)

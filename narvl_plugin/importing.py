@@ -1,4 +1,4 @@
-"""How libraries are imported that do more on import than is wanted of them."""
+"""Imports of libraries without their unwanted side effects."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 COMPILER = "torch._dynamo.utils"
+"""Module of torch whose import takes long."""
 
 
 @contextmanager
 def leaving_logging_alone() -> Iterator[None]:
-    """Import fairseq and leave the logging of others as it is.
+    """Import fairseq in the block without changing the configuration of logging.
 
-    A module of fairseq calls `logging.basicConfig(level=logging.DEBUG)` when it is imported. That sets nothing where
-    the root logger has a handler; the one that logging itself takes where there is none prints what it would print
-    anyway.
+    A module of fairseq calls `logging.basicConfig(level=logging.DEBUG)` on import. The call has no effect if the root
+    logger has a handler. If it has none, it gets logging's own handler of last resort, which prints the same messages.
     """
     stand_in = logging.lastResort or logging.NullHandler()
     if not logging.root.handlers:
@@ -33,10 +33,11 @@ def leaving_logging_alone() -> Iterator[None]:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Import torchvision and timm without torch's compiler, which takes longer than both.
+    """Import torchvision and timm in the block without torch's compiler, which takes longer to import than both.
 
-    torchvision imports a function that says whether the compiler supports a device; here it is imported when it is
-    called. timm marks a function that the compiler must leave alone; here it gets the mark that the compiler reads.
+    torchvision imports a function that checks whether the compiler supports a device. In this block the import is
+    delayed until the call. timm disables the compiler for a function. In this block the function only receives the mark
+    that the compiler reads.
     """
     if COMPILER in sys.modules:
         yield
@@ -53,7 +54,8 @@ def without_compiler() -> Iterator[None]:
 
     stand_in, real = ModuleType(COMPILER), torch.compiler.disable
     stand_in.__dict__["is_compile_supported"] = is_compile_supported
-    sys.modules[COMPILER], torch.compiler.disable = stand_in, disable
+    sys.modules[COMPILER] = stand_in
+    torch.compiler.disable = disable  # type: ignore[assignment]  # timm always gives the function
     try:
         yield
     finally:

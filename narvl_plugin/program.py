@@ -1,4 +1,4 @@
-"""What all programs of the plugin do when they start and end: signals, interrupts, the terminal."""
+"""Start and end of all programs of the plugin: signals, interrupts, the terminal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from types import FrameType, TracebackType
 from typing import Any
 
 ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-"""Signals that ask a program to end, and what it then says."""
+"""Signals that ask a program to end, and its message."""
 
 
 class AskedToEnd(SystemExit):
-    """The end of a program that a signal asks for; the exit status is that which shells give to it: 130 or 143."""
+    """The end of a program after a signal. The exit status is that of shells: 130 or 143."""
 
     code: int
 
 
 def ask_to_end(number: int, frame: FrameType | None = None) -> None:
-    """End the program after a signal, in one line.
+    """End the program after a signal, with a message of one line.
 
-    What is open is closed on the way, and worker processes end. A run script says the line itself, for all programs
-    that it has started.
+    Open files are closed, and worker processes end. A run script prints the message itself, for all its programs.
+
+    Args:
+        number: the signal.
+        frame: not used.
+
+    Raises:
+        AskedToEnd: always.
     """
     atexit.unregister(_say)
     if "NARVL_RUN" not in os.environ:
@@ -35,14 +41,14 @@ def ask_to_end(number: int, frame: FrameType | None = None) -> None:
 
 
 def _say(message: str) -> None:
-    with suppress(OSError):  # whoever reads it may have ended before
+    with suppress(OSError):  # the reader may have ended before
         print(message, file=sys.stderr)
 
 
 def explain_interrupts() -> None:
-    """Have an interrupt (Ctrl-C) that nothing else handles end the program as `ask_to_end` does.
+    """Let an unhandled interrupt (Ctrl-C) end the program as `ask_to_end` does.
 
-    Python passes over an exception in what it calls while it starts a process: there the signal comes once more.
+    Python ignores exceptions in callbacks while it starts a process. The signal is then sent again.
     """
     show, show_unraisable = sys.excepthook, sys.unraisablehook
 
@@ -59,13 +65,13 @@ def explain_interrupts() -> None:
             return
         number = error.code - 128 if isinstance(error, AskedToEnd) else signal.SIGINT
         signal.signal(signal.SIGALRM, lambda *_: ask_to_end(number))
-        signal.setitimer(signal.ITIMER_REAL, 0.1)  # after what Python is calling now
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # after the current callback
 
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
 
 def end_on_signals() -> None:
-    """Have the signals that ask a program to end do so in one line."""
+    """Let the signals in `ENDINGS` end the program with a message of one line."""
     explain_interrupts()
     for number in ENDINGS:
         signal.signal(number, ask_to_end)
@@ -73,9 +79,9 @@ def end_on_signals() -> None:
 
 @functools.cache
 def end_workers_briefly() -> None:
-    """Have torch's data workers leave Ctrl-C, which a terminal sends to them, too, to their program, which ends them.
+    """Let torch's data workers ignore Ctrl-C, which a terminal also sends to them. Their program ends them.
 
-    Without it each shows a traceback, and they outlive a terminated program by seconds.
+    Otherwise each worker prints a traceback, and workers outlive a terminated program by seconds.
     """
     from torch.utils.data._utils import worker
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -90,13 +96,13 @@ def end_workers_briefly() -> None:
 
     @functools.wraps(close)
     def close_what_was_opened(self: _MultiProcessingDataLoaderIter) -> None:
-        if hasattr(self, "_workers_status"):  # and was not interrupted while it started its workers
+        if hasattr(self, "_workers_status"):  # missing if the start of the workers was interrupted
             close(self)
 
     worker._worker_loop, _MultiProcessingDataLoaderIter.__del__ = ignore_interrupts_and_work, close_what_was_opened
 
 
 def write_to_any_terminal() -> None:
-    """Have standard output write what its encoding lacks as escapes, as standard error does already."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's, nor a test's
+    """Let standard output escape characters that its encoding lacks, as standard error already does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which it is not in notebooks and tests
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,8 +1,8 @@
-"""Pickles of others, read without running what is in them, and without using more than their size explains.
+"""Safe reading of foreign pickles. Nothing in them is run, and time and memory are bounded by their size.
 
-A pickle is a program. Here it may build plain values only, and it may call only the functions of a list. Each of
-these functions is our own and checks what it is given. Time and memory grow with the size of the pickle, no faster.
-What a checkpoint needs beside plain values is in `checkpoint_pickle`.
+A pickle is a program. Here it may build plain values only, and call only the functions of a list. All these functions
+are our own and check their arguments. Time and memory grow at most linearly with the size of the pickle.
+`checkpoints.unpickling` adds what checkpoints need beside plain values.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ import numpy as np
 import torch
 
 DEEPEST = 100
-"""Containers that may lie in one another."""
+"""Largest depth of nested containers."""
 
 LONGEST_KEY = 10_000
-"""Characters of a key: two equal long keys are compared at each use."""
+"""Largest length of a key, in characters. Equal keys are compared at each use."""
 LARGEST_KEY = 2**60
-"""Bound of whole numbers as keys: Python hashes smaller ones to themselves, so that they do not collide."""
+"""Bound of whole numbers as keys. Python hashes smaller numbers to themselves, without collisions."""
 LARGEST_KEY_IN_TUPLE = 2**31
+"""Bound of whole numbers in a tuple as key."""
 LONGEST_KEY_TUPLE = 8
+"""Largest length of a tuple as key."""
 LARGEST_INT_BITS = 128
+"""Largest number of bits of a whole number."""
 CHARACTERS_A_VALUE = 64
-"""Characters, or bytes, of a text or an array that count as one value."""
+"""Number of characters or bytes of a text or an array that count as one value."""
 
 _OPERATIONS = """
     PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
@@ -41,39 +44,52 @@ _OPERATIONS = """
     EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
     GLOBAL STACK_GLOBAL REDUCE
 """
-"""What a pickle of plain values may do, in the names of the standard library."""
+"""Operations that a pickle of plain values may use, by their names in the standard library."""
 
 
 class Refused(Exception):
-    """What a pickle asks for and does not get, as the end of a sentence about the file: "it ..."."""
+    """A pickle asks for something that is refused. The message continues the sentence "it ..." about the file."""
 
 
 def allowance(size: int) -> int:
-    """Return how many values a pickle of `size` bytes may hold, counting a shared one at each of its places."""
+    """Return how many values a pickle of `size` bytes may hold. A shared value counts at each of its places."""
     return 100_000 + 2 * size
 
 
 class Budget:
-    """Values that the functions of a pickle may still copy: a call takes few bytes, however much it names."""
+    """Number of values that the functions of a pickle may still copy: a short call may copy many.
+
+    Attributes:
+        remaining: the number.
+    """
 
     def __init__(self, remaining: int) -> None:
         self.remaining = remaining
 
     def spend(self, number: int) -> None:
-        """Count values that are copied; raises Refused when too many have been."""
+        """Count copied values.
+
+        Raises:
+            Refused: if too many values were copied.
+        """
         self.remaining -= number
         if self.remaining < 0:
             raise Refused("copies its values again and again")
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Reads numbers, text, bytes, lists, tuples, dicts and sets, and what further functions make of these.
+    """Reads numbers, text, bytes, lists, tuples, dicts and sets, and the results of further functions.
 
     Args:
-        stream: where the pickle begins; what follows it stays unread.
-        size: the pickle's greatest length in bytes, from which its allowance follows.
-        functions: what the pickle may name, to call it or as an argument, by module and name.
-        unlike: what is said of a name that is not on the list, as a relative clause.
+        stream: a stream at the start of the pickle. Bytes after the pickle are not read.
+        size: largest size of the pickle in bytes, which determines its allowance.
+        functions: functions and values that the pickle may name, by module and name.
+        unlike: clause about a name that is not in the list, for errors.
+
+    Attributes:
+        budget: number of values that the functions may still copy.
+        functions: functions and values that the pickle may name.
+        unlike: clause about other names.
     """
 
     stack: list[Any]
@@ -88,7 +104,11 @@ class PlainUnpickler(pickle._Unpickler):
         self.unlike = unlike
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the list has for a name; raises Refused for others."""
+        """Return the function or value of a name.
+
+        Raises:
+            Refused: if the name is not in the list.
+        """
         path = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
         if path not in self.functions:
             raise Refused(
@@ -113,7 +133,7 @@ class PlainUnpickler(pickle._Unpickler):
         self.add_items(self.pop_mark())
 
     def add_items(self, items: list[Any]) -> None:
-        """Put keys and values, in turn, into the dict at the top of the stack."""
+        """Put alternating keys and values into the dict at the top of the stack."""
         target = self.target(dict, OrderedDict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_checked_key(key)] = value
@@ -139,14 +159,14 @@ class PlainUnpickler(pickle._Unpickler):
         self.target(list).extend(items)
 
     def target(self, *types: type) -> Any:
-        """Return the container at the top of the stack, which must be of one of some types."""
+        """Return the container at the top of the stack, which must have one of some types."""
         container = self.stack[-1]
         if type(container) not in types:
             raise ValueError(f"items for a {type(container).__name__}")
         return container
 
     def load_other(self) -> NoReturn:
-        """Refuse an operation that is not on the list."""
+        """Refuse an operation that is not in the list."""
         raise ValueError("an operation that plain values do not need")
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict.fromkeys(range(256), load_other)
@@ -169,26 +189,30 @@ _LEAVES = frozenset({bool, float, NoneType, torch.Tensor})
 
 
 def check_extent(value: Any, limit: int) -> None:
-    """Check that a value is plain, and not larger, deeper or longer than what is done with it can bear.
+    """Check that a value is plain, and neither too large nor too deep.
 
-    A container that stands at several places counts at each of them, because whoever copies or writes the value
-    meets it so often. Each is looked at once.
+    A container at several places counts at each of them, since copying or writing the value visits it as often. Each
+    is checked once.
+
+    Args:
+        value: the value.
+        limit: largest number of values in it.
 
     Raises:
-        Refused: the value holds another type, more than `limit` values, itself, or numbers beyond all use.
-        UnicodeEncodeError: a text holds half a surrogate pair.
+        Refused: if the value holds another type, too many values, itself, or a huge number.
+        UnicodeEncodeError: if a text holds half a surrogate pair.
     """
     measured: dict[int, tuple[int, int]] = {}
 
     def measure(container: Any, depth: int) -> tuple[int, int]:
-        """Return how many values a container holds, itself included, and how deep they lie in it."""
+        """Return the number of values in a container, with itself, and their depth."""
         size, height = 1, 1
         for child in _children(container):
             kind = type(child)
             if kind is str or kind is bytes:
                 size += 1 + len(child) // CHARACTERS_A_VALUE
                 if kind is str and not child.isascii() and id(child) not in measured:
-                    child.encode()  # half a surrogate pair could never be written
+                    child.encode()  # raises an error for half a surrogate pair, which cannot be written
                     measured[id(child)] = 1, 0
             elif kind in _CONTAINERS:
                 if depth == DEEPEST:
@@ -232,7 +256,7 @@ def _children(container: Any) -> Iterable[Any]:
 
 
 def _encoded(budget: Budget, text: str, encoding: str) -> bytes:
-    """Return bytes that Python 3 wrote in the way of Python 2."""
+    """Return bytes that Python 3 wrote in a protocol of Python 2."""
     budget.spend(len(text))
     if encoding != "latin1":
         raise ValueError("bytes in an encoding other than latin1")
@@ -240,16 +264,18 @@ def _encoded(budget: Budget, text: str, encoding: str) -> bytes:
 
 
 def _set_of(kind: type, budget: Budget, items: list[Any]) -> Any:
-    """Return the set, of one of Python's two kinds, of the items of a list."""
+    """Return the set or frozen set of some items."""
     budget.spend(len(items))
     return kind(map(_checked_key, items))
 
 
 def _checked_key(key: Any) -> Any:
-    """Return a key that is hashed and compared quickly; raises Refused for others.
+    """Return a key that is quickly hashed and compared.
 
-    Python hashes a tuple anew at each use, with all that lies in it, and whoever chooses the numbers in it can make
-    many of them collide.
+    Python hashes a tuple with all its parts at each use, and chosen numbers in tuples can make many of them collide.
+
+    Raises:
+        Refused: if the key is not plain, short and small.
     """
     if (type(key) is str and len(key) <= LONGEST_KEY) or _is_key(key, LARGEST_KEY):
         return key
@@ -268,6 +294,6 @@ def _is_key(key: Any, largest: int) -> bool:
 
 
 def brief(message: object) -> str:
-    """Return a message, which a file may have a part in, as one short line that a terminal shows as it is."""
+    """Return a message, which may quote a file, as one short line of printable characters."""
     line = " ".join(str(message).split())
     return "".join(c if c.isprintable() else "?" for c in line[:200])

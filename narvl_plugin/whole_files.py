@@ -1,4 +1,4 @@
-"""Files that are whole wherever they exist, and that one program at a time writes."""
+"""Writing of files that are always complete, by one program at a time."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from narvl_plugin.errors import InputError
 logger = logging.getLogger(__name__)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk, a quota or a limit of a file's size answers when it is full."""
+"""Errors of a full disk, an exceeded quota and an exceeded limit of the file's size."""
 _NO_SPACE_OF_LIBRARIES = re.compile("|".join(map(os.strerror, NO_SPACE)))
-"""How libraries in other languages say it."""
+"""These errors in the messages of libraries in other languages."""
 _SHARED_MEMORY = re.compile("shared memory|/torch_|/dev/shm")
-"""What torch says of the memory that data workers share, which is no disk's."""
+"""Messages of torch about the shared memory of data workers, which is not a disk."""
 _UNSAID = re.compile("iostream error|unexpected pos|file write failed")
-"""What torch says when it writes to a path, and does not tell why it could not."""
+"""Messages of torch about a failed write to a path, which do not name the reason."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks answers."""
+"""Errors of a file system without locks."""
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name a file in the error of a disk that is full, however a library words that.
+    """Name a file in the error of a full disk, in whatever words a library reports it.
 
-    An interrupt that came while torch wrote, and that it hides behind an error of its own, is raised again.
+    If an interrupt stopped torch while it wrote, torch raises an error of its own. The interrupt is then raised again.
+
+    Args:
+        path: the file that the block writes.
 
     Raises:
-        InputError: what runs in the block finds no space to write to.
+        InputError: if the disk is full.
     """
     try:
         yield
@@ -54,14 +57,14 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that it came from."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _no_space(chain: Sequence[BaseException]) -> str:
-    """Return what a disk that is full answered, as far as an error and what it came from say it; empty for others."""
+    """Return the message of a full disk, found in an error and its causes, or an empty text for other errors."""
     for error in chain:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             return os.strerror(error.errno)
@@ -72,12 +75,16 @@ def _no_space(chain: Sequence[BaseException]) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file in one step, and the folders above it where they are missing.
+    """Write a small file in one step, and create missing folders above it.
 
-    When two programs write it at a time, the file is that of one of them, whole.
+    If two programs write the file at the same time, it is the complete file of one of them.
+
+    Args:
+        path: the file.
+        content: its contents.
 
     Raises:
-        InputError: the disk is full.
+        InputError: if the disk is full.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +99,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Raise InputError where a file (or folder) cannot be written, before the work that it is to hold; writes nothing.
+    """Check, before long work, that a file or folder can be written later. Nothing is written.
 
-    What stands at `path` already may be replaced. Folders above that are missing will be made.
+    An existing file may be replaced, and missing folders above it may be created.
+
+    Args:
+        path: the file or folder.
+        folder: whether it is a folder.
+
+    Raises:
+        InputError: if it cannot be written.
     """
     if not folder and path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file")
@@ -111,10 +125,16 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give `PATH.part` to write a large file to; it becomes `path` at the end of the block, and goes with an error.
+    """Write a large file in the block. The file is renamed at the end of the block, or deleted after an error.
+
+    Args:
+        path: the final path.
+
+    Yields:
+        The path to write to, `PATH.part`.
 
     Raises:
-        InputError: another program writes `path`, or the disk is full.
+        InputError: if another program writes the file, or the disk is full.
     """
     with naming(path), sole_writer(path):
         part = path.with_name(path.name + ".part")
@@ -128,13 +148,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def sole_writer(path: str | Path) -> Iterator[None]:
-    """Keep other programs from writing a file (or into a folder) as long as the block runs.
+    """Lock a file or folder against other programs for the duration of the block.
 
-    The lock lies in `PATH.lock`, which goes at the end of the block. A killed process loses its lock at once, also
-    when workers that it has forked live on. Look only inside the block whether there is anything left to write.
+    The lock is the file `PATH.lock`, which is deleted at the end of the block. A killed process loses its lock at once,
+    even if its forked workers survive. Check only inside the block whether anything is left to write.
+
+    Args:
+        path: the file or folder.
 
     Raises:
-        InputError: another program, which the message names, writes it.
+        InputError: if another program writes it. The message names the program.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,12 +178,12 @@ def sole_writer(path: str | Path) -> Iterator[None]:
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        file.unlink(missing_ok=True)  # still locked: whoever has opened it sees that it is gone, and makes another
+        file.unlink(missing_ok=True)  # before the release: a waiting program then sees that it must make another
         lock.release()
 
 
 def _holder(file: Path) -> str:
-    """Return the name of the process that holds a lock, as far as the lock's file tells."""
+    """Return the name of the process that holds a lock, as far as the lock's file names it."""
     try:
         return file.read_text(encoding="utf-8").strip() or "another process"
     except (OSError, UnicodeDecodeError):
