@@ -99,7 +99,9 @@ def end_workers_briefly() -> None:
         if hasattr(self, "_workers_status"):  # missing if the start of the workers was interrupted
             close(self)
 
-    worker._worker_loop, _MultiProcessingDataLoaderIter.__del__ = ignore_interrupts_and_work, close_what_was_opened
+    worker._worker_loop = ignore_interrupts_and_work
+    # The method is replaced for all loaders: fairseq makes them itself.
+    _MultiProcessingDataLoaderIter.__del__ = close_what_was_opened  # type: ignore[method-assign]
 
 
 def write_to_any_terminal() -> None:

@@ -1,4 +1,4 @@
-"""NARVL as a fairseq plugin: importing this module repairs fairseq and registers what the plugin adds."""
+"""NARVL as a fairseq plugin. Importing this module fixes fairseq and registers the parts of the plugin."""
 
 from narvl_plugin import program
 from narvl_plugin.importing import leaving_logging_alone

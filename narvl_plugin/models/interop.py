@@ -80,7 +80,7 @@ class Use:
         vocabulary: checksum of the vocabulary.
         training: whether the model is trained further. Only then may its vocabulary grow.
         transfer: whether other tasks and another vocabulary are intended.
-        known_tasks: tasks whose weights are not meant for another; OFA's own have the same names.
+        known_tasks: names of the tasks whose weights are not meant for another task. OFA uses the same names.
     """
 
     tasks: tuple[str, ...]

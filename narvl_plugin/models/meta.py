@@ -1,4 +1,4 @@
-"""Models without weights, for those that take the weights of a checkpoint."""
+"""Models without weights, which then take the weights of a checkpoint."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+"""Functions that initialise a tensor in place."""
 
 
 class NothingDrawn(TorchFunctionMode):
-    """Leaves tensors as they are where others would be initialised.
+    """Mode of torch in which tensors are not initialised.
 
-    On the meta device torch would import its compiler for it, which takes longer than all the rest.
+    On the meta device torch would import its compiler to initialise them, which takes longer than all the rest.
     """
 
     def __torch_function__(
@@ -28,6 +29,6 @@ class NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Build models on the meta device, and initialise nothing."""
+    """Build models in the block on the meta device, without initialisation."""
     with torch.device("meta"), NothingDrawn():
         yield
