@@ -1,5 +1,6 @@
 """Reference models under a weight recipe: what OFA and the authors' parallel model compute, recorded as data."""
 
+import copy
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class Golden:
         return model
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     """Sum in as many parts as the recordings did: gradients through batch norm differ less then."""
     before = torch.get_num_threads()
@@ -70,8 +71,14 @@ def goldens() -> dict[str, Golden]:
 
 @pytest.fixture(scope="session")
 def evaluated(goldens: dict[str, Golden]) -> dict[str, OfaModel]:
-    """The models with the recipe's weights; tests leave them as they are."""
+    """The models with the recipe's weights, in evaluation mode; tests leave them as they are."""
     return {arch: golden.model() for arch, golden in goldens.items()}
+
+
+@pytest.fixture
+def trained(evaluated: dict[str, OfaModel]) -> Callable[[str], OfaModel]:
+    """Give a function that copies one of these models, to be trained."""
+    return lambda arch: copy.deepcopy(evaluated[arch]).train()
 
 
 @pytest.fixture

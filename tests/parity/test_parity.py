@@ -130,11 +130,12 @@ def test_loss_in_evaluation(arch, case, goldens, evaluated, close):
     close(loss / own_size, recorded / size, "loss")
 
 
+@pytest.mark.usefixtures("two_threads")
 @ARCHS
 @CASES
-def test_loss_and_gradients_in_training(arch, case, goldens, close):
+def test_loss_and_gradients_in_training(arch, case, goldens, trained, close):
     golden = goldens[arch]
-    model = golden.model().train()
+    model = trained(arch)
     recorded = golden.meta["cases"][case]
     loss, size, _ = loss_of(golden, case, model)
     close(loss.detach() / size, recorded["loss_train"][0] / recorded["loss_train"][1], "loss")
@@ -150,13 +151,14 @@ def test_loss_and_gradients_in_training(arch, case, goldens, close):
             close(gradients.get(name, 0.0), norm, "gradient norms", tolerance)
 
 
-def test_six_adam_steps(goldens, close):
+@pytest.mark.usefixtures("two_threads")
+def test_six_adam_steps(goldens, trained, close):
     # Adam divides each gradient by its size, so that rounding decides the direction wherever a gradient is nearly
     # zero, and the paths part: our own losses at steps 2 and 3 are 31.47 and 14.14 with one thread, 31.49 and 14.91
     # with two, 31.51 and 16.02 without oneDNN, 31.52 and 16.68 in double precision; recorded are 31.49 and 14.81. A
     # processor that has AVX2 alone is 2.4e-3 off at step 2.
     golden = goldens["narvl_tiny"]
-    model = golden.model().train()
+    model = trained("narvl_tiny")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     for step, recorded in enumerate(golden.meta["adam_losses_square64"], start=1):
         loss, size, _ = loss_of(golden, "square64", model)
