@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 
 # Small models on a few cores run many times faster on one thread than on two that wait for each other.
 export OMP_NUM_THREADS ?= 1
+# Those that do wait for each other, as in tests that need two, sleep meanwhile.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-all test test-fast check
