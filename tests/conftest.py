@@ -44,7 +44,11 @@ CAPTIONS = (
     "a bird and a boat",
     "one tree",
 )
-PRELOADED = ("narvl", *(f"fairseq-{name}" for name in ("train", "generate", "validate", "hydra-train", "interactive")))
+PRELOADED = (
+    "narvl",
+    "forked-python",
+    *(f"fairseq-{name}" for name in ("train", "generate", "validate", "hydra-train", "interactive")),
+)
 TEXTS_WITH_ANSWERS = (*CAPTIONS[:4], "yes", "no", "maybe", "0123456789.|!+")
 
 

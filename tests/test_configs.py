@@ -266,11 +266,12 @@ def test_a_flag_switches_on_also_what_a_size_has_on(flags: list[str]) -> None:
     assert has_the_values_of_its_size(cfg, "nano", NarvlConfig())
 
 
-def hydra_train(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+def hydra_train(programs: Path, folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run fairseq-hydra-train in a folder, from this source tree."""
-    command = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(CONFIGS), "--config-name", name]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True)
+    command = ["fairseq-hydra-train", "--config-dir", str(CONFIGS), "--config-name", name, *overrides]
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -291,13 +292,13 @@ TINY = (
 
 
 @pytest.mark.integration
-def test_a_teacher_and_then_its_student_train(folder: Path) -> None:
+def test_a_teacher_and_then_its_student_train(folder: Path, programs: Path) -> None:
     """From a folder of relative paths: 12 rows in batches of 2, 2 in an update, are 3 updates an epoch, 6 in all."""
-    done = hydra_train(folder, "caption_tiny", *TINY, "role=teacher", "model._name=ofa_tiny")
+    done = hydra_train(programs, folder, "caption_tiny", *TINY, "role=teacher", "model._name=ofa_tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     teacher_file = "runs/caption_tiny/teacher/checkpoint_last.pt"
     student_options = (f"checkpoint.finetune_from_model={teacher_file}", "optimization.lr=[3e-4]")
-    done = hydra_train(folder, "caption_tiny", *TINY, *student_options)
+    done = hydra_train(programs, folder, "caption_tiny", *TINY, *student_options)
     assert done.returncode == 0, done.stdout + done.stderr
 
     assert sorted(path.name for path in folder.iterdir()) == ["caption", "runs", "vocab"]
@@ -326,17 +327,17 @@ def test_a_teacher_and_then_its_student_train(folder: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_student_without_a_teacher_is_refused(folder: Path) -> None:
-    done = hydra_train(folder, "caption_tiny", *TINY, "checkpoint.save_dir=runs/new")
+def test_a_student_without_a_teacher_is_refused(folder: Path, programs: Path) -> None:
+    done = hydra_train(programs, folder, "caption_tiny", *TINY, "checkpoint.save_dir=runs/new")
     assert done.returncode != 0
     assert "--finetune-from-model teacher.pt does not exist" in done.stderr
 
 
 @pytest.mark.integration
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_several_processes_without_a_gpu_are_refused(folder: Path) -> None:
+def test_several_processes_without_a_gpu_are_refused(folder: Path, programs: Path) -> None:
     world = ("distributed_training.distributed_world_size=2", "distributed_training.distributed_init_method=tcp://x:1")
-    done = hydra_train(folder, "caption_tiny", *TINY, *world)
+    done = hydra_train(programs, folder, "caption_tiny", *TINY, *world)
     assert done.returncode != 0
     assert "fairseq would start no process and train nothing" in done.stderr
 
@@ -359,10 +360,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(programs: Path, folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run fairseq-hydra-train in a folder for one update."""
     short = ("common.cpu=true", "dataset.num_workers=0", "dataset.batch_size=2", "optimization.max_update=1")
-    command = ["fairseq-hydra-train", "--config-dir", str(CONFIGS), "--config-name", name, *overrides, *short]
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment["OMP_NUM_THREADS"] = "1"
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return hydra_train(programs, folder, name, *overrides, *short)
 
 
 @pytest.mark.integration
@@ -472,10 +470,8 @@ def test_a_configuration_that_is_started_again_goes_on_in_its_folder(folder: Pat
     """With more epochs as a resume, as it was without a step, and with another model or criterion not at all."""
 
     def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        words = ["--config-dir", CONFIGS, "--config-name", "caption_tiny", *TINY, "checkpoint.save_dir=runs/again"]
-        command = [programs / "fairseq-hydra-train", *words, "role=teacher", "model._name=ofa_tiny", *overrides]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        teacher = ("checkpoint.save_dir=runs/again", "role=teacher", "model._name=ofa_tiny")
+        return hydra_train(programs, folder, "caption_tiny", *TINY, *teacher, *overrides)
 
     def updates() -> int:
         state = read_checkpoint(folder / "runs" / "again" / "checkpoint_last.pt")

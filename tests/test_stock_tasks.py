@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,15 +41,15 @@ run(generate, data, *more, "--task", "translation", "--path", f"{out}/checkpoint
 """
 
 
-def run(folder: Path, plugin: str) -> subprocess.Popen[str]:
+def run(programs: Path, folder: Path, plugin: str) -> subprocess.Popen[str]:
     # fairseq alone cannot read its own checkpoints with torch 2.6 and later unless told so.
     environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "" if plugin else "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", PROGRAM, str(folder), plugin, str(folder / "data")]
+    words = [str(programs / "forked-python"), "-c", PROGRAM, str(folder), plugin, str(folder / "data")]
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.integration
-def test_translation_trains_resumes_and_generates_as_without_the_plugin(tmp_path: Path) -> None:
+def test_translation_trains_resumes_and_generates_as_without_the_plugin(programs: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     for split, count in (("train", 32), ("valid", 8), ("test", 8)):
         lines = [[draw.choice("abcdefg") for _ in range(draw.randint(2, 5))] for _ in range(count)]
@@ -58,7 +57,7 @@ def test_translation_trains_resumes_and_generates_as_without_the_plugin(tmp_path
         (tmp_path / f"{split}.b").write_text("".join(" ".join(reversed(line)) + "\n" for line in lines))
     written, weights = [], []
     for plugin in ("", next(iter(narvl_plugin.__path__))):
-        process = run(tmp_path, plugin)
+        process = run(programs, tmp_path, plugin)
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         folder = tmp_path / ("with" if plugin else "without")

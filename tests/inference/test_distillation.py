@@ -136,7 +136,9 @@ def test_a_stopped_run_goes_on_and_ends_identical(
 
 
 @pytest.mark.integration
-def test_a_killed_program_goes_on_and_ends_identical(folder: Path, whole: bytes, tmp_path: Path) -> None:
+def test_a_killed_program_goes_on_and_ends_identical(
+    folder: Path, whole: bytes, programs: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.tsv"
     command = [sys.executable, "-m", "narvl", "distill", "--teacher", str(folder / "teacher.pt")]
     command += ["--data", str(folder / "caption" / "train.tsv"), "--out", str(out)]
@@ -148,7 +150,7 @@ def test_a_killed_program_goes_on_and_ends_identical(folder: Path, whole: bytes,
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([programs / "narvl", *command[3:]], check=True, capture_output=True)
     assert out.read_bytes() == whole
     assert sorted(os.listdir(tmp_path)) == ["out.tsv"]
 

@@ -2,9 +2,9 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -363,7 +363,7 @@ def test_from_a_mixture_to_each_members_answers(
 
 @pytest.mark.integration
 def test_processes_with_batches_of_different_members_train_one_model(
-    task: MultitaskTask, mixture: Path, answer_vocabulary: Path, tmp_path: Path
+    task: MultitaskTask, mixture: Path, answer_vocabulary: Path, programs: Path, tmp_path: Path
 ) -> None:
     """Two processes with a batch each do what one does that sums up the gradients of both."""
     order = [member for member, _ in batches_of(task, 1)]
@@ -374,7 +374,8 @@ def test_processes_with_batches_of_different_members_train_one_model(
     def start(name: str, *more: object) -> subprocess.Popen[str]:
         words = arguments(mixture, answer_vocabulary, *plain, "--save-dir", tmp_path / name, *more)
         return subprocess.Popen(
-            [sys.executable, "-m", "fairseq_cli.train", *map(str, words), "--user-dir", str(PLUGIN)],
+            [programs / "fairseq-train", *map(str, words), "--user-dir", str(PLUGIN)],
+            env={**os.environ, "PYTHONPATH": str(PLUGIN.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,14 +105,14 @@ def train(run_train: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Ru
 
 
 @pytest.fixture
-def train_in_processes(tmp_path: Path) -> Iterator[Callable[..., list[Losses]]]:
+def train_in_processes(tmp_path: Path, programs: Path) -> Iterator[Callable[..., list[Losses]]]:
     """Give a function that runs fairseq-train in some processes and returns the losses that each of them printed."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(*arguments: object, processes: int = 1, killed_after: int = 0) -> list[Losses]:
         rendezvous = tmp_path / "rendezvous"
         rendezvous.unlink(missing_ok=True)
-        command = [sys.executable, "-c", LAUNCHER, killed_after, *arguments, "--user-dir", plugin_folder()]
+        command = [programs / "forked-python", "-c", LAUNCHER, killed_after, *arguments, "--user-dir", plugin_folder()]
         if processes > 1:
             command += [
                 *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def test_the_end_is_that_of_the_training(
 
 
 @pytest.mark.integration
-def test_from_yaml(data: str, vocabulary: Path, tmp_path: Path) -> None:
+def test_from_yaml(data: str, vocabulary: Path, programs: Path, tmp_path: Path) -> None:
     configuration = {
         "common": {"user_dir": str(plugin_folder()), "cpu": True, "log_format": "json", "log_interval": 1},
         "task": {"_name": "caption", "data": data, "bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32},
@@ -113,7 +112,7 @@ def test_from_yaml(data: str, vocabulary: Path, tmp_path: Path) -> None:
         "checkpoint": {"no_save": True, "save_dir": str(tmp_path / "out")},
     }
     (tmp_path / "recipe.yaml").write_text("# @package _group_\n" + yaml.safe_dump(configuration))
-    command = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", tmp_path, "--config-name", "recipe"]
+    command = [programs / "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "recipe"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     words = [str(word) for word in [*command, f"hydra.run.dir={tmp_path}"]]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
