@@ -26,6 +26,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))  # where what tests share lies
 
+import quick_hydra  # noqa: F401 - makes it so
 from device_waits import DeviceWaits
 
 import narvl_plugin.registered  # noqa: F401 - registers the tasks

@@ -29,11 +29,16 @@ PROGRAMS = {
     "fairseq-validate": ("fairseq_cli.validate", "cli_main"),
     "fairseq-interactive": ("fairseq_cli.interactive", "cli_main"),
 }
+SLOW = (
+    *("torch", "torch._dynamo", "fairseq", "timm", "torchvision"),
+    *("emoji", "jinja2", "matplotlib.figure", "sentencepiece", "typer"),
+    "quick_hydra",
+)
 
 
 def serve(address: str) -> NoReturn:
     """Answer each request in a process of its own, for ever."""
-    for slow in ("torch", "torch._dynamo", "fairseq", "timm", "torchvision"):
+    for slow in SLOW:
         importlib.import_module(slow)
     logging.root.handlers.clear()  # fairseq logs while it is imported; programs set logging up before
     logging.root.setLevel(logging.WARNING)
