@@ -264,11 +264,14 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def run_train(quiet: None) -> Callable[..., None]:
-    """Give a function that runs fairseq-train in this process, as if no other run had left its best score there."""
+    """Give a function that runs fairseq-train in this process, as if no other run had left its best score there.
+
+    It reads rows in this process, too, unless told otherwise: a worker of each epoch would copy all that is in memory.
+    """
 
     def run(*arguments: object) -> None:
         vars(checkpoint_utils.save_checkpoint).pop("best", None)
-        parsed = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in arguments])
+        parsed = options.parse_args_and_arch(options.get_training_parser(), ["--num-workers=0", *map(str, arguments)])
         train.main(convert_namespace_to_omegaconf(parsed))
 
     return run
@@ -276,10 +279,10 @@ def run_train(quiet: None) -> Callable[..., None]:
 
 @pytest.fixture
 def run_generate(quiet: None) -> Callable[..., None]:
-    """Give a function that runs fairseq-generate in this process."""
+    """Give a function that runs fairseq-generate in this process, which reads rows, too, unless told otherwise."""
 
     def run(*arguments: object) -> None:
-        parsed = options.parse_args_and_arch(options.get_generation_parser(), [str(word) for word in arguments])
+        parsed = options.parse_args_and_arch(options.get_generation_parser(), ["--num-workers=0", *map(str, arguments)])
         generate.main(parsed)
 
     return run
