@@ -50,6 +50,7 @@ PRELOADED = (
     "forked-python",
     *(f"fairseq-{name}" for name in ("train", "generate", "validate", "hydra-train", "interactive")),
 )
+WHICH = shutil.which
 TEXTS_WITH_ANSWERS = (*CAPTIONS[:4], "yes", "no", "maybe", "0123456789.|!+")
 
 
@@ -245,6 +246,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide Java: METEOR, which is in Java, takes ten seconds to start, and has tests of its own."""
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "java" else WHICH(name))
 
 
 @pytest.fixture

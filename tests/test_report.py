@@ -27,7 +27,6 @@ from narvl_plugin.report.outputs import (
 from narvl_plugin.report.readings import Look, Reading, Slot, slot_kinds
 from narvl_plugin.report.subjects import Row
 from narvl_plugin.report.subjects.caption import CaptionSubject
-from narvl_plugin.scoring import tokenization
 
 SCENES = [
     ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
@@ -80,9 +79,8 @@ def caption_rows(tsv: Path) -> Sequence[Row]:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the output folder of a finished run, without checkpoints; Java, which is slow, is hidden."""
-    monkeypatch.setattr(tokenization.shutil, "which", lambda _: None)
+def run_folder(tmp_path: Path, no_java: None) -> Path:
+    """Make the output folder of a finished run, without checkpoints."""
     test_tsv = tmp_path / "data" / "caption" / "test.tsv"
     test_tsv.parent.mkdir(parents=True)
     rows = [

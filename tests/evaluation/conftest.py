@@ -16,15 +16,8 @@ from narvl_plugin.data.sources.refcoco import convert_refcoco
 from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 from narvl_plugin.data.sources.vqav2 import convert_vqav2
 from narvl_plugin.data.sources.writing import Pictures
-from narvl_plugin.scoring import tokenization
 
 COCO = {73: ("val", ["One cat"]), 74: ("test", ["a red dog runs fast"]), 75: ("test", ["two cats sleep on mats"])}
-
-
-@pytest.fixture
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score captions without METEOR, which takes seconds to start."""
-    monkeypatch.setattr(tokenization.shutil, "which", lambda name: None)
 
 
 @pytest.fixture

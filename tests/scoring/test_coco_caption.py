@@ -25,12 +25,6 @@ from narvl_plugin.scoring.coco_caption import (
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 
 
-@pytest.fixture
-def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide Java, which takes seconds to start and does not change these numbers."""
-    monkeypatch.setattr(tokenization.shutil, "which", lambda _: None)
-
-
 @pytest.mark.usefixtures("no_java")
 class TestByHand:
     """Values that a pencil gives."""

@@ -30,13 +30,13 @@ def test_plain_words(text: str, words: str) -> None:
     assert plain_words(text) == words
 
 
-def test_auto_is_plain_without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization.shutil, "which", lambda _: None)
+@pytest.mark.usefixtures("no_java")
+def test_auto_is_plain_without_java() -> None:
     assert tokenize_captions({"p": ["A dog.", ""]}) == ({"p": ["a dog", ""]}, "plain")
 
 
-def test_ptb_without_java_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization.shutil, "which", lambda _: None)
+@pytest.mark.usefixtures("no_java")
+def test_ptb_without_java_is_refused() -> None:
     with pytest.raises(RuntimeError, match="needs Java"):
         tokenize_captions({"p": ["a dog"]}, "ptb")
 

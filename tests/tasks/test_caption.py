@@ -91,6 +91,7 @@ def test_training_logs_no_cider(vocabulary: Path, criterion: Any) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("no_java")
 @pytest.mark.parametrize(("arch", "criterion"), [("ofa_nano", "label_smoothed_cross_entropy"), ("narvl_nano", "qctc")])
 def test_from_tsv_to_text_with_fairseqs_programs(
     arch: str,

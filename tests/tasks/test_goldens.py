@@ -1,5 +1,6 @@
 """What the published training and evaluation compute, task by task: losses, validation, hypotheses, results."""
 
+import functools
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -102,6 +103,18 @@ def make_case(goldens: Path, bpe_dir: Path) -> Callable[[str], Case]:
     return lambda name: Case(name, goldens, bpe_dir)
 
 
+@pytest.fixture(scope="module")
+def evaluate(goldens: Path, bpe_dir: Path, teacher: OfaModel) -> Callable[[str], tuple[Case, Any]]:
+    """Give a function that makes a case and searches its hypotheses, once, which takes seconds."""
+
+    @functools.cache
+    def search(name: str) -> tuple[Case, Any]:
+        case = Case(name, goldens, bpe_dir)
+        return case, case.task.inference_step(case.generator(teacher), [teacher], case.batch)
+
+    return search
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_losses(name: str, make_case: Callable[[str], Case], teacher: OfaModel) -> None:
     case = make_case(name)
@@ -148,9 +161,8 @@ def test_validation(name: str, metric: str, recorded: str, make_case: Callable[[
 
 
 @pytest.mark.parametrize("name", ["caption_stage1", "refcoco", "vqa_gen_beam", "vqa_gen_unconstrained"])
-def test_hypotheses(name: str, make_case: Callable[[str], Case], teacher: OfaModel) -> None:
-    case = make_case(name)
-    hypotheses = case.task.inference_step(case.generator(teacher), [teacher], case.batch)
+def test_hypotheses(name: str, evaluate: Callable[[str], tuple[Case, Any]]) -> None:
+    case, hypotheses = evaluate(name)
     prompts = case.batch.get("decoder_prompts", [torch.zeros(1)] * 3)
     for beam, expected, prompt in zip(hypotheses, case.golden["eval_tokens"], prompts, strict=True):
         begin = len(prompt) - 1  # the recorded hypotheses hold the prompt
@@ -160,9 +172,8 @@ def test_hypotheses(name: str, make_case: Callable[[str], Case], teacher: OfaMod
 
 
 @pytest.mark.parametrize("name", ["caption_stage1", "snli_ve", "vqa_gen", "vqa_gen_beam", "vqa_gen_unconstrained"])
-def test_results(name: str, make_case: Callable[[str], Case], teacher: OfaModel) -> None:
-    case = make_case(name)
-    hypotheses = case.task.inference_step(case.generator(teacher), [teacher], case.batch)
+def test_results(name: str, evaluate: Callable[[str], tuple[Case, Any]]) -> None:
+    case, hypotheses = evaluate(name)
     said = [case.task.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
     results = case.golden["eval_step"]["results"]
     assert said == [result.get("answer", result.get("caption")) for result in results]

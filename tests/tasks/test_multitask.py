@@ -294,6 +294,7 @@ def generated(
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("no_java")
 def test_from_a_mixture_to_each_members_answers(
     run_train: Callable[..., None],
     run_generate: Callable[..., None],

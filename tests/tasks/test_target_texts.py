@@ -12,7 +12,6 @@ from narvl_plugin.data.for_fairseq import fairseq_dictionary
 from narvl_plugin.data.text import TextCodec, clean_target
 from narvl_plugin.errors import InputError
 from narvl_plugin.evaluation.predictions import read_generated
-from narvl_plugin.scoring import tokenization
 from narvl_plugin.scoring.coco_caption import CocoCaptionScorer, score_captions
 from narvl_plugin.scoring.vqa import VqaScorer, soft_accuracy
 from narvl_plugin.tasks.target_texts import TargetTexts
@@ -36,6 +35,7 @@ def written_targets(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("no_java")
 @pytest.mark.parametrize(("arch", "criterion", "nbest"), [("ofa_tiny", "cross_entropy", 2), ("narvl_tiny", "qctc", 1)])
 def test_captions_are_scored_against_the_text_of_the_file(
     make_model: Callable[..., Path],
@@ -49,7 +49,6 @@ def test_captions_are_scored_against_the_text_of_the_file(
     criterion: str,
     nbest: int,
 ) -> None:
-    monkeypatch.setattr(tokenization.shutil, "which", lambda name: None)
     scored: list[tuple[str, str]] = []
     monkeypatch.setattr(CocoCaptionScorer, "add_string", lambda self, ref, pred: scored.append((ref, pred)))
     monkeypatch.setattr(CocoCaptionScorer, "result_string", lambda self: "")
@@ -143,9 +142,9 @@ def test_a_text_is_one_line(codec: TextCodec, monkeypatch: pytest.MonkeyPatch) -
     assert TargetTexts(codec).decode("x") == "a cat  on a mat"
 
 
-def test_score_is_that_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_java")
+def test_score_is_that_of_the_text() -> None:
     """A reference whose letters are lost has other words."""
-    monkeypatch.setattr(tokenization.shutil, "which", lambda name: None)
     said = {"p": "Ôné dög", "q": "a cat"}
     assert score_captions(said, {"p": ["Ôné dög"], "q": ["a cat"]}).values["CIDEr"] == pytest.approx(5)
     assert score_captions(said, {"p": ["<<unk>>n<<unk>> d<<unk>>g"], "q": ["a cat"]}).values["CIDEr"] < 3
