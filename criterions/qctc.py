@@ -66,7 +66,7 @@ class QueryCtcCriterion(QueryCriterion):
         self.score_weight = score_weight
         self.reference_loss = reference_loss
 
-    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         return query_ctc_any_loss(logits, targets, target_lengths, blank=blank)
 

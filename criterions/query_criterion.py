@@ -16,7 +16,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import queries_needed
+from narvl_plugin.ctc import min_queries
 from narvl_plugin.ctc.lattice import accumulation_dtype
 from narvl_plugin.data.survey import does_not_fit
 
@@ -55,7 +55,7 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
 
 
 class QueryCriterion(FairseqCriterion):
-    """Base class of the losses for parallel models; subclasses give `any_losses`.
+    """Base class of the losses for parallel models; subclasses give `losses_over_references`.
 
     Every query predicts a label or the blank. The model's logits are (B, N, V), and its attribute `blank` is the
     blank's label. A batch holds:
@@ -79,7 +79,7 @@ class QueryCriterion(FairseqCriterion):
         self.label_smoothing = label_smoothing
         self.eos = task.target_dictionary.eos()
 
-    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the negative log of the summed likelihood of each sample's targets.
 
         Args:
@@ -139,7 +139,7 @@ class QueryCriterion(FairseqCriterion):
         choices, choice_lengths = targets[:, None], lengths[:, None]
         if alternatives is not None:
             choices, choice_lengths = alternatives, self.alternative_lengths(alternatives, logits.size(1))
-        nll = self.any_losses(logits, choices, choice_lengths, blank=blank)
+        nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
         if weights is not None:
@@ -184,7 +184,7 @@ class QueryCriterion(FairseqCriterion):
         """
         targets = alternatives.flatten(0, 1)
         lengths = self.target_lengths(targets)
-        counts = (lengths > 0) & (queries_needed(targets, lengths) <= num_queries)
+        counts = (lengths > 0) & (min_queries(targets, lengths) <= num_queries)
         return lengths.masked_fill(~counts, -1).view(alternatives.shape[:2])
 
     def target_lengths(self, targets: Tensor) -> Tensor:
@@ -216,13 +216,13 @@ class QueryCriterion(FairseqCriterion):
             return [size + closing for size in lengths], [size + closing for size in needs]
         targets = sample["target"]
         lengths = self.target_lengths(targets)
-        needs = queries_needed(targets, lengths)
+        needs = min_queries(targets, lengths)
         if "alternatives" in sample:
             shape = sample["alternatives"].shape[:2]
             others = sample["alternatives"].flatten(0, 1)
             of_each = self.target_lengths(others)
             unlimited = torch.iinfo(of_each.dtype).max
-            needs = queries_needed(others, of_each).masked_fill(of_each == 0, unlimited).view(shape).amin(1)
+            needs = min_queries(others, of_each).masked_fill(of_each == 0, unlimited).view(shape).amin(1)
         return lengths.tolist(), needs.tolist()
 
     def fits(self, needs: list[int], num_queries: int, where: list[str], *, is_training: bool) -> list[int]:

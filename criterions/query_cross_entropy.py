@@ -8,7 +8,7 @@ from fairseq.criterions import register_criterion
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
-from narvl_plugin.ctc.lattice import accumulation_dtype, inside, repeats
+from narvl_plugin.ctc.lattice import accumulation_dtype, length_mask, repeats
 
 
 def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *, blank: int) -> Tensor:
@@ -28,7 +28,7 @@ def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *,
     paths = targets.new_full((targets.size(0), num_queries + 1), blank)
     query = torch.arange(targets.size(1), device=targets.device) + repeats(targets, target_lengths).cumsum(1)
     # Padding is written to an extra query, which is removed.
-    query = torch.where(inside(target_lengths, targets.size(1)), query, num_queries)
+    query = torch.where(length_mask(target_lengths, targets.size(1)), query, num_queries)
     return paths.scatter_(1, query, targets)[:, :num_queries]
 
 
@@ -36,7 +36,7 @@ def straight_paths(targets: Tensor, target_lengths: Tensor, num_queries: int, *,
 class QueryCrossEntropyCriterion(QueryCriterion):
     """Negative log-probability of the one path that assigns the tokens to the first queries; see `straight_paths`."""
 
-    def any_losses(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the cross entropy over each sample's straight paths: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
         shape = target_lengths.shape
         lengths = target_lengths.clamp(min=0).flatten()

@@ -13,11 +13,11 @@ from narvl_plugin.bench.floor import distance_to_floor
 from narvl_plugin.bench.limit import UNSEEN, Pair, limit
 from narvl_plugin.bench.loss import loss_costs
 from narvl_plugin.ctc import (
-    Lengths,
+    LengthRange,
     build_trie,
+    constrained_outputs,
     constrained_search,
     greedy,
-    language_outputs,
     prefix_beam_search,
     query_ctc_loss,
     score_targets,
@@ -96,15 +96,15 @@ def test_searches_agree(log_probs: Tensor) -> None:
     sizes = {"blank": BLANK, "beam_size": 4, "nbest": 4, "top_k": 8}
     for one, other in zip(prefix_beam_search(there, **sizes), prefix_beam_search(log_probs, **sizes), strict=True):
         assert [hypothesis.tokens.tolist() for hypothesis in one] == [found.tokens.tolist() for found in other]
-    language = Lengths(2, 3)
+    constraint = LengthRange(2, 3)
     for one, other in zip(
-        constrained_search(there, language, blank=BLANK),
-        constrained_search(log_probs, language, blank=BLANK),
+        constrained_search(there, constraint, blank=BLANK),
+        constrained_search(log_probs, constraint, blank=BLANK),
         strict=True,
     ):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert float(one.score) == pytest.approx(float(other.score), rel=1e-4)
-    found = language_outputs(there, language, blank=BLANK, beam_size=4, top_k=8, no_repeat_ngram=0)
+    found = constrained_outputs(there, constraint, blank=BLANK, beam_size=4, top_k=8, no_repeat_ngram=0)
     scores = score_targets(there, found.tokens, found.lengths, blank=BLANK)
     torch.testing.assert_close(
         scores.cpu(),

@@ -326,12 +326,12 @@ def test_what_cannot_be_exported_is_refused(make_model: Callable[..., Path], tmp
         export(teacher, tmp_path / "out", to="torch-export", int8=True)
 
 
-@pytest.mark.parametrize("trunk", ["test_resnet", "tf_efficientnet_lite0"])
-def test_a_graph_of_any_side_says_what_the_model_does(trunk: str) -> None:
+@pytest.mark.parametrize("backbone", ["test_resnet", "tf_efficientnet_lite0"])
+def test_a_graph_of_any_side_says_what_the_model_does(backbone: str) -> None:
     """Also where the side is no multiple of the 16 pixels of a patch, of which there is then one more."""
     torch.manual_seed(1)
     sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
-    options = {"encoder_attention_heads": 2, "vision_trunk": trunk, "vision_pretrained": False}
+    options = {"encoder_attention_heads": 2, "vision_trunk": backbone, "vision_pretrained": False}
     model = build("narvl_tiny", vocab_size=50, num_queries=6, **sizes, **options).eval()
     prompts = torch.randint(4, 49, (2, 7))
     prompts[0, 5:] = 1

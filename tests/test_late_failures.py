@@ -23,7 +23,7 @@ from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 from narvl_plugin.export import export
 from narvl_plugin.inference import calibration, features
 from narvl_plugin.inference.calibration import calibrate, keep_calibration
-from narvl_plugin.inference.captioning import caption_pictures
+from narvl_plugin.inference.captioning import caption_images
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.models.interop import FIXED_FLAGS
 from narvl_plugin.report import build_report
@@ -44,8 +44,8 @@ def invoke(*words: object) -> None:
 FILES: dict[str, Command] = {
     "features": lambda file, out: features.write_features(file, out, arch="narvl_nano", patch_image_size=32),
     "distill": lambda file, out: distill(teacher=file, data=file, out=out),
-    "caption": lambda file, out: caption_pictures([file], checkpoint=file, out=out),
-    "caption as json": lambda file, out: caption_pictures([file], checkpoint=file, out=out.with_suffix(".json")),
+    "caption": lambda file, out: caption_images([file], checkpoint=file, out=out),
+    "caption as json": lambda file, out: caption_images([file], checkpoint=file, out=out.with_suffix(".json")),
     "convert": lambda file, out: conversion.convert(file, out),
     "convert to safetensors": lambda file, out: conversion.convert(file, out.with_suffix(".safetensors")),
     "calibrate": lambda file, out: calibrate(file, file, out=out),
@@ -74,7 +74,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(loading, "load", work)
     monkeypatch.setattr(limit, "Pair", work)
     monkeypatch.setattr(benchmarks, "evaluate", work)
-    monkeypatch.setattr(features, "build_trunk", work)
+    monkeypatch.setattr(features, "build_backbone", work)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", work)
     monkeypatch.setattr(conversion, "read_checkpoint", work)
     monkeypatch.setattr(calibration, "read_checkpoint", work)

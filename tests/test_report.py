@@ -24,9 +24,9 @@ from narvl_plugin.report.outputs import (
     read_rows,
     read_training_log,
 )
-from narvl_plugin.report.readings import Look, Reading, Slot, slot_kinds
+from narvl_plugin.report.readings import AttentionMap, QueryView, Slot, slot_kinds
 from narvl_plugin.report.subjects import Row
-from narvl_plugin.report.subjects.caption import CaptionSubject
+from narvl_plugin.report.subjects.caption import CaptionReport
 
 SCENES = [
     ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
@@ -75,7 +75,7 @@ def generated_file(captions: Sequence[str]) -> str:
 
 def caption_rows(tsv: Path) -> Sequence[Row]:
     """Read a test file of captions."""
-    return read_rows(tsv, CaptionSubject(None, tsv.parent))
+    return read_rows(tsv, CaptionReport(None, tsv.parent))
 
 
 @pytest.fixture
@@ -162,7 +162,9 @@ def test_page_stands_alone(run_folder: Path) -> None:
 
 def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [Slot("owl", 0.875, "token"), Slot("owl", 0.5, "repeat"), Slot("", 0.99, "blank")]
-    reading = Reading(slots, [Look("owl", "data:image/jpeg;base64,AAAA")], [("an owl", 0.5), ("an eagle", 0.25)])
+    reading = QueryView(
+        slots, [AttentionMap("owl", "data:image/jpeg;base64,AAAA")], [("an owl", 0.5), ("an eagle", 0.25)]
+    )
     monkeypatch.setattr(build, "_readings", lambda student, shown, pictures: [reading for _ in shown])
     build_report(run_folder, pictures=2)
     page = (run_folder / "report.html").read_text()

@@ -12,8 +12,8 @@ import pytest
 
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.report import build, build_report
-from narvl_plugin.report.subjects.refcoco import RefcocoSubject
-from narvl_plugin.report.subjects.vqa_gen import VqaGenSubject
+from narvl_plugin.report.subjects.refcoco import RefcocoReport
+from narvl_plugin.report.subjects.vqa_gen import VqaGenReport
 
 Rows = list[list[str]]
 QUESTIONS = {  # confidences by vqa_rows: red 1; two 0.6, a red hat 0.3; a cat 0.9, a dog 0.3; red 1
@@ -142,7 +142,7 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
 
 def test_bins_may_cover_more_than_the_picture(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoSubject(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
     assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
@@ -154,7 +154,7 @@ def test_features_of_unknown_size_are_a_bad_row(tmp_path: Path, refcoco_rows: Ro
     np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
     refcoco_rows[0][4] = "features.npy"
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoSubject(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
     with pytest.raises(BadRow, match=r"test\.tsv:1: the image column holds features that do not tell the size"):
         subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
 
@@ -170,7 +170,7 @@ def test_image_ids_do_not_name_questions(
     vqa_rows[1][0] = vqa_rows[0][0]
     with pytest.raises(InputError, match="4 rows of the test file share 3 ids"):
         report_on("vqa_gen", vqa_rows, QUESTIONS)
-    subject = VqaGenSubject(None, tmp_path)
+    subject = VqaGenReport(None, tmp_path)
     assert subject.read(0, ["q7", "what?", "1.0|!+red"], "test.tsv:1").ids == ("q7",)
 
 

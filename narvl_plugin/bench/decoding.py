@@ -100,7 +100,7 @@ def decoding(
                 said = [predictor.hypotheses(batch)]
                 best = said[0][0]
                 (quality,) = task.validation_scores(batch, said)[task.validation_metrics[0]]
-                (right,) = task.right(batch, said)
+                (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))
     stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)

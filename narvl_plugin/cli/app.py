@@ -182,9 +182,9 @@ def caption(
 
     Each line of the output holds a path and a caption. Lines are in the order of the paths.
     """
-    from narvl_plugin.inference.captioning import caption_pictures
+    from narvl_plugin.inference.captioning import caption_images
 
-    count = caption_pictures(
+    count = caption_images(
         pictures,
         checkpoint=checkpoint,
         out=out,

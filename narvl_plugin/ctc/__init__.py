@@ -10,16 +10,16 @@ from narvl_plugin.ctc.alignment import (
     viterbi,
 )
 from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
-from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, language_outputs, prefix_beam_search
+from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
 from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
-from narvl_plugin.ctc.constraints import Automaton, Language, Lengths, Ordered, one_of, sequence_of
+from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, queries_needed
+from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.outputs import Outputs, Scored
-from narvl_plugin.ctc.sampling import expected_score, outputs_of, sample_paths, spread_paths
+from narvl_plugin.ctc.sampling import expected_score, outputs_of, quasi_random_paths, sample_paths
 
 __all__ = [
     "total_scores",
@@ -35,9 +35,9 @@ __all__ = [
     "Automaton",
     "Collapsed",
     "Hypothesis",
-    "Language",
-    "Lengths",
-    "Ordered",
+    "OutputConstraint",
+    "LengthRange",
+    "OrderedTokens",
     "Outputs",
     "Scored",
     "TargetsDoNotFit",
@@ -50,12 +50,12 @@ __all__ = [
     "expected_score",
     "greedy",
     "hypotheses_of",
-    "language_outputs",
+    "constrained_outputs",
     "log_sum_exp",
     "one_of",
     "outputs_of",
     "prefix_beam_search",
-    "queries_needed",
+    "min_queries",
     "query_ctc_any_loss",
     "query_ctc_loss",
     "sample_paths",
@@ -63,7 +63,7 @@ __all__ = [
     "score_targets",
     "score_trie",
     "sequence_of",
-    "spread_paths",
+    "quasi_random_paths",
     "token_posteriors",
     "viterbi",
 ]

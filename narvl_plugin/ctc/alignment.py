@@ -16,7 +16,7 @@ from narvl_plugin.ctc.lattice import (
     build_lattice,
     check_targets,
     forward_scores,
-    inside,
+    length_mask,
     log_marginals,
     posteriors,
     skip_costs,
@@ -87,7 +87,7 @@ def token_posteriors(log_probs: Tensor, targets: Tensor, target_lengths: Tensor,
     """
     lattice = build_lattice(targets, target_lengths, blank=blank)
     shares = state_posteriors(state_emissions(log_probs, lattice), lattice)[:, :, 1::2].transpose(1, 2)
-    return shares * inside(target_lengths, targets.size(1))[..., None]
+    return shares * length_mask(target_lengths, targets.size(1))[..., None]
 
 
 def state_posteriors(emissions: Tensor, lattice: Lattice) -> Tensor:

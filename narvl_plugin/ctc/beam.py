@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc.constrained import Greedy, constrain
-from narvl_plugin.ctc.constraints import Language
+from narvl_plugin.ctc.constraints import OutputConstraint
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
 from narvl_plugin.ctc.outputs import Outputs, Scored
@@ -119,9 +119,9 @@ def beam_outputs(
     return found.with_scores(scores.masked_fill(scores < IMPOSSIBLE / 2, -torch.inf))
 
 
-def language_outputs(
+def constrained_outputs(
     log_probs: Tensor,
-    language: Language,
+    constraint: OutputConstraint,
     *,
     blank: int,
     beam_size: int,
@@ -136,7 +136,7 @@ def language_outputs(
 
     Args:
         log_probs: (B, N, V), normalised.
-        language: the constraint on the outputs.
+        constraint: the constraint on the outputs.
         blank: the label of the blank.
         beam_size: see `beam_outputs`.
         top_k: see `beam_outputs`.
@@ -149,9 +149,9 @@ def language_outputs(
         ValueError: if every valid output needs more than N queries.
     """
     asked = BeamAndGreedy.of(
-        log_probs, language, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
+        log_probs, constraint, blank=blank, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram
     )
-    found = to_host(asked).join(log_probs, language, blank=blank, no_repeat_ngram=no_repeat_ngram)
+    found = to_host(asked).join(log_probs, constraint, blank=blank, no_repeat_ngram=no_repeat_ngram)
     tokens, lengths, scores, _ = found
     return Outputs(*(part.to(log_probs.device) for part in (tokens, lengths, scores)))
 
@@ -166,7 +166,7 @@ class BeamAndGreedy(NamedTuple):
     def of(
         cls,
         log_probs: Tensor,
-        language: Language,
+        constraint: OutputConstraint,
         *,
         blank: int,
         beam_size: int,
@@ -175,7 +175,7 @@ class BeamAndGreedy(NamedTuple):
     ) -> "BeamAndGreedy":
         """Run both searches on (B, N, V) without a synchronisation with the device."""
         search = partial(beam_outputs, beam_size=beam_size, top_k=top_k, no_repeat_ngram=no_repeat_ngram)
-        labels = language.alphabet()
+        labels = constraint.alphabet()
         if labels is None:
             found = search(log_probs, blank=blank)
         else:
@@ -185,26 +185,26 @@ class BeamAndGreedy(NamedTuple):
         longest = log_probs.size(1)
         if log_probs.device.type == "cpu":  # on a device, this would synchronise
             longest = int(found.lengths.max()) if len(log_probs) else 0
-        fits = language.to(log_probs.device).accepts(
+        fits = constraint.to(log_probs.device).accepts(
             found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten()
         )
         found = found._replace(scores=found.scores.masked_fill(~fits.view_as(found.lengths), -torch.inf))
-        return cls(found.explained_by(log_probs, blank=blank), Greedy.of(log_probs, language, blank=blank))
+        return cls(found.explained_by(log_probs, blank=blank), Greedy.of(log_probs, constraint, blank=blank))
 
-    def join(self, log_probs: Tensor, language: Language, *, blank: int, no_repeat_ngram: int) -> Outputs:
+    def join(self, log_probs: Tensor, constraint: OutputConstraint, *, blank: int, no_repeat_ngram: int) -> Outputs:
         """Merge the outputs of both searches on the CPU.
 
         Args:
             log_probs: (B, N, V), on any device; paths are searched in it.
-            language: the constraint on the outputs.
+            constraint: the constraint on the outputs.
             blank: the label of the blank.
-            no_repeat_ngram: see `language_outputs`.
+            no_repeat_ngram: see `constrained_outputs`.
 
         Returns:
             The outputs of each sample on the CPU, best first.
         """
         found, scores = self.beam, self.beam.scores
-        _, best = constrain(self.greedy, log_probs, language, blank=blank)
+        _, best = constrain(self.greedy, log_probs, constraint, blank=blank)
         tokens = F.pad(best.tokens, (0, found.tokens.size(2) - best.tokens.size(2)), value=blank)
         known = ((found.tokens == tokens).all(2) & (scores > -torch.inf)).any(1, keepdim=True)
         if no_repeat_ngram:

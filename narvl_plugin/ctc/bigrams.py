@@ -10,7 +10,7 @@ Legend: B batch, N queries, V labels, K targets of a sample, S padded target len
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc.lattice import accumulation_dtype, gather_labels, inside
+from narvl_plugin.ctc.lattice import accumulation_dtype, gather_labels, length_mask
 
 
 def silence_between(blank_log_probs: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def bigram_f1(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank:
     probs = logits.softmax(2, dtype=accumulation_dtype(logits.dtype))
     if longest < 2:
         return probs.new_zeros(batch, num_targets)
-    within = inside(target_lengths.flatten(), longest).view_as(targets)
+    within = length_mask(target_lengths.flatten(), longest).view_as(targets)
     labels = targets.masked_fill(~within, blank)
     present = within[:, :, 1:]  # (B, K, S - 1): bigram s is token s and the next
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc.alignment import total_scores
 from narvl_plugin.ctc.collapse import Hypothesis, Paths, collapse, hypotheses_of
-from narvl_plugin.ctc.constraints import Language
+from narvl_plugin.ctc.constraints import OutputConstraint
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import build_lattice
 from narvl_plugin.ctc.outputs import Outputs
@@ -29,15 +29,15 @@ class Greedy(NamedTuple):
     accepted: Tensor
 
     @classmethod
-    def of(cls, log_probs: Tensor, language: Language, *, blank: int) -> "Greedy":
+    def of(cls, log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> "Greedy":
         """Take the most probable labels of (B, N, V) without a synchronisation with the device."""
         labels = log_probs.argmax(2)
         tokens, _, lengths = collapse(labels, blank=blank)
-        accepted = language.to(log_probs.device).accepts(tokens, lengths)
+        accepted = constraint.to(log_probs.device).accepts(tokens, lengths)
         return cls(*Paths.of(log_probs, labels, blank=blank), accepted)
 
 
-def constrained_search(log_probs: Tensor, language: Language, *, blank: int) -> list[Hypothesis]:
+def constrained_search(log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> list[Hypothesis]:
     """Find the most probable path whose output satisfies a constraint.
 
     If the greedy path is valid, it is the best; the other samples are searched exactly. The score is the
@@ -45,7 +45,7 @@ def constrained_search(log_probs: Tensor, language: Language, *, blank: int) -> 
 
     Args:
         log_probs: (B, N, V), normalised. The device is synchronised once, or twice if some samples are searched.
-        language: the constraint on the outputs.
+        constraint: the constraint on the outputs.
         blank: the label of the blank.
 
     Returns:
@@ -54,17 +54,19 @@ def constrained_search(log_probs: Tensor, language: Language, *, blank: int) -> 
     Raises:
         ValueError: if every valid output needs more than N queries.
     """
-    greedy = to_host(Greedy.of(log_probs, language, blank=blank))
-    return constrain(greedy, log_probs, language, blank=blank)[0]
+    greedy = to_host(Greedy.of(log_probs, constraint, blank=blank))
+    return constrain(greedy, log_probs, constraint, blank=blank)[0]
 
 
-def constrain(greedy: Greedy, log_probs: Tensor, language: Language, *, blank: int) -> tuple[list[Hypothesis], Outputs]:
+def constrain(
+    greedy: Greedy, log_probs: Tensor, constraint: OutputConstraint, *, blank: int
+) -> tuple[list[Hypothesis], Outputs]:
     """Complete a constrained search from its greedy paths.
 
     Args:
         greedy: the greedy paths, on the CPU.
         log_probs: (B, N, V), on any device.
-        language: the constraint on the outputs.
+        constraint: the constraint on the outputs.
         blank: the label of the blank.
 
     Returns:
@@ -76,7 +78,7 @@ def constrain(greedy: Greedy, log_probs: Tensor, language: Language, *, blank: i
     labels, near, accepted = greedy
     rows = (~accepted).nonzero()[:, 0]
     if len(rows):
-        searched = language.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
+        searched = constraint.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
         labels, near = labels.index_copy(0, rows, searched.labels), near.index_copy(0, rows, searched.log_probs)
     paths = Paths(labels, near)
     tokens, queries, lengths = collapse(labels, blank=blank)

@@ -19,13 +19,13 @@ from narvl_plugin.ctc.host import to_host
 NEVER = -torch.inf
 
 
-class Language(Protocol):
+class OutputConstraint(Protocol):
     """A set of valid outputs."""
 
-    def to(self, device: torch.device) -> "Language":
+    def to(self, device: torch.device) -> "OutputConstraint":
         """Return the same constraint on another device."""
 
-    def ending_in(self, label: int) -> "Language":
+    def ending_in(self, label: int) -> "OutputConstraint":
         """Return the constraint that also accepts each valid output followed by `label`."""
 
     def alphabet(self) -> Tensor | None:
@@ -97,7 +97,7 @@ class Automaton(NamedTuple):
         return (reached & self.accepting).any(1)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path to a valid output; see `Language.best_paths`."""
+        """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`."""
         vocabulary, automaton = self.numbered()
         read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
         paths, scores = automaton.search(read.log_probs, blank=len(vocabulary))
@@ -179,7 +179,7 @@ def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
     return Automaton(trie.parents[1:], trie.labels[1:], places, accepting)
 
 
-class Ordered(NamedTuple):
+class OrderedTokens(NamedTuple):
     """The outputs of `sequence_of` in which certain tokens are in order.
 
     Attributes:
@@ -190,13 +190,13 @@ class Ordered(NamedTuple):
     automaton: Automaton
     pairs: tuple[tuple[int, int], ...]
 
-    def to(self, device: torch.device) -> "Ordered":
+    def to(self, device: torch.device) -> "OrderedTokens":
         """Return the same constraint on another device."""
-        return Ordered(self.automaton.to(device), self.pairs)
+        return OrderedTokens(self.automaton.to(device), self.pairs)
 
-    def ending_in(self, label: int) -> "Ordered":
+    def ending_in(self, label: int) -> "OrderedTokens":
         """Return the constraint that also accepts each valid output followed by `label`."""
-        return Ordered(self.automaton.ending_in(label), self.pairs)
+        return OrderedTokens(self.automaton.ending_in(label), self.pairs)
 
     def alphabet(self) -> Tensor:
         """Return the distinct labels of the valid outputs."""
@@ -230,7 +230,7 @@ class Ordered(NamedTuple):
         """
         vocabulary, automaton = self.automaton.numbered()  # numbers keep the order of the labels
         read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
-        numbered = Ordered(automaton, self.pairs)
+        numbered = OrderedTokens(automaton, self.pairs)
         paths = [numbered._best_path(row[None], len(vocabulary)) for row in read.log_probs]
         return read.paths(torch.cat(paths))
 
@@ -259,7 +259,7 @@ class Ordered(NamedTuple):
         raise no_path(log_probs)
 
 
-class Lengths(NamedTuple):
+class LengthRange(NamedTuple):
     """All outputs of `minimum` to `maximum` tokens.
 
     Attributes:
@@ -272,13 +272,13 @@ class Lengths(NamedTuple):
     maximum: int
     end: int | None = None
 
-    def to(self, device: torch.device) -> "Lengths":
+    def to(self, device: torch.device) -> "LengthRange":
         """Return the constraint itself; it holds no tensors."""
         return self
 
-    def ending_in(self, label: int) -> "Lengths":
+    def ending_in(self, label: int) -> "LengthRange":
         """Return the constraint on outputs without `label`, except that it may come last and does not count."""
-        return Lengths(self.minimum, self.maximum, label)
+        return LengthRange(self.minimum, self.maximum, label)
 
     def alphabet(self) -> None:
         """Return None: any label may occur."""
@@ -296,7 +296,7 @@ class Lengths(NamedTuple):
         return within & (lengths >= self.minimum) & (lengths <= self.maximum)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path to a valid output; see `Language.best_paths`."""
+        """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`."""
         num_queries = log_probs.size(1)
         excluded = [blank] if self.end is None else [blank, self.end]
         found = torch.stack([labels_of_best_runs(row, excluded) for row in log_probs])  # with duplicates

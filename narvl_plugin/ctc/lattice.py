@@ -51,7 +51,7 @@ class Lattice(NamedTuple):
     final: Tensor
 
 
-def inside(lengths: Tensor, size: int) -> Tensor:
+def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return the mask of positions before each sample's length: (B,) lengths -> (B, size) bool."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
@@ -59,10 +59,10 @@ def inside(lengths: Tensor, size: int) -> Tensor:
 def repeats(targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Mark the tokens that equal the token before them: (B, S), (B,) -> (B, S) bool, false on padding."""
     equal = F.pad(targets[:, 1:] == targets[:, :-1], (min(1, targets.size(1)), 0))
-    return equal & inside(target_lengths, targets.size(1))
+    return equal & length_mask(target_lengths, targets.size(1))
 
 
-def queries_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
+def min_queries(targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Count the queries of the shortest path of each target: its tokens, and a blank between equal neighbours.
 
     Args:
@@ -96,8 +96,8 @@ def check_targets(
     bounded = (("target", target_lengths, targets.size(1)), ("query", query_lengths, num_queries))
     outside = [(lengths < 0) | (lengths > limit) for _, lengths, limit in bounded]
     unusable = (targets < 0) | (targets >= num_labels) | (targets == blank)
-    unusable &= inside(target_lengths, targets.size(1))
-    needs = queries_needed(targets, target_lengths)
+    unusable &= length_mask(target_lengths, targets.size(1))
+    needs = min_queries(targets, target_lengths)
     too_long = needs > query_lengths
     if not bool(unusable.any() | (too_long | outside[0] | outside[1]).any()):  # one synchronisation if all is well
         return
@@ -127,7 +127,7 @@ def build_lattice(targets: Tensor, target_lengths: Tensor, *, blank: int) -> Lat
         The lattice, (B, L).
     """
     batch, longest = targets.shape
-    within = inside(target_lengths, longest)
+    within = length_mask(target_lengths, longest)
     labels = targets.new_full((batch, 2 * longest + 1), blank, dtype=torch.long)
     labels[:, 1::2] = targets.masked_fill(~within, blank)
     skip = torch.zeros_like(labels, dtype=torch.bool)

@@ -18,7 +18,7 @@ from narvl_plugin.ctc.lattice import (
     check_targets,
     forward_scores,
     gather_labels,
-    inside,
+    length_mask,
     log_marginals,
     posteriors,
     state_emissions,
@@ -71,7 +71,7 @@ class _QueryCtc(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, blank: int
     ) -> Tensor:
-        ctx.in_use = None if query_lengths is None else inside(query_lengths, logits.size(1))
+        ctx.in_use = None if query_lengths is None else length_mask(query_lengths, logits.size(1))
         if query_lengths is None:
             query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
         shape = target_lengths.shape

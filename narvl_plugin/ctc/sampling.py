@@ -26,7 +26,7 @@ def sample_paths(logits: Tensor, number: int) -> Tensor:
     return drawn.unflatten(0, logits.shape[:2]).transpose(1, 2)
 
 
-def spread_paths(log_probs: Tensor, number: int) -> Tensor:
+def quasi_random_paths(log_probs: Tensor, number: int) -> Tensor:
     """Draw the same evenly spread paths each time, without random numbers.
 
     Means over them are closer to the expectation than means over as many random paths. A power of two is the best M.

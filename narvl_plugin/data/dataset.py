@@ -202,7 +202,7 @@ class TsvDataset(Rows):
         """Return the prompt of a teacher's decoder, int64 (P,), for a source (S,): `<s>` alone."""
         return source[:1]
 
-    def queries_needed(self, row: int) -> int:
+    def min_queries(self, row: int) -> int:
         """Return the largest number of queries that a row needs in any of the epochs. The image is not decoded.
 
         Raises:

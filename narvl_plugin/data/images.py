@@ -29,11 +29,11 @@ with without_compiler():
 _AVIF = find_spec("PIL._avif") is not None  # in Pillow from 11.3 on, if it was built with the library
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
 """Formats that Pillow may recognise by a file's content. For other formats, such as EPS, it would run programs."""
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *([".avif"] if _AVIF else []),
 )
-PATH_SUFFIXES = (*PICTURE_SUFFIXES, ".npy")
+PATH_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 NPY_MAGIC = b"\x93NUMPY"
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", NPY_MAGIC)
 """First bytes of files that are expected here."""

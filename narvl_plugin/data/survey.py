@@ -52,7 +52,7 @@ def survey(dataset: TsvDataset, num_queries: int | None, *, keeps_eos: bool = Fa
     needs, too_long, unusable = [], 0, []
     for row in rows:
         try:
-            need = dataset.queries_needed(row) + keeps_eos
+            need = dataset.min_queries(row) + keeps_eos
         except BadRow as error:
             unusable.append(error)
             continue

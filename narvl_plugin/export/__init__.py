@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from narvl_plugin.ctc import Lengths, Ordered
+from narvl_plugin.ctc import LengthRange, OrderedTokens
 from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
@@ -165,14 +165,14 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
         "no_repeat_ngram": options.get("no_repeat_ngram", 0),
         "odds": model.odds,
     }
-    language = options["language"].ending_in(eos)
+    constraint = options["constraint"].ending_in(eos)
     if "answers" in options:
         found["answers"] = [answer.tolist() for answer in options["answers"]]
-    elif isinstance(language, Lengths):
-        found |= {"minimum": language.minimum, "maximum": language.maximum}
+    elif isinstance(constraint, LengthRange):
+        found |= {"minimum": constraint.minimum, "maximum": constraint.maximum}
     else:
-        pairs = language.pairs if isinstance(language, Ordered) else ()
-        automaton = language.automaton if isinstance(language, Ordered) else language
+        pairs = constraint.pairs if isinstance(constraint, OrderedTokens) else ()
+        automaton = constraint.automaton if isinstance(constraint, OrderedTokens) else constraint
         found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
     settings = {"search": found, "abstain_below": task.cfg.abstain_below}
     if task.bins is not None:

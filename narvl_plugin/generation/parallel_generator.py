@@ -14,15 +14,15 @@ from narvl_plugin.ctc import (
     BeamAndGreedy,
     Greedy,
     Hypothesis,
-    Language,
-    Lengths,
+    LengthRange,
+    OutputConstraint,
     Outputs,
     best_states,
     build_lattice,
     constrain,
     hypotheses_of,
     outputs_of,
-    spread_paths,
+    quasi_random_paths,
     state_posteriors,
     to_host,
     total_scores,
@@ -60,7 +60,7 @@ class ParallelGenerator:
             prints (query, place in the output), with "soft" the probability that each query says each token, as text.
         beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows.
         nbest: outputs of the beam to return of each sample.
-        language: the outputs that there are, where not all sequences of tokens are; then nothing else is said.
+        constraint: the outputs that there are, where not all sequences of tokens are; then nothing else is said.
         no_repeat_ngram: where above 0, the size of n-grams of which no output may have one twice; a beam of 1 then
             follows a single output.
         answers: the outputs that there are, each (T,), where they are a closed list: all are scored.
@@ -83,7 +83,7 @@ class ParallelGenerator:
         print_alignment: str | None = None,
         beam_size: int = 1,
         nbest: int = 1,
-        language: Language | None = None,
+        constraint: OutputConstraint | None = None,
         no_repeat_ngram: int = 0,
         answers: Sequence[Tensor] | None = None,
         agreement: Agreement | None = None,
@@ -100,7 +100,7 @@ class ParallelGenerator:
         self.print_alignment = print_alignment
         self.beam_size = beam_size
         self.nbest = nbest
-        self.language = (language or Lengths(0, num_queries)).ending_in(self.eos)
+        self.constraint = (constraint or LengthRange(0, num_queries)).ending_in(self.eos)
         self.no_repeat_ngram = no_repeat_ngram
         self.answers = None if answers is None else AnswerList.of(answers, self.eos, self.blank)
         self.agreement = agreement
@@ -133,13 +133,13 @@ class ParallelGenerator:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
         with believing() as doubts:
             log_probs = self._log_probs(models, sample["net_input"])
-        drawn = None if self.output_scores is None else spread_paths(log_probs, PATHS_DRAWN)
+        drawn = None if self.output_scores is None else quasi_random_paths(log_probs, PATHS_DRAWN)
         # A GPU is waited for here, and once more where paths into the language are searched; the rest is on the CPU.
         asked, drawn, flags = to_host((self._ask(log_probs), drawn, doubts.flags))
         if not doubts.settled(flags):
             return self.generate(models, sample)
         if isinstance(asked, Greedy):
-            said, outputs = constrain(asked, log_probs, self.language, blank=self.blank)
+            said, outputs = constrain(asked, log_probs, self.constraint, blank=self.blank)
             paths = [[path] for path in said]
             confidences = [path.score.exp()[None] for path in said]
         else:
@@ -171,9 +171,9 @@ class ParallelGenerator:
         if self.answers is not None:
             return self.answers.best(log_probs, self.beam_size, self.blank)
         if self.beam_size == 1 and not self.no_repeat_ngram:
-            return Greedy.of(log_probs, self.language, blank=self.blank)
+            return Greedy.of(log_probs, self.constraint, blank=self.blank)
         sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
-        return BeamAndGreedy.of(log_probs, self.language, blank=self.blank, **sizes)
+        return BeamAndGreedy.of(log_probs, self.constraint, blank=self.blank, **sizes)
 
     def _rank(
         self, asked: BeamAndGreedy | tuple[Outputs, Tensor], log_probs: Tensor, sample: dict[str, Any]
@@ -184,7 +184,7 @@ class ParallelGenerator:
         the probability of all outputs that there are. Raises ValueError if every answer needs more than N queries.
         """
         if isinstance(asked, BeamAndGreedy):
-            outputs = asked.join(log_probs, self.language, blank=self.blank, no_repeat_ngram=self.no_repeat_ngram)
+            outputs = asked.join(log_probs, self.constraint, blank=self.blank, no_repeat_ngram=self.no_repeat_ngram)
             assert outputs.emissions is not None
             scores = total_scores(outputs.emissions.flatten(0, 1), outputs.lattice(blank=self.blank))
             scores = scores.view(outputs.scores.shape)

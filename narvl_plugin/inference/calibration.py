@@ -39,7 +39,7 @@ BINS = 10
 Floats = NDArray[np.float64]
 
 
-class Replay(nn.Module):
+class CachedLogits(nn.Module):
     """A student that has answered a batch already, and gives the same logits (B, N, V) at any temperature."""
 
     odds = UNCHANGED
@@ -162,10 +162,10 @@ def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | Non
         if temperatures is not None:
             with torch.inference_mode():
                 logits = model.model(**batch["net_input"])[0]
-            models = [Replay(model.model, logits, temperature) for temperature in temperatures]
+            models = [CachedLogits(model.model, logits, temperature) for temperature in temperatures]
         found = [model.search(batch, one) for one in models]
         confidence += zip(*([task.confidence(beam) for beam in said] for said in found), strict=True)
-        right += zip(*(task.right(batch, said) for said in found), strict=True)
+        right += zip(*(task.correctness(batch, said) for said in found), strict=True)
     if not right:
         raise InputError(f"{task.cfg.data}: has no row that can be used")
     return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import TsvDataset
-from narvl_plugin.data.images import PICTURE_SUFFIXES, upright_on_white
+from narvl_plugin.data.images import IMAGE_SUFFIXES, upright_on_white
 from narvl_plugin.devices import choose_device, move_batch
 from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget, encoding_advice, harmless
 from narvl_plugin.inference.predictor import Predictor
@@ -44,7 +44,7 @@ OTHER_SUFFIXES = {
         ".pbm",
     ),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-} - {*PICTURE_SUFFIXES}
+} - {*IMAGE_SUFFIXES}
 """What pictures are called that cannot be read here."""
 COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
@@ -65,7 +65,7 @@ class Count(NamedTuple):
     unread: int
 
 
-def caption_pictures(
+def caption_images(
     given: Sequence[Path],
     *,
     checkpoint: Path,
@@ -77,14 +77,14 @@ def caption_pictures(
     bpe_dir: Path | None = None,
     device: str | None = None,
 ) -> Count:
-    """Write a caption of each picture, in the order of `find_pictures`.
+    """Write a caption of each picture, in the order of `find_images`.
 
     Lines are `name <tab> caption`; the model generates as its --eval-args say, and sees pictures as people do: upright
     as EXIF says, and on white ground where they are transparent. A file is written as NAME.part, which gets its name
     when all pictures are done, so that a run that stops leaves an older file as it was.
 
     Args:
-        given: folders and picture files, see `find_pictures`.
+        given: folders and picture files, see `find_images`.
         checkpoint: of a teacher or a student of the task caption.
         out: file to write; NAME.json becomes a list as COCO has it, [{"image_id": 42, "caption": …}, …], see
             `coco_ids`; without a file lines go to the standard output.
@@ -103,7 +103,7 @@ def caption_pictures(
         raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
     if out is not None:
         require_writable(out)
-    files, others = search_pictures(given)
+    files, others = search_images(given)
     if out is not None and out.exists() and any(out.samefile(file) for file in files.values() if file.exists()):
         raise InputError(f"--out {out}: is one of the pictures, which it would replace; give the name of another file")
     as_json = out is not None and out.suffix.lower() == ".json"
@@ -172,12 +172,12 @@ def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
     return ids
 
 
-def find_pictures(given: Sequence[Path]) -> dict[str, Path]:
-    """Return picture files by name, see `search_pictures`."""
-    return search_pictures(given)[0]
+def find_images(given: Sequence[Path]) -> dict[str, Path]:
+    """Return picture files by name, see `search_images`."""
+    return search_images(given)[0]
 
 
-def search_pictures(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
+def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     """Return picture files by name: those that are given, and all in the folders that are given and below, sorted.
 
     Where one folder is given, a name is the path from there; otherwise it is the path as given. Below a folder links
@@ -188,21 +188,21 @@ def search_pictures(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]
 
     Raises:
         MissingInput: there is no such file or folder.
-        InputError: a file is none of `PICTURE_SUFFIXES`, a folder has none or cannot be read, or a name cannot be
+        InputError: a file is none of `IMAGE_SUFFIXES`, a folder has none or cannot be read, or a name cannot be
             written.
     """
-    kinds = ", ".join(PICTURE_SUFFIXES)
+    kinds = ", ".join(IMAGE_SUFFIXES)
     found: dict[str, Path] = {}
     others: list[Path] = []
     for path in given:
         files = [path]
         if path.is_dir():
             inside = files_below(path)
-            files = [file for file in inside if file.suffix.lower() in PICTURE_SUFFIXES]
+            files = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
             others += (file for file in inside if file.suffix.lower() in OTHER_SUFFIXES)
         elif not path.exists():
             raise MissingInput(f"{path}: no such picture or folder")
-        elif path.suffix.lower() not in PICTURE_SUFFIXES:
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(f"{path}: is no picture by its name; give folders, or files ending in {kinds}")
         if not files:
             raise InputError(f"{path}: there is no picture in this folder (no file ending in {kinds})")
@@ -249,7 +249,7 @@ def files_below(folder: Path) -> list[Path]:
 def captions_of(
     model: Predictor, files: Mapping[str, Path], batch_size: int, workers: int, budget: SkipBudget
 ) -> Iterator[tuple[str, str]]:
-    """Yield name and caption of each image; see `caption_pictures`.
+    """Yield name and caption of each image; see `caption_images`.
 
     Raises:
         BadRow: a file is no readable image, and the budget is spent.

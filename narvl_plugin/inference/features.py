@@ -14,8 +14,8 @@ from narvl_plugin.data.rewrite import whole_rows
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.models.config import SIZES, OfaConfig
-from narvl_plugin.models.inference import optimise_trunk
-from narvl_plugin.models.vision import build_trunk, trunk_features
+from narvl_plugin.models.inference import optimise_backbone
+from narvl_plugin.models.vision import backbone_features, build_backbone
 
 BATCH_SIZE = 16
 """Pictures in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
@@ -62,13 +62,13 @@ def write_features(
             is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
-    trunk_name = frozen_trunk(arch)
+    backbone_name = frozen_backbone(arch)
     rows = whole_rows(data)
     writer = ResumableWriter(
         out,
         {
             "data": fingerprint(data),
-            "trunk": trunk_name,
+            "trunk": backbone_name,
             "patch_image_size": patch_image_size,
             "imagenet_normalisation": imagenet_normalisation,
             "image_column": image_column,
@@ -83,8 +83,8 @@ def write_features(
             return False
         budget.charge(writer.counts[SKIPPED])
         chosen = choose_device(device)
-        trunk = build_trunk(trunk_name, pretrained=True).eval().to(chosen)
-        optimise_trunk(trunk)
+        backbone = build_backbone(backbone_name, pretrained=True).eval().to(chosen)
+        optimise_backbone(backbone)
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[tuple[int, list[str]]] = []
             pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share a picture
@@ -109,7 +109,7 @@ def write_features(
             if kept:
                 stacked = torch.stack([picture for picture, _ in pictures.values()])
                 with torch.inference_mode():
-                    features = dict(zip(pictures, trunk_features(trunk, stacked.to(chosen)), strict=True))
+                    features = dict(zip(pictures, backbone_features(backbone, stacked.to(chosen)), strict=True))
                 encoded: dict[str, str] = {}
                 for row, columns in kept:
                     column = columns[image_column]
@@ -128,7 +128,7 @@ def write_features(
     return True
 
 
-def frozen_trunk(arch: str) -> str:
+def frozen_backbone(arch: str) -> str:
     """Return the name of an architecture's trunk; raises InputError unless it is pretrained and frozen."""
     size = arch.partition("_")[2]
     if size not in SIZES:

@@ -20,7 +20,7 @@ from .positions import (
     relative_bias,
     token_buckets,
 )
-from .vision import STRIDE, build_trunk, checkpoint_trunk, trunk_features
+from .vision import STRIDE, backbone_features, build_backbone, checkpoint_backbone
 
 
 class EncoderOutput(NamedTuple):
@@ -66,11 +66,11 @@ class OfaEncoder(nn.Module):
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)
-        self.embed_images = build_trunk(
+        self.embed_images = build_backbone(
             cfg.vision_trunk, pretrained=cfg.vision_pretrained, drop_path_rate=cfg.resnet_drop_path_rate
         )
         if cfg.checkpoint_activations and not cfg.freeze_resnet:
-            checkpoint_trunk(self.embed_images)
+            checkpoint_backbone(self.embed_images)
         channels: int = self.embed_images.out_channels
         self.feature_norm = nn.BatchNorm2d(channels, affine=False) if cfg.normalise_features else nn.Identity()
         self.image_proj = nn.Linear(channels, width)
@@ -174,7 +174,7 @@ class OfaEncoder(nn.Module):
         Returns:
             The positions, (S, D).
         """
-        grid = trunk_features(self.embed_images, torch.zeros(1, 3, side, side)).shape[2:]
+        grid = backbone_features(self.embed_images, torch.zeros(1, 3, side, side)).shape[2:]
         positions, biases = self._positions_and_biases(length, (grid[0], grid[1]))
         self.is_padded = padded
         self._memo = FixedMemo((positions, biases))
@@ -194,7 +194,7 @@ class OfaEncoder(nn.Module):
     def _embed_images(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if self.cfg.freeze_resnet:  # a frozen backbone only runs forward, which is faster in this format
             images = images.contiguous(memory_format=torch.channels_last)
-        features = self.feature_norm(trunk_features(self.embed_images, images))
+        features = self.feature_norm(backbone_features(self.embed_images, images))
         rows, columns = features.shape[2:]
         x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(x)), (rows, columns)

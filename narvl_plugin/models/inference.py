@@ -92,10 +92,10 @@ def multiply_in(dtype: torch.dtype, device: str, run: Callable[..., Value], *arg
         return run(*args, **kwargs)
 
 
-def optimise_trunk(trunk: nn.Module) -> None:
+def optimise_backbone(backbone: nn.Module) -> None:
     """Fold batch norm into convolutions and store channels last, in place; see `fold_batch_norm`."""
-    fold_batch_norm(trunk)
-    trunk.to(memory_format=torch.channels_last)
+    fold_batch_norm(backbone)
+    backbone.to(memory_format=torch.channels_last)
 
 
 def fold_batch_norm(module: nn.Module) -> None:

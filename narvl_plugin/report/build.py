@@ -20,7 +20,7 @@ from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.charts import confidence_charts, training_charts
 from narvl_plugin.report.outputs import outputs_by_row, read_pictures, read_rows, read_training_log
 from narvl_plugin.report.page import PICTURE_SIDE, TRAINING_LABELS, render_page
-from narvl_plugin.report.readings import Reading, read_queries
+from narvl_plugin.report.readings import QueryView, view_queries
 from narvl_plugin.report.results import (
     SystemResult,
     confidence_tables,
@@ -30,7 +30,7 @@ from narvl_plugin.report.results import (
     markdown,
     notes,
 )
-from narvl_plugin.report.subjects import SUBJECTS, Row
+from narvl_plugin.report.subjects import TASK_REPORTS, Row
 from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def build_report(
 
     Args:
         out_dir: the run's folder.
-        task: one of ``SUBJECTS``.
+        task: one of ``TASK_REPORTS``.
         test_tsv: the test file in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
         settings: the run's settings, to be shown.
         task_overrides: see `Predictor.load`.
@@ -64,13 +64,13 @@ def build_report(
     Raises:
         InputError: for a file that is missing or does not fit the others.
     """
-    if task not in SUBJECTS:
-        raise InputError(f"--task {task}: choose one of {', '.join(SUBJECTS)}")
+    if task not in TASK_REPORTS:
+        raise InputError(f"--task {task}: choose one of {', '.join(TASK_REPORTS)}")
     for name in ("results.json", "table.md", "report.html"):
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
-    subject = SUBJECTS[task](student.task if student else None, test_tsv.parent)
+    subject = TASK_REPORTS[task](student.task if student else None, test_tsv.parent)
     rows = read_rows(test_tsv, subject)
     outputs = _read_systems(out_dir, rows)
     scored = [row for row in rows if all(row.number in said for said in outputs.values())]
@@ -198,9 +198,11 @@ def _blaming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _readings(student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]) -> list[Reading] | None:
+def _readings(
+    student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]
+) -> list[QueryView] | None:
     """Read the student's queries on the shown rows; None without a student."""
-    return None if student is None else read_queries(student, [row.number for row in shown], pictures)
+    return None if student is None else view_queries(student, [row.number for row in shown], pictures)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

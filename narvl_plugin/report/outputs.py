@@ -15,14 +15,14 @@ from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.report.subjects.base import Row, RowT, Subject
+from narvl_plugin.report.subjects.base import Row, RowT, TaskReport
 
 logger = logging.getLogger(__name__)
 
 LARGEST_VALUE = 1e30  # of a curve
 
 
-def read_rows(path: Path, subject: Subject[RowT]) -> list[RowT]:
+def read_rows(path: Path, subject: TaskReport[RowT]) -> list[RowT]:
     """Read the rows of a test file without their images; unusable rows are left out with a warning.
 
     Args:

@@ -8,9 +8,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from narvl_plugin.report.outputs import data_uri
-from narvl_plugin.report.readings import Look, Reading, Slot
+from narvl_plugin.report.readings import AttentionMap, QueryView, Slot
 from narvl_plugin.report.results import TEACHER_WAYS, SystemResult, headings
-from narvl_plugin.report.subjects import Row, Subject, Table
+from narvl_plugin.report.subjects import Row, Table, TaskReport
 from narvl_plugin.report.subjects.base import Region
 
 TRAINING_LABELS = {
@@ -64,11 +64,11 @@ class Card:
     region: Region | None
     outputs: list[Output]
     slots: list[Slot] | None
-    looks: list[Look]
+    looks: list[AttentionMap]
     nbest: list[tuple[str, float]]
 
 
-def headlines(subject: Subject, results: Sequence[SystemResult]) -> list[Headline]:
+def headlines(subject: TaskReport, results: Sequence[SystemResult]) -> list[Headline]:
     """Return the main numbers of a run; numbers that were not measured are left out."""
     systems = {result.name: result for result in results}
     teacher, student = systems.get(results[0].base), systems.get(STUDENT)
@@ -89,10 +89,10 @@ def headlines(subject: Subject, results: Sequence[SystemResult]) -> list[Headlin
 
 
 def make_cards(
-    subject: Subject,
+    subject: TaskReport,
     rows: Sequence[Row],
     results: Sequence[SystemResult],
-    readings: Sequence[Reading] | None,
+    readings: Sequence[QueryView] | None,
     pictures: Sequence[Image.Image],
 ) -> list[Card]:
     """Collect everything shown for each row; the outputs are those of the teacher and the student.
@@ -126,7 +126,7 @@ def make_cards(
     ]
 
 
-def _output(subject: Subject, row: Row, result: SystemResult) -> Output:
+def _output(subject: TaskReport, row: Row, result: SystemResult) -> Output:
     """Return a system's output as shown."""
     said = result.outputs[row.number]
     verdict, mark = subject.verdict(result.scores.each[row.number])
@@ -142,13 +142,13 @@ def _output(subject: Subject, row: Row, result: SystemResult) -> Output:
 
 def render_page(
     *,
-    subject: Subject,
+    subject: TaskReport,
     results: Sequence[SystemResult],
     notes: Sequence[str],
     tables: Sequence[Table],
     charts: Mapping[str, Sequence[tuple[str, str]]],
     rows: Sequence[Row],
-    readings: Sequence[Reading] | None,
+    readings: Sequence[QueryView] | None,
     pictures: Sequence[Image.Image],
     settings: Mapping[str, str],
 ) -> str:

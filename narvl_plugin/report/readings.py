@@ -39,7 +39,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionMap:
     """The attention of a token.
 
     Attributes:
@@ -52,11 +52,11 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Reading:
+class QueryView:
     """What is shown of a student's answer: its queries, its attention, and its best answers with their confidence."""
 
     slots: list[Slot]
-    looks: list[Look]
+    looks: list[AttentionMap]
     nbest: list[tuple[str, float]]
 
 
@@ -70,7 +70,7 @@ def slot_kinds(labels: Tensor, blank: int) -> list[str]:
 
 
 @torch.inference_mode()
-def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Image.Image]) -> list[Reading]:
+def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Image.Image]) -> list[QueryView]:
     """Run a student on some rows of its test file and read its N queries.
 
     Slots lie on the most probable path to the student's answer without a `</s>`. A token's attention is the mean over
@@ -114,8 +114,8 @@ def read_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
             )
         ]
         nbest = [(student.task.codec.decode(one["tokens"]), float(one["confidence"])) for one in found]
-        looks = [Look(text, spotlight(picture, heat)) for text, heat in zip(tokens, maps, strict=True)]
-        readings.append(Reading(slots, looks, nbest))
+        looks = [AttentionMap(text, spotlight(picture, heat)) for text, heat in zip(tokens, maps, strict=True)]
+        readings.append(QueryView(slots, looks, nbest))
     return readings
 
 

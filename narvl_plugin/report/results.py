@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from narvl_plugin.report.subjects import Row, Scores, Subject, Table
+from narvl_plugin.report.subjects import Row, Scores, Table, TaskReport
 
 LABELS = {
     "teacher_allcand": "Teacher, all answers",
@@ -89,7 +89,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def evaluate(
-    subject: Subject,
+    subject: TaskReport,
     outputs: Mapping[str, Mapping[int, str]],
     rows: Sequence[Row],
     latencies: Mapping[str, dict[str, float]],
@@ -141,7 +141,7 @@ def _ratio(value: float, base: float | None) -> float | None:
     return value / base if base else None
 
 
-def headings(subject: Subject, results: Sequence[SystemResult]) -> list[str]:
+def headings(subject: TaskReport, results: Sequence[SystemResult]) -> list[str]:
     """Return the headings of the table's columns."""
     first = results[0]
     ratios = [subject.teachers[teacher] for teacher in first.latency_ratios]
@@ -151,7 +151,7 @@ def headings(subject: Subject, results: Sequence[SystemResult]) -> list[str]:
 
 
 def notes(
-    subject: Subject, results: Sequence[SystemResult], rows: Sequence[Row], machine: Mapping[str, Any], left_out: int
+    subject: TaskReport, results: Sequence[SystemResult], rows: Sequence[Row], machine: Mapping[str, Any], left_out: int
 ) -> list[str]:
     """Return the sentences that a reader needs to compare the numbers with others.
 
@@ -187,7 +187,7 @@ def notes(
     return sentences + subject.closing_notes(scores)
 
 
-def further_tables(subject: Subject, results: Sequence[SystemResult]) -> list[Table]:
+def further_tables(subject: TaskReport, results: Sequence[SystemResult]) -> list[Table]:
     """Return the subject's tables beside the table of all systems."""
     return subject.tables({result.name: (result.label, result.scores) for result in results})
 
@@ -221,7 +221,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def markdown(
-    subject: Subject, results: Sequence[SystemResult], sentences: Sequence[str], tables: Sequence[Table]
+    subject: TaskReport, results: Sequence[SystemResult], sentences: Sequence[str], tables: Sequence[Table]
 ) -> str:
     """Format the table of all systems, the notes and further tables as Markdown."""
     parts = [

@@ -92,7 +92,7 @@ class AnswerTask(BaseTask):
         answers = [tokens[:-1] for tokens in self.trie.tokens]
         if str(self.cfg.val_inference_type) == "allcand":
             return options | {"answers": answers}
-        return options | {"language": one_of(answer.tolist() for answer in answers)}
+        return options | {"constraint": one_of(answer.tolist() for answer in answers)}
 
     def teacher_searches(self) -> dict[str, Search]:
         """Return how teachers answer, by name of the system, the usual way first: all answers of a list are scored."""

@@ -12,7 +12,7 @@ import torch
 from omegaconf import MISSING
 
 from narvl_plugin.checkpoints.record import Checkpoint
-from narvl_plugin.ctc import Lengths
+from narvl_plugin.ctc import LengthRange
 from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile, no_file
@@ -302,7 +302,7 @@ class BaseTask(CommonTask):
             )
         return {
             "beam_size": getattr(args, "beam", 1),
-            "language": Lengths(shortest, longest),
+            "constraint": LengthRange(shortest, longest),
             "no_repeat_ngram": getattr(args, "no_repeat_ngram_size", 0),
         }
 
@@ -398,7 +398,7 @@ class BaseTask(CommonTask):
         moved = teacher if like.is_meta else teacher.to(like)
         return TeacherRescorer(moved, self.target_dictionary, self.cfg.rescore_weight)
 
-    def right(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
+    def correctness(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
         """Return how right (0 to 1) the best hypothesis of each of B samples is, which its confidence should tell."""
         return self.validation_scores(sample, hypotheses)[self.validation_metrics[0]]
 

@@ -139,7 +139,7 @@ class CaptionTask(BaseTask):
         references = [[text] for _ in texts for text in texts]
         return torch.tensor(score(captions, references)).view(len(texts), len(texts))
 
-    def right(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
+    def correctness(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
         """Return of each caption whether it is, word by word, one of the sample's references."""
         captions = [plain_words(self.codec.decode(beam[0]["tokens"])) for beam in hypotheses]
         return [

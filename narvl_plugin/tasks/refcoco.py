@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from narvl_plugin.ctc import Ordered, sequence_of
+from narvl_plugin.ctc import OrderedTokens, sequence_of
 from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, iou, overlaps
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.data.tsv import TsvFile
@@ -75,7 +75,7 @@ class RefcocoTask(BaseTask):
         bins = torch.arange(first, first + self.bins.number)
         return {
             "beam_size": getattr(args, "beam", 1),
-            "language": Ordered(sequence_of([bins] * 4), ((0, 2), (1, 3))),
+            "constraint": OrderedTokens(sequence_of([bins] * 4), ((0, 2), (1, 3))),
         }
 
     def choice_options(self, args: Any) -> dict[str, Any]:

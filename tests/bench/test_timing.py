@@ -29,7 +29,7 @@ from narvl_plugin.generation.teacher import TrieSequenceGenerator
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
-from narvl_plugin.report.readings import Reading, cross_attention, read_queries, spotlight
+from narvl_plugin.report.readings import QueryView, cross_attention, spotlight, view_queries
 from narvl_plugin.tasks.registered import (
     CaptionConfig,
     CaptionTask,
@@ -269,9 +269,9 @@ def test_stages_sum_up_to_the_whole(
     assert not {"forward", "forward_intermediates"} & {*vars(encoder), *vars(decoder), *vars(encoder.embed_images)}
 
 
-def read_four(student: Predictor) -> list[Reading]:
+def read_four(student: Predictor) -> list[QueryView]:
     """Read the queries of the first four rows; the pictures shown are red."""
-    return read_queries(student, range(4), [Image.new("RGB", (40, 30), "red")] * 4)
+    return view_queries(student, range(4), [Image.new("RGB", (40, 30), "red")] * 4)
 
 
 def test_queries_spell_the_caption(make_predictor: Callable[..., Predictor]) -> None:
@@ -338,7 +338,7 @@ def test_a_token_looks_where_its_queries_do(
     heats: list[torch.Tensor] = []
     monkeypatch.setattr(readings, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
     monkeypatch.setattr(readings, "spotlight", lambda picture, heat: heats.append(heat) or "")
-    read_queries(student, [0], [Image.new("RGB", (8, 8))])
+    view_queries(student, [0], [Image.new("RGB", (8, 8))])
     net_input = student.batch(0)["net_input"]
     with torch.inference_mode(), cross_attention(student.model.decoder) as layers:
         student.model(**net_input)

@@ -271,8 +271,8 @@ class TestFairseqsPrograms:
             *("--save-dir", tmp_path / "out", way, source, *(resets if way == "--restore-file" else [])),
         )
         before, after = weights(source), weights(tmp_path / "out" / "checkpoint_last.pt")
-        trunk = [name for name in after if name.startswith("encoder.embed_images.")]
-        assert len(trunk) > 100 and all(torch.equal(before[name], after[name]) for name in trunk)
+        backbone = [name for name in after if name.startswith("encoder.embed_images.")]
+        assert len(backbone) > 100 and all(torch.equal(before[name], after[name]) for name in backbone)
         assert not torch.equal(before["encoder.image_proj.weight"], after["encoder.image_proj.weight"])
         if family == "narvl":
             assert len(after[QUERIES]) == 12

@@ -22,7 +22,7 @@ from criterions.qctc import QueryCtcConfig
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
 from criterions.query_cross_entropy import straight_paths
 from narvl_plugin.ctc import bigram_f1, collapse, query_ctc_loss
-from narvl_plugin.ctc.lattice import queries_needed
+from narvl_plugin.ctc.lattice import min_queries
 from narvl_plugin.errors import BadRow, SkipBudget
 
 BOTH = pytest.mark.parametrize("kind", [QueryCtcCriterion, QueryCrossEntropyCriterion])
@@ -159,7 +159,7 @@ def test_straight_path_collapses_to_its_target(rows: list[list[int]], spare: int
     targets = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long)
     targets = targets.view(len(rows), longest)
     lengths = torch.tensor([len(row) for row in rows])
-    paths = straight_paths(targets, lengths, int(queries_needed(targets, lengths).max()) + spare, blank=9)
+    paths = straight_paths(targets, lengths, int(min_queries(targets, lengths).max()) + spare, blank=9)
     found = collapse(paths, blank=9)
     assert [tokens[:size] for tokens, size in zip(found.tokens.tolist(), map(len, rows), strict=True)] == rows
     assert found.lengths.tolist() == lengths.tolist()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc import greedy, language_outputs, one_of, prefix_beam_search, query_ctc_loss, sequence_of
+from narvl_plugin.ctc import constrained_outputs, greedy, one_of, prefix_beam_search, query_ctc_loss, sequence_of
 
 BLANK = 2
 LABELS = 4
@@ -78,9 +78,9 @@ def test_in_a_language_it_finds_every_output_with_its_probability(
     seed: int, collapse_path: Callable[..., tuple[int, ...]]
 ) -> None:
     log_probs = random_log_probs(seed)
-    language = sequence_of([torch.tensor([0, 3]), torch.tensor([1, 3])])
+    constraint = sequence_of([torch.tensor([0, 3]), torch.tensor([1, 3])])
     members = {(0, 1), (0, 3), (3, 1), (3, 3)}
-    for sample, hypotheses in enumerate(language_outputs(log_probs, language, blank=BLANK, beam_size=400).lists()):
+    for sample, hypotheses in enumerate(constrained_outputs(log_probs, constraint, blank=BLANK, beam_size=400).lists()):
         expected = all_outputs(log_probs[sample], collapse_path)
         scores = {tuple(tokens.tolist()): math.exp(score) for tokens, score in hypotheses}
         assert scores == pytest.approx({output: expected[output] for output in members}, rel=1e-9)
@@ -92,7 +92,7 @@ def test_in_a_language_that_the_beam_misses_the_best_path_decides(
 ) -> None:
     log_probs = random_log_probs(1, batch=8)
     best = (3, 0, 3)
-    found = language_outputs(log_probs, one_of([best]), blank=BLANK, beam_size=1, top_k=1).lists()
+    found = constrained_outputs(log_probs, one_of([best]), blank=BLANK, beam_size=1, top_k=1).lists()
     for sample, hypotheses in enumerate(found):
         ((tokens, score),) = hypotheses
         assert tuple(tokens.tolist()) == best

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from narvl_plugin.ctc import collapse, greedy
-from narvl_plugin.ctc.lattice import queries_needed
+from narvl_plugin.ctc.lattice import min_queries
 
 BLANK = 0
 batches = st.integers(0, 12).flatmap(
@@ -63,7 +63,7 @@ def test_collapse_of_a_sequence_without_repeats_or_blanks_is_itself(labels: list
 @given(batches)
 def test_collapsed_tokens_fit_the_queries_they_came_from(labels: list[list[int]]) -> None:
     found = collapse(torch.tensor(labels, dtype=torch.long).view(len(labels), -1), blank=BLANK)
-    assert (queries_needed(found.tokens, found.lengths) <= len(labels[0])).all()
+    assert (min_queries(found.tokens, found.lengths) <= len(labels[0])).all()
 
 
 def test_collapse_of_an_empty_batch() -> None:

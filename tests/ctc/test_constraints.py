@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc import Language, Lengths, Ordered, constrained_search, sequence_of
+from narvl_plugin.ctc import LengthRange, OrderedTokens, OutputConstraint, constrained_search, sequence_of
 
 BLANK = 0
 END = 4
@@ -31,13 +31,16 @@ def two_or_three_then_end(tokens: tuple[int, ...]) -> bool:
 
 
 BINS = sequence_of([torch.tensor([1, 2, 3])] * 4)
-CASES: list[tuple[Language, Callable[[tuple[int, ...]], bool]]] = [
-    (Ordered(BINS, ((0, 2),)), ordered),
-    (Ordered(BINS, ((0, 2), (1, 3))), a_box),
-    (Ordered(BINS, ((0, 2), (1, 3))).ending_in(END), lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,))),
-    (Lengths(1, 2), one_or_two),
-    (Lengths(5, 9), lambda tokens: len(tokens) >= 5),
-    (Lengths(2, 3).ending_in(END), two_or_three_then_end),
+CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
+    (OrderedTokens(BINS, ((0, 2),)), ordered),
+    (OrderedTokens(BINS, ((0, 2), (1, 3))), a_box),
+    (
+        OrderedTokens(BINS, ((0, 2), (1, 3))).ending_in(END),
+        lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,)),
+    ),
+    (LengthRange(1, 2), one_or_two),
+    (LengthRange(5, 9), lambda tokens: len(tokens) >= 5),
+    (LengthRange(2, 3).ending_in(END), two_or_three_then_end),
 ]
 
 
@@ -51,7 +54,7 @@ def random_log_probs(seed: int, queries: int) -> Tensor:
 def test_the_best_path_is_the_best_of_all_and_the_score_a_sum(
     case: int, queries: int, collapse_path: Callable[..., tuple[int, ...]]
 ) -> None:
-    language, contains = CASES[case]
+    constraint, contains = CASES[case]
     outputs = {
         path: tokens
         for path in itertools.product(range(5), repeat=queries)
@@ -60,7 +63,7 @@ def test_the_best_path_is_the_best_of_all_and_the_score_a_sum(
     paths = torch.tensor(list(outputs))
     for seed in range(8):
         log_probs = random_log_probs(seed, queries)
-        for sample, found in enumerate(constrained_search(log_probs, language, blank=BLANK)):
+        for sample, found in enumerate(constrained_search(log_probs, constraint, blank=BLANK)):
             scores = log_probs[sample, torch.arange(queries), paths].sum(1)
             best = outputs[tuple(paths[scores.argmax()].tolist())]
             assert tuple(found.tokens.tolist()) == best
@@ -70,16 +73,16 @@ def test_the_best_path_is_the_best_of_all_and_the_score_a_sum(
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_it_accepts_what_it_contains(case: int) -> None:
-    language, contains = CASES[case]
+    constraint, contains = CASES[case]
     every = [tokens for length in range(6) for tokens in itertools.product(range(1, 5), repeat=length)]
     padded = torch.tensor([[*tokens, *[END] * (6 - len(tokens))] for tokens in every])
-    accepted = language.accepts(padded, torch.tensor([len(tokens) for tokens in every]))
+    accepted = constraint.accepts(padded, torch.tensor([len(tokens) for tokens in every]))
     assert accepted.tolist() == [contains(tokens) for tokens in every]
 
 
 def test_edges_of_a_thousand_bins_come_in_order() -> None:
     log_probs = torch.randn(6, 7, 1001, generator=torch.Generator().manual_seed(1)).log_softmax(2)
-    boxes = Ordered(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
+    boxes = OrderedTokens(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
     outputs = [found.tokens.tolist() for found in constrained_search(log_probs, boxes, blank=1000)]
     assert all(x0 <= x1 and y0 <= y1 for x0, y0, x1, y1 in outputs)
 
@@ -90,7 +93,7 @@ def test_a_length_of_a_large_vocabulary_is_searched_exactly() -> None:
     for length in (1, 2, 3):
         whole = sequence_of([torch.arange(1, 40)] * length)
         for found, expected in zip(
-            constrained_search(log_probs, Lengths(length, length), blank=BLANK),
+            constrained_search(log_probs, LengthRange(length, length), blank=BLANK),
             constrained_search(log_probs, whole, blank=BLANK),
             strict=True,
         ):
@@ -102,19 +105,19 @@ def test_a_label_may_have_to_differ_from_both_neighbours() -> None:
     probabilities = torch.tensor(
         [[0.02, 0.9, 0.05, 0.02, 0.01], [0.01, 0.4, 0.38, 0.2, 0.01], [0.02, 0.05, 0.9, 0.02, 0.01]]
     )
-    (found,) = constrained_search(probabilities.log()[None], Lengths(3, 3), blank=BLANK)
+    (found,) = constrained_search(probabilities.log()[None], LengthRange(3, 3), blank=BLANK)
     assert found.tokens.tolist() == [1, 3, 2]
 
 
-@pytest.mark.parametrize("language", [Lengths(7, 9), Ordered(BINS, ((0, 2),))])
-def test_too_few_queries_for_any_output(language: Language) -> None:
+@pytest.mark.parametrize("constraint", [LengthRange(7, 9), OrderedTokens(BINS, ((0, 2),))])
+def test_too_few_queries_for_any_output(constraint: OutputConstraint) -> None:
     log_probs = torch.zeros(1, 3, 5).log_softmax(2)
     with pytest.raises(ValueError, match="3 queries have no path"):
-        constrained_search(log_probs, language, blank=BLANK)
+        constrained_search(log_probs, constraint, blank=BLANK)
 
 
 def test_all_paths_equally_probable_are_no_endless_search() -> None:
-    boxes = Ordered(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
+    boxes = OrderedTokens(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
     log_probs = torch.zeros(1, 7, 1001).log_softmax(2)
     x0, y0, x1, y1 = constrained_search(log_probs, boxes, blank=1000)[0].tokens.tolist()
     assert x0 <= x1

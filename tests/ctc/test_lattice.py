@@ -13,8 +13,8 @@ from narvl_plugin.ctc.lattice import (
     forward_scores,
     gather_labels,
     log_marginals,
+    min_queries,
     posteriors,
-    queries_needed,
 )
 
 TARGETS = torch.tensor([[5, 5, 7], [5, 7, -1], [5, 5, 5], [7, 7, 7], [2, 9, 9]])
@@ -48,12 +48,12 @@ def test_layout_of_states() -> None:
 
 
 def test_queries_needed_counts_tokens_and_adjacent_repeats() -> None:
-    assert queries_needed(TARGETS, LENGTHS).tolist() == [4, 2, 5, 0, 1]
-    assert queries_needed(torch.empty(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)).tolist() == [
+    assert min_queries(TARGETS, LENGTHS).tolist() == [4, 2, 5, 0, 1]
+    assert min_queries(torch.empty(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)).tolist() == [
         0,
         0,
     ]
-    assert queries_needed(torch.empty(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)).tolist() == []
+    assert min_queries(torch.empty(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)).tolist() == []
 
 
 def test_forward_and_backward_agree_at_every_query() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc import TargetsDoNotFit, log_sum_exp, query_ctc_any_loss, query_ctc_loss
-from narvl_plugin.ctc.lattice import queries_needed
+from narvl_plugin.ctc.lattice import min_queries
 
 Spellings = Callable[[int, int, int, tuple[int, ...]], Iterator[tuple[int, ...]]]
 
@@ -39,7 +39,7 @@ def random_case(
         picks[:, position] = torch.where(stays[:, position], picks[:, position - 1], picks[:, position])
     targets = torch.tensor(alphabet)[picks]
     lengths = torch.randint(longest + 1, (batch,), generator=random)
-    while (too_long := queries_needed(targets, lengths) > queries).any():
+    while (too_long := min_queries(targets, lengths) > queries).any():
         lengths = lengths - too_long.long()
     targets[torch.arange(longest) >= lengths[:, None]] = -(10**9)
     return logits, targets, lengths
@@ -48,9 +48,11 @@ def random_case(
 def torch_ctc(logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor, blank: int) -> Tensor:
     """The same loss by torch, which wants no nonsense in the padding."""
     pad = (blank + 1) % logits.size(2)
-    inside = torch.arange(targets.size(1)) < target_lengths[:, None]
+    length_mask = torch.arange(targets.size(1)) < target_lengths[:, None]
     log_probs = logits.log_softmax(2).transpose(0, 1)
-    return F.ctc_loss(log_probs, targets.where(inside, pad), query_lengths, target_lengths, blank, reduction="none")
+    return F.ctc_loss(
+        log_probs, targets.where(length_mask, pad), query_lengths, target_lengths, blank, reduction="none"
+    )
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 4])
@@ -83,7 +85,7 @@ def test_probabilities_of_all_targets_sum_to_one(blank: int) -> None:
     for length in range(5):
         for target in itertools.product(tokens, repeat=length):
             call = torch.tensor([target], dtype=torch.long), torch.tensor([length])
-            if queries_needed(*call) <= 4:
+            if min_queries(*call) <= 4:
                 total += math.exp(-query_ctc_loss(logits, *call, blank=blank).item())
     assert total == pytest.approx(1.0, abs=1e-12)
 
@@ -99,7 +101,7 @@ def test_equals_torch_on_large_random_cases(
     logits, targets, lengths = random_case(1, 24, queries, labels, longest, blank)
     query_lengths = torch.full_like(lengths, queries)
     if varied_queries:
-        needs = queries_needed(targets, lengths)
+        needs = min_queries(targets, lengths)
         room = torch.rand(24, generator=generator(2)) * (queries - needs + 1)
         query_lengths = (needs + room.long()).clamp(min=1)
     upstream = torch.randn(24, generator=generator(3))
@@ -120,7 +122,7 @@ def test_equals_torch_on_large_random_cases(
 @pytest.mark.parametrize("blank", [0, 3])
 def test_gradient_passes_finite_differences(blank: int) -> None:
     logits, targets, lengths = random_case(4, 5, 6, 4, 4, blank, torch.float64)
-    query_lengths = torch.maximum(queries_needed(targets, lengths), torch.tensor([6, 5, 6, 4, 3]))
+    query_lengths = torch.maximum(min_queries(targets, lengths), torch.tensor([6, 5, 6, 4, 3]))
     weights = torch.rand(5, dtype=torch.float64, generator=generator(5)).requires_grad_()
 
     def loss(logits: Tensor, weights: Tensor) -> Tensor:

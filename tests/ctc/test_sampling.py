@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from narvl_plugin.ctc import collapse, expected_score, outputs_of, sample_paths, spread_paths
+from narvl_plugin.ctc import collapse, expected_score, outputs_of, quasi_random_paths, sample_paths
 
 
 def test_estimate_and_gradient_are_right_on_average() -> None:
@@ -55,21 +55,21 @@ def test_even_paths_are_nearer_to_the_expectation_than_random_ones() -> None:
         exact = (probabilities[:, 0] * probabilities[:, 1]).sum(1)
         return float(((paths[..., 0] == paths[..., 1]).double().mean(1) - exact).abs().mean())
 
-    paths = spread_paths(logits.log_softmax(2), 256)
+    paths = quasi_random_paths(logits.log_softmax(2), 256)
     assert paths.shape == (40, 256, 4)
     shares = torch.nn.functional.one_hot(paths, 6).double().mean(1)
     torch.testing.assert_close(shares, probabilities, rtol=0, atol=2 / 256)
     assert error(paths) < 0.6 * error(sample_paths(logits, 256))
-    torch.testing.assert_close(spread_paths(logits[5:6].log_softmax(2), 256), paths[5:6])
+    torch.testing.assert_close(quasi_random_paths(logits[5:6].log_softmax(2), 256), paths[5:6])
 
 
 def test_even_paths_of_a_large_vocabulary_stay_in_it() -> None:
     torch.manual_seed(1)
-    paths = spread_paths(torch.randn(1, 2, 60_000).log_softmax(2), 1024)
+    paths = quasi_random_paths(torch.randn(1, 2, 60_000).log_softmax(2), 1024)
     assert int(paths.min()) >= 0 and int(paths.max()) < 60_000
     sure = torch.full((1, 2, 60_000), -30.0)
     sure[..., -1] = 0
-    assert spread_paths(sure, 64).unique().tolist() == [59_999]
+    assert quasi_random_paths(sure, 64).unique().tolist() == [59_999]
 
 
 def test_outputs_of_paths_are_their_collapses() -> None:

@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from narvl_plugin.data.images import (
     FORMATS,
+    IMAGE_SUFFIXES,
     MAX_BYTES,
-    PICTURE_SUFFIXES,
     ImageReader,
     image_size,
     open_image,
@@ -120,8 +120,8 @@ class TestOnlyKnownFormats:
         assert image_size(data, WHERE) == (WIDTH, HEIGHT)
 
     def test_files_of_every_suffix_are_opened_by_their_path(self, tmp_path: Path) -> None:
-        assert {".jfif", ".jpe", ".gif", ".tif", ".tiff"} < set(PICTURE_SUFFIXES)
-        for suffix in PICTURE_SUFFIXES:
+        assert {".jfif", ".jpe", ".gif", ".tif", ".tiff"} < set(IMAGE_SUFFIXES)
+        for suffix in IMAGE_SUFFIXES:
             (tmp_path / f"a{suffix}").write_bytes(encode(Image.fromarray(noise(3)), "PNG"))
             assert ImageReader(8, folder=tmp_path)(f"a{suffix}", WHERE).shape == (3, 8, 8)
 

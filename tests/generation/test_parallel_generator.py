@@ -11,7 +11,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import Lengths, one_of, query_ctc_loss
+from narvl_plugin.ctc import LengthRange, one_of, query_ctc_loss
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
@@ -88,7 +88,7 @@ def test_a_spoken_end_closes_the_output(dictionary: Dictionary) -> None:
 def test_nothing_but_the_language_is_said(dictionary: Dictionary) -> None:
     likely_b = path((A, 0.6), (B, 0.9), (BLANK, 0.8))
     ((free,),) = generate(dictionary, likely_b)
-    ((bound,),) = generate(dictionary, likely_b, language=one_of([(A,), (A, C)]))
+    ((bound,),) = generate(dictionary, likely_b, constraint=one_of([(A,), (A, C)]))
     assert free["tokens"].tolist() == [A, B, dictionary.eos()]
     # After the best path's a b, a blank is what costs least: all others of the second query are equally likely.
     assert bound["tokens"].tolist() in ([A, dictionary.eos()], [A, C, dictionary.eos()])
@@ -99,7 +99,7 @@ def test_nothing_but_the_language_is_said(dictionary: Dictionary) -> None:
 
 def test_the_end_may_be_spoken_in_a_language_too(dictionary: Dictionary) -> None:
     eos = dictionary.eos()
-    ((bound,),) = generate(dictionary, path((A, 0.9), (eos, 0.9)), language=one_of([(A,)]))
+    ((bound,),) = generate(dictionary, path((A, 0.9), (eos, 0.9)), constraint=one_of([(A,)]))
     assert bound["tokens"].tolist() == [A, eos]
     assert bound["positional_scores"].tolist() == pytest.approx([math.log(0.9)] * 2, abs=1e-6)
 
@@ -155,7 +155,7 @@ def test_two_outputs_that_agree_outweigh_a_more_probable_one(dictionary: Diction
         place = [int(tokens) - A for tokens in outputs]
         return gains[place][:, place]
 
-    options = {"beam_size": 3, "language": one_of([(A,), (B,), (C,)]), "agreement": agreement}
+    options = {"beam_size": 3, "constraint": one_of([(A,), (B,), (C,)]), "agreement": agreement}
     ((best,),) = generate(dictionary, one_of_three(), **options)
     assert best["tokens"].tolist() == [C, dictionary.eos()]
     assert math.exp(best["score"]) == pytest.approx(0.35)
@@ -176,7 +176,12 @@ def test_confidence_is_the_score_to_be_expected(dictionary: Dictionary, beam: in
     student = one_of_three()
     if end:
         student = torch.cat([student, path((dictionary.eos(), 1.0))])
-    options = {"beam_size": beam, "nbest": beam, "language": one_of([(A,), (B,), (C,)]), "output_scores": output_scores}
+    options = {
+        "beam_size": beam,
+        "nbest": beam,
+        "constraint": one_of([(A,), (B,), (C,)]),
+        "output_scores": output_scores,
+    }
     (found,) = generate(dictionary, student, **options)
     expected = {A: 0.4, B: 0.6, C: 0.6}
     assert len(found) == beam
@@ -189,7 +194,9 @@ def test_what_is_added_to_scores_decides(dictionary: Dictionary) -> None:
         assert "net_input" in sample
         return [torch.tensor([math.log(6.0) if int(tokens) == B else 0.0 for tokens in beam]) for beam in outputs]
 
-    (found,) = generate(dictionary, one_of_three(), language=Lengths(1, 1), beam_size=3, nbest=3, rescorer=rescorer)
+    (found,) = generate(
+        dictionary, one_of_three(), constraint=LengthRange(1, 1), beam_size=3, nbest=3, rescorer=rescorer
+    )
     assert [hypothesis["tokens"].tolist()[0] for hypothesis in found] == [B, A, C]
     assert math.exp(found[0]["score"]) == pytest.approx(1.5)
     assert [float(one["confidence"]) for one in found] == pytest.approx([0.25, 0.4, 0.35])
@@ -244,11 +251,11 @@ def test_an_output_has_the_length_asked_for_and_then_its_end(dictionary: Diction
     ended_early = path((A, 0.9), (eos, 0.8), (C, 0.6))
     for beam in (1, 2):
         (some,), (more,) = generate(
-            dictionary, torch.stack([silent, ended_early]), language=Lengths(1, 3), beam_size=beam
+            dictionary, torch.stack([silent, ended_early]), constraint=LengthRange(1, 3), beam_size=beam
         )
         assert len(some["tokens"]) == 2
         assert more["tokens"].tolist() == [A, eos]
-        (more,) = generate(dictionary, ended_early, language=Lengths(2, 3), beam_size=beam)[0]
+        (more,) = generate(dictionary, ended_early, constraint=LengthRange(2, 3), beam_size=beam)[0]
         assert (more["tokens"].tolist()[::2], len(more["tokens"])) == ([A, eos], 3)
 
 
@@ -281,7 +288,7 @@ def test_printed_alignment_is_how_probably_each_query_says_each_token(dictionary
     """Of the three paths to a in 0.4 a, 0.6 blank, each query takes part in two: (0.24 + 0.16) / 0.64."""
     probabilities = torch.zeros(2, BLANK + 1)
     probabilities[:, A], probabilities[:, BLANK] = 0.4, 0.6
-    ((said,),) = generate(dictionary, probabilities, language=Lengths(1, 2), print_alignment="soft")
+    ((said,),) = generate(dictionary, probabilities, constraint=LengthRange(1, 2), print_alignment="soft")
     assert said["alignment"] == [["0.625000", "0.625000"]]
 
 

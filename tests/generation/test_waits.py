@@ -18,7 +18,7 @@ from device_waits import DeviceWaits
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import Lengths, Ordered, one_of, sequence_of
+from narvl_plugin.ctc import LengthRange, OrderedTokens, one_of, sequence_of
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.boxes import iou
 from narvl_plugin.generation.candidates import CandidateGenerator
@@ -28,7 +28,7 @@ from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 
 SYMBOLS, FIRST_BIN, BINS = 60, 30, 20
-BOXES = Ordered(sequence_of([torch.arange(FIRST_BIN, FIRST_BIN + BINS)] * 4), ((0, 2), (1, 3)))
+BOXES = OrderedTokens(sequence_of([torch.arange(FIRST_BIN, FIRST_BIN + BINS)] * 4), ((0, 2), (1, 3)))
 ANSWERS = [torch.tensor(answer) for answer in ([5, 6], [5, 7], [8], [9, 9, 10])]
 MOST = 2
 """Waits for the device, of each batch."""
@@ -45,23 +45,28 @@ def output_scores(outputs: Tensor, lengths: Tensor, targets: Tensor, target_leng
 
 WAYS: dict[str, dict[str, Any]] = {
     "most probable path": {},
-    "lengths": {"language": Lengths(3, 4)},
-    "lengths, abstaining": {"language": Lengths(1, 4), "abstain_below": 0.5},
-    "boxes": {"language": BOXES},
-    "boxes and confidence": {"language": BOXES, "output_scores": output_scores, "abstain_below": 0.5},
+    "lengths": {"constraint": LengthRange(3, 4)},
+    "lengths, abstaining": {"constraint": LengthRange(1, 4), "abstain_below": 0.5},
+    "boxes": {"constraint": BOXES},
+    "boxes and confidence": {"constraint": BOXES, "output_scores": output_scores, "abstain_below": 0.5},
     "boxes of a beam": {
-        **{"language": BOXES, "beam_size": 16, "nbest": 2},
+        **{"constraint": BOXES, "beam_size": 16, "nbest": 2},
         **{"agreement": agreement, "output_scores": output_scores},
     },
-    "beam": {"language": Lengths(2, 4), "beam_size": 5, "nbest": 5},
-    "beam of one without repeats": {"language": Lengths(2, 4), "no_repeat_ngram": 1},
-    "beam without repeats": {"language": Lengths(2, 4), "beam_size": 3, "no_repeat_ngram": 2},
-    "beam in a list": {"language": one_of(answer.tolist() for answer in ANSWERS), "beam_size": 3, "nbest": 3},
+    "beam": {"constraint": LengthRange(2, 4), "beam_size": 5, "nbest": 5},
+    "beam of one without repeats": {"constraint": LengthRange(2, 4), "no_repeat_ngram": 1},
+    "beam without repeats": {"constraint": LengthRange(2, 4), "beam_size": 3, "no_repeat_ngram": 2},
+    "beam in a list": {"constraint": one_of(answer.tolist() for answer in ANSWERS), "beam_size": 3, "nbest": 3},
     "list of answers": {"answers": ANSWERS, "beam_size": 3, "nbest": 3},
     "list of answers, abstaining": {"answers": ANSWERS, "abstain_below": 0.9},
-    "hard alignment": {"print_alignment": "hard", "language": Lengths(1, 4)},
-    "soft alignment": {"print_alignment": "soft", "language": Lengths(1, 4)},
-    "soft alignment of a beam": {"print_alignment": "soft", "language": Lengths(1, 4), "beam_size": 3, "nbest": 3},
+    "hard alignment": {"print_alignment": "hard", "constraint": LengthRange(1, 4)},
+    "soft alignment": {"print_alignment": "soft", "constraint": LengthRange(1, 4)},
+    "soft alignment of a beam": {
+        "print_alignment": "soft",
+        "constraint": LengthRange(1, 4),
+        "beam_size": 3,
+        "nbest": 3,
+    },
 }
 
 
@@ -146,9 +151,9 @@ def test_a_batch_waits_at_most_twice(way: str, optimised: bool, dictionary: Dict
 @pytest.mark.parametrize("way", ["most probable path", "beam", "list of answers", "boxes of a beam"])
 def test_what_must_not_be_searched_waits_once(way: str, dictionary: Dictionary, device: DeviceWaits) -> None:
     student = device.move(make("narvl_tiny", num_queries=6))
-    options = WAYS[way] | ({"language": Lengths(0, 6)} if way == "beam" else {})
+    options = WAYS[way] | ({"constraint": LengthRange(0, 6)} if way == "beam" else {})
     if way == "boxes of a beam":
-        options |= {"language": Lengths(0, 6), "agreement": None}
+        options |= {"constraint": LengthRange(0, 6), "agreement": None}
     generator, sample = ParallelGenerator([student], dictionary, **options), device.move(batch())
     generator.generate([student], sample)
     device.clear()
@@ -184,7 +189,7 @@ def test_a_weight_written_between_batches_is_seen(dictionary: Dictionary, device
 
 def test_a_teacher_that_rescores_is_one_wait_more(dictionary: Dictionary, device: DeviceWaits) -> None:
     student, teacher = make("narvl_tiny", num_queries=6), make("ofa_tiny")
-    options = {"beam_size": 3, "nbest": 3, "language": Lengths(0, 6)}
+    options = {"beam_size": 3, "nbest": 3, "constraint": LengthRange(0, 6)}
     rescorer = TeacherRescorer(teacher, dictionary, 0.5)
     generator = ParallelGenerator([student], dictionary, rescorer=rescorer, **options)
     expected = plain(generator.generate([student], batch()))

@@ -15,11 +15,11 @@ from PIL import Image
 
 from narvl_plugin.cli.app import app
 from narvl_plugin.data.caption import CaptionDataset
-from narvl_plugin.data.images import PICTURE_SUFFIXES
+from narvl_plugin.data.images import IMAGE_SUFFIXES
 from narvl_plugin.data.table import Table
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.inference.captioning import caption_pictures, coco_ids, find_pictures, search_pictures
+from narvl_plugin.inference.captioning import caption_images, coco_ids, find_images, search_images
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks.caption import CaptionTask
 
@@ -44,19 +44,19 @@ def pairs(file: Path) -> list[list[str]]:
 
 
 def test_pictures_are_found_below_a_folder_and_named_from_there(folder: Path) -> None:
-    assert list(find_pictures([folder])) == sorted(NAMES)
+    assert list(find_images([folder])) == sorted(NAMES)
     files = [folder / "z.png", folder / "sub"]
-    assert list(find_pictures(files)) == [f"{folder}/z.png", f"{folder}/sub/c.BMP", f"{folder}/sub/deeper/e.jpeg"]
+    assert list(find_images(files)) == [f"{folder}/z.png", f"{folder}/sub/c.BMP", f"{folder}/sub/deeper/e.jpeg"]
 
 
 def test_what_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: there is no picture in this folder"):
-        find_pictures([tmp_path / "empty"])
+        find_images([tmp_path / "empty"])
     with pytest.raises(MissingInput, match=r"gone: no such picture or folder"):
-        find_pictures([tmp_path / "gone"])
+        find_images([tmp_path / "gone"])
     with pytest.raises(InputError, match=r"notes.txt: is no picture by its name"):
-        find_pictures([folder / "notes.txt"])
+        find_images([folder / "notes.txt"])
     for name, shown in (
         ("a\tb.png", r"'a\\tb.png'"),
         ("a\x1b[2J.png", r"'a\\x1b\[2J.png'"),
@@ -64,16 +64,16 @@ def test_what_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
     ):
         (folder / name).touch()
         with pytest.raises(InputError, match=rf"{shown}: .* rename it"):
-            find_pictures([folder])
+            find_images([folder])
         (folder / name).unlink()
 
 
 def test_a_folder_is_searched_for_every_format_that_is_read(tmp_path: Path) -> None:
-    names = [f"a{suffix}" for suffix in PICTURE_SUFFIXES] + ["B.JFIF", "c.Tiff"]
+    names = [f"a{suffix}" for suffix in IMAGE_SUFFIXES] + ["B.JFIF", "c.Tiff"]
     others = ["d.heic", "e.SVG", "f.jp2"]
     for name in (*names, *others, "notes.txt", "captions.tsv", "film.mp4", "noname"):
         (tmp_path / name).touch()
-    found, left_out = search_pictures([tmp_path])
+    found, left_out = search_images([tmp_path])
     assert list(found) == sorted(names)
     assert left_out == [tmp_path / name for name in sorted(others)]
 
@@ -82,10 +82,10 @@ def test_hidden_files_are_no_part_of_a_folder(folder: Path) -> None:
     for name in ("._a.jpg", ".hidden.png", ".thumbnails/b.png", "sub/._c.BMP", "__MACOSX/._b.png", "._d.heic"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7")
-    assert list(search_pictures([folder])[0]) == sorted(NAMES)
-    assert search_pictures([folder])[1] == []
-    assert list(find_pictures([folder / ".hidden.png"])) == [f"{folder}/.hidden.png"], "it was asked for"
-    assert list(find_pictures([folder / ".thumbnails"])) == ["b.png"]
+    assert list(search_images([folder])[0]) == sorted(NAMES)
+    assert search_images([folder])[1] == []
+    assert list(find_images([folder / ".hidden.png"])) == [f"{folder}/.hidden.png"], "it was asked for"
+    assert list(find_images([folder / ".thumbnails"])) == ["b.png"]
 
 
 def test_linked_folders_and_files_are_followed_once(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_linked_folders_and_files_are_followed_once(folder: Path, tmp_path: Path
     (folder / "linked.png").symlink_to(folder / "z.png")
     (elsewhere / "back").symlink_to(folder)
     (folder / "sub" / "self").symlink_to(".")
-    found = find_pictures([folder])
+    found = find_images([folder])
     assert [name for name in found if name not in NAMES] == ["again/f.png", "linked.png"]
     assert set(NAMES) < set(found)
     assert list(found) == sorted(found, key=lambda name: Path(name).parts)
@@ -111,7 +111,7 @@ def test_many_links_to_one_another_end(tmp_path: Path) -> None:
             (tmp_path / f"s{step}" / name).symlink_to(f"../s{step + 1}")
     (tmp_path / "s40").mkdir()
     (tmp_path / "s40" / "p.png").touch()
-    assert list(find_pictures([tmp_path / "s0"])) == ["/".join("a" * 40) + "/p.png"]
+    assert list(find_images([tmp_path / "s0"])) == ["/".join("a" * 40) + "/p.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "iterdir", forbidden)
     with pytest.raises(InputError, match=r"sub: this folder cannot be read \(Permission denied\)"):
-        find_pictures([folder])
+        find_images([folder])
 
 
 def test_image_ids_are_cocos_numbers() -> None:
@@ -157,11 +157,11 @@ def test_ids_that_are_not_cocos_are_named(names: list[str], message: str) -> Non
 def test_ids_are_checked_before_the_model_is_loaded(folder: Path, tmp_path: Path) -> None:
     (folder / "000000000042.jpg").touch()
     with pytest.raises(InputError, match="has no number for an image_id"):
-        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
+        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
     with pytest.raises(MissingInput, match="gone.pt"):
-        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
+        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
     with pytest.raises(InputError, match=r"--out \S+/pictures: is no file"):
-        caption_pictures([folder], checkpoint=tmp_path / "gone.pt", out=folder)
+        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=folder)
 
 
 @pytest.mark.integration
@@ -172,7 +172,7 @@ def test_json_is_cocos_results_format(make_model: Callable[..., Path], tmp_path:
         Image.new("RGB", (8, 6)).save(pictures / f"COCO_val2014_{number:012}.jpg")
     out = tmp_path / "results" / "captions.json"
     options = {"checkpoint": make_model("narvl_tiny", "qctc"), "out": out, "workers": 0, "device": "cpu"}
-    caption_pictures([pictures], **options)
+    caption_images([pictures], **options)
     records = json.loads(out.read_text())
     assert [record["image_id"] for record in records] == [9, 42]
     assert all(list(record) == ["image_id", "caption"] and isinstance(record["caption"], str) for record in records)
@@ -187,9 +187,9 @@ def test_an_older_output_stays_until_all_is_captioned(
     for out in (tmp_path / "captions.tsv", tmp_path / "captions.json"):
         out.write_text("older")
         with pytest.raises(BadRow, match=r"a.webp: the image is not readable"):
-            caption_pictures([folder], checkpoint=student, out=out, workers=0, device="cpu")
+            caption_images([folder], checkpoint=student, out=out, workers=0, device="cpu")
         assert out.read_text() == "older"
-    count = caption_pictures([folder], checkpoint=student, out=out, workers=0, device="cpu", skip_bad_rows=1)
+    count = caption_images([folder], checkpoint=student, out=out, workers=0, device="cpu", skip_bad_rows=1)
     assert count[:2] == (5, 1)
     assert len(json.loads(out.read_text())) == 5
     assert not list(tmp_path.glob("captions.json.*"))
@@ -201,7 +201,7 @@ def test_an_output_that_is_one_of_the_pictures_is_refused(folder: Path, tmp_path
     (tmp_path / "link.txt").symlink_to(picture)
     for out in (picture, tmp_path / "link.txt"):
         with pytest.raises(InputError, match=f"--out {out}: is one of the pictures"):
-            caption_pictures([folder], checkpoint=tmp_path / "none.pt", out=out)
+            caption_images([folder], checkpoint=tmp_path / "none.pt", out=out)
     assert picture.read_bytes() == before
 
 
@@ -230,7 +230,7 @@ def test_pictures_are_read_as_people_see_them(
 
     monkeypatch.setattr(CaptionTask, "inference_step", remember)
     student = make_model("narvl_tiny", "qctc")
-    caption_pictures([pictures], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
+    caption_images([pictures], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
     turned, other, transparent, white = seen
     assert torch.equal(turned, other)
     assert torch.equal(transparent, white)
@@ -262,7 +262,7 @@ def test_captions_hold_no_commands_to_a_terminal(
     student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), patch_image_size=32)
     # as a vocabulary of others, or GPT-2's, may spell
     monkeypatch.setattr(TextCodec, "decode", lambda *_: "a \x1b[2Jcat \x9b31m on\nred")
-    caption_pictures([folder], checkpoint=student, workers=0, device="cpu")
+    caption_images([folder], checkpoint=student, workers=0, device="cpu")
     assert {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()} == {"a [2Jcat 31m on red"}
 
 
@@ -288,13 +288,13 @@ def test_captions_are_those_of_one_picture_at_a_time(
     options = {"checkpoint": student, "beam": 2, "device": "cpu"}
     for workers in (0, 2):
         out = tmp_path / f"captions{workers}.tsv"
-        count = caption_pictures([folder], out=out, batch_size=4, workers=workers, **options)
+        count = caption_images([folder], out=out, batch_size=4, workers=workers, **options)
         assert pairs(out) == expected
         assert count[:2] == (len(NAMES), 0)
     capsys.readouterr()
-    caption_pictures([folder], workers=0, **options)
+    caption_images([folder], workers=0, **options)
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == expected
-    caption_pictures([folder], out=tmp_path / "captions.json", workers=0, **options)
+    caption_images([folder], out=tmp_path / "captions.json", workers=0, **options)
     records = json.loads((tmp_path / "captions.json").read_text())
     assert records == [{"image_id": name, "caption": caption} for name, caption in expected]
 
@@ -306,21 +306,21 @@ def test_broken_pictures_are_named_or_left_out(make_model: Callable[..., Path], 
         (folder / name).write_bytes(b"no picture")
     options = {"checkpoint": student, "batch_size": 2, "device": "cpu"}
     with pytest.raises(BadRow, match=r"^\S*pictures/c.png: the image is not readable"):
-        caption_pictures([folder], workers=1, **options)
+        caption_images([folder], workers=1, **options)
     out = tmp_path / "captions.tsv"
-    count = caption_pictures([folder], out=out, workers=1, skip_bad_rows=2, **options)
+    count = caption_images([folder], out=out, workers=1, skip_bad_rows=2, **options)
     assert count[:2] == (5, 2)
     assert [name for name, _ in pairs(out)] == sorted(set(NAMES) - {"d.jpg"})
     before = out.read_text()
     with pytest.raises(BadRow, match=r"d.jpg: .*now 1"):
-        caption_pictures([folder], out=out, workers=1, skip_bad_rows=1, **options)
+        caption_images([folder], out=out, workers=1, skip_bad_rows=1, **options)
     assert out.read_text() == before
     part = tmp_path / "captions.tsv.part"
     assert [name for name, _ in pairs(part)] == ["a.webp", "b.png"], "what was said before stays"
 
 
 def test_a_table_of_pictures_reads_like_a_tsv_file(folder: Path) -> None:
-    table = Table(find_pictures([folder]), {}, CaptionDataset)
+    table = Table(find_images([folder]), {}, CaptionDataset)
     assert len(table) == len(NAMES)
     assert table[1][:2] == ["b.png", str(folder / "b.png")]
     assert table.where(1) == str(folder / "b.png")
@@ -328,4 +328,4 @@ def test_a_table_of_pictures_reads_like_a_tsv_file(folder: Path) -> None:
 
 def test_a_missing_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
-        caption_pictures([folder], checkpoint=tmp_path / "gone.pt")
+        caption_images([folder], checkpoint=tmp_path / "gone.pt")

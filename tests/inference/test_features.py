@@ -13,9 +13,9 @@ from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.inference import features
-from narvl_plugin.inference.features import frozen_trunk, write_features
+from narvl_plugin.inference.features import frozen_backbone, write_features
 from narvl_plugin.models import build
-from narvl_plugin.models.vision import trunk_features
+from narvl_plugin.models.vision import backbone_features
 from narvl_plugin.whole_files import sole_writer
 
 SIZE = 64
@@ -88,11 +88,11 @@ def test_a_column_of_something_else_is_named_by_the_option_of_this_command(data:
 
 
 def test_only_a_frozen_trunk_has_features_to_keep() -> None:
-    assert frozen_trunk("narvl_nano") == frozen_trunk("ofa_nano")
+    assert frozen_backbone("narvl_nano") == frozen_backbone("ofa_nano")
     with pytest.raises(InputError, match="narvl_base: trains its vision trunk"):
-        frozen_trunk("narvl_base")
+        frozen_backbone("narvl_base")
     with pytest.raises(InputError, match="narvl_giant: there is no such architecture"):
-        frozen_trunk("narvl_giant")
+        frozen_backbone("narvl_giant")
 
 
 def test_a_column_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
@@ -166,12 +166,12 @@ def test_features_too_large_to_be_stored_are_bad_rows(
     options = {**OPTIONS, "batch_size": 4}
     write_features(tmp_path / "in.tsv", tmp_path / "whole.tsv", **options)
 
-    def overflowing(trunk: Any, images: torch.Tensor) -> torch.Tensor:
-        found = trunk_features(trunk, images)
+    def overflowing(backbone: Any, images: torch.Tensor) -> torch.Tensor:
+        found = backbone_features(backbone, images)
         found[1, 0, 0, 0] = 1e5
         return found
 
-    monkeypatch.setattr(features, "trunk_features", overflowing)
+    monkeypatch.setattr(features, "backbone_features", overflowing)
     with pytest.raises(BadRow, match=r"in.tsv:2: the features of the image are up to 1e[+]05"):
         write_features(tmp_path / "in.tsv", tmp_path / "strict.tsv", **options)
     with pytest.raises(BadRow, match=r"in.tsv:4: the features of the image are up to 1e[+]05"):

@@ -25,11 +25,13 @@ from narvl_plugin.models.registered import build
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 
 
-def make(arch: str, trunk: str = "resnet18") -> OfaModel:
+def make(arch: str, backbone: str = "resnet18") -> OfaModel:
     """A model with large weights and with batch norms that have seen something."""
     torch.manual_seed(1)
     sizes = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
-    model = build(arch, vocab_size=50, encoder_attention_heads=2, vision_trunk=trunk, vision_pretrained=False, **sizes)
+    model = build(
+        arch, vocab_size=50, encoder_attention_heads=2, vision_trunk=backbone, vision_pretrained=False, **sizes
+    )
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
@@ -66,9 +68,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @BOTH
-@pytest.mark.parametrize("trunk", ["resnet18", "tf_efficientnet_lite0"])
-def test_optimised_models_say_the_same(arch: str, trunk: str) -> None:
-    model = make(arch, trunk)
+@pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
+def test_optimised_models_say_the_same(arch: str, backbone: str) -> None:
+    model = make(arch, backbone)
     with torch.no_grad():
         before, _ = model(**batch())
         model.optimize_for_inference()

@@ -133,11 +133,11 @@ def test_pictures_of_512_pixels():
 
 
 def test_precomputed_features_replace_pixels():
-    from narvl_plugin.models.vision import trunk_features
+    from narvl_plugin.models.vision import backbone_features
 
     model, inputs = make("narvl_tiny"), batch()
     expected, _ = model(**inputs)
-    inputs["patch_images"] = trunk_features(model.encoder.embed_images, inputs["patch_images"])
+    inputs["patch_images"] = backbone_features(model.encoder.embed_images, inputs["patch_images"])
     actual, _ = model(**inputs)
     torch.testing.assert_close(actual, expected)
 

@@ -48,7 +48,7 @@ LONE = re.compile(r"(?<!\S)…(?!\S)")
 class Block(NamedTuple):
     """A fenced block of README."""
 
-    language: str
+    constraint: str
     text: str
 
 
@@ -63,7 +63,7 @@ def of_block(beginning: str, name: str = "block") -> pytest.MarkDecorator:
     found = [block for block in BLOCKS if block.text.startswith(beginning)]
     assert len(found) == 1, f"README has {len(found)} blocks that begin with {beginning!r}"
     TESTED.extend(found)
-    return pytest.mark.parametrize(name, [found[0].text], ids=[found[0].language])
+    return pytest.mark.parametrize(name, [found[0].text], ids=[found[0].constraint])
 
 
 def commands(block: str) -> list[str]:
@@ -141,7 +141,7 @@ def newcomer(files: Path, programs: Path, tmp_path: Path) -> Iterator[Newcomer]:
 def test_every_block_is_tested() -> None:
     assert len(re.findall(r"^\s*(?:```|~~~)", README, flags=re.MULTILINE)) == 2 * len(BLOCKS)
     untested = [block for block in BLOCKS if block not in TESTED]
-    assert [block.language for block in untested] == [""], f"README's blocks without a test: {untested}"
+    assert [block.constraint for block in untested] == [""], f"README's blocks without a test: {untested}"
     assert "─ encoder ─>" in untested[0].text  # the drawing of how data flow
 
 

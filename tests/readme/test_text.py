@@ -100,8 +100,8 @@ def test_commands_of_narvl_that_comments_messages_and_documents_name_are_there(p
 
 
 def test_blocks_of_commands_are_well_formed() -> None:
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of("README.md"), flags=re.MULTILINE | re.DOTALL):
-        if language == "bash":
+    for constraint, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of("README.md"), flags=re.MULTILINE | re.DOTALL):
+        if constraint == "bash":
             subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 

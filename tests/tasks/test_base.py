@@ -14,7 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.logging import metrics
 from fairseq.sequence_generator import SequenceGenerator
 
-from narvl_plugin.ctc import Lengths
+from narvl_plugin.ctc import LengthRange
 from narvl_plugin.data import survey
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
@@ -191,7 +191,7 @@ class TestGenerators:
         student = build("narvl_nano", vocab_size=len(task.target_dictionary) + 1, num_queries=5)
         options = SimpleNamespace(beam=1, min_len=2, max_len_a=0, max_len_b=4, no_repeat_ngram_size=3)
         generator = task.build_generator([student], options)
-        assert (generator.language, generator.no_repeat_ngram) == (Lengths(2, 4, task.target_dictionary.eos()), 3)
+        assert (generator.constraint, generator.no_repeat_ngram) == (LengthRange(2, 4, task.target_dictionary.eos()), 3)
         for wrong in ({"max_len_a": 1.0}, {"min_len": 5}, {"min_len": 0, "max_len_b": 0}):
             with pytest.raises(InputError, match="from --min-len to --max-len-b tokens"):
                 task.build_generator([student], SimpleNamespace(**vars(options) | wrong))

@@ -80,7 +80,7 @@ def test_a_caption_is_right_if_it_is_a_reference(vocabulary: Path) -> None:
     task = CaptionTask.setup_task(CaptionConfig(data="a.tsv", bpe_dir=str(vocabulary), num_bins=10))
     said = [[{"tokens": task.codec.encode(f" {text}")}] for text in ("a cat", "a cat", "")]
     sample = {"references": [["two dogs run", "A cat."], ["the cat"], ["a cat"]]}
-    assert task.right(sample, said) == [1.0, 0.0, 0.0]
+    assert task.correctness(sample, said) == [1.0, 0.0, 0.0]
 
 
 def test_training_logs_no_cider(vocabulary: Path, criterion: Any) -> None:

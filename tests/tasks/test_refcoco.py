@@ -57,7 +57,7 @@ def test_a_student_compares_boxes_by_their_overlap(make_task: Callable[..., Refc
     options = task.search_options(Namespace(beam=5))
     assert (options["beam_size"], task.search_options(Namespace(beam=1))["beam_size"]) == (64, 1)
     in_order = torch.tensor([[0, 0, 10, 10], [0, 10, 10, 9], [3, 3, 2, 3], [5, 5, 5, 5]]) + first
-    assert options["language"].accepts(in_order, torch.tensor([4] * 4)).tolist() == [True, False, False, True]
+    assert options["constraint"].accepts(in_order, torch.tensor([4] * 4)).tolist() == [True, False, False, True]
     corners = ([0, 0, 10, 10], [0, 0, 5, 10], [5, 0, 10, 10], [5, 5, 5, 5])
     gains = options["agreement"]([torch.tensor(corner) + first for corner in corners])
     expected = [[1.0, 0.5, 0.5, 0.0], [0.5, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]

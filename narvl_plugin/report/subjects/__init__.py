@@ -1,13 +1,13 @@
 """The tasks of a report: the columns that each reads, its scores, and its texts on the page."""
 
-from narvl_plugin.report.subjects.base import Row, Scores, Subject, Table
-from narvl_plugin.report.subjects.caption import CaptionSubject
-from narvl_plugin.report.subjects.refcoco import RefcocoSubject
-from narvl_plugin.report.subjects.snli_ve import SnliVeSubject
-from narvl_plugin.report.subjects.vqa_gen import VqaGenSubject
+from narvl_plugin.report.subjects.base import Row, Scores, Table, TaskReport
+from narvl_plugin.report.subjects.caption import CaptionReport
+from narvl_plugin.report.subjects.refcoco import RefcocoReport
+from narvl_plugin.report.subjects.snli_ve import SnliVeReport
+from narvl_plugin.report.subjects.vqa_gen import VqaGenReport
 
-SUBJECTS: dict[str, type[Subject]] = {
-    subject.task: subject for subject in (CaptionSubject, VqaGenSubject, RefcocoSubject, SnliVeSubject)
+TASK_REPORTS: dict[str, type[TaskReport]] = {
+    subject.task: subject for subject in (CaptionReport, VqaGenReport, RefcocoReport, SnliVeReport)
 }
 
-__all__ = ["SUBJECTS", "Row", "Scores", "Subject", "Table"]
+__all__ = ["TASK_REPORTS", "Row", "Scores", "TaskReport", "Table"]

@@ -71,7 +71,7 @@ class Table:
 RowT = TypeVar("RowT", bound=Row)
 
 
-class Subject(ABC, Generic[RowT]):
+class TaskReport(ABC, Generic[RowT]):
     """A task in the report.
 
     Attributes:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
 from narvl_plugin.errors import BadRow
-from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, Subject
+from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, TaskReport
 from narvl_plugin.scoring.coco_caption import score_systems
 from narvl_plugin.scoring.objects import object_recall
 from narvl_plugin.scoring.tokenization import why_plain
@@ -21,7 +21,7 @@ class CaptionRow(Row):
     objects: list[str]
 
 
-class CaptionSubject(Subject[CaptionRow]):
+class CaptionReport(TaskReport[CaptionRow]):
     """Captions; the baseline lists the correct nouns and forms no sentence."""
 
     task = "caption"
@@ -40,7 +40,7 @@ class CaptionSubject(Subject[CaptionRow]):
     beside = "its CIDEr"
 
     def read(self, number: int, columns: Sequence[str], where: str) -> CaptionRow:
-        """Return the row; see `Subject.read`. A caption without words raises BadRow."""
+        """Return the row; see `TaskReport.read`. A caption without words raises BadRow."""
         unique_id, image_id, caption, objects = columns
         references = split_references(caption)
         if not references:

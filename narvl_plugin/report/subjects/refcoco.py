@@ -9,7 +9,7 @@ import torch
 from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, overlaps, parse_box, to_bins
 from narvl_plugin.data.images import ImageReader, image_size
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Region, Row, Scores, Subject
+from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Region, Row, Scores, TaskReport
 from narvl_plugin.tasks.base import BaseTask
 
 WHOLE, MEAN = "whole_image", "mean_box"
@@ -33,7 +33,7 @@ class RegionRow(Row):
         return left / width, upper / height, right / width, lower / height
 
 
-class RefcocoSubject(Subject[RegionRow]):
+class RefcocoReport(TaskReport[RegionRow]):
     """Grounding; the baselines are the whole image and the mean box of the test file."""
 
     task = "refcoco"
@@ -62,7 +62,7 @@ class RefcocoSubject(Subject[RegionRow]):
         self._reader = ImageReader(task.cfg.patch_image_size, folder=folder)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> RegionRow:
-        """Return the row; see `Subject.read`. A box or an image that cannot be used raises BadRow."""
+        """Return the row; see `TaskReport.read`. A box or an image that cannot be used raises BadRow."""
         unique_id, text, column, image = columns
         size = image_size(self._reader.read_bytes(image, where), where)
         if size is None:

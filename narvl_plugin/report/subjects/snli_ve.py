@@ -12,8 +12,8 @@ from narvl_plugin.report.subjects.base import (
     Outputs,
     Row,
     Scores,
-    Subject,
     Table,
+    TaskReport,
     fill,
 )
 from narvl_plugin.scoring.entailment import OTHER, EntailmentConfig, EntailmentScorer
@@ -29,7 +29,7 @@ class HypothesisRow(Row):
     answer: str
 
 
-class SnliVeSubject(Subject[HypothesisRow]):
+class SnliVeReport(TaskReport[HypothesisRow]):
     """Visual entailment; the baseline gives every hypothesis the same answer."""
 
     task = "snli_ve"
@@ -51,7 +51,7 @@ class SnliVeSubject(Subject[HypothesisRow]):
         self._with_caption = task is not None and bool(task.cfg.add_caption)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> HypothesisRow:
-        """Return the row; see `Subject.read`. An unknown label raises BadRow."""
+        """Return the row; see `TaskReport.read`. An unknown label raises BadRow."""
         unique_id, hypothesis, caption, label = columns
         if label not in ENTAILMENT_ANSWERS:
             raise BadRow(f"{where}: the label {label!r} is unknown; expected {', '.join(ENTAILMENT_ANSWERS)}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from narvl_plugin.data.vqa_gen import parse_answers
-from narvl_plugin.report.subjects.base import ALL_CANDIDATES_AND_BEAM_5, Outputs, Row, Scores, Subject, fill
+from narvl_plugin.report.subjects.base import ALL_CANDIDATES_AND_BEAM_5, Outputs, Row, Scores, TaskReport, fill
 from narvl_plugin.scoring.vqa import VqaConfig, VqaScorer, answer_type, soft_accuracy
 
 MOST_FREQUENT = "most_frequent"
@@ -25,7 +25,7 @@ class QuestionRow(Row):
     column: str
 
 
-class VqaGenSubject(Subject[QuestionRow]):
+class VqaGenReport(TaskReport[QuestionRow]):
     """Visual question answering; the baseline gives every question the same answer."""
 
     task = "vqa_gen"
@@ -44,7 +44,7 @@ class VqaGenSubject(Subject[QuestionRow]):
     )
 
     def read(self, number: int, columns: Sequence[str], where: str) -> QuestionRow:
-        """Return the row; see `Subject.read`. Answers of another form raise BadRow."""
+        """Return the row; see `TaskReport.read`. Answers of another form raise BadRow."""
         unique_id, question, column = columns
         answers = parse_answers(column, where)
         best_first = sorted(answers.items(), key=lambda pair: -pair[1])
