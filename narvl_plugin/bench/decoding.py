@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.models.encoder import EncoderOutput
+from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.base import BaseTask, Search
 from narvl_plugin.whole_files import require_writable, write_whole
@@ -90,7 +91,7 @@ def decoding(
     task = loaded.task
     ways = ways_to_decode(task, teacher, frequencies)
     predictors = {name: loaded.with_options(way.task_options, **way.generation) for name, way in ways.items()}
-    predictors[FREE].generator = ParallelGenerator([loaded.model], task.target_dictionary)
+    predictors[FREE].generator = ParallelGenerator([cast(NarvlModel, loaded.model)], task.target_dictionary)
     rows = list(loaded.usable_rows())
     found: dict[str, list[tuple[float, bool, float, float, float]]] = {name: [] for name in predictors}
     with torch.inference_mode(), use_threads(threads):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -80,7 +81,8 @@ def distance_to_floor(
         The times and the rate.
     """
     torch.manual_seed(1)
-    student = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries).eval().requires_grad_(False).to(device)
+    built = build(f"narvl_{size}", vocab_size=LABELS, num_queries=queries)
+    student = cast(NarvlModel, built.eval().requires_grad_(False).to(device))
     inputs = {
         "src_tokens": torch.randint(4, LABELS - 1, (1, PROMPT), device=device),
         "patch_images": torch.randn(1, 3, side, side, device=device),

@@ -204,8 +204,9 @@ class Checkpoint:
             InputError: the checkpoint is none of our families', or not for this use.
         """
         options = self.cfg.get("model")
-        values = vars(options) if isinstance(options, Namespace) else options
-        name = (values.get("_name") or values.get("arch")) if isinstance(values, dict) else None
+        given = vars(options) if isinstance(options, Namespace) else options
+        values: dict[str, Any] = given if isinstance(given, dict) else {}
+        name = values.get("_name") or values.get("arch")
         if not isinstance(name, str) or not FAMILY_NAMES.fullmatch(name):
             raise InputError(f"{self.file}: the model {name!r:.80} is none of ours (ofa_SIZE, narvl_SIZE)")
         family, _, size = name.partition("_")

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narvl_plugin.ctc import to_host
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.models.memo import believing
+from narvl_plugin.models.ofa import OfaModel
 
 
 class CandidateGenerator:
@@ -31,7 +32,7 @@ class CandidateGenerator:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], dictionary: Vocabulary, trie: AnswerTrie, *, nbest: int, batch_size: int
+        self, models: Sequence[OfaModel], dictionary: Vocabulary, trie: AnswerTrie, *, nbest: int, batch_size: int
     ) -> None:
         self.trie = trie
         self.pad = dictionary.pad()
@@ -41,7 +42,7 @@ class CandidateGenerator:
         self._places = trie.branches()
         # Where the log-probability of each token of each answer stands in those of all children of all branches;
         # the last entry, a nought, is for the others.
-        index = {}
+        index: dict[tuple[int, ...], int] = {}
         for prefix, children in self._places.items():
             for child in children:
                 index[*prefix, child] = len(index)
@@ -54,7 +55,7 @@ class CandidateGenerator:
             model.eval()
 
     @torch.no_grad()
-    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
+    def generate(self, models: Sequence[OfaModel], sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """Return the best answers to each of the B samples, best first, in fairseq's form, whose options it has not.
 
         `score` is the sum over tokens, in nats, `positional_scores` (T,) are its parts.
@@ -92,7 +93,7 @@ class CandidateGenerator:
 
     def _children(
         self,
-        encoded: Sequence[tuple[nn.Module, Any]],
+        encoded: Sequence[tuple[OfaModel, Any]],
         prompts: Sequence[Tensor],
         places: Sequence[tuple[tuple[int, ...], list[int]]],
     ) -> Tensor:

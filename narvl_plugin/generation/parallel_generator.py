@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,36 @@ OutputScores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 lengths (B, M) of the outputs, (B, K, S) and (B, K) of the others."""
 Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
 """Gives, of a batch and outputs of each of its samples, what is added to each output's log-probability, in nats."""
+
+
+class Student(Protocol):
+    """What the generator needs of a student; see `NarvlModel`."""
+
+    @property
+    def blank(self) -> int:
+        """The label of the blank."""
+
+    @property
+    def num_queries(self) -> int:
+        """The number of queries N."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+
+    @property
+    def odds(self) -> tuple[float, float]:
+        """Slope and offset of the log-odds of a confidence."""
+
+    def __call__(self, **net_input: Any) -> tuple[Tensor, Any]:
+        """Return logits (B, N, V), and anything."""
+
+    def eval(self) -> Any:
+        """Set the mode."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weights."""
+
 
 LABELS_TRIED = 32
 """Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
@@ -77,7 +107,7 @@ class ParallelGenerator:
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
+        models: Sequence[Student],
         dictionary: Vocabulary,
         *,
         print_alignment: str | None = None,
@@ -91,7 +121,7 @@ class ParallelGenerator:
         rescorer: Rescorer | None = None,
         abstain_below: float = 0.0,
     ) -> None:
-        sizes = {(int(model.blank), int(model.num_queries)) for model in models}
+        sizes = {(model.blank, model.num_queries) for model in models}
         if len(sizes) > 1:
             raise ValueError(f"students of an ensemble must agree in (blank, queries); these have {sorted(sizes)}")
         self.blank, num_queries = sizes.pop()
@@ -113,7 +143,7 @@ class ParallelGenerator:
     @torch.no_grad()
     def generate(
         self,
-        models: Sequence[nn.Module],
+        models: Sequence[Student],
         sample: dict[str, Any],
         prefix_tokens: Tensor | None = None,
         constraints: Tensor | None = None,
@@ -141,10 +171,10 @@ class ParallelGenerator:
         if isinstance(asked, Greedy):
             said, outputs = constrain(asked, log_probs, self.constraint, blank=self.blank)
             paths = [[path] for path in said]
-            confidences = [path.score.exp()[None] for path in said]
+            confidences: Tensor | list[Tensor] = [path.score.exp()[None] for path in said]
         else:
             if isinstance(self.rescorer, TeacherRescorer):
-                self.rescorer.follow(models[0])
+                self.rescorer.follow(models[0].parameters())
             outputs, confidences = self._choose(*self._rank(asked, log_probs, sample))
             paths = explain(outputs, blank=self.blank)
         if drawn is not None:
@@ -152,14 +182,14 @@ class ParallelGenerator:
         if len(models) == 1 and models[0].odds != UNCHANGED:
             confidences = [change_odds(sure, *models[0].odds) for sure in confidences]
         found = [
-            [self._finish(*one) for one in zip(beam, sure, strict=False)]
+            [self._finish(path, confidence) for path, confidence in zip(beam, sure, strict=False)]
             for beam, sure in zip(paths, confidences, strict=True)
         ]
         if self.print_alignment is not None:
             self._write_alignments(outputs, found)
         return found
 
-    def _log_probs(self, models: Sequence[nn.Module], net_input: dict[str, Any]) -> Tensor:
+    def _log_probs(self, models: Sequence[Student], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities, (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
         if len(log_probs) == 1:

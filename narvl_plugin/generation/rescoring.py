@@ -5,17 +5,18 @@ Legend: B batch, H outputs of all samples, T tokens of the longest, V labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narvl_plugin.ctc import to_host
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.errors import BadRow
 from narvl_plugin.models.memo import believing
+from narvl_plugin.models.ofa import OfaModel
 
 OUTPUTS_AT_A_TIME = 256
 
@@ -23,14 +24,14 @@ OUTPUTS_AT_A_TIME = 256
 class TeacherRescorer:
     """Gives each output `weight` times its log-probability, in nats, with a teacher that starts from `<s>`."""
 
-    def __init__(self, teacher: nn.Module, dictionary: Vocabulary, weight: float) -> None:
+    def __init__(self, teacher: OfaModel, dictionary: Vocabulary, weight: float) -> None:
         self.teacher = teacher.eval()
         self.bos, self.eos, self.pad = dictionary.bos(), dictionary.eos(), dictionary.pad()
         self.weight = weight
 
-    def follow(self, student: nn.Module) -> None:
-        """Move the teacher to a student's device and type, which may change after both were loaded."""
-        like = next(student.parameters(), None)
+    def follow(self, weights: Iterator[Tensor]) -> None:
+        """Move the teacher to the device and type of a student's weights, which may change after both were loaded."""
+        like = next(weights, None)
         own = next(self.teacher.parameters())
         if like is not None and (own.device, own.dtype) != (like.device, like.dtype):
             self.teacher.to(like.device, like.dtype)

@@ -41,7 +41,7 @@ def build_search(
     return generator
 
 
-class TeacherEnsemble(EnsembleModel):  # type: ignore[misc]  # fairseq's classes have no types
+class TeacherEnsemble(EnsembleModel):
     """Teachers as fairseq's search runs them, where they were built without fairseq's classes."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -73,7 +73,7 @@ def banned_ngrams(
     return banned
 
 
-class NGramBlock(NGramRepeatBlock):  # type: ignore[misc]
+class NGramBlock(NGramRepeatBlock):
     """fairseq's ban on n-grams that come twice, with `banned_ngrams`."""
 
     _no_repeat_ngram = banned_ngrams

@@ -164,8 +164,8 @@ def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | Non
                 logits = model.model(**batch["net_input"])[0]
             models = [CachedLogits(model.model, logits, temperature) for temperature in temperatures]
         found = [model.search(batch, one) for one in models]
-        confidence += zip(*([task.confidence(beam) for beam in said] for said in found), strict=True)
-        right += zip(*(task.correctness(batch, said) for said in found), strict=True)
+        confidence += map(list, zip(*([task.confidence(beam) for beam in said] for said in found), strict=True))
+        right += map(list, zip(*(task.correctness(batch, said) for said in found), strict=True))
     if not right:
         raise InputError(f"{task.cfg.data}: has no row that can be used")
     return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
@@ -232,7 +232,7 @@ def calibrate(
         )
     on_test = None if test is None else load(student, test, "student")
     asked = None if teacher is None or test is None else load(teacher, test, "teacher")
-    if asked is not None:
+    if teacher is not None and asked is not None:
         loading.require_one_task(teacher, asked.task, student, fitted_on.task)
     # First every fourth temperature, then those around the best of them.
     coarse = TEMPERATURES[::COARSE]

@@ -37,26 +37,28 @@ def distill(
     member: str | None = None,
     device: str | None = None,
 ) -> bool:
-    """Write `data` again as `out`, with the teacher's best hypotheses as each row's target, in its task's own form.
+    r"""Write `data` again as `out`, with the teacher's best hypotheses as each row's target, in its task's own form.
 
     That is a caption, an answer with confidence 1 (however sure the teacher is of it), a box in pixels or a label.
     The teacher generates as its --eval-args say, with which it was validated, and what is given here instead.
 
     A run that was stopped goes on at its last whole batch and ends in the same bytes as one that was not, see
-    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\\n`.
+    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\n`.
 
     Args:
         teacher: its checkpoint.
         data: TSV file in the columns of the teacher's task; its pictures may be precomputed features.
         out: TSV file to write, in the same columns and order.
         nbest: captions to write, joined by `&&`; a student may be asked for any of them (--any-reference).
-        beam, max_len_b, no_repeat_ngram_size: of fairseq's beam search; max_len_b is in tokens.
+        beam: width of fairseq's beam search.
+        max_len_b: the longest output, in tokens, if not that of the checkpoint's --eval-args.
+        no_repeat_ngram_size: the size of n-grams of which no output may have one twice, if not that of --eval-args.
         batch_size: rows decoded at a time.
         keep_references: write the original row, too, after each distilled one.
         skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
         val_inference_type: `allcand` or `beamsearch`, where answers are found otherwise than the checkpoint says.
-        bpe_dir, ans2label_file: the vocabulary's folder and the list of answers, where they are not those that the
-            checkpoint names.
+        bpe_dir: the vocabulary's folder, where it is not the one that the checkpoint names.
+        ans2label_file: the list of answers, where it is not the one that the checkpoint names.
         member: of a teacher that was trained on a mixture of tasks, the one whose outputs are asked for.
         device: torch's name of it; by default a GPU if there is one.
 

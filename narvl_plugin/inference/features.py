@@ -36,11 +36,11 @@ def write_features(
     skip_bad_rows: int = 0,
     device: str | None = None,
 ) -> bool:
-    """Write `data` again as `out` with features in place of pictures; training on it skips the trunk.
+    r"""Write `data` again as `out` with features in place of images; training on it skips the backbone.
 
     The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16), and of a second one
     with the picture's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
-    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\\n`.
+    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\n`.
 
     Args:
         data: TSV file with pictures.
@@ -99,7 +99,7 @@ def write_features(
                     column = columns[image_column]
                     if column not in pictures:
                         picture, image_size = read_image.with_size(column, rows.where(row))
-                        if len(picture) != RGB:
+                        if len(picture) != RGB or image_size is None:
                             raise BadRow(f"{rows.where(row)}: the image column holds features already")
                         pictures[column] = picture, image_size
                     kept.append((row, columns))

@@ -137,7 +137,8 @@ class Predictor:
             images: the files by name.
             texts: the texts that the task reads beside an image, by its column's name, by the image's name.
         """
-        return self.task.build_dataset(Table(images, texts or {}, self.task.dataset_class), SPLIT)
+        table: Any = Table(images, texts or {}, self.task.dataset_class)  # which has what is read of a TsvFile
+        return self.task.build_dataset(table, SPLIT)
 
     @torch.inference_mode()
     def search(self, batch: Batch, model: nn.Module | None = None) -> list[list[dict[str, Any]]]:

@@ -59,7 +59,7 @@ def backbone_features(backbone: Any, images: Tensor) -> Tensor:
     """Return the features of images at stride 16.
 
     Args:
-        trunk: the backbone.
+        backbone: the backbone.
         images: (B, 3, height, width), or features of the backbone, which are returned unchanged.
 
     Returns:
@@ -79,7 +79,7 @@ def checkpoint_backbone(backbone: Any) -> None:
     Each batch still updates the statistics of batch norms only once.
 
     Args:
-        trunk: the backbone, changed in place.
+        backbone: the backbone, changed in place.
     """
     if not hasattr(backbone, "set_grad_checkpointing"):
         return

@@ -89,16 +89,17 @@ def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
     """
     if not isinstance(student.model, NarvlModel):
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
+    model = student.model
     student = student.with_options({}, nbest=NBEST)
-    blank = student.model.blank
+    blank = model.blank
     readings = []
     for row, picture in zip(rows, pictures, strict=True):
         batch = student.batch(row)
         found = student.hypotheses(batch)
         answer = found[0]["tokens"][None, :-1]
-        with cross_attention(student.model.decoder) as layers:
-            logits = student.model(**batch["net_input"])[0].float()
-        log_probs = (logits / student.model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
+        with cross_attention(model.decoder) as layers:
+            logits = model(**batch["net_input"])[0].float()
+        log_probs = (logits / model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
         length = torch.tensor([answer.size(1)], device=answer.device)
         labels = viterbi(log_probs, answer, length, blank=blank).labels[0]  # (N,)
         probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)

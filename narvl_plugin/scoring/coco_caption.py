@@ -13,7 +13,6 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.base import Scorer, ScorerConfig
 from narvl_plugin.scoring.java import JavaError, java
 from narvl_plugin.scoring.tokenization import (
-    TOKENIZER_CHOICES,
     TokenizerChoice,
     java_available,
     tokenize_captions,
@@ -188,7 +187,7 @@ def _ask(program: subprocess.Popen[bytes], *parts: str) -> str:
     return answer
 
 
-CaptionTokenizer = StrEnum("CaptionTokenizer", list(TOKENIZER_CHOICES))
+CaptionTokenizer = StrEnum("CaptionTokenizer", ["auto", "ptb", "plain"])
 
 
 @dataclass

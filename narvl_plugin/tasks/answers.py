@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from narvl_plugin.ctc import one_of
-from narvl_plugin.data.answers import PROMPT_TYPES, AnswerTrie
+from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Hypotheses, Search
 
-PromptType = StrEnum("PromptType", list(PROMPT_TYPES))
+PromptType = StrEnum("PromptType", ["none", "src", "prev_output"])
 InferenceType = StrEnum("InferenceType", ["allcand", "beamsearch"])
 
 ALL_CANDIDATES = Search({"beam": 1}, {"val_inference_type": "allcand"})
@@ -29,7 +29,7 @@ class AnswerTaskConfig(BaseTaskConfig):
     """Options of every task with short answers."""
 
     prompt_type: PromptType = field(
-        default=PromptType("none"),
+        default=PromptType.none,
         metadata={
             "help": "what a teacher's decoder starts from: none (<s>), src (the source), prev_output (the source "
             "without </s>); students need none"
@@ -139,7 +139,7 @@ class AnswerTask(BaseTask):
                         "--val-inference-type beamsearch"
                     )
                 return CandidateGenerator(
-                    models,
+                    cast(Sequence[OfaModel], models),
                     self.target_dictionary,
                     self.trie,
                     nbest=getattr(args, "beam", 1),
@@ -153,7 +153,7 @@ class AnswerTask(BaseTask):
             if self.trie is not None:
                 from narvl_plugin.generation.teacher import TrieSequenceGenerator  # which imports fairseq
 
-                seq_gen_cls = partial(TrieSequenceGenerator, trie=self.trie)
+                seq_gen_cls = cast(type, partial(TrieSequenceGenerator, trie=self.trie))
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def inference_step(

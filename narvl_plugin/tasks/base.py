@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Optional, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Optional, Self, cast
 
 import torch
 from omegaconf import MISSING
@@ -17,7 +17,7 @@ from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile, no_file
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.parallel_generator import ParallelGenerator, Student
 from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.models.ofa import OfaModel
@@ -193,7 +193,7 @@ class BaseTask(CommonTask):
         for checkpoint in checkpoints:
             checkpoint.require(role)
         own = {name: value for name, value in given.items() if value is not None}
-        task = cls(options_of_all(checkpoints, cls.name, cls.config_class, own))
+        task = cls(cast(BaseTaskConfig, options_of_all(checkpoints, cls.name, cls.config_class, own)))
         models = []
         for checkpoint in checkpoints:
             model = checkpoint.build_model(task.use_of(training=False), len(task.codec.dictionary))
@@ -366,7 +366,7 @@ class BaseTask(CommonTask):
         students = [model.is_student for model in models]
         if all(students):
             return ParallelGenerator(
-                models,
+                cast(Sequence[Student], models),
                 self.target_dictionary,
                 print_alignment=getattr(args, "print_alignment", None),
                 nbest=getattr(args, "nbest", 1),

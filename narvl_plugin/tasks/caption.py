@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 
@@ -77,6 +77,8 @@ class CaptionTask(BaseTask):
     holds_several_targets = True
     shows_confidence = False
     cfg: CaptionConfig
+    _judged: CaptionDataset
+    _cider: "BatchwiseCider | None" = None
 
     @property
     def generates_in_validation(self) -> bool:
@@ -91,7 +93,7 @@ class CaptionTask(BaseTask):
         """Load a split; CIDEr counts n-grams in the one that was loaded last, if it is not that of training."""
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
-            self._judged, self._cider = self.datasets[split], None
+            self._judged, self._cider = self.dataset(split), None
 
     @property
     def cider(self) -> "BatchwiseCider":
@@ -112,7 +114,7 @@ class CaptionTask(BaseTask):
             return {"agreement": partial(self._agreement, sentence_bleu)}
         if not self.cfg.mbr_frequencies:
             raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
-        captions = self.open_file(self.cfg.mbr_frequencies, "valid")
+        captions = cast(CaptionDataset, self.open_file(self.cfg.mbr_frequencies, "valid"))
         return {"agreement": partial(self._agreement, BatchwiseCider(captions.all_references()))}
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -56,7 +56,8 @@ def read_members(file: str, common: CommonConfig) -> list[Member]:
     if not isinstance(described, dict) or not described:
         raise InputError(f"{file}: has no members; expected NAME: and below it the options of its task")
     shared = {name: getattr(common, name) for name in COMMON}
-    return [_member(f"{file}: member {name}", str(name), options, shared) for name, options in described.items()]
+    named = {str(name): options for name, options in described.items()}
+    return [_member(f"{file}: member {name}", name, options, shared) for name, options in named.items()]
 
 
 def texts_of_members(file: str) -> list[tuple[str, list[int]]]:
@@ -107,7 +108,7 @@ def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Me
     if not given.get("data"):
         raise InputError(f"{where}: lacks data: TRAIN1,…,TRAINK,VALID")
     try:
-        options = OmegaConf.merge(OmegaConf.structured(known(_name=task)), shared, given)
+        options = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(known(_name=task)), shared, given))
     except OmegaConfBaseException as error:
         raise InputError(f"{where}: {str(error).splitlines()[0]} ({error.key})") from error
     return Member(name, float(weight), num_queries, options)

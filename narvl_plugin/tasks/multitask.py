@@ -13,6 +13,7 @@ from narvl_plugin.data.mixture import Mixture, rows_drawn
 from narvl_plugin.data.survey import Survey
 from narvl_plugin.errors import InputError
 from narvl_plugin.importing import leaving_logging_alone
+from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.common import CommonConfig
 from narvl_plugin.tasks.members import read_members
 from narvl_plugin.tasks.trained import Step, TrainedSingleTask, TrainedTask
@@ -91,7 +92,7 @@ class MultitaskTask(TrainedTask):
         weights = {name: member.weight if split == "train" else 1.0 for name, member in self.members.items()}
         self.datasets[split] = Mixture({name: task.datasets[split] for name, task in self.tasks.items()}, weights)
 
-    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model, a student with the queries of all members, in their order.
 
         Raises InputError for a student from a checkpoint that was trained with others.

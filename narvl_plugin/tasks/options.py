@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -171,7 +171,8 @@ def task_options(
         )
     try:
         defaults = OmegaConf.structured(kind(_name=task_name))
-        options, before = OmegaConf.merge(defaults, values), OmegaConf.merge(defaults, kept)
+        options = cast(DictConfig, OmegaConf.merge(defaults, values))
+        before = cast(DictConfig, OmegaConf.merge(defaults, kept))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: the options of its task cannot be used ({reason})") from error

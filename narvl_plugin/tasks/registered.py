@@ -22,10 +22,10 @@ class CaptionConfig(caption.CaptionConfig, FairseqDataclass):
 
 
 @register_task("caption", dataclass=CaptionConfig)
-class CaptionTask(TrainedSingleTask, caption.CaptionTask, FairseqTask):  # type: ignore[misc]
+class CaptionTask(TrainedSingleTask, caption.CaptionTask, FairseqTask):
     """Captioning, for fairseq."""
 
-    config_class = CaptionConfig
+    config_class = CaptionConfig  # type: ignore[assignment]  # with fairseq's methods
 
 
 @dataclass
@@ -34,10 +34,10 @@ class RefcocoConfig(refcoco.RefcocoConfig, FairseqDataclass):
 
 
 @register_task("refcoco", dataclass=RefcocoConfig)
-class RefcocoTask(TrainedSingleTask, refcoco.RefcocoTask, FairseqTask):  # type: ignore[misc]
+class RefcocoTask(TrainedSingleTask, refcoco.RefcocoTask, FairseqTask):
     """Grounding, for fairseq."""
 
-    config_class = RefcocoConfig
+    config_class = RefcocoConfig  # type: ignore[assignment]
 
 
 @dataclass
@@ -46,10 +46,10 @@ class SnliVeConfig(snli_ve.SnliVeConfig, FairseqDataclass):
 
 
 @register_task("snli_ve", dataclass=SnliVeConfig)
-class SnliVeTask(TrainedSingleTask, snli_ve.SnliVeTask, FairseqTask):  # type: ignore[misc]
+class SnliVeTask(TrainedSingleTask, snli_ve.SnliVeTask, FairseqTask):
     """Visual entailment, for fairseq."""
 
-    config_class = SnliVeConfig
+    config_class = SnliVeConfig  # type: ignore[assignment]
 
 
 @dataclass
@@ -58,10 +58,10 @@ class VqaGenConfig(vqa_gen.VqaGenConfig, FairseqDataclass):
 
 
 @register_task("vqa_gen", dataclass=VqaGenConfig)
-class VqaGenTask(TrainedSingleTask, vqa_gen.VqaGenTask, FairseqTask):  # type: ignore[misc]
+class VqaGenTask(TrainedSingleTask, vqa_gen.VqaGenTask, FairseqTask):
     """Visual question answering, for fairseq."""
 
-    config_class = VqaGenConfig
+    config_class = VqaGenConfig  # type: ignore[assignment]
 
 
 @dataclass
@@ -70,5 +70,5 @@ class MultitaskConfig(multitask.MultitaskConfig, FairseqDataclass):
 
 
 @register_task("multitask", dataclass=MultitaskConfig)
-class MultitaskTask(multitask.MultitaskTask, FairseqTask):  # type: ignore[misc]
+class MultitaskTask(multitask.MultitaskTask, FairseqTask):
     """A mixture of tasks, for fairseq."""

@@ -30,6 +30,7 @@ class SnliVeTask(AnswerTask):
     validation_metrics = ("snli_score",)
     dataset_class = SnliVeDataset
     target_place = 4
+    trie: AnswerTrie
     cfg: SnliVeConfig
 
     def __init__(self, cfg: SnliVeConfig, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
@@ -99,7 +99,7 @@ class TrainedTask(CommonTask):
         self.target_texts = TargetTexts(self.codec)
         return self.target_texts
 
-    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
         Raises InputError for a model of another family than ours: fairseq's own would evaluate strings of a checkpoint.
@@ -113,7 +113,7 @@ class TrainedTask(CommonTask):
         if not from_checkpoint:
             cfg.vocabulary = self.codec.checksum  # in place, so that the checkpoints' configuration says it
         try:
-            model = super().build_model(cfg, from_checkpoint)
+            model: OfaModel = cast(Any, super()).build_model(cfg, from_checkpoint)
         except InputError:
             raise
         except Exception as error:  # a checkpoint may ask for anything
@@ -138,8 +138,8 @@ class TrainedTask(CommonTask):
                 f"--criterion {name!r:.80}: is not for --task {self.cfg._name}; take qctc for a student, "
                 "label_smoothed_cross_entropy for a teacher"
             )
-        self._check_family(name, known)
-        criterion = super().build_criterion(cfg, from_checkpoint)
+        self._check_family(str(name), known)
+        criterion = cast(Any, super()).build_criterion(cfg, from_checkpoint)
         self.keeps_eos = getattr(criterion, "keep_eos", False)
         return criterion
 
@@ -180,7 +180,9 @@ class TrainedTask(CommonTask):
         """
         check_limits(max_tokens, max_sentences)
         kwargs |= {"required_batch_size_multiple": 1}
-        iterator = super().get_batch_iterator(self._iterable(dataset), max_tokens, max_sentences, *args, **kwargs)
+        iterator = cast(Any, super()).get_batch_iterator(
+            self._iterable(dataset), max_tokens, max_sentences, *args, **kwargs
+        )
         # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
         # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
         iterator.persistent_workers = False
@@ -229,7 +231,9 @@ class TrainedTask(CommonTask):
         if isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu":
             criterion = partial(_in_bfloat16, criterion)
         is_stand_in = bool(sample.get(STAND_IN))
-        step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in)
+        step = cast(Any, super()).train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad or is_stand_in
+        )
         return counting_nothing(step) if is_stand_in else step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
@@ -237,7 +241,7 @@ class TrainedTask(CommonTask):
         if logging_outputs and not any(any(log.values()) for log in logging_outputs):
             metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
             return
-        super().reduce_metrics(logging_outputs, criterion)
+        cast(Any, super()).reduce_metrics(logging_outputs, criterion)
 
 
 class TrainedSingleTask(TrainedTask, BaseTask):
@@ -283,19 +287,19 @@ class TrainedSingleTask(TrainedTask, BaseTask):
             if split != "train":
                 yield survey(dataset, num_queries, keeps_eos=keeps_eos)
 
-    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> torch.nn.Module:
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
         With `from_checkpoint` it has no weights yet (they are on the meta device) and takes those of the checkpoint.
         """
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
         with without_weights() if weightless else nullcontext():
-            model = super().build_model(cfg, from_checkpoint)
+            model = cast(Any, super()).build_model(cfg, from_checkpoint)
         self.choose_member(model)
         self.prepare_validation(model)
         return model
 
-    def prepare_validation(self, model: torch.nn.Module) -> None:
+    def prepare_validation(self, model: OfaModel) -> None:
         """Note how long texts may be for a model, and make the generator of validation, if it generates.
 
         Raises InputError for a model that options rule out.
@@ -340,7 +344,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         judged = sample
         if "first_reference" in sample:
             judged = with_first_reference(sample)
-        loss, sample_size, logging_output = super().valid_step(judged, model, criterion)
+        loss, sample_size, logging_output = cast(Any, super()).valid_step(judged, model, criterion)
         if self.generates_in_validation:
             hypotheses = self.inference_step(self.generator, [model], sample)
             for name, scores in self.validation_scores(sample, hypotheses).items():
@@ -351,7 +355,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
         """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
-        super().reduce_metrics(logging_outputs, criterion)
+        cast(Any, super()).reduce_metrics(logging_outputs, criterion)
         self.log_scores(logging_outputs)
 
     def log_scores(self, logging_outputs: list[dict[str, Any]]) -> None:

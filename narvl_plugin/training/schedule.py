@@ -61,7 +61,7 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
         if not self.is_planned:
             cfg.total_num_update = math.inf  # until `plan`
         super().__init__(cfg, optimizer)
-        if self.is_planned:
+        if cfg.total_num_update is not None and self.is_planned:
             self.plan(cfg.total_num_update)
 
     def plan(self, total_num_update: float) -> None:

