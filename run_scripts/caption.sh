@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Captioning from nothing to a report: scenes -> teacher -> distilled captions -> student -> its captions.
+# Captioning from data to report: scenes -> teacher -> distilled captions -> student -> its captions.
 #
 #   bash run_scripts/caption.sh [KEY=value ...]
 #
-# Settings of every task are listed in road.sh. A scene's caption has 20 words at most and the vocabulary holds them
-# whole, so MAX_LEN tokens are enough for the teacher, and QUERIES for the student.
+# road.sh lists the settings of all tasks. A scene's caption has at most 20 words, and each word is one token of the
+# vocabulary. MAX_LEN tokens are therefore enough for the teacher, and QUERIES for the student.
 
 name=caption
 task=caption
@@ -15,7 +15,7 @@ teacher_loss=(label_smoothed_cross_entropy)
 scoring=coco_caption
 
 sizes() {
-  if ((!nano)); then # 5 epochs of COCO's captions; the paper's text has QUERIES=30, its code 20
+  if ((!nano)); then # 5 epochs of COCO's captions; the paper has QUERIES=30 in its text and 20 in its code
     defaults PATCH_IMAGE_SIZE=480 EPOCHS=5 TEACHER_LR=1e-5 STUDENT_LR=1e-5 QUERIES=20 MAX_LEN=16 NO_REPEAT_NGRAM=3
   fi
   case $PRESET in
@@ -40,8 +40,8 @@ task_options() {
   # shellcheck disable=SC2206 # options are words
   latency_options=($decoding)
   distil_options=(--beam "$BEAM" --nbest "$NBEST" "${latency_options[@]}")
-  # Of several captions the student may say any: queries that choose at the same time otherwise mix their wordings.
-  # It says its most probable path: a beam of 5 takes nearly twice as long, and its captions are hardly better.
+  # The student may learn any of several captions. Otherwise its queries, which choose independently, mix wordings.
+  # The student outputs its most probable path. A beam of 5 takes nearly twice as long, with hardly better captions.
   student_options=(--any-reference --eval-args "{\"beam\": 1, $eval_args") student_words=(--beam 1 "${latency_options[@]}")
 }
 

@@ -1,4 +1,4 @@
-# What the run scripts share: KEY=value settings, stages that are skipped when done, and the clock.
+# Functions of the run scripts: settings KEY=value, stages that are skipped when done, and their times.
 # shellcheck shell=bash
 
 die() {
@@ -6,12 +6,12 @@ die() {
   exit 1
 }
 
-# die_of LOG...: stops with the last line of each program's log, where the reason stands.
+# die_of LOG...: stops with the last line of each program's log, which names the reason.
 die_of() {
-  die "$(tail -qn 1 "$@" | sed 's/^error: //') (all of it: $*)"
+  die "$(tail -qn 1 "$@" | sed 's/^error: //') (full log: $*)"
 }
 
-# read_settings "KEY KEY ..." ARGUMENT...: sets each KEY given as KEY=value. The environment has no say, and an
+# read_settings "KEY KEY ..." ARGUMENT...: sets each KEY that is given as KEY=value. The environment is ignored, and an
 # empty value means the default.
 read_settings() {
   local keys=$1 argument key
@@ -27,7 +27,7 @@ read_settings() {
   done
 }
 
-# defaults KEY=value...: sets each KEY that has no value yet.
+# defaults KEY=value...: sets each KEY without a value.
 defaults() {
   local setting key
   for setting in "$@"; do
@@ -36,9 +36,9 @@ defaults() {
   done
 }
 
-# keep_settings "KEY KEY ..." FILE: remembers the settings of a run, and refuses to go on with a run that was begun
-# with others, since its finished stages would not match the new ones. How many bad rows may be skipped is no such setting:
-# a stage that ended well is the same under any limit.
+# keep_settings "KEY KEY ..." FILE: stores the settings of a run. A run that was begun with other settings is refused,
+# because its finished stages would not match the new ones. The limit of bad rows is not stored: a finished stage is the
+# same under any limit.
 keep_settings() {
   local keys=$1 file=$2 key value different=""
   if [[ -e $file ]]; then
@@ -55,8 +55,8 @@ keep_settings() {
   mv "$file.part" "$file"
 }
 
-# lock_run FOLDER: refuses to run beside another run in this folder. The lock is a file that this script and all programs
-# that it starts hold open, so it lasts until the last of them has ended, however that ends.
+# lock_run FOLDER: refuses a second run in this folder. The lock is a file that this script and all its programs hold
+# open. It lasts until the last of them has ended, in whatever way.
 lock_run() {
   local file=$1/.lock status=0
   exec {run_lock}>>"$file"
@@ -78,7 +78,7 @@ except OSError as error:
   ((status == 0)) || echo "warning: $file cannot be locked here; start no second run in this folder" >&2
 }
 
-# beside COMMAND...: starts a command beside this script. What it has started itself ends with it.
+# beside COMMAND...: starts a command in the background. Programs that the command starts end with it.
 beside() {
   (
     trap 'end_programs 2>/dev/null' EXIT
@@ -86,13 +86,13 @@ beside() {
   ) &
 }
 
-# children PID: prints the numbers of the processes that a process has started.
+# children PID: prints the ids of the children of a process.
 children() {
   cat "/proc/$1/task/$1/children" 2>/dev/null || true
 }
 
-# endings PID: prints a signal and a number for each program that a shell has started, also by way of other shells. These
-# are killed, since they would tell how each of their programs ended. Other programs end their own processes.
+# endings PID: prints a signal and a process id for each program that a shell has started, directly or by other shells.
+# Shells are killed, because they would print how each of their programs ended. Programs end their own processes.
 endings() {
   local child
   for child in $(children "$1"); do
@@ -105,7 +105,7 @@ endings() {
   done
 }
 
-# descendants PID: prints the numbers of all processes that a process has started, and that these have.
+# descendants PID: prints the ids of all descendants of a process.
 descendants() {
   local child
   for child in $(children "$1"); do
@@ -114,31 +114,31 @@ descendants() {
   done
 }
 
-# end_programs: ends all programs that this shell has started, and kills what has not ended after two seconds.
+# end_programs: ends all programs that this shell has started, and kills those that have not ended after two seconds.
 end_programs() {
   local -a all found
   local ending tenths self=$BASHPID
   mapfile -t found < <(endings "$self")
   mapfile -t all < <(descendants "$self")
   for ending in "${found[@]}"; do kill -"${ending% *}" "${ending#* }" || true; done
-  for ((tenths = 0; tenths < 30; tenths++)); do # the last second is for what was killed
+  for ((tenths = 0; tenths < 30; tenths++)); do # the last second is for programs that were killed
     kill -0 "${all[@]}" || return 0
     ((tenths != 20)) || kill -KILL "${all[@]}" || true
     sleep 0.1
   done
 }
 
-# end_run STATUS WORD: ends a run that a signal asks to end, and all programs that it has started.
+# end_run STATUS WORD: ends a run after a signal, with all programs that it has started.
 end_run() {
   trap '' INT TERM HUP
   trap - EXIT
-  end_programs 2>/dev/null # where bash would tell of each program
+  end_programs 2>/dev/null # bash would print a line for each program
   echo "$2; start the same command again to go on" >&2
   exit "$1"
 }
 
-# stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT is there; the command makes OUTPUT in one step at its
-# end. The seconds it took are added to $OUT/stages.tsv.
+# stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT exists. The command must make OUTPUT in one step at its
+# end. Its time in seconds is added to $OUT/stages.tsv.
 stage() {
   local name=$1 output=$2 start seconds
   shift 2
@@ -150,7 +150,7 @@ stage() {
   start=${EPOCHREALTIME/[.,]/}
   mkdir -p "$(dirname "$output")"
   beside "$@"
-  wait $! # which a signal interrupts, unlike a command
+  wait $! # a signal interrupts this, but not a command
   [[ -e $output ]] || die "stage $name ended without making $output"
   seconds=$(((${EPOCHREALTIME/[.,]/} - start) / 100000))
   seconds=${seconds%?}.${seconds: -1}
@@ -159,7 +159,7 @@ stage() {
   echo "[$name] took $seconds s"
 }
 
-# show_training: turns fairseq's log on its input into a line per report of loss.
+# show_training: reads fairseq's log and prints a line per reported loss.
 show_training() {
   sed -un \
     -e 's/.*"loss": "\([^"]*\)".*"num_updates": "\([^"]*\)".*/  update \2: loss \1/p' \

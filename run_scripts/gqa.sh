@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Questions in the manner of GQA from nothing to a report: scenes and questions -> teacher -> student -> its answers.
+# Questions as in GQA from data to report: scenes and questions -> teacher -> student -> its answers.
 #
 #   bash run_scripts/gqa.sh [KEY=value ...]
 #
-# Settings of every task are listed in road.sh. Where DATA holds trainval_ans2label.pkl, a list of all answers, the
-# teacher keeps to it.
+# road.sh lists the settings of all tasks. If DATA holds trainval_ans2label.pkl, a list of all answers, the teacher
+# chooses from it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/questions.sh"
 name=gqa
@@ -19,7 +19,7 @@ sizes() {
       ;;
     full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=3000 ;;
   esac
-  # At higher rates, answers of yes and no stay guesses for thousands of updates.
+  # At higher learning rates, the model guesses yes or no for thousands of updates.
   defaults QUERIES=6 BATCH=128 TEACHER_LR=5e-4 STUDENT_LR=5e-4 DROPOUT=0
 }
 

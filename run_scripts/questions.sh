@@ -1,4 +1,4 @@
-# What the scripts about questions share, vqa.sh and gqa.sh.
+# Settings of the scripts about questions, vqa.sh and gqa.sh.
 # shellcheck shell=bash
 
 task=vqa_gen
@@ -6,13 +6,13 @@ image_column=5
 text_columns=2,3
 teacher_loss=(adjust_label_smoothed_cross_entropy)
 
-# published_sizes: gives settings the published recipe; the paper distils questions.
+# published_sizes: sets the published recipe. The paper distils questions.
 published_sizes() {
   defaults PATCH_IMAGE_SIZE=480 EPOCHS=10 TEACHER_LR=5e-5 STUDENT_LR=5e-5 WARMUP_RATIO=0.04 EMA_DECAY=0.9999 DISTIL=1
 }
 
-# task_options: with the list of answers that lies beside the questions, the teacher keeps to it; without one it may say
-# anything.
+# task_options: if a list of answers is beside the questions, the teacher chooses from it. Otherwise it may output any
+# text.
 task_options() {
   local answers
   answers=$(dirname "$test_tsv")/trainval_ans2label.pkl

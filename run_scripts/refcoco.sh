@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Grounding from nothing to a report: scenes and words for one of their things -> teacher -> student -> its box.
+# Grounding from data to report: scenes and a phrase for an object -> teacher -> student -> its box.
 #
 #   bash run_scripts/refcoco.sh [KEY=value ...]
 #
-# Settings of every task are listed in road.sh.
+# road.sh lists the settings of all tasks.
 
 name=refcoco
 task=refcoco
@@ -23,9 +23,10 @@ sizes() {
       ;;
     full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=4000 ;;
   esac
-  # Four bins, and a blank between equal neighbours: 7 queries fit every box. A bin is 1.5 to 2 pixels here.
+  # A box has four bins, and equal neighbours need a blank in between. 7 queries fit every box. A bin has 1.5 to 2
+  # pixels.
   defaults QUERIES=7 NUM_BINS=64 BATCH=64 TEACHER_LR=1e-3 STUDENT_LR=2e-3 SCORE_WEIGHT=10 DROPOUT=0
-  defaults STUDENT_DROPOUT=0.1 # the teacher's weights, from which it starts, have seen the rows before
+  defaults STUDENT_DROPOUT=0.1 # the student starts from the teacher's weights, which were trained on the same rows
 }
 
 task_options() {

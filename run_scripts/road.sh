@@ -1,51 +1,55 @@
-# The road of every task: data -> teacher -> (its words ->) student -> generation -> scores, latency, report.
-# A task's script sets what is the task's own and sources this file; see caption.sh.
+# The pipeline of all tasks: data -> teacher -> (distilled targets ->) student -> generation -> scores, latency, report.
+# The script of a task, such as caption.sh, sets what differs between tasks and sources this file.
 # shellcheck shell=bash
 #
-# Settings of every task, KEY=value:
+# Settings of all tasks, KEY=value, with defaults in parentheses:
 #
 #   PRESET     smoke, quick or full: the sizes below (quick)
-#   OUT        folder of the run (runs/NAME_PRESET_seedSEED); a stage whose output is there is skipped
-#   SEED       of the scenes and of training (1)
-#   ARCH       student; its teacher is ofa_ of the same size (narvl_nano)
-#   DATA       folder with {train,valid,test}.tsv in OFA's columns, or with OFA's own names, in place of embedded data
-#   TEACHER    checkpoint of a trained teacher, in place of training one
+#   OUT        folder of the run (runs/NAME_PRESET_seedSEED). A stage is skipped if its output exists
+#   SEED       seed of the scenes and of training (1)
+#   ARCH       architecture of the student. The teacher is ofa_ of the same size (narvl_nano)
+#   DATA       folder with {train,valid,test}.tsv in OFA's columns, also with OFA's file names (embedded data)
+#   TEACHER    checkpoint of a trained teacher (a teacher is trained)
 #   INIT       checkpoint to train the teacher from, such as a pretrained OFA (random weights)
-#   BPE        folder of the vocabulary (dict.txt of a published teacher, or spm.model), in place of learning one
-#   DISTIL     1: the student learns the teacher's words, 0: those of the data
+#   BPE        folder of the vocabulary: dict.txt of a published teacher, or spm.model (a vocabulary is trained)
+#   DISTIL     1: the student learns the teacher's outputs. 0: it learns the targets of the data
 #   BASELINES  1: also train a student on the other of these two, and one with cross entropy (0)
-#   EPOCHS     passes over the training file, in place of TEACHER_UPDATES and STUDENT_UPDATES
-#   AMP        1: train in mixed precision (of nano on processors that multiply in bfloat16, else 0)
-#   EMA_DECAY  of averaged weights, which are then what training leaves (none)
-#   PROCESSES  processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
-#   THREADS    torch's threads in each (1)
-#   WORKERS    processes that read and decode pictures beside each (1); nano's features need none
+#   EPOCHS     number of passes over the training file, instead of TEACHER_UPDATES and STUDENT_UPDATES
+#   AMP        1: train in mixed precision (1 for nano on processors that multiply in bfloat16, else 0)
+#   EMA_DECAY  decay of averaged weights, which then replace the trained ones (no averaging)
+#   PROCESSES  number of processes that share a batch in training on CPU (2, or 1 on a single core or with a GPU)
+#   THREADS    number of torch's threads per process (1)
+#   WORKERS    number of workers per process that read and decode images (1). Nano's features need none
 #
-# and, each with a default by preset, what the tables of the task's script list: sizes of the data, updates, learning
-# rates.
+# Further settings are sizes of the data, numbers of updates and learning rates. Their defaults depend on the preset and
+# are listed in the task's script.
 #
-# What a task's script sets, or defines as a function:
+# The script of a task sets these variables and defines these functions:
 #
-#   name            of the run's folder and, where DATA has OFA's names, of its files
-#   task            fairseq's task
-#   image_column    number (from 0) of the TSV's column with the picture
-#   text_columns    of the columns with what models read and say, to learn a vocabulary from
+#   name            name in the run's folder and, if DATA has OFA's file names, in these
+#   task            task of fairseq
+#   image_column    number (from 0) of the TSV column with the image
+#   text_columns    numbers of the columns with input and output texts, to train a vocabulary on
 #   task_keys       settings that only this task has
-#   sizes           gives settings their defaults by ARCH and PRESET
-#   make_data       writes the embedded data to $OUT/data/$task, where that is not make_scenes
+#   sizes           sets defaults by ARCH and PRESET
+#   make_data       writes the embedded data to $OUT/data/$task. The default is make_scenes
 #   scoring         scorer of fairseq-generate
 #   teacher_loss    array: the teacher's criterion and its options
-#   task_options    fills the arrays task_options, of fairseq's programs; teachers, NAME=OPTIONS for each way in which
-#                   the teacher generates; and the options of one more program each: distil_options, latency_options,
-#                   student_options of its training, student_words of its generation
+#   task_options    sets these arrays:
+#                     task_options     options of fairseq's programs
+#                     teachers         NAME=OPTIONS for each way in which the teacher generates
+#                     distil_options   options of the distillation
+#                     latency_options  options of the latency benchmark
+#                     student_options  options of the student's training
+#                     student_words    options of the student's generation
 
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/run_scripts/common.sh"
 [[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
-export NARVL_RUN=1 # its programs leave it to this script to say that they were interrupted
-trap 'end_programs 2>/dev/null' EXIT # what runs beside
+export NARVL_RUN=1 # only this script, not its programs, then prints that it was interrupted
+trap 'end_programs 2>/dev/null' EXIT # ends background programs
 trap 'end_run 130 interrupted' INT
 trap 'end_run 143 terminated' TERM
 trap 'end_run 129 "the terminal was closed"' HUP
@@ -61,7 +65,7 @@ read_settings "$KEPT_KEYS OUT BASELINES PROCESSES THREADS WORKERS SKIP_BAD_ROWS"
 # --- Settings -------------------------------------------------------------------------------------------------------
 
 defaults PRESET=quick SEED=1 ARCH=narvl_nano BASELINES=0 THREADS=1 WORKERS=1
-# nproc counts no more cores than OMP_NUM_THREADS, which says how many threads one program takes.
+# nproc prints at most OMP_NUM_THREADS, which only sets the number of threads of one program.
 if (($(env -u OMP_NUM_THREADS nproc) == 1)) || command -v nvidia-smi >/dev/null; then
   defaults PROCESSES=1
 else
@@ -81,7 +85,7 @@ if ((!nano)); then # the recipe of the published models, for one GPU
     BIGRAM_WEIGHT=0 SCORE_WEIGHT=0 DROPOUT=0.1
 fi
 sizes
-if [[ $PRESET == smoke ]]; then # is everything in place? Nobody learns anything.
+if [[ $PRESET == smoke ]]; then # a test that all programs run; nothing is learned
   defaults TRAIN=32 VALID=8 TEST=8 NOUNS=8 OBJECTS=1 PATCH_IMAGE_SIZE=64 VOCAB_SIZE=200 \
     BATCH=16 TEACHER_UPDATES=4 TEACHER_LR=1e-3 STUDENT_UPDATES=4 STUDENT_LR=1e-3 BEAM=5 TIMED=4
 fi
@@ -91,14 +95,14 @@ defaults PATCH_IMAGE_SIZE=128 VOCAB_SIZE=1000 BATCH=32 TEACHER_LR=2e-3 STUDENT_L
 defaults STUDENT_DROPOUT="$DROPOUT"
 
 ((BATCH % PROCESSES == 0)) || die "BATCH=$BATCH: is not divisible by PROCESSES=$PROCESSES, which share each batch"
-for key in DATA BPE TEACHER INIT; do # a run must not depend on the folder it is started from
+for key in DATA BPE TEACHER INIT; do # paths become absolute, so a run does not depend on the current folder
   [[ -z ${!key:-} ]] || [[ -e ${!key} ]] || die "$key=${!key}: no such file or folder"
   [[ -z ${!key:-} ]] || printf -v "$key" '%s' "$(realpath "${!key}")"
 done
 [[ -z ${TEACHER:-}${INIT:-} || -n ${BPE:-} ]] ||
   die "${TEACHER:-$INIT}: give the vocabulary it was trained with, too: BPE=FOLDER"
 
-# find_split NAME...: prints the first of these files that DATA holds, as they are or after the run's name.
+# find_split NAME...: prints the first of the files NAME.tsv and ${name}_NAME.tsv that DATA holds.
 find_split() {
   local split file
   for split in "$@"; do
@@ -124,18 +128,18 @@ fi
 mkdir -p "$OUT"
 lock_run "$OUT"
 keep_settings "$KEPT_KEYS" "$OUT/settings.txt"
-# The C library keeps memory that is freed, in place of asking the system for every large tensor anew: that took a fifth
-# of the time of a training step, and half of that of a pass over many pictures.
+# The C library keeps freed memory instead of asking the system again for every large tensor. This saves a fifth of the
+# time of a training step, and half of the time of a pass over many images.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=$((1 << 33))
-# Threads that wait sleep: on a busy machine those that spin make two threads many times slower than one.
+# Waiting threads sleep. If they spin on a busy machine, two threads are many times slower than one.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=$THREADS PYTHONWARNINGS=ignore::FutureWarning
 cores=$((PROCESSES * THREADS))
-((nano)) && answered=128 || answered=$BATCH # rows at once where nothing is learned
+((nano)) && answered=128 || answered=$BATCH # batch size of inference
 user_dir=$(narvl path)
 
 # --- Data -----------------------------------------------------------------------------------------------------------
 
-# make_scenes: draws pictures with rows of the task.
+# make_scenes: draws images with rows of the task.
 make_scenes() {
   narvl data scenes --out "$OUT/data" --tasks "$task" --seed "$SEED" --size "$PATCH_IMAGE_SIZE" \
     --train "$TRAIN" --valid "$VALID" --test "$TEST" --nouns "$NOUNS" --max-objects "$OBJECTS"
@@ -152,7 +156,7 @@ if [[ -z ${BPE:-} ]]; then
     --column "$text_columns"
 fi
 
-# answer_options: how a teacher says one of a closed list: the best of all, or what a search among them finds.
+# answer_options: sets how a teacher chooses from a closed list: the best of all answers, or a beam search among them.
 answer_options() {
   teachers=("teacher_allcand=--val-inference-type allcand" "teacher_beam5=--val-inference-type beamsearch --beam 5
     --unnormalized")
@@ -165,7 +169,7 @@ options=(--user-dir "$user_dir" --task "$task" --bpe-dir "$vocab" --max-tgt-leng
   --patch-image-size "$PATCH_IMAGE_SIZE" --num-bins "$NUM_BINS" --seed "$SEED" --num-workers "$WORKERS"
   --skip-bad-rows "$SKIP_BAD_ROWS" "${task_options[@]}")
 
-# The trunk of nano is frozen: its features are computed once, and training reads them instead of pictures.
+# The backbone of nano is frozen. Its features are computed once, and training reads them instead of images.
 if ((nano)); then
   for split in train valid; do
     pictures=${split}_tsv
@@ -178,9 +182,9 @@ fi
 
 # --- Training -------------------------------------------------------------------------------------------------------
 
-# train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains until FOLDER/train.jsonl, the numbers of
-# fairseq's log, is there. A training that was stopped goes on at its last checkpoint, a fifth of the updates back at
-# most. On CPU fairseq is started once for each process that shares the batch.
+# train FOLDER TRAIN_TSV ARCH UPDATES LR CRITERION OPTION...: trains a model and writes the numbers of fairseq's log to
+# FOLDER/train.jsonl. A stopped training resumes from its last checkpoint and repeats at most a fifth of the updates. On
+# CPU fairseq is started once for each process that shares the batch.
 train() {
   local folder=$1 tsv=$2 arch=$3 updates=$4 lr=$5 rank
   shift 5
@@ -233,9 +237,9 @@ else
     "$TEACHER_LR" "${teacher_loss[@]}" --label-smoothing "$LABEL_SMOOTHING" --dropout "$DROPOUT" "${init[@]}"
 fi
 
-# --- The teacher's words: on the test pictures, in all ways at once, and on the training pictures, to learn from -------
+# --- Outputs of the teacher: on the test file in all ways at once, and on the training file for distillation ----------
 
-# generate NAME MODEL OPTION...: has the last checkpoint of a model say its words on the test pictures.
+# generate NAME MODEL OPTION...: writes the outputs of a model's last checkpoint on the test file.
 generate() {
   local name=$1 model=$2 part=$OUT/generate.part/$1
   shift 2
@@ -263,7 +267,7 @@ for job in "${teacher_words[@]}"; do wait "$job"; done
 
 # --- Students -------------------------------------------------------------------------------------------------------
 
-# train_student FOLDER TRAIN_TSV CRITERION OPTION...: from the teacher's weights.
+# train_student FOLDER TRAIN_TSV CRITERION OPTION...: trains a student from the teacher's weights.
 train_student() {
   local folder=$1 tsv=$2
   shift 2
@@ -285,7 +289,7 @@ fi
 
 # --- Results --------------------------------------------------------------------------------------------------------
 
-export OMP_NUM_THREADS=$cores # of a single program
+export OMP_NUM_THREADS=$cores # for a single program
 stage calibrate "$OUT/calibration.json" narvl calibrate "$OUT/student/checkpoint_last.pt" "$valid_tsv" \
   --test "$test_tsv" --teacher "$OUT/teacher/checkpoint_last.pt" --out "$OUT/calibration.json" --batch-size "$answered" \
   --bpe-dir "$vocab" "${latency_options[@]}"
@@ -300,7 +304,7 @@ stage latency "$OUT/latency.json" narvl bench latency --teacher "$OUT/teacher/ch
   --student "$OUT/student/checkpoint_last.pt" --data "$test_tsv" --out "$OUT/latency.json" --images "$TIMED" \
   --bpe-dir "$vocab" "${latency_options[@]}"
 
-# A report that is older than what it reports on is made anew.
+# A report that is older than its inputs is written again.
 [[ -z $(find "$OUT/generate" "$OUT/latency.json" "$OUT/calibration.json" -type f -newer "$OUT/report.html" 2>/dev/null) ]] ||
   rm -f "$OUT/report.html"
 stage report "$OUT/report.html" narvl report "$OUT" --data "$test_tsv" --task "$task" --bpe-dir "$vocab" \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Visual entailment from nothing to a report: scenes and claims about them -> teacher -> student -> yes, no or maybe.
+# Visual entailment from data to report: scenes and hypotheses -> teacher -> student -> yes, no or maybe.
 #
 #   bash run_scripts/snli_ve.sh [KEY=value ...]
 #
-# Settings of every task are listed in road.sh; ADD_CAPTION=1 also gives the caption (1 but on scenes, where it alone
-# would do).
+# road.sh lists the settings of all tasks. ADD_CAPTION=1 adds the caption to the input. The default is 1, but 0 on
+# scenes, whose captions alone contain the answer.
 
 name=snli_ve
 task=snli_ve
@@ -26,7 +26,7 @@ sizes() {
       ;;
     full) defaults TRAIN=64000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=8000 STUDENT_UPDATES=3000 ;;
   esac
-  # At higher rates, all that is not "maybe" stays a guess for thousands of updates.
+  # At higher learning rates, the model guesses between yes and no for thousands of updates.
   defaults QUERIES=3 ADD_CAPTION=0 BATCH=128 TEACHER_LR=5e-4 STUDENT_LR=5e-4 DROPOUT=0
 }
 

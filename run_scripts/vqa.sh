@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Visual question answering from nothing to a report: easy-VQA -> teacher -> student -> its answers.
+# Visual question answering from data to report: easy-VQA -> teacher -> student -> its answers.
 #
 #   bash run_scripts/vqa.sh [KEY=value ...]
 #
-# Settings of every task are listed in road.sh. Without DATA the questions are those of the package easy-vqa, in its
-# official split (of which TRAIN, VALID and TEST take the first rows). Where DATA holds trainval_ans2label.pkl, a list
-# of all answers, the teacher keeps to it.
+# road.sh lists the settings of all tasks. Without DATA the questions are those of the package easy-vqa, in its official
+# splits. TRAIN, VALID and TEST are numbers of rows to take from the start of each split. If DATA holds a list of all
+# answers, trainval_ans2label.pkl, the teacher chooses from it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/questions.sh"
 name=vqa
