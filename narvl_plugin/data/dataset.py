@@ -40,7 +40,7 @@ def check_limits(max_tokens: int | None, batch_size: int | None, flags: str = ""
     """
     if max_tokens is not None and max_tokens < TOKENS_PER_ROW:
         raise InputError(
-            f"--max-tokens{flags} {max_tokens}: each row counts {TOKENS_PER_ROW} tokens, so that N rows need N * "
+            f"--max-tokens{flags} {max_tokens}: each row counts {TOKENS_PER_ROW} tokens, and N rows need N * "
             f"{TOKENS_PER_ROW}; give {TOKENS_PER_ROW} or more, or give the number of rows by --batch-size{flags}"
         )
     if batch_size is not None and batch_size < 1:

@@ -293,7 +293,7 @@ def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a loaded image, 1 to 8. If none can be read, it is 1, upright."""
     try:
         found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data do not make a picture unreadable
+    except Exception:  # damaged EXIF data do not make an image unreadable
         return 1
     return found if found in TRANSPOSED else 1
 

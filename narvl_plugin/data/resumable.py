@@ -187,7 +187,9 @@ class ResumableWriter:
             if min(int(record["rows"]), int(record["bytes"]), *counts.values()) < 0:
                 raise ValueError("a number below 0")
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-            raise StalePart(f"{self.record}: is damaged ({error}); delete it and {self.part} to start anew") from error
+            raise StalePart(
+                f"{self.record}: is damaged ({error}); delete it and {self.part} to start from the beginning"
+            ) from error
         if not record["rows"]:
             return
         for key in sorted(before.keys() | self.settings.keys()):
@@ -195,12 +197,12 @@ class ResumableWriter:
                 raise StalePart(
                     f"{self.part}: was begun with {key}={before.get(key)!r},"
                     f" now {key}={self.settings.get(key)!r};"
-                    f" run it with the former settings, or delete it to start anew"
+                    f" run it with the former settings, or delete it to start from the beginning"
                 )
         if self.part.stat().st_size < record["bytes"]:
             raise StalePart(
                 f"{self.part}: holds {self.part.stat().st_size} bytes where {self.record.name} counts"
-                f" {record['bytes']}; delete it to start anew"
+                f" {record['bytes']}; delete it to start from the beginning"
             )
         self.rows_done, self._bytes_done = record["rows"], record["bytes"]
         self.counts = counts

@@ -41,7 +41,7 @@ class Vocabulary:
             if not space or not count.isdecimal():
                 raise ValueError(f"{file}:{number}: expected SYMBOL COUNT, and found {line!r:.80}")
             if symbol in vocabulary and not overwrite:
-                raise ValueError(f"{file}:{number}: the symbol {symbol!r:.80} stands there twice")
+                raise ValueError(f"{file}:{number}: the symbol {symbol!r:.80} is repeated")
             vocabulary.add_symbol(symbol, overwrite=True)
         return vocabulary
 

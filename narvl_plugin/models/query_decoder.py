@@ -41,7 +41,7 @@ class QueryDecoder(Decoder):
         Args:
             prev_output_tokens: not used.
             encoder_out: the encoder's output.
-            rows: the N queries to use, of which the first is at position 0.
+            rows: the N queries to use. The first one is at position 0.
 
         Returns:
             Logits (B, N, V) and a dictionary of intermediate results.
