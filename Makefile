@@ -26,7 +26,7 @@ demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailmen
 test: $(INSTALLED) ## Run all tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
-test-fast: $(INSTALLED) ## Run the quick tests: those of at most about five seconds each
+test-fast: $(INSTALLED) ## Run the quick tests, of less than a second each (1 to 2 minutes)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not integration"
 
 check: $(INSTALLED) ## Lint, check the formatting, the types, and that imports keep to their borders

@@ -190,6 +190,7 @@ def files_named(cfg: DictConfig) -> set[str]:
     return (named | set(cfg.task.data.split(","))) - {None}
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("task", ["caption", "vqa", "gqa", "refcoco", "snli_ve"])
 def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
@@ -211,6 +212,7 @@ def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
             assert (tmp_path / file).exists(), file
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_nano")])
 def test_files_that_other_configurations_read_are_named_in_the_readme(composed: Any, name: str) -> None:

@@ -326,6 +326,7 @@ def test_what_cannot_be_exported_is_refused(make_model: Callable[..., Path], tmp
         export(teacher, tmp_path / "out", to="torch-export", int8=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backbone", ["test_resnet", "tf_efficientnet_lite0"])
 def test_a_graph_of_any_side_says_what_the_model_does(backbone: str) -> None:
     """Also where the side is no multiple of the 16 pixels of a patch, of which there is then one more."""

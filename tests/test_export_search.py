@@ -84,6 +84,7 @@ def make_task(answer_vocabulary: Path) -> Callable[..., BaseTask]:
     return make
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("odds", [(1.0, 0.0), (0.5, 1.3)])
 def test_boxes_and_their_confidence_are_those_of_the_checkpoint(
     make_task: Callable[..., BaseTask], odds: tuple[float, float]

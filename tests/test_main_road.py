@@ -42,6 +42,15 @@ def root(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def root_without_programs(tmp_path: Path) -> Path:
+    """A folder with the scripts, for runs that are refused before the first program."""
+    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "narvl").symlink_to("/bin/false")
+    return tmp_path
+
+
 def road(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     """Run a task's script."""
     command = ["bash", str(root / "run_scripts" / f"{name}.sh"), *settings]
@@ -129,8 +138,10 @@ def test_other_tasks_take_the_same_road(
         ),
     ],
 )
-def test_settings_that_cannot_work_are_refused(root: Path, tmp_path: Path, setting: str, complaint: str) -> None:
-    done = road(root, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
+def test_settings_that_cannot_work_are_refused(
+    root_without_programs: Path, tmp_path: Path, setting: str, complaint: str
+) -> None:
+    done = road(root_without_programs, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()
@@ -140,10 +151,10 @@ def test_settings_that_cannot_work_are_refused(root: Path, tmp_path: Path, setti
     len(os.sched_getaffinity(0)) < 2 or shutil.which("nvidia-smi") is not None, reason="needs two cores and no GPU"
 )
 def test_two_processes_share_a_batch_however_many_threads_each_has(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root_without_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    done = road(root, "caption", "PRESET=smoke", f"OUT={tmp_path / 'run'}", "BATCH=33")
+    done = road(root_without_programs, "caption", "PRESET=smoke", f"OUT={tmp_path / 'run'}", "BATCH=33")
     assert "BATCH=33: is not divisible by PROCESSES=2" in done.stderr
 
 

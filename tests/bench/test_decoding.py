@@ -33,6 +33,7 @@ def task_of(kind: type, codec: TextCodec, **attributes: object) -> object:
     return task
 
 
+@pytest.mark.integration
 def test_captions_are_decoded_in_all_ways(make_model: Callable[..., Path], tmp_path: Path) -> None:
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=20)
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)

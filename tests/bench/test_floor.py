@@ -5,6 +5,7 @@ import pytest
 from narvl_plugin.bench.floor import distance_to_floor
 
 
+@pytest.mark.integration
 def test_all_parts_are_timed_and_counted() -> None:
     found = distance_to_floor(size="nano", side=64, queries=4, repeats=1)
     assert found.others == {}
@@ -14,6 +15,7 @@ def test_all_parts_are_timed_and_counted() -> None:
     assert more.gflop > found.gflop > 0.01
 
 
+@pytest.mark.integration
 def test_other_ways_are_timed() -> None:
     found = distance_to_floor(size="nano", side=64, queries=4, repeats=1, bfloat16=True, exported=["torch-export"])
     assert list(found.others) == ["bfloat16", "torch-export"]

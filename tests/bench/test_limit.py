@@ -90,6 +90,7 @@ def test_work_counts_kernels_and_the_slower_of_arithmetic_and_memory() -> None:
         Processor(0, 1, 1)
 
 
+@pytest.mark.integration
 def test_faster_machine_is_bound_by_starting_kernels(pair: Pair) -> None:
     slow, fast = (derive(pair, Processor(flops, flops / 100, 1e-6)) for flops in (1e9, 1e18))
     case = Case(1, 5, 10, 20)

@@ -14,6 +14,7 @@ def test_both_losses_are_measured() -> None:
     assert costs["query_ctc"].error < 1e-5
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux alone")
 def test_torch_keeps_log_probabilities_and_ours_does_not() -> None:
     """One (B, N, V) tensor has 61 MiB here."""

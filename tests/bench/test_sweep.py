@@ -40,6 +40,7 @@ def test_each_is_asked_for_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
         sweep(pair, "nano", lengths=[2], queries=[4, 33], beam=3, repeats=1, threads=1)
 
 
+@pytest.mark.integration
 def test_command_measures_and_writes(tmp_path: Path) -> None:
     words = [
         "bench",

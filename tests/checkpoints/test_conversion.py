@@ -89,6 +89,7 @@ def weights(file: Path) -> dict[str, Tensor]:
     return read_checkpoint(file)["model"]
 
 
+@pytest.mark.integration
 class TestConvert:
     def test_a_teacher_to_a_student(self, teacher: Path, tmp_path: Path) -> None:
         notes = convert(teacher, tmp_path / "out.pt", arch="narvl_tiny", num_queries=9, allow=["*"])
@@ -202,6 +203,7 @@ def generated(run_generate: Callable[..., None], tsv: Path, vocabulary: Path, fi
     return sorted(line for line in lines if line.startswith("H-"))
 
 
+@pytest.mark.integration
 def test_a_checkpoint_from_before_an_option_is_read(teacher: Path, vocabulary: Path, tmp_path: Path) -> None:
     convert(teacher, tmp_path / "ours.pt")
     state = read_checkpoint(tmp_path / "ours.pt")

@@ -114,6 +114,7 @@ def test_no_model_but_ours_is_built_from_a_file(
     assert not executed.exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["pt", "safetensors", "args"])
 def test_no_command_builds_another_model_from_a_file(
     form: str,
@@ -141,6 +142,7 @@ def test_no_criterion_of_fairseq_is_built_from_a_file(
     assert not executed.exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("place", ["model", "task", "common", "args"])
 def test_references_in_a_configuration_are_not_resolved(
     place: str, data: Path, vocabulary: Path, caption_student: Path, tmp_path: Path, run_generate: Callable[..., None]
@@ -177,6 +179,7 @@ def as_older_file(checkpoint: Path, **flags: Any) -> Path:
     return checkpoint.with_name("older.pt")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("part", ["bpe", "tokenizer", "scoring", "criterion", "optimizer", "lr_scheduler"])
 def test_older_flags_open_no_file(part: str, caption_student: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "part.yaml")  # whoever opens it waits for a writer

@@ -83,6 +83,7 @@ def lines_of(folder: Path) -> list[str]:
     return (folder / "generate-test.txt").read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.integration
 def test_generation_uses_the_sizes_of_the_training(
     boxes: Path, student_of_boxes: Path, vocabulary: Path, tmp_path: Path, run_generate: Run
 ) -> None:
@@ -179,6 +180,7 @@ def run_validate(*arguments: object) -> Any:
     validate.main(convert_namespace_to_omegaconf(parsed), given)
 
 
+@pytest.mark.integration
 def test_validation_uses_the_options_of_the_training(
     boxes: Path, student_of_boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +216,7 @@ class TestVocabulary:
         convert(checkpoint, tmp_path / "converted.safetensors")
         assert read_checkpoint(tmp_path / "converted.safetensors")["cfg"]["model"]["vocabulary"] == checksum
 
+    @pytest.mark.integration
     def test_another_one_is_an_error_wherever_a_checkpoint_is_used(
         self,
         captions: Path,
@@ -282,6 +285,7 @@ class TestRoles:
             run_generate(captions, "--task", "caption", "--path", student, "--cpu")
 
 
+@pytest.mark.integration
 class TestStartingFromACheckpoint:
     @pytest.fixture
     def start(self, captions: Path, vocabulary: Path, tmp_path: Path, run_train: Run) -> Run:

@@ -155,6 +155,7 @@ def test_hypotheses_agree_with_their_labels() -> None:
     assert min(seen.values()) > 70
 
 
+@pytest.mark.integration
 def test_words_alone_do_not_tell_what_is_so_from_what_is_not() -> None:
     rows = []
     for index, scene in enumerate(_composed(3000)):

@@ -102,6 +102,7 @@ def by_itself(models: list[OfaModel], sample: dict[str, Any], trie: AnswerTrie) 
     return scores
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("batch_size", [1, 2, 50])
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_every_answer_is_scored(

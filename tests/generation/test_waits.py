@@ -130,6 +130,7 @@ def close(found: Any, expected: Any) -> bool:
     return bool(found == pytest.approx(expected, abs=1e-4))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("optimised", [False, True], ids=["", "optimised"])
 def test_a_batch_waits_at_most_twice(way: str, optimised: bool, dictionary: Dictionary, device: DeviceWaits) -> None:

@@ -77,6 +77,7 @@ def test_odds_are_those_that_answers_had() -> None:
     assert 0 < offset < 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_student_keeps_the_calibration_that_fits_best(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
@@ -136,6 +137,7 @@ def test_a_teacher_has_no_temperature(make_model: MakeModel, tmp_path: Path) -> 
         calibrate(teacher, tmp_path / "valid.tsv")
 
 
+@pytest.mark.integration
 def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: Path) -> None:
     """Each output by itself, through the whole model, gives the same as all outputs of a batch in one pass."""
     teacher_file = make_model("ofa_tiny", "cross_entropy", updates=3)

@@ -266,6 +266,7 @@ def test_captions_hold_no_commands_to_a_terminal(
     assert {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()} == {"a [2Jcat 31m on red"}
 
 
+@pytest.mark.integration
 def test_captions_are_those_of_one_picture_at_a_time(
     make_model: Callable[..., Path], folder: Path, write_tsv: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:

@@ -222,6 +222,7 @@ def test_columns_that_nobody_reads_stay_as_they_are(folder: Path, tmp_path: Path
         assert new_fields[2] != old_fields[2]
 
 
+@pytest.mark.integration
 def test_the_skip_budget_is_that_of_all_parts_of_a_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

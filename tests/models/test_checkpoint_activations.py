@@ -52,6 +52,7 @@ def step(model: OfaModel) -> tuple[Tensor, dict[str, Tensor], int]:
     return logits.detach(), found, kept
 
 
+@pytest.mark.integration
 @ARCHS
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("frozen", [False, True])

@@ -154,6 +154,7 @@ def test_biases_are_computed_once_for_a_shape(arch: str, computed: list[int]) ->
     assert computed == [30, 33, 22, 30]
 
 
+@pytest.mark.integration
 @BOTH
 @pytest.mark.parametrize("change", ["step", "load", "double", "assign"])
 def test_biases_follow_the_weights(arch: str, change: str) -> None:

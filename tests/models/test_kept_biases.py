@@ -73,6 +73,7 @@ def in_threads(run: Callable[[int], list[str]]) -> list[str]:
     return wrong
 
 
+@pytest.mark.integration
 @BOTH
 @OPTIMISED
 def test_threads_share_a_model(arch: str, optimised: bool, switching: None) -> None:

@@ -49,6 +49,7 @@ def test_shapes():
     assert extra["encoder_out"].shape == (4 * 6 + 6, 2, 32)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 def test_a_text_longer_than_the_positions_is_refused_before_it_takes_memory(arch):
     model, inputs = make(arch, max_positions=20, token_bucket_size=10), batch()

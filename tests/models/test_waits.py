@@ -94,6 +94,7 @@ def replace_data(weight: Tensor) -> None:
     weight.data = weight.data * 1.5
 
 
+@pytest.mark.integration
 @BOTH
 @pytest.mark.parametrize("write", [write_data, write_counted, replace_data])
 @pytest.mark.parametrize("whole", [True, False], ids=["one pass", "encoder and decoder"])

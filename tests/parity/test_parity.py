@@ -16,6 +16,8 @@ from narvl_plugin.models.interop import RECOMPUTED_TABLES, tables_of
 from narvl_plugin.models.positions import code_position_ids, image_buckets, token_buckets
 from narvl_plugin.models.registered import build
 
+pytestmark = pytest.mark.integration
+
 GOLDENS = Path(__file__).parent / "goldens"
 ARCHS = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 CASES = pytest.mark.parametrize("case", ["square64", "pad_rect_mask", "text_only"])

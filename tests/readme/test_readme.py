@@ -171,6 +171,7 @@ def command_of(words: Sequence[str]) -> tuple[click.Command, list[str]]:
     return command, words
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @of_block("make demo")
 def test_make(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:

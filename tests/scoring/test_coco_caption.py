@@ -161,6 +161,7 @@ def test_meteor_that_answers_too_much_or_too_little_gives_no_score(
             score_captions(captions, references, "plain")
 
 
+@pytest.mark.integration
 @needs_java
 @pytest.mark.parametrize("mark", ["\r", "\r\n", "\x0b", "\x85", "\u2028", "\x1e", "\t", "\ud83d"])
 def test_line_ends_in_a_caption_or_reference_change_no_score(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:

@@ -174,6 +174,7 @@ def half_precision(short: list[object], monkeypatch: pytest.MonkeyPatch) -> list
     return [*short, "--ema-decay", 0.9, "--store-ema", "--memory-efficient-bf16"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ema_fp32", [[], ["--ema-fp32"]])
 def test_averages_of_a_training_in_half_precision_are_kept_whole(
     half_precision: list[object],
@@ -200,6 +201,7 @@ def test_averages_of_a_training_in_half_precision_are_kept_whole(
         assert not torch.equal(last[name], last[name].bfloat16().float())
 
 
+@pytest.mark.integration
 def test_a_training_goes_on_from_averages_in_half_precision(
     half_precision: list[object], train: Callable[..., Losses], tmp_path: Path
 ) -> None:
@@ -225,6 +227,7 @@ def weights(folder: Path, averaged: bool = False) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.integration
 def test_validation_is_of_the_averaged_weights(
     short: list[object], train: Callable[..., Losses], tmp_path: Path
 ) -> None:
@@ -239,6 +242,7 @@ def test_validation_is_of_the_averaged_weights(
     assert len(set(validated(tmp_path / "plain"))) > 1  # the weights themselves move
 
 
+@pytest.mark.integration
 def test_a_new_training_averages_from_its_own_start(
     short: list[object], train: Callable[..., Losses], tmp_path: Path, differences: Callable[[Any, Any], list[str]]
 ) -> None:

@@ -122,6 +122,7 @@ def short(options: list[object], tmp_path: Path) -> list[object]:
     return [*options, "--save-dir", tmp_path, "--no-save", "--disable-validation"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
 @pytest.mark.parametrize("exponent", [16, 126])
 def test_the_loss_scale_changes_no_loss(

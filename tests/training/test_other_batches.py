@@ -14,6 +14,7 @@ from narvl_plugin.errors import InputError
 Losses = dict[int, float]
 
 
+@pytest.mark.integration
 def test_larger_batches_amid_an_epoch(options: list[object], train: Callable[..., Losses], tmp_path: Path) -> None:
     """Three of five batches of two rows were read; of batches of four, there are three."""
     options += ["--disable-validation", "--save-dir", tmp_path / "run", "--max-epoch", 1]

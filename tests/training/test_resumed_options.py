@@ -75,6 +75,7 @@ def test_what_may_change_and_what_is_no_training_to_go_on_with_pass(state: dict[
     check_resumed("last.pt", state, now, reset_lr_scheduler=True)
 
 
+@pytest.mark.integration
 def test_fairseq_train_with_other_queries_ends_before_its_first_update(
     make_model: Callable[..., Path],
 ) -> None:

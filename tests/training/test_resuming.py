@@ -42,6 +42,7 @@ def test_a_killed_training_goes_on_bit_by_bit(
     assert differences(last_state(tmp_path / "unbroken"), last_state(broken)) == []
 
 
+@pytest.mark.integration
 def test_the_skip_budget_is_that_of_all_parts_of_a_training(
     options: list[object], train: Callable[..., Losses], tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data import survey
 from narvl_plugin.errors import BadRow, InputError
 
+pytestmark = pytest.mark.integration
+
 Losses = dict[int, float]
 Train = Callable[..., Losses]
 FIT = "a red square"

@@ -64,6 +64,7 @@ def test_a_training_without_an_end_is_refused() -> None:
 
 
 # The data has files of 9 and 7 rows, which take turns.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("length", "total"),
     [

@@ -59,6 +59,7 @@ def test_two_processes_are_one_with_a_larger_batch_also_after_a_kill(
     assert differences(last_state(unbroken), last_state(broken)) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("arch", "criterion"), [("narvl_tiny", "qctc"), ("ofa_tiny", "label_smoothed_cross_entropy")])
 def test_mixed_precision_learns_on_a_cpu(
     arch: str, criterion: str, options: list[object], train: Callable[..., Losses], tmp_path: Path

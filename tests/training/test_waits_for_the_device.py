@@ -84,6 +84,7 @@ def make_step(
     return make
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_step_waits_for_the_device_once_at_most(
     case: str, make_step: Callable[[str], tuple[nn.Module, FairseqCriterion, dict[str, Any]]], device: DeviceWaits
