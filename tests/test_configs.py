@@ -72,6 +72,7 @@ def has_the_values_of_its_size(cfg: DictConfig, size: str, config: OfaConfig) ->
     return {key: cfg.model[key] for key in expected} == expected
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_students(composed: Any, name: str) -> None:
@@ -88,6 +89,7 @@ def test_students(composed: Any, name: str) -> None:
     assert cfg.common.user_dir == str(Path(narvl_plugin.__file__).parent)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("_nano", "_base"))])
 def test_teachers(composed: Any, name: str) -> None:
@@ -234,6 +236,7 @@ def test_other_sizes_are_trained_as_base_is(composed: Any, name: str) -> None:
     assert cfg == base
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_unknown_options_are_refused(composed: Any) -> None:
     with pytest.raises(ConfigCompositionException, match=r"optimization\.epochs"):
@@ -243,6 +246,7 @@ def test_unknown_options_are_refused(composed: Any) -> None:
             composed("caption_base", f"+{group}.colour=red")
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("key", "typo"), [("max_epoch", "max_epochs"), ("max_tgt_length", "max_target_length")])
 def test_unknown_keys_of_a_file_are_refused(composed: Any, tmp_path: Path, key: str, typo: str) -> None:

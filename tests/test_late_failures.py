@@ -153,6 +153,7 @@ class TestCalibration:
         options = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
         return write_checkpoint("student.pt", "narvl", "caption", **options)
 
+    @pytest.mark.integration
     def test_of_a_student_in_the_layout_of_others_is_kept(self, student: Path, data: Path) -> None:
         """Its options are flags, in a namespace; nothing else in it changes."""
         state = read_checkpoint(student)

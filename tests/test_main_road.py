@@ -255,6 +255,7 @@ def lives(number: int) -> bool:
         return False
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize("stage", ["data", "teacher", "generate"])
 @pytest.mark.parametrize(

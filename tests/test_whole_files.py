@@ -86,6 +86,7 @@ def take_turns(path: Path, rounds: int) -> None:
             continue
 
 
+@pytest.mark.integration
 def test_locks_that_come_and_go_let_one_in_at_a_time(tmp_path: Path) -> None:
     """A process that opens the lock's file just before another deletes it holds nothing by it."""
     count = tmp_path / "count"

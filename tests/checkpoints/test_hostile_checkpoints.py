@@ -102,6 +102,7 @@ def run_validate(*arguments: object) -> None:
     validate.main(convert_namespace_to_omegaconf(parsed), given)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["pt", "safetensors", "args"])
 @pytest.mark.parametrize("kind", list(hostile_models("")))
 def test_no_model_but_ours_is_built_from_a_file(

@@ -123,6 +123,7 @@ def test_options_in_model_overrides_are_given(
         run_generate(*given, "--model-overrides", "[1]")
 
 
+@pytest.mark.integration
 def test_models_of_an_ensemble_with_other_sizes_are_warned_of(
     boxes: Path,
     vocabulary: Path,

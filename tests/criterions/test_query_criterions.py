@@ -312,6 +312,7 @@ def test_what_is_logged_of_several_steps(model: nn.Module, task: SimpleNamespace
     assert values["did_not_fit"] == 0
 
 
+@pytest.mark.integration
 @BOTH
 def test_training_on_one_batch_learns_it(
     kind: type[QueryCriterion], model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch

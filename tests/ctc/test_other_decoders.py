@@ -23,6 +23,7 @@ def ours(log_probs: torch.Tensor) -> list[tuple[str, float]]:
     return [("".join(LETTERS[token] for token in tokens), float(score)) for tokens, score in found]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(8))
 def test_ctc_beam_decoder(seed: int) -> None:
     package = pytest.importorskip("ctc_beam_decoder", reason="ctc-beam-decoder has no build for this platform")
@@ -35,6 +36,7 @@ def test_ctc_beam_decoder(seed: int) -> None:
     assert [score for _, score in found] == pytest.approx([beam[3] for beam in beams[:5]], abs=1e-3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(8))
 def test_fast_ctc_decode(seed: int) -> None:
     package = pytest.importorskip("fast_ctc_decode", reason="fast-ctc-decode has no build for this platform")

@@ -36,6 +36,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.integration
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         if name == "second":  # the same from several processes

@@ -188,6 +188,7 @@ class TestFolder:
         (tmp_path / "vocab.bpe").write_text("#version\n")
         assert load_codec(tmp_path, num_bins=0).decode([4, 5, 6]) == "x99²"
 
+    @pytest.mark.integration
     def test_text_without_spaces_takes_no_longer_than_words(self, bpe_dir: Path) -> None:
         codec = load_codec(bpe_dir, num_bins=0)
         letters = random.Random(1).choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZéàüßñ漢字", k=40_000)

@@ -172,6 +172,7 @@ def test_a_teacher_adds_its_log_probabilities(make_model: MakeModel, tmp_path: P
     assert float(best["score"]) == pytest.approx(float(same[0]["score"] + alone), abs=1e-4)
 
 
+@pytest.mark.integration
 def test_what_cannot_rescore_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
     student = make_model("narvl_tiny", "qctc", "--num-queries", 16)
     data = tmp_path / "valid.tsv"

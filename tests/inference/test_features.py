@@ -131,6 +131,7 @@ def test_a_row_that_lacks_the_image_column_is_bad_also_as_the_first(data: Path, 
     assert [row[0] for row in columns(tmp_path / "out.tsv")] == [row[0] for row in columns(data)]
 
 
+@pytest.mark.integration
 def test_the_skip_budget_is_that_of_all_parts_of_a_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_threads_share_a_model(arch: str, optimised: bool, switching: None) -> N
     assert in_threads(run) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("exact", [False, True])
 def test_threads_share_a_kept_value(exact: bool, switching: None) -> None:
     kept: Memo[int] = Memo(exact=exact)

@@ -103,6 +103,7 @@ def test_fairseq_validate_parses_what_is_given_once_more_without_defaults(limit:
     assert ("max_tokens" in given, "batch_size" in given) == ("tokens" in limit, "batch" in limit)
 
 
+@pytest.mark.integration
 def test_fairseq_validate_takes_the_criterion_that_is_asked_for(
     write_checkpoint: Callable[..., Path],
     write_tsv: Callable[..., Path],
