@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.report import build, build_report
+from narvl_plugin.report import build_report
 from narvl_plugin.report.subjects.refcoco import RefcocoReport
 from narvl_plugin.report.subjects.vqa_gen import VqaGenReport
 
@@ -33,9 +33,9 @@ BOXES = {  # of eleven bins; the right ones are 0,0,4,3 and 1,2,7,5 and 2,1,8,6 
 
 @pytest.fixture
 def report_on(
-    tmp_path: Path, write_tsv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_tsv: Callable[..., Path], vocabulary: Path, write_checkpoint: Callable[..., Path]
 ) -> Callable[..., dict[str, Any]]:
-    """Give a function that makes the folder of a run and reports on it; its student's options are `cfg`."""
+    """Give a function that makes the folder of a run and reports on it; its student has the options `cfg`, if any."""
 
     def report(task: str, rows: Rows, said: dict[str, list[str]], **cfg: Any) -> dict[str, Any]:
         for name, outputs in said.items():
@@ -45,9 +45,9 @@ def report_on(
             (folder / "generate-test.txt").write_text("".join(lines))
         latency = {name: {"p50_ms": ms, "n": 3} for name, ms in zip(said, (80.0, 40.0, 10.0), strict=False)}
         (tmp_path / "latency.json").write_text(json.dumps({"systems": latency, "machine": {}}))
-        student = SimpleNamespace(task=SimpleNamespace(cfg=SimpleNamespace(**cfg))) if cfg else None
-        monkeypatch.setattr(build, "_load_student", lambda *_: student)
-        monkeypatch.setattr(build, "_readings", lambda *_: None)
+        if cfg:
+            (tmp_path / "student").mkdir()
+            write_checkpoint("student/checkpoint_last.pt", "narvl", task, bpe_dir=str(vocabulary), **cfg)
         return build_report(tmp_path, task=task, test_tsv=write_tsv("test.tsv", rows))
 
     return report
