@@ -31,14 +31,20 @@ def build_search(
     prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
 ) -> Any:
     """Return fairseq's search for teachers, by fairseq's options of generation; see `FairseqTask.build_generator`."""
-    known = all(isinstance(model.decoder, FairseqIncrementalDecoder) for model in models)
-    ensemble = models if known else TeacherEnsemble(models)
     generator = FairseqTask.build_generator(
-        task, ensemble, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+        task, ensemble_of(models), args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
     )
     if getattr(generator, "repeat_ngram_blocker", None) is not None:
         generator.repeat_ngram_blocker = NGramBlock(generator.repeat_ngram_blocker.no_repeat_ngram_size)
     return generator
+
+
+def ensemble_of(models: Any) -> Any:
+    """Return teachers as fairseq's search takes them, whether fairseq knows their classes or not."""
+    if isinstance(models, EnsembleModel):
+        return models
+    known = all(isinstance(model.decoder, FairseqIncrementalDecoder) for model in models)
+    return models if known else TeacherEnsemble(models)
 
 
 class TeacherEnsemble(EnsembleModel):
@@ -121,7 +127,7 @@ class TrieSequenceGenerator(SequenceGenerator):
     ) -> None:
         search = TrieBeamSearch(tgt_dict, trie)
         beam_size = min(beam_size, len(trie.answers))
-        super().__init__(models, tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
+        super().__init__(ensemble_of(models), tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
         self.max_len_b = self.max_len
 
     def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
