@@ -63,7 +63,7 @@ def startup(lines: Mapping[str, Sequence[str]], *, repeats: int) -> dict[str, fl
             start = time.perf_counter()
             done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
             if done.returncode:
-                raise InputError(f"{name}: failed ({done.stderr.strip()[-300:]})")
+                raise InputError(f"{name}: failed ({' '.join(done.stderr.split())[-300:]})")
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: median(measured) for name, measured in times.items()}

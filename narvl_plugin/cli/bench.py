@@ -382,3 +382,18 @@ def _numbers(option: str, given: str) -> list[int]:
     if min(numbers) < 1:
         raise InputError(f"{option} {given}: give numbers from 1 on, joined by commas")
     return numbers
+
+
+@app.command()
+def startup(
+    student: Annotated[Path | None, typer.Option(help="Checkpoint of captions, to time one.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to caption.")] = None,
+    repeats: Repeats = 5,
+) -> None:
+    """Time the start of programs, each in a fresh process.
+
+    The table compares them with the import of torch alone.
+    """
+    from narvl_plugin.bench.startup import commands, startup, table
+
+    print(table(startup(commands(student, image), repeats=repeats)))

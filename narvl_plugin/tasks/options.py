@@ -150,7 +150,7 @@ def task_options(
             checkpoint was trained for another one of our tasks.
     """
     trained_for = trained.get("_name")
-    if trained_for in TASKS and trained_for != task_name:
+    if isinstance(trained_for, str) and trained_for in TASKS and trained_for != task_name:
         raise InputError(
             f"{file}: was trained for {trained_for}, not for {task_name}; take --task {trained_for}, or another "
             "checkpoint"
