@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/caption.sh [KEY=value ...]
 #
-# road.sh lists the settings of all tasks. A scene's caption has at most 20 words, and each word is one token of the
+# pipeline.sh lists the settings of all tasks. A scene's caption has at most 20 words, and each word is one token of the
 # vocabulary. MAX_LEN tokens are therefore enough for the teacher, and QUERIES for the student.
 
 name=caption
@@ -45,4 +45,4 @@ task_options() {
   student_options=(--any-reference --eval-args "{\"beam\": 1, $eval_args") student_words=(--beam 1 "${latency_options[@]}")
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"

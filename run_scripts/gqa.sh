@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/gqa.sh [KEY=value ...]
 #
-# road.sh lists the settings of all tasks. If DATA holds trainval_ans2label.pkl, a list of all answers, the teacher
+# pipeline.sh lists the settings of all tasks. If DATA holds trainval_ans2label.pkl, a list of all answers, the teacher
 # chooses from it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/questions.sh"
@@ -23,4 +23,4 @@ sizes() {
   defaults QUERIES=6 BATCH=128 TEACHER_LR=5e-4 STUDENT_LR=5e-4 DROPOUT=0
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"

@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/refcoco.sh [KEY=value ...]
 #
-# road.sh lists the settings of all tasks.
+# pipeline.sh lists the settings of all tasks.
 
 name=refcoco
 task=refcoco
@@ -37,4 +37,4 @@ task_options() {
   student_options=()
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"

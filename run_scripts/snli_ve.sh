@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/snli_ve.sh [KEY=value ...]
 #
-# road.sh lists the settings of all tasks. ADD_CAPTION=1 adds the caption to the input. The default is 1, but 0 on
+# pipeline.sh lists the settings of all tasks. ADD_CAPTION=1 adds the caption to the input. The default is 1, but 0 on
 # scenes, whose captions alone contain the answer.
 
 name=snli_ve
@@ -36,4 +36,4 @@ task_options() {
   answer_options
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"

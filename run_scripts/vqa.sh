@@ -3,7 +3,7 @@
 #
 #   bash run_scripts/vqa.sh [KEY=value ...]
 #
-# road.sh lists the settings of all tasks. Without DATA the questions are those of the package easy-vqa, in its official
+# pipeline.sh lists the settings of all tasks. Without DATA the questions are those of the package easy-vqa, in its official
 # splits. TRAIN, VALID and TEST are numbers of rows to take from the start of each split. If DATA holds a list of all
 # answers, trainval_ans2label.pkl, the teacher chooses from it.
 
@@ -32,4 +32,4 @@ make_data() {
   done
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/road.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"

@@ -183,6 +183,9 @@ def caption(
     Each line of the output holds a path and a caption. Lines are in the order of the paths.
     """
     from narvl_plugin.inference.captioning import caption_images
+    from narvl_plugin.program import end_workers_briefly
+
+    end_workers_briefly()
 
     count = caption_images(
         pictures,

@@ -175,7 +175,7 @@ def command_of(words: Sequence[str]) -> tuple[click.Command, list[str]]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @of_block("make demo")
 def test_make(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
-    """The scripts run for real, with the preset smoke, in test_main_road.py."""
+    """The scripts run for real, with the preset smoke, in test_pipeline.py."""
     demo, demo_all, test = commands(block)
     newcomer.types(demo)
     calls = recorded()

@@ -60,7 +60,7 @@ NARVL = dict(words_of(typer.main.get_command(app)))
 RULES = {
     r"narvl( .*)?": "its command and options are looked up, here and in test_readme.py",
     r"make [a-z-]+": "a target of the Makefile",
-    r"bash run_scripts/\w+\.sh": "the script is there; test_main_road.py runs each",
+    r"bash run_scripts/\w+\.sh": "the script is there; test_pipeline.py runs each",
     r"bash run_scripts/\{.*\}\.sh \[.*\]": "the scripts are there, and the settings are looked up",
     r"fairseq-(train|generate|validate|hydra-train)( .*)?": "the options are looked up; blocks run the programs",
     r"python OUT/run\.py .*": "a block of README runs it",
@@ -150,7 +150,7 @@ def test_scripts_are_well_formed_and_their_headers_name_them() -> None:
         subprocess.run(["bash", "-n", script], check=True)
         usage = re.findall(r"^#   bash (\S+)", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert usage in ([], [f"run_scripts/{script.name}"]), script
-        assert usage or script.name in ("road.sh", "common.sh", "questions.sh")  # which others source
+        assert usage or script.name in ("pipeline.sh", "common.sh", "questions.sh")  # which others source
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------

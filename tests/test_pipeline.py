@@ -51,7 +51,7 @@ def root_without_programs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def road(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
     """Run a task's script."""
     command = ["bash", str(root / "run_scripts" / f"{name}.sh"), *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -62,7 +62,7 @@ def road(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[s
 def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
     """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
     run = tmp_path / "run"
-    done = road(root, "caption", "PRESET=smoke", f"OUT={run}")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
     assert done.returncode == 0, done.stdout + done.stderr
     timed = [line.split("\t") for line in (run / "stages.tsv").read_text().splitlines()]
     assert sorted(name for name, _ in timed) == sorted(STAGES)
@@ -88,12 +88,12 @@ def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
     assert sum(line.startswith("D-") for line in generated.splitlines()) == 8
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = road(root, "caption", "PRESET=smoke", f"OUT={run}")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is done: ") == len(STAGES)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
-    done = road(root, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
     assert done.returncode == 1
     assert "QUERIES (was '24', now '7')" in done.stderr
 
@@ -112,7 +112,7 @@ def test_other_tasks_take_the_same_road(
     root: Path, tmp_path: Path, name: str, teachers: list[str], settings: list[str]
 ) -> None:
     out = tmp_path / "run"
-    done = road(root, name, "PRESET=smoke", f"OUT={out}", "PROCESSES=1", *settings)
+    done = pipeline(root, name, "PRESET=smoke", f"OUT={out}", "PROCESSES=1", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((out / "results.json").read_text())
     assert {*teachers, "student"} <= results["systems"].keys()
@@ -133,15 +133,15 @@ def test_other_tasks_take_the_same_road(
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         (
-            "TEACHER=run_scripts/road.sh",
-            "run_scripts/road.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
+            "TEACHER=run_scripts/pipeline.sh",
+            "run_scripts/pipeline.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
         ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
     root_without_programs: Path, tmp_path: Path, setting: str, complaint: str
 ) -> None:
-    done = road(root_without_programs, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
+    done = pipeline(root_without_programs, "caption", f"OUT={tmp_path / 'run'}", "PROCESSES=2", setting)
     assert done.returncode == 1
     assert complaint in done.stderr
     assert not (tmp_path / "run").exists()
@@ -154,7 +154,7 @@ def test_two_processes_share_a_batch_however_many_threads_each_has(
     root_without_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    done = road(root_without_programs, "caption", "PRESET=smoke", f"OUT={tmp_path / 'run'}", "BATCH=33")
+    done = pipeline(root_without_programs, "caption", "PRESET=smoke", f"OUT={tmp_path / 'run'}", "BATCH=33")
     assert "BATCH=33: is not divisible by PROCESSES=2" in done.stderr
 
 
