@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,9 +121,11 @@ def test_narvl_with_worker_processes_ends_in_one_line(tmp_path: Path, number: si
 @pytest.mark.parametrize(("number", "to_group"), SIGNALS)
 def test_narvl_that_has_not_yet_begun_ends_in_one_line(tmp_path: Path, number: signal.Signals, to_group: bool) -> None:
     """While it imports what takes seconds."""
-    began = tmp_path / "began"
-    (tmp_path / "narvl_plugin").mkdir()
-    (tmp_path / "narvl_plugin" / "__init__.py").write_text(f"open({str(began)!r}, 'w'); import time; time.sleep(60)\n")
+    began, package = tmp_path / "began", tmp_path / "narvl_plugin"
+    (package / "cli").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copyfile(ROOT / "narvl_plugin" / "program.py", package / "program.py")
+    (package / "cli" / "__init__.py").write_text(f"open({str(began)!r}, 'w'); import time; time.sleep(60)\n")
     program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import narvl; narvl.main()"
     with started(sys.executable, "-c", program, "report", mark=str(tmp_path)) as narvl:
         wait_until(began.exists)

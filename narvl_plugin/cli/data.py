@@ -35,7 +35,9 @@ def scenes(
 ) -> None:
     """Draw scenes of emoji art with rows for each task."""
     from narvl_plugin.data.scenes import write_scenes
+    from narvl_plugin.program import end_workers_briefly
 
+    end_workers_briefly()
     write_scenes(
         out,
         train=train,
