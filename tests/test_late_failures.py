@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from narvl_plugin.bench import decoding, limit, systems, timing
-from narvl_plugin.checkpoints import conversion
+from narvl_plugin.checkpoints import conversion, record
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.cli.app import app
 from narvl_plugin.errors import InputError, MissingInput
@@ -76,7 +76,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(benchmarks, "evaluate", work)
     monkeypatch.setattr(features, "build_backbone", work)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", work)
-    monkeypatch.setattr(conversion, "read_checkpoint", work)
+    monkeypatch.setattr(record, "read_checkpoint", work)
     monkeypatch.setattr(calibration, "read_checkpoint", work)
     path = tmp_path / "given.png"
     path.write_text("0\timg\ta caption\t\tpicture\n")

@@ -27,7 +27,7 @@ OURS = "THE TRAINER IS OURS"
 # A user directory that ends each process of a training where its trainer is built, and says so if that is ours. It
 # pretends to have a GPU, without which fairseq does not serve torchrun.
 PROBE = f"""
-import narvl_plugin
+import narvl_plugin.registered
 import torch
 from narvl_plugin.training.trainer import NarvlTrainer
 
