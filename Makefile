@@ -33,7 +33,7 @@ check: $(INSTALLED) ## Lint, check the formatting, the types, and that imports k
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 # The stamp is newer than setup.py as long as what setup.py asks for is installed.
 $(INSTALLED): setup.py
