@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from narvl_plugin.tasks import loading
+from narvl_plugin.compat import command_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,9 @@ def recorded(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     record = newcomer.folder / "record"
     monkeypatch.setenv("RECORD", str(record))
     monkeypatch.setenv("PLUGIN", str(ROOT / "narvl_plugin"))
-    monkeypatch.setattr(loading, "take_up_options", lambda *given: None)  # those of checkpoints that are not there
+    monkeypatch.setattr(
+        command_lines, "take_up_options", lambda *given: None
+    )  # those of checkpoints that are not there
 
     def read() -> list[list[str]]:
         calls = [json.loads(line) for line in record.read_text().splitlines()]

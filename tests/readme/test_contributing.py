@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import png
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -34,6 +36,13 @@ assert set(model.predict(range(3))) <= set(COLOURS), model.predict(range(3))
 assert Path(sys.argv[3]) and model.task.name == "colour"
 print("answered")
 """
+
+
+def png(colour: tuple[int, int, int]) -> str:
+    """Return an image of one colour as base64."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(stream, format="PNG")
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 @pytest.mark.integration
