@@ -1,4 +1,4 @@
-"""The few repairs that stock fairseq 0.12.3 needs, each with the failing call that it mends.
+"""The few repairs that stock fairseq 0.12.3 needs, each with the failing call that it fixes.
 
 One more lives in the tasks, which force --required-batch-size-multiple 1, and one in data/text.py, whose
 GPT-2 codec decodes `<bin_7>`.

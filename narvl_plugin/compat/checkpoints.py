@@ -26,7 +26,7 @@ from narvl_plugin.whole_files import naming
 def read_checkpoints_safely() -> None:
     """Let fairseq read checkpoints, ours and published ones, with an allow-list of types and mapped from the file.
 
-    Mends `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6 that raises
+    Fixes `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6 that raises
     for published checkpoints (their `cfg["model"]` is a Namespace) and for any run whose best metric was a numpy
     number, and a variable of the environment turns its safety off. It also reads the optimizer's state, which is
     twice the model, into memory to generate.
@@ -125,7 +125,7 @@ def task_of_command(file: str, given: dict[str, Any]) -> Any:
 def save_checkpoints_whole() -> None:
     """Name a checkpoint for which there is no space, and leave nothing behind that is not whole.
 
-    Mends `torch_persistent_save(state, "checkpoint_last.pt")` on a full disk: it tries three times, for five seconds,
+    Fixes `torch_persistent_save(state, "checkpoint_last.pt")` on a full disk: it tries three times, for five seconds,
     each time behind what it wrote before, and ends in two tracebacks that do not name the file, which stays as
     `checkpoint_last.pt.tmp`. So does what Ctrl-C interrupts.
     """
@@ -148,7 +148,7 @@ def save_checkpoints_whole() -> None:
 def copy_checkpoints_whole() -> None:
     """Let a copy of a checkpoint appear all at once.
 
-    Mends `PathManager.copy(checkpoint, "checkpoint_last.pt", overwrite=True)`, which writes into the file that is
+    Fixes `PathManager.copy(checkpoint, "checkpoint_last.pt", overwrite=True)`, which writes into the file that is
     there: a run that is killed meanwhile cannot resume, and a process that generates with it reads the new bytes as
     the old model's.
     """
@@ -175,7 +175,7 @@ def copy_checkpoints_whole() -> None:
 def share_checkpoints_among_processes() -> None:
     """Let the first process hand a checkpoint to the others.
 
-    Mends `distributed_utils.broadcast_object(state, 0, group)`, and so every resume of a training in several processes
+    Fixes `distributed_utils.broadcast_object(state, 0, group)`, and so every resume of a training in several processes
     without --load-checkpoint-on-all-dp-ranks: what is no tensor is sent as torch.save writes it, and since torch 2.6
     the receiver's torch.load refuses it.
     """

@@ -17,10 +17,10 @@ from narvl_plugin.tasks.options import take_up_options
 def check_command_lines() -> None:
     """Say what is wrong with a command line in one line, and take a trained model's options from its checkpoint.
 
-    Mends `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
+    Fixes `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
     KeyError(None), and `fairseq-interactive --task caption`, which fails after it has loaded the model.
 
-    Mends `fairseq-generate test.tsv --task refcoco --path student.pt`, too, which takes --patch-image-size, --num-bins
+    Fixes `fairseq-generate test.tsv --task refcoco --path student.pt`, too, which takes --patch-image-size, --num-bins
     and all other options of the task from their defaults. Without an error the model then reads images and predicts
     bins of other sizes than in its training. Options that the command line gives stay.
     """

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def accept_files_as_data() -> None:
     """Let the data argument name files.
 
-    Mends `fairseq-train train.tsv,valid.tsv`, which lists the data argument as a folder, to look there for
+    Fixes `fairseq-train train.tsv,valid.tsv`, which lists the data argument as a folder, to look there for
     validation sets that nobody asked for, and raises FileNotFoundError.
     """
     find_in_folders = data_utils._find_extra_valid_paths
@@ -31,7 +31,7 @@ def accept_files_as_data() -> None:
 def check_place_in_epoch() -> None:
     """Say what a training that goes on amid an epoch reads twice or not at all, and why it cannot go on.
 
-    Mends `EpochBatchIterator.load_state_dict(state)`, which passes over as many batches as were read before, whatever
+    Fixes `EpochBatchIterator.load_state_dict(state)`, which passes over as many batches as were read before, whatever
     rows they have now. With larger batches it may ask to report this to the developers of fairseq; else it reads rows
     again, or leaves them out, without a word.
     """

@@ -20,7 +20,7 @@ from narvl_plugin.whole_files import naming
 def block_repeated_ngrams() -> None:
     """Have --no-repeat-ngram-size look at the words said so far.
 
-    Mends `NGramRepeatBlock(3)(tokens, lprobs, …, step)`, which compares the end of the token buffer, still
+    Fixes `NGramRepeatBlock(3)(tokens, lprobs, …, step)`, which compares the end of the token buffer, still
     padding, with what was said, and so never finds a repetition (fairseq issues 4709 and 5206). Its CUDA
     kernel, where built, goes by the step.
     """
@@ -30,7 +30,7 @@ def block_repeated_ngrams() -> None:
 def write_sizes_of_bins() -> None:
     """Let the file that fairseq-generate writes say which sizes the <bin_k> in it stand for.
 
-    Mends what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
+    Fixes what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
     """
     names = namespaces_of(generate.__name__)[-1]
     names["_main"] = writing_sizes(names["_main"])

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 def unscale_gradients_once() -> None:
     """Have --amp divide gradients by the loss scale once.
 
-    Mends `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under the name of torch's
+    Fixes `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under the name of torch's
     optimizer, the second steps under that of fairseq's, so torch's GradScaler unscales again: Adam receives gradients
     too small by the scale. Without a scaler, as on a CPU, a gradient that is not finite ends in AttributeError;
     here in the error of a training in float32.

@@ -53,7 +53,7 @@ def is_file_of(program: str, file: str | None) -> bool:
 def begin_and_end_programs() -> None:
     """Have a program refuse what it cannot do, before it does anything, and leave nothing behind when it ends.
 
-    Mends `distributed_utils.call_main(cfg, main)`; what of it, the functions say that are called here.
+    Fixes `distributed_utils.call_main(cfg, main)`; what of it, the functions say that are called here.
     """
     run = distributed_utils.call_main
 
@@ -71,7 +71,7 @@ def begin_and_end_programs() -> None:
 def ask_for_optimizer_and_size_of_batches(cfg: Any, main: Callable[..., Any]) -> None:
     """Ask for the optimizer and the size of batches in a line.
 
-    Mends `fairseq-train` without --optimizer, and it and `fairseq-validate` without --batch-size and --max-tokens,
+    Fixes `fairseq-train` without --optimizer, and it and `fairseq-validate` without --batch-size and --max-tokens,
     which end in a traceback.
     """
     program = Path(getattr(getattr(main, "__code__", None), "co_filename", "")).stem  # also of python -m
@@ -85,7 +85,7 @@ def ask_for_optimizer_and_size_of_batches(cfg: Any, main: Callable[..., Any]) ->
 def refuse_empty_spawn(cfg: Any) -> None:
     """Refuse to start several processes by fairseq's own spawn where there is no GPU.
 
-    Mends `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`, which starts one
+    Fixes `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`, which starts one
     process for each GPU, so none, and exits 0 having trained nothing. (Under torchrun it divides by zero.)
     """
     training = cfg.distributed_training
@@ -104,7 +104,7 @@ def refuse_empty_spawn(cfg: Any) -> None:
 def sole_training(cfg: Any) -> Iterator[None]:
     """Refuse to train into a folder into which another program trains.
 
-    Mends two `fairseq-train --save-dir out` at a time, which write each other's checkpoints over, and then resume
+    Fixes two `fairseq-train --save-dir out` at a time, which write each other's checkpoints over, and then resume
     from the other's. Of the processes of a distributed training the first one holds the lock, or the one that starts
     them all. Where there is no lock to be had, training goes on without.
     """
@@ -136,7 +136,7 @@ def folder_of_checkpoints(cfg: Any) -> str | None:
 def reading_ended() -> Iterator[None]:
     """Let the threads that read ahead end before the program does.
 
-    Mends the end of `fairseq-train --max-update N` amid an epoch: a daemon thread is then still unpacking batches in
+    Fixes the end of `fairseq-train --max-update N` amid an epoch: a daemon thread is then still unpacking batches in
     torch's C++, where Python's end kills it, now and then with "terminate called without an active exception" and a
     failing exit status after all went well.
     """
@@ -159,7 +159,7 @@ def end_reading(reader: iterators.BackgroundConsumer) -> None:
 def show_input_errors_briefly() -> None:
     """Show an InputError that ends the program as one line, without the way it took through fairseq.
 
-    Mends the screenful of traceback that ends `fairseq-train` when a TSV file or a row of it is at fault.
+    Fixes the screenful of traceback that ends `fairseq-train` when a TSV file or a row of it is at fault.
     """
     previous = sys.excepthook
 

@@ -70,14 +70,14 @@ def export(
     prompt_length: int = PROMPT_LENGTH,
     task_overrides: Mapping[str, Any] | None = None,
 ) -> float:
-    """Write a student, all that its pictures and texts need, and a program that runs it into a folder.
+    """Write a student, all that its images and texts need, and a program that runs it into a folder.
 
     Args:
         checkpoint: of a student.
         out: the folder.
         to: one of `FORMATS`.
         int8: weights of matrix products in 8 bits, of ONNX only.
-        prompt_length: tokens that the graph reads beside the picture; of captions it is that of the one prompt.
+        prompt_length: tokens that the graph reads beside the image; of captions it is that of the one prompt.
         task_overrides: options of the task that differ from the checkpoint's.
 
     Returns:
@@ -185,7 +185,7 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
 
 
 def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Draw two pictures, and prompts of which one is shorter where they may be."""
+    """Draw two images, and prompts of which one is shorter where they may be."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, settings["side"], settings["side"], generator=generator)
     if "prompt" in settings:
@@ -197,7 +197,7 @@ def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, to: str, int8: bool = False) -> None:
-    """Write a graph, whose batch may have any size, into a folder; example: two pictures and their prompts."""
+    """Write a graph, whose batch may have any size, into a folder; example: two images and their prompts."""
     batch = torch.export.Dim("batch")
     program = torch.export.export(graph, example, dynamic_shapes=({0: batch}, {0: batch}))
     if to == "torch-export":
@@ -244,7 +244,7 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
 
 @torch.no_grad()
 def _difference(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, *, checked: bool) -> float:
-    """Return the largest difference of probabilities to what was written, for two pictures and for one."""
+    """Return the largest difference of probabilities to what was written, for two images and for one."""
     run = runner.Student(out).run
     largest = 0.0
     for size in (2, 1):

@@ -41,7 +41,7 @@ class CandidateGenerator:
         self.batch_size = batch_size
         self._places = trie.branches()
         # Where the log-probability of each token of each answer stands in those of all children of all branches;
-        # the last entry, a nought, is for the others.
+        # the last entry, a zero, is for the others.
         index: dict[tuple[int, ...], int] = {}
         for prefix, children in self._places.items():
             for child in children:

@@ -1,1 +1,1 @@
-"""Models that answer: captions of pictures, targets, confidence, features."""
+"""Models that answer: captions of images, targets, confidence, features."""

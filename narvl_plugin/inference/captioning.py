@@ -1,4 +1,4 @@
-"""Captions of picture files, which workers read and decode while a model speaks."""
+"""Captions of image files, which workers read and decode while a model speaks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OTHER_SUFFIXES = {
     ),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 } - {*IMAGE_SUFFIXES}
-"""What pictures are called that cannot be read here."""
+"""What images are called that cannot be read here."""
 COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -53,9 +53,9 @@ UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Count(NamedTuple):
-    """How many pictures were captioned and how many left out, and the seconds from the first byte read to the end.
+    """How many images were captioned and how many left out, and the seconds from the first byte read to the end.
 
-    Left out are files that are no readable picture and, `unread`, files in folders whose names tell of a picture of
+    Left out are files that are no readable image and, `unread`, files in folders whose names tell of an image of
     another format.
     """
 
@@ -77,27 +77,27 @@ def caption_images(
     bpe_dir: Path | None = None,
     device: str | None = None,
 ) -> Count:
-    """Write a caption of each picture, in the order of `find_images`.
+    """Write a caption of each image, in the order of `find_images`.
 
-    Lines are `name <tab> caption`; the model generates as its --eval-args say, and sees pictures as people do: upright
+    Lines are `name <tab> caption`; the model generates as its --eval-args say, and sees images as people do: upright
     as EXIF says, and on white ground where they are transparent. A file is written as NAME.part, which gets its name
-    when all pictures are done, so that a run that stops leaves an older file as it was.
+    when all images are done, so that a run that stops leaves an older file as it was.
 
     Args:
-        given: folders and picture files, see `find_images`.
+        given: folders and image files, see `find_images`.
         checkpoint: of a teacher or a student of the task caption.
         out: file to write; NAME.json becomes a list as COCO has it, [{"image_id": 42, "caption": …}, …], see
             `coco_ids`; without a file lines go to the standard output.
-        batch_size: pictures in one pass.
-        workers: processes that read, decode and resize pictures meanwhile; with 0 the model waits for them.
+        batch_size: images in one pass.
+        workers: processes that read, decode and resize images meanwhile; with 0 the model waits for them.
         beam: width of the beam, if not that of --eval-args.
-        skip_bad_rows: how many files that are no readable picture may be left out.
+        skip_bad_rows: how many files that are no readable image may be left out.
         bpe_dir: the vocabulary's folder, where it is not the one that the checkpoint names.
         device: torch's name of it; by default a GPU if there is one.
 
     Raises:
-        MissingInput, InputError: the pictures, the checkpoint or its vocabulary cannot be used.
-        BadRow: a file is no readable picture, and the budget is spent.
+        MissingInput, InputError: the images, the checkpoint or its vocabulary cannot be used.
+        BadRow: a file is no readable image, and the budget is spent.
     """
     if out is not None and out.exists() and not out.is_file():
         raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
@@ -147,9 +147,9 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 
 
 def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
-    """Return the image id of each picture's name: 42 of COCO_val2014_000000000042.jpg, 000000000042.jpg and 42.jpg.
+    """Return the image id of each image's name: 42 of COCO_val2014_000000000042.jpg, 000000000042.jpg and 42.jpg.
 
-    COCO's programs take whole numbers alone. Where no picture has a number for its name, the pictures are not COCO's,
+    COCO's programs take whole numbers alone. Where no image has a number for its name, the images are not COCO's,
     and the names are the ids.
 
     Raises InputError where only some names are numbers, or two are the same.
@@ -173,18 +173,18 @@ def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
 
 
 def find_images(given: Sequence[Path]) -> dict[str, Path]:
-    """Return picture files by name, see `search_images`."""
+    """Return image files by name, see `search_images`."""
     return search_images(given)[0]
 
 
 def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
-    """Return picture files by name: those that are given, and all in the folders that are given and below, sorted.
+    """Return image files by name: those that are given, and all in the folders that are given and below, sorted.
 
     Where one folder is given, a name is the path from there; otherwise it is the path as given. Below a folder links
     are followed, and what is hidden (its name begins with a dot) is no part of it.
 
     Returns:
-        the pictures, and those files in folders whose names tell of pictures in other formats.
+        the images, and those files in folders whose names tell of images in other formats.
 
     Raises:
         MissingInput: there is no such file or folder.

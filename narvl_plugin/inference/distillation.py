@@ -47,7 +47,7 @@ def distill(
 
     Args:
         teacher: its checkpoint.
-        data: TSV file in the columns of the teacher's task; its pictures may be precomputed features.
+        data: TSV file in the columns of the teacher's task; its images may be precomputed features.
         out: TSV file to write, in the same columns and order.
         nbest: captions to write, joined by `&&`; a student may be asked for any of them (--any-reference).
         beam: width of fairseq's beam search.

@@ -1,4 +1,4 @@
-"""A frozen vision trunk's features, computed once for each picture of a TSV file."""
+"""A frozen vision backbone's features, computed once for each image of a TSV file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from narvl_plugin.models.inference import optimise_backbone
 from narvl_plugin.models.vision import backbone_features, build_backbone
 
 BATCH_SIZE = 16
-"""Pictures in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
-anew for every block and most of the time goes into page faults: 192 pictures of 128 pixels a second with 16 at a time,
+"""Images in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
+anew for every block and most of the time goes into page faults: 192 images of 128 pixels a second with 16 at a time,
 120 with 32, 102 with 64, on one core."""
 RGB = 3
 
@@ -39,17 +39,17 @@ def write_features(
     r"""Write `data` again as `out` with features in place of images; training on it skips the backbone.
 
     The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16), and of a second one
-    with the picture's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
+    with the image's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
     `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\n`.
 
     Args:
-        data: TSV file with pictures.
+        data: TSV file with images.
         out: TSV file to write.
-        arch: architecture of teacher or student (`narvl_nano`); its trunk must be pretrained and frozen.
-        patch_image_size: side of the square picture, in pixels, as in training.
+        arch: architecture of teacher or student (`narvl_nano`); its backbone must be pretrained and frozen.
+        patch_image_size: side of the square image, in pixels, as in training.
         imagenet_normalisation: normalise by ImageNet's mean and deviation, as in training.
-        image_column: number (from 0) of the column with the picture.
-        batch_size: pictures in one pass; many at a time are no faster, see `BATCH_SIZE`.
+        image_column: number (from 0) of the column with the image.
+        batch_size: images in one pass; many at a time are no faster, see `BATCH_SIZE`.
         skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
         device: torch's name of it; by default a GPU if there is one.
 
@@ -58,7 +58,7 @@ def write_features(
 
     Raises:
         MissingInput, InputError: the file or the architecture cannot be used, or another process writes `out`.
-        BadRow: a row lacks the image column or holds no picture, or features are too large to be stored, and the budget
+        BadRow: a row lacks the image column or holds no image, or features are too large to be stored, and the budget
             is spent.
         StalePart: an unfinished `out` was begun with other inputs or settings.
     """
@@ -87,7 +87,7 @@ def write_features(
         optimise_backbone(backbone)
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[tuple[int, list[str]]] = []
-            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share a picture
+            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share an image
             for row in batch:
                 try:
                     columns = rows[row]
@@ -129,7 +129,7 @@ def write_features(
 
 
 def frozen_backbone(arch: str) -> str:
-    """Return the name of an architecture's trunk; raises InputError unless it is pretrained and frozen."""
+    """Return the name of an architecture's backbone; raises InputError unless it is pretrained and frozen."""
     size = arch.partition("_")[2]
     if size not in SIZES:
         known = ", ".join(f"narvl_{known}" for known in SIZES)

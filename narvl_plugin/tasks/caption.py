@@ -1,4 +1,4 @@
-"""The task `caption`: a picture to a sentence."""
+"""The task `caption`: an image to a sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

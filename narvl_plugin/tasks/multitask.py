@@ -153,7 +153,7 @@ class MultitaskTask(TrainedTask):
         return loss, sample_size, self.by_member(sample["member"], logged)
 
     def by_member(self, name: str, logged: dict[str, Any]) -> dict[str, Any]:
-        """Add a step's loss and sample size under the name of its member, and noughts of all others.
+        """Add a step's loss and sample size under the name of its member, and zeros of all others.
 
         fairseq adds up what processes log without names: all must log the same things, in the same order, and tensors
         on the same device.

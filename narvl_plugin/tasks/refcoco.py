@@ -1,4 +1,4 @@
-"""The task `refcoco`: a picture and words for one region of it, to the region's box."""
+"""The task `refcoco`: an image and words for one region of it, to the region's box."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

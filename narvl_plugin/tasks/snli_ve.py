@@ -1,4 +1,4 @@
-"""The task `snli_ve`: does a picture entail a hypothesis? Yes, no or maybe."""
+"""The task `snli_ve`: does an image entail a hypothesis? Yes, no or maybe."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""The task `vqa_gen`: a picture and a question about it, to a short answer."""
+"""The task `vqa_gen`: an image and a question about it, to a short answer."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional
