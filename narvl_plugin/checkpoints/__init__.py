@@ -1,1 +1,1 @@
-"""Checkpoints: read safely, loaded, converted."""
+"""Checkpoints: safe reading, loading, conversion."""

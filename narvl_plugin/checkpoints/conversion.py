@@ -1,4 +1,4 @@
-"""Checkpoints from one kind to another: teacher to student, more or fewer queries, OFA's layout, safetensors."""
+"""Conversion of checkpoints: teacher to student, more or fewer queries, OFA's layout, safetensors."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def convert(
     ema: bool = False,
     allow: Sequence[str] = (),
 ) -> list[str]:
-    """Write the weights and the configuration of a checkpoint to another one, without the state of its training.
+    """Write the weights and the configuration of a checkpoint to another file, without its training state.
 
     Args:
         source: a checkpoint of fairseq-train, a published one of OFA or of the authors' parallel model, or
             NAME.safetensors with NAME.json beside it.
-        out: the file to write; NAME.safetensors puts the configuration into NAME.json.
-        arch: architecture to make, such as `narvl_base` of a teacher; by default the source's.
-        num_queries: a student's N; by default the source's, for a teacher's student that of the configuration.
-        member: of a student that was trained on a mixture of tasks, the member to make a student of one task for.
-        to_ofa: write a teacher in OFA's layout.
-        ema: take the averaged weights that the checkpoint holds beside its own.
+        out: the file to write; for NAME.safetensors, the configuration goes into NAME.json.
+        arch: the architecture to write, such as `narvl_base` from a teacher; by default the source's.
+        num_queries: a student's N; by default the source's, or the configuration's if the source is a teacher.
+        member: the member to keep, for a student that was trained on a mixture of tasks.
+        to_ofa: whether to write a teacher in OFA's layout.
+        ema: whether to use the averaged weights of the checkpoint.
         allow: names, or shell patterns of names, of tensors that may be missing, left over or of another shape.
 
     Returns:
-        A line on each tensor that is new, unused or reshaped.
+        A line for each tensor that is new, unused or reshaped.
 
     Raises:
-        MissingInput, InputError: the source cannot be read, or holds another model than `arch`.
+        MissingInput, InputError: if the source cannot be read, or holds another model than `arch`.
     """
     if out.exists() and out.samefile(source):
         raise InputError(f"{out}: is the source; write to another file")

@@ -1,6 +1,7 @@
-"""Files of others, read without running what is in them.
+"""Safe reading of checkpoints: code in a file is never run.
 
-A file may build plain values, tensors and little more (see `safe_pickle`), and needs no more memory than it has bytes.
+A file can build only plain values, tensors and few other types (see `safe_pickle`). Reading takes no more memory than
+the file's size.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, 
 SAFETENSORS_SUFFIX = ".safetensors"
 
 LARGEST_PICKLE = 2**23
-"""Bytes of what a checkpoint holds beside its tensors' values; some 40,000 tensors need so many."""
+"""Largest size of a checkpoint's pickle, without the values of tensors, in bytes. It allows some 40,000 tensors."""
 
 LARGEST_CONFIGURATION = 20_000
-"""Values of a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
+"""Largest number of values in a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
 
 LARGEST_FLAGS = 2_000
-"""Values of the flags of an older checkpoint. Hydra takes 2 ms for each; fairseq's have 400."""
+"""Largest number of values in the flags of an older checkpoint. Hydra takes 2 ms for each; fairseq's have 400."""
 
 OLD_FORMAT = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
-"""What the first pickle of a file of torch before 1.6 holds."""
+"""Content of the first pickle in a file of torch before 1.6."""
 
 PARTS = {
     "model": dict | NoneType,
@@ -51,7 +52,11 @@ PARTS = {
 
 
 def existing(file: str | Path) -> Path:
-    """Return the path of a checkpoint; raises MissingInput if it is not there, or if it is named like a folder."""
+    """Return the path of a checkpoint.
+
+    Raises:
+        MissingInput: if the file does not exist, is a folder, or its name ends in a slash.
+    """
     if str(file).endswith("/") and Path(file).is_file():
         raise MissingInput(f"{file}: is a file; leave out the slash at the end")
     file = Path(file)
@@ -63,15 +68,15 @@ def existing(file: str | Path) -> Path:
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, its tensors mapped from the file: only what is used takes memory.
+    """Return the content of a checkpoint. Its tensors are mapped from the file, so only used ones take memory.
 
-    A file `NAME.safetensors` holds the weights, and `NAME.json` beside it the rest. Tensors are on the CPU, and no
-    gradients are taken for them.
+    A file `NAME.safetensors` holds the weights, and `NAME.json` beside it the rest. Tensors are on the CPU, without
+    gradients.
 
     Raises:
-        MissingInput: the file does not exist.
-        InputError: it is cut off, damaged, compressed or no checkpoint, or it asks for what a checkpoint does not
-            need: types, functions, or values out of all proportion to its size.
+        MissingInput: if the file does not exist.
+        InputError: if the file is cut off, damaged, compressed or not a checkpoint, or if it asks for types, functions
+            or a number of values that no checkpoint of its size needs.
     """
     file = existing(file)
     head = read_head(file)
@@ -79,7 +84,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     try:
         if file.suffix == SAFETENSORS_SUFFIX:
             state = _read_safetensors(file)
-        elif head.startswith(ZIP):  # as torch has written them since 1.6
+        elif head.startswith(ZIP):  # torch's format since 1.6
             state = _read_archive(file)
         else:
             state = _read_old_format(file)
@@ -97,7 +102,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 
 
 def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return weights and configuration as a checkpoint of fairseq, from which a training starts anew."""
+    """Return weights and configuration as a checkpoint of fairseq for the start of a training."""
     history: dict[str, Any] = {
         "criterion_name": None,
         "optimizer_name": None,
@@ -119,7 +124,7 @@ def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> d
 
 
 def _check_head(file: Path, head: bytes) -> None:
-    """Raise InputError, which says what a file is, for one that cannot be a checkpoint by its first bytes."""
+    """Raise InputError, with the kind of the file, if its first bytes show that it is not a checkpoint."""
     if not head:
         raise InputError(f"{file}: is cut off: it is empty; copy or download it again")
     is_safetensors = head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < file.stat().st_size
@@ -170,7 +175,7 @@ def _read_archive(file: Path) -> Any:
         if size != length:
             raise ValueError(f"the storage {name} of {length} bytes in place of {size}")
         part = mapped[offset : offset + size]
-        return part if offset % 8 == 0 else part.clone()  # numbers that are not aligned: torch itself aligns them
+        return part if offset % 8 == 0 else part.clone()  # a copy is aligned; torch itself writes aligned storages
 
     state = CheckpointUnpickler(io.BytesIO(pickled), len(pickled), read_storage).load()
     check_extent(state, allowance(len(pickled)))
@@ -178,7 +183,7 @@ def _read_archive(file: Path) -> Any:
 
 
 def _other_archive(names: Sequence[str]) -> str | None:
-    """Return what a zip archive of such members is, if not a checkpoint as torch.save writes it, and what to do."""
+    """Return what a zip archive is, by the names of its members, and what to do; None for a file of torch.save."""
     if names and all(name.endswith(".npy") for name in names):
         return "is a file of numpy's arrays (.npz), not a checkpoint"
     if not any(name.endswith("/data.pkl") for name in names):
@@ -189,9 +194,9 @@ def _other_archive(names: Sequence[str]) -> str | None:
 
 
 def _checked_members(file: Path, archive: zipfile.ZipFile) -> dict[str, tuple[int, int]]:
-    """Return where the members of an archive lie in the file and how many bytes they have; check these bytes.
+    """Check the members of an archive; return the offset in the file and the size of each, in bytes.
 
-    What is checked is what is mapped later: bytes that are not compressed, under a name of their own.
+    Exactly the checked bytes are mapped later: members must be uncompressed, and their names unique.
     """
     members: dict[str, tuple[int, int]] = {}
     remaining = file.stat().st_size
@@ -254,7 +259,7 @@ def _read_old_format(file: Path) -> Any:
 
 
 def _fill_storage(storage: Storage, stream: BinaryIO) -> None:
-    """Read a storage of the old format: how many values it has, and the values."""
+    """Read a storage of the old format: the number of its values, then the values."""
     length = int.from_bytes(stream.read(8), "little")
     if length != storage.length:
         raise ValueError(f"a storage of {length} values in place of {storage.length}")
@@ -282,14 +287,14 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         raise InputError(f"{description}: holds no configuration (cfg), so it cannot be told which model it is")
     try:
         whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
-    except Exception as error:  # among others KeyError, for types of numbers that torch does not know
+    except Exception as error:  # such as KeyError, for number types that torch does not know
         reason = reason_of(error, read_head(file))
         raise InputError(f"{file}: is cut off, damaged or no safetensors file ({reason})") from error
     return whole | {"task_state": state.get("task_state", {})}
 
 
 def _check_parts(file: Path, state: Any) -> None:
-    """Check that a checkpoint is a dict whose parts have the types that fairseq gives them; raises InputError."""
+    """Raise InputError unless a checkpoint is a dict whose parts have fairseq's types."""
     if not isinstance(state, dict):
         raise InputError(f"{file}: is no checkpoint of fairseq: it holds a {type(state).__name__}, not a dict")
     for name, types in PARTS.items():
@@ -308,5 +313,5 @@ def _check_parts(file: Path, state: Any) -> None:
         except Refused as error:
             raise InputError(f"{file}: refused, because its {name} {error}") from error
         for text in texts_of(state.get(name)):
-            if "${" in text:  # OmegaConf would put another value, or the environment, in its place
+            if "${" in text:  # OmegaConf would replace it by another value, or from the environment
                 raise InputError(f"{file}: refused, because its {name} holds the text {brief(text)}, a reference")

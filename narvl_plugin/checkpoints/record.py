@@ -40,13 +40,13 @@ from narvl_plugin.whole_files import whole_file, write_whole
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        file: where it was read.
-        weights: by name, mapped from the file.
+        file: the file that it was read from.
+        weights: the weights by name, mapped from the file.
         cfg: the parts of fairseq's configuration by name, such as `model` and `task`.
-        task_state: what the task added; of a mixture of tasks, the options of its `members`.
+        task_state: values that the task added; for a mixture of tasks, the options of its `members`.
     """
 
     file: Path
@@ -56,15 +56,15 @@ class Checkpoint:
 
     @classmethod
     def read(cls, file: str | Path, *, averaged: bool = False) -> Checkpoint:
-        """Read a checkpoint, ours or a foreign one.
+        """Read a checkpoint of this or another project.
 
         Args:
             file: the checkpoint.
-            averaged: take the averaged weights that it holds beside its own.
+            averaged: whether to use its averaged weights.
 
         Raises:
-            MissingInput: the file does not exist.
-            InputError: it is no checkpoint, or lacks what is asked for.
+            MissingInput: if the file does not exist.
+            InputError: if it is not a checkpoint, or has no configuration or no averaged weights.
         """
         state = read_state(file, averaged=averaged)
         cfg = state.get("cfg")
@@ -76,37 +76,37 @@ class Checkpoint:
 
     @property
     def is_student(self) -> bool:
-        """Whether the model is a student, which has queries."""
+        """Whether the model is a student, by its queries."""
         return QUERIES in self.weights
 
     @property
     def members(self) -> Mapping[str, Any]:
-        """The options of the tasks that a mixture was trained on, by member; empty for a model of one task."""
+        """The task options of a mixture, by member; empty for a model of one task."""
         members = self.task_state.get("members")
         return members if isinstance(members, dict) else {}
 
     @property
     def task(self) -> Mapping[str, Any]:
-        """The options of the task of the training, by name."""
+        """The options of the training's task, by name."""
         options = self.cfg.get("task") or {}
         return dict(vars(options)) if isinstance(options, Namespace) else options
 
     def require(self, role: Literal["teacher", "student"] | None) -> None:
-        """Raise InputError unless the model has a role; None takes either."""
+        """Raise InputError unless the model has this role; None accepts both."""
         found = "student" if self.is_student else "teacher"
         if role not in (None, found):
             raise InputError(f"{self.file}: is a {found}; give a {role}")
 
     @property
     def family(self) -> str:
-        """The family of architectures, by the weights: `narvl` of students, `ofa` of teachers."""
+        """The family of architectures, by the weights: `narvl` for students, `ofa` for teachers."""
         return "narvl" if self.is_student else "ofa"
 
     def of_member(self, member: str) -> Checkpoint:
-        """Return the checkpoint with the queries and the task of one member of a mixture alone.
+        """Return the checkpoint with only the queries and the task of one member of a mixture.
 
         Raises:
-            InputError: it is no student of a mixture, or the mixture has no such member.
+            InputError: if it is not a student of a mixture, or the mixture has no such member.
         """
         model = self._model_options()
         rows = query_rows(model.get("member_queries", "")) if self.is_student else {}
@@ -126,15 +126,15 @@ class Checkpoint:
         """Fit the weights to an architecture; see `fit_state`.
 
         Args:
-            arch: such as `narvl_base`; by default the checkpoint's own.
-            num_queries: a student's N; by default the checkpoint's own.
+            arch: the architecture, such as `narvl_base`; by default the checkpoint's.
+            num_queries: a student's N; by default the checkpoint's.
             allow: names, or shell patterns of names, of tensors that may be missing, left over or of another shape.
 
         Returns:
-            The fitted checkpoint, and a line on each tensor that is new, unused or reshaped.
+            The fitted checkpoint, and a line for each tensor that is new, unused or reshaped.
 
         Raises:
-            InputError: there is no such architecture, or the checkpoint holds another model.
+            InputError: if the architecture is unknown, or the checkpoint holds another model.
         """
         if EMBEDDING not in self.weights:
             raise InputError(f"{self.file}: is no checkpoint of OFA or of this project (no cfg, or no {EMBEDDING})")
@@ -151,7 +151,7 @@ class Checkpoint:
             values["num_queries"] = num_queries
         config = config_class.of(values)
         labels = len(self.weights[EMBEDDING]) - self.is_student + model_class.extra_labels
-        # What may be missing takes the values that a model starts with; without that, names and shapes will do.
+        # Missing tensors take the initial values of a model. If none may be missing, names and shapes are enough.
         with nullcontext() if allow else without_weights():
             own = model_class(config, labels).state_dict()
         try:
@@ -161,14 +161,14 @@ class Checkpoint:
         return replace(self, weights=fitted, cfg={**self.cfg, "model": asdict(config)}), notes
 
     def write(self, out: Path, *, to_ofa: bool = False) -> None:
-        """Write the checkpoint, without the state of its training; the file appears all at once.
+        """Write the checkpoint without its training state. The file appears only when it is complete.
 
         Args:
-            out: the file; NAME.safetensors puts the configuration into NAME.json.
-            to_ofa: write a teacher in OFA's layout.
+            out: the file; for NAME.safetensors, the configuration goes into NAME.json.
+            to_ofa: whether to write a teacher in OFA's layout.
 
         Raises:
-            InputError: OFA has no such model, or the file cannot be written.
+            InputError: if OFA has no such model, or the file cannot be written.
         """
         weights, cfg, task_state = self.weights, self.cfg, self.task_state
         if to_ofa:
@@ -177,31 +177,31 @@ class Checkpoint:
             weights = weights | tables_of(config)
         with whole_file(out) as part:
             if out.suffix != SAFETENSORS_SUFFIX:
-                with open(part, "wb") as stream:  # to a path, torch would not say why it cannot write
+                with open(part, "wb") as stream:  # for a path, torch's error would lack the reason
                     torch.save(whole_checkpoint(weights, cfg) | {"task_state": task_state}, stream)
                 return
             own_names = {name: tensor.contiguous() for name, tensor in weights.items() if name not in EMBEDDING_ALIASES}
             safetensors.torch.save_file(own_names, part)
             description = out.with_suffix(".json")
             write_whole(description, json.dumps({"cfg": cfg, "task_state": task_state}, indent=2) + "\n")
-            shutil.copymode(description, part)  # safetensors lets none but the owner read
+            shutil.copymode(description, part)  # safetensors gives only the owner access
 
     def _model_options(self) -> dict[str, Any]:
-        """Return the options of the model; raises InputError where they are none of ours."""
+        """Return the options of the model; raise InputError if the model is not one of ours."""
         values = self.cfg.get("model")
         if not isinstance(values, dict):
             raise InputError(f"{self.file}: was trained with a model that is none of ours ({type(values).__name__})")
         return dict(values)
 
     def build_model(self, use: Use, labels: int) -> OfaModel:
-        """Build the model and give it the weights, which it shares with the checkpoint.
+        """Build the model. It shares its weights with the checkpoint.
 
         Args:
-            use: what the model is for.
-            labels: of the task's vocabulary, without the blank.
+            use: the use of the model.
+            labels: the size of the task's vocabulary, without the blank.
 
         Raises:
-            InputError: the checkpoint is none of our families', or not for this use.
+            InputError: if the model is not of our families, or does not fit this use.
         """
         options = self.cfg.get("model")
         given = vars(options) if isinstance(options, Namespace) else options
@@ -213,7 +213,7 @@ class Checkpoint:
         config_class, model_class = FAMILIES[family]
         try:
             config = (of_size(config_class, size) if size in SIZES else config_class).of(values)
-            config.allow_mismatch = ""  # a file does not say how strictly it is checked
+            config.allow_mismatch = ""  # a file must not decide how strictly it is checked
             with without_weights():
                 model = model_class(config, labels + model_class.extra_labels)
             model.use = use
@@ -222,7 +222,7 @@ class Checkpoint:
             model.load_state_dict(marked["model"])
         except InputError as error:
             raise InputError(f"{self.file}: {error}") from error
-        except Exception as error:  # a checkpoint may ask for anything
+        except Exception as error:  # a checkpoint may hold any values
             raise InputError(
                 f"{self.file}: the checkpoint's model cannot be built ({type(error).__name__}: {error})"
             ) from error
@@ -230,15 +230,15 @@ class Checkpoint:
 
 
 def read_state(file: str | Path, *, averaged: bool = False) -> dict[str, Any]:
-    """Return the parts of a checkpoint by fairseq's names, with a foreign one's configuration as ours.
+    """Return the parts of a checkpoint by fairseq's names. A foreign checkpoint is converted to our form.
 
     Args:
         file: the checkpoint.
-        averaged: put the averaged weights in place of the others.
+        averaged: whether to return the averaged weights in place of the others.
 
     Raises:
-        MissingInput: the file does not exist.
-        InputError: it is no checkpoint, or has no averaged weights.
+        MissingInput: if the file does not exist.
+        InputError: if it is not a checkpoint, or has no averaged weights.
     """
     state = read_checkpoint(file)
     if state.get("model") is None:
@@ -252,7 +252,7 @@ def read_state(file: str | Path, *, averaged: bool = False) -> dict[str, Any]:
 
 
 def _configuration_of_flags(flags: Any) -> dict[str, Any] | None:
-    """Return the configuration that the flags of an older checkpoint stand for."""
+    """Return the flags of an older checkpoint as a configuration; None if there are no flags."""
     if not isinstance(flags, Namespace):
         return None
     values = vars(flags)

@@ -1,4 +1,4 @@
-"""Pickles of checkpoints: numbers of numpy, flags and dense tensors, too, made by functions of our own."""
+"""Unpickling of checkpoints. Own functions build numpy numbers, flags and dense tensors, besides plain values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_NEEDED = "which no checkpoint needs"
 
 
 class Storage(NamedTuple):
-    """Numbers of one type, of which tensors are views."""
+    """Numbers of one type. Tensors are views of them."""
 
     dtype: torch.dtype
     length: int
@@ -28,7 +28,7 @@ class Storage(NamedTuple):
 
 
 ReadStorage = Callable[[str, int], torch.UntypedStorage]
-"""Returns the storage of a name and a size in bytes."""
+"""Returns the storage with a name and a size in bytes."""
 
 
 class CheckpointUnpickler(PlainUnpickler):
@@ -53,11 +53,11 @@ class CheckpointUnpickler(PlainUnpickler):
         return self.storages[name]
 
     def load_newobj(self) -> None:
-        """Make a new object: the list has a function in place of each type."""
+        """Build a new object. `CHECKPOINT_FUNCTIONS` has a function in place of each type."""
         self.load_reduce()  # type: ignore[attr-defined]
 
     def load_build(self) -> None:
-        """Give an object the state that it was written with."""
+        """Set the state of an object from the pickle."""
         state = self.stack.pop()
         built = self.stack[-1]
         if type(built) is Namespace:
@@ -70,7 +70,7 @@ class CheckpointUnpickler(PlainUnpickler):
         elif type(built) is np.ndarray:
             self.budget.spend(len(state[4]) // CHARACTERS_A_VALUE)
             _fill_array(built, *state)
-        elif type(built) is not OrderedDict:  # whose attributes, versions of modules, nobody reads
+        elif type(built) is not OrderedDict:  # its attributes (versions of modules) are not needed
             raise ValueError(f"a state for a {type(built).__name__}")
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = PlainUnpickler.dispatch | {
@@ -81,10 +81,10 @@ class CheckpointUnpickler(PlainUnpickler):
 
 
 class NumpyDtype:
-    """A type of numbers in numpy, while a pickle is read.
+    """A number type of numpy, while a pickle is read.
 
-    `name` is kind and bytes of a number, such as `f8`: truth values, whole numbers and floats. The other arguments,
-    which numpy writes, say nothing of numbers.
+    `name` is the kind and size in bytes of a bool, an integer or a float, such as `f8`. numpy writes the other
+    arguments, too, but they do not affect numbers.
     """
 
     def __init__(self, name: str, align: Any = False, copy: Any = True) -> None:
@@ -94,14 +94,14 @@ class NumpyDtype:
 
     @staticmethod
     def check(state: Any) -> None:
-        """Check a state that numpy writes: little-endian numbers without fields; raises Refused for others."""
+        """Raise Refused unless a state is that of little-endian numbers without fields."""
         expected = [(3, order, None, None, None, -1, -1, 0) for order in "<|"]
         if type(state) is not tuple or state not in expected:
             raise Refused("asks for numpy values of a special type, and only plain numbers are read")
 
 
 def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
-    """Return one number of numpy's; raises ValueError if the bytes are not those of one."""
+    """Return one numpy number; raise ValueError if its bytes or its type are wrong."""
     if type(dtype) is not NumpyDtype or type(data) is not bytes or len(data) != dtype.numpy.itemsize:
         raise ValueError("a numpy number of the wrong type or length")
     number: np.generic = np.frombuffer(data, dtype.numpy)[0]
@@ -109,19 +109,19 @@ def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
 
 
 def numpy_ndarray(*_: Any) -> NoReturn:
-    """Stand for the type of arrays; raises Refused where a pickle calls it, since it takes any memory for numbers."""
+    """Represent the type of arrays; raise Refused if a pickle calls it, since a call may allocate any memory."""
     raise Refused("calls numpy.ndarray, which no array was ever written with")
 
 
 def numpy_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray[Any, Any]:
-    """Return an empty array, which gets its numbers as its state."""
+    """Return an empty array. Its state sets its numbers later."""
     if subtype is not numpy_ndarray:
         raise ValueError("a numpy array of the wrong type")
     return np.empty(0)
 
 
 def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: Any, in_columns: Any, data: Any) -> None:
-    """Give an array, in place, the shape and the numbers that it was written with; raises ValueError if they differ."""
+    """Set the shape and the numbers of an array in place; raise ValueError if they do not agree."""
     if type(dtype) is not NumpyDtype or type(data) is not bytes or not is_shape(shape) or array.size:
         raise ValueError("a numpy array of the wrong type")
     if math.prod(shape) * dtype.numpy.itemsize != len(data):
@@ -139,7 +139,7 @@ def rebuilt_tensor(
     hooks: Any = None,
     metadata: Any = None,
 ) -> torch.Tensor:
-    """Return the tensor of a storage, without gradients; raises ValueError if it does not lie within the storage."""
+    """Return a tensor of a storage, without gradients; raise ValueError if it exceeds the storage."""
     if type(storage) is not Storage or not is_shape(shape) or not is_shape(strides) or len(shape) != len(strides):
         raise ValueError("a tensor that is not dense")
     if not is_length(offset) or metadata:
@@ -154,7 +154,7 @@ def rebuilt_tensor(
 
 
 def rebuilt_parameter(tensor: torch.Tensor, requires_grad: Any, hooks: Any) -> torch.Tensor:
-    """Return the tensor that was a parameter."""
+    """Return the tensor of a parameter."""
     if type(tensor) is not torch.Tensor:
         raise ValueError("a parameter that is no tensor")
     return tensor
@@ -194,15 +194,15 @@ CHECKPOINT_FUNCTIONS = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-"""What a checkpoint may name: our functions in place of the types and functions of others."""
+"""All names that a checkpoint may use. Our functions replace the original types and functions."""
 
 
 def is_shape(value: Any) -> bool:
-    """Say whether a value is a tuple of up to 8 lengths of a size that a machine can count to."""
+    """Return whether a value is a tuple of up to 8 lengths whose product fits 64 bits."""
     is_tuple = type(value) is tuple and len(value) <= 8 and all(map(is_length, value))
     return is_tuple and is_length(math.prod(length or 1 for length in value))
 
 
 def is_length(value: Any) -> bool:
-    """Say whether a value is a whole number from 0 that a machine can count to."""
+    """Return whether a value is a whole number from 0 that fits 64 bits."""
     return type(value) is int and 0 <= value < 2**63

@@ -1,7 +1,7 @@
-"""The few repairs that stock fairseq 0.12.3 needs, each with the failing call that it fixes.
+"""Fixes for bugs of stock fairseq 0.12.3, each with the failing call.
 
-One more lives in the tasks, which force --required-batch-size-multiple 1, and one in data/text.py, whose
-GPT-2 codec decodes `<bin_7>`.
+Two fixes are elsewhere: the tasks force --required-batch-size-multiple 1, and the GPT-2 codec in data/text.py decodes
+`<bin_7>`.
 """
 
 import functools
@@ -14,14 +14,14 @@ with leaving_logging_alone():
 
 
 def apply() -> None:
-    """Repair fairseq, and take the program over that has imported it; once, however often it is called."""
+    """Apply all fixes of fairseq, and take over the program. Only the first call has an effect."""
     repair_fairseq()
     take_over_program()
 
 
 @functools.cache
 def repair_fairseq() -> None:
-    """Replace functions of fairseq, once, and change nothing else of the process, which may be somebody's notebook."""
+    """Replace functions of fairseq, once. Nothing else in the process changes, because it may be a notebook."""
     checkpoints.read_checkpoints_safely()
     checkpoints.save_checkpoints_whole()
     checkpoints.copy_checkpoints_whole()
@@ -37,7 +37,7 @@ def repair_fairseq() -> None:
 
 @functools.cache
 def take_over_program() -> None:
-    """Decide, once, how the process shows errors, answers to signals, and writes to the terminal: it is a program."""
+    """Set up a program, once: how it shows errors, reacts to signals, and writes to the terminal."""
     programs.show_input_errors_briefly()
     programs.end_briefly_on_signals()
     write_to_any_terminal()

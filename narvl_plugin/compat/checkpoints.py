@@ -1,4 +1,4 @@
-"""Checkpoints: read safely, written whole, handed to the other processes of a training."""
+"""Fixes for checkpoints: safe reading, complete writing, sending them to the other processes of a training."""
 
 import contextlib
 import functools
@@ -24,16 +24,17 @@ from narvl_plugin.whole_files import naming
 
 
 def read_checkpoints_safely() -> None:
-    """Let fairseq read checkpoints, ours and published ones, with an allow-list of types and mapped from the file.
+    """Let fairseq read our and published checkpoints with an allow-list of types, mapped from the file.
 
-    Fixes `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6 that raises
+    Fixes `checkpoint_utils.load_checkpoint_to_cpu(path)`, which calls `torch.load(file)`. Since torch 2.6, that raises
     for published checkpoints (their `cfg["model"]` is a Namespace) and for any run whose best metric was a numpy
-    number, and a variable of the environment turns its safety off. It also reads the optimizer's state, which is
-    twice the model, into memory to generate.
+    number. An environment variable can turn its safety off. For generation, it also reads the optimizer's state into
+    memory, which is twice as large as the model.
 
-    With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others. A missing file of
-    --finetune-from-model, at which fairseq raises ValueError, is an error of the user's, and so is one of
-    --restore-file, without which it would train from random weights.
+    With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others.
+
+    A missing file of --finetune-from-model or --restore-file is reported as a user's error. For the first, fairseq
+    raises ValueError. For the second, it would train from random weights.
     """
 
     def load_checkpoint_to_cpu(
@@ -45,19 +46,19 @@ def read_checkpoints_safely() -> None:
         state = read_state(local_path, averaged=bool((arg_overrides or {}).get("ema_eval")))
         criterion = (arg_overrides or {}).get("criterion")
         if isinstance(criterion, str) and isinstance(state.get("cfg"), dict):
-            state["cfg"]["criterion"] = {"_name": criterion}  # which fairseq-validate would pass over
+            state["cfg"]["criterion"] = {"_name": criterion}  # fairseq-validate would ignore it
         if (model_options := own_options(state)) is not None:
-            model_options["allow_mismatch"] = ""  # a file does not say how strictly it is checked
+            model_options["allow_mismatch"] = ""  # a file must not decide how strictly it is checked
             mark_origin(state)
         try:
             if state.get("cfg") is not None:
-                state["args"] = None  # of older files, which have no cfg; fairseq would build the model by these
+                state["args"] = None  # fairseq would build the model from them instead of cfg
                 state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
                 checkpoint_utils.overwrite_args_by_name(state["cfg"], arg_overrides or {})
             elif state.get("args") is not None:
                 forget_unknown_parts(state["args"])
             upgraded: dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
-        except Exception as error:  # what is missing or of another form in a stranger's file raises nearly anything
+        except Exception as error:  # missing or wrong parts of a file can raise any exception
             raise InputError(f"{path}: is no checkpoint of fairseq ({type(error).__name__}: {error})") from error
         return upgraded
 
@@ -83,7 +84,7 @@ def read_checkpoints_safely() -> None:
 
     @functools.wraps(load_into_training)
     def load_checkpoint(cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        start = cfg.restore_file  # checkpoint_last.pt may be missing: a training that has written none begins
+        start = cfg.restore_file  # checkpoint_last.pt may be missing, at the start of a training
         if os.path.basename(start) != "checkpoint_last.pt" and not PathManager.exists(start):
             existing(start)
         try:
@@ -102,9 +103,9 @@ def read_checkpoints_safely() -> None:
 
 
 def forget_unknown_parts(flags: Namespace) -> None:
-    """Take out of an older checkpoint's flags, in place, what is no name of a part of fairseq, such as of --bpe.
+    """Remove from an older checkpoint's flags, in place, names of unknown parts of fairseq, such as that of --bpe.
 
-    fairseq hands such a name to hydra, which takes it for the path of a YAML file, and may lead to any on the machine.
+    fairseq passes such a name to hydra. hydra would read it as the path of a YAML file, anywhere on the machine.
     """
     for part, known in REGISTRIES.items():
         name = getattr(flags, part, None)
@@ -113,7 +114,7 @@ def forget_unknown_parts(flags: Namespace) -> None:
 
 
 def task_of_command(file: str, given: dict[str, Any]) -> Any:
-    """Return the task of fairseq-validate, if it is one of ours, with the options of the checkpoint's training."""
+    """Return the task of fairseq-validate with the options of the checkpoint's training; None if it is not ours."""
     name = str(given.get("task"))
     if name not in TASKS:
         return None
@@ -123,11 +124,11 @@ def task_of_command(file: str, given: dict[str, Any]) -> Any:
 
 
 def save_checkpoints_whole() -> None:
-    """Name a checkpoint for which there is no space, and leave nothing behind that is not whole.
+    """Report the name of a checkpoint that cannot be written, and remove incomplete files.
 
-    Fixes `torch_persistent_save(state, "checkpoint_last.pt")` on a full disk: it tries three times, for five seconds,
-    each time behind what it wrote before, and ends in two tracebacks that do not name the file, which stays as
-    `checkpoint_last.pt.tmp`. So does what Ctrl-C interrupts.
+    Fixes `torch_persistent_save(state, "checkpoint_last.pt")` on a full disk. It tries three times within five seconds,
+    and appends to the incomplete file each time. Then it ends in two tracebacks without the file's name. The incomplete
+    `checkpoint_last.pt.tmp` stays, also after Ctrl-C.
     """
     save = checkpoint_utils.torch_persistent_save
 
@@ -146,11 +147,11 @@ def save_checkpoints_whole() -> None:
 
 
 def copy_checkpoints_whole() -> None:
-    """Let a copy of a checkpoint appear all at once.
+    """Replace a checkpoint by a copy in one step.
 
-    Fixes `PathManager.copy(checkpoint, "checkpoint_last.pt", overwrite=True)`, which writes into the file that is
-    there: a run that is killed meanwhile cannot resume, and a process that generates with it reads the new bytes as
-    the old model's.
+    Fixes `PathManager.copy(checkpoint, "checkpoint_last.pt", overwrite=True)`, which writes into the existing file. A
+    run that is killed meanwhile cannot resume. A process that generates with the mapped file reads the new bytes as the
+    old model's.
     """
     copy = PathManager.copy
 
@@ -173,11 +174,11 @@ def copy_checkpoints_whole() -> None:
 
 
 def share_checkpoints_among_processes() -> None:
-    """Let the first process hand a checkpoint to the others.
+    """Let the first process send a checkpoint to the others.
 
-    Fixes `distributed_utils.broadcast_object(state, 0, group)`, and so every resume of a training in several processes
-    without --load-checkpoint-on-all-dp-ranks: what is no tensor is sent as torch.save writes it, and since torch 2.6
-    the receiver's torch.load refuses it.
+    Fixes `distributed_utils.broadcast_object(state, 0, group)`. It sends all values except tensors by torch.save, and
+    since torch 2.6, the receiver's torch.load refuses them. So trainings in several processes could not resume without
+    --load-checkpoint-on-all-dp-ranks.
     """
 
     def broadcast_object_slow(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Command lines of fairseq's programs: what is wrong with one, and what a checkpoint adds to it."""
+"""Fixes for command lines of fairseq's programs: clear errors, and options from checkpoints."""
 
 import functools
 import sys
@@ -15,14 +15,14 @@ from narvl_plugin.tasks.options import take_up_options
 
 
 def check_command_lines() -> None:
-    """Say what is wrong with a command line in one line, and take a trained model's options from its checkpoint.
+    """Report errors of a command line in one line, and take a trained model's options from its checkpoint.
 
-    Fixes `fairseq-train` without --arch and `fairseq-validate` without --task, which raise RuntimeError() and
-    KeyError(None), and `fairseq-interactive --task caption`, which fails after it has loaded the model.
+    Fixes `fairseq-train` without --arch and `fairseq-validate` without --task. They raise RuntimeError() and
+    KeyError(None). Also fixes `fairseq-interactive --task caption`, which fails after it has loaded the model.
 
-    Fixes `fairseq-generate test.tsv --task refcoco --path student.pt`, too, which takes --patch-image-size, --num-bins
-    and all other options of the task from their defaults. Without an error the model then reads images and predicts
-    bins of other sizes than in its training. Options that the command line gives stay.
+    Fixes `fairseq-generate test.tsv --task refcoco --path student.pt`. It uses the defaults of --patch-image-size,
+    --num-bins and all other options of the task. Without an error, the model then reads images and predicts bins of
+    other sizes than in its training. Options on the command line stay.
     """
     parse = options.parse_args_and_arch
 
@@ -55,7 +55,7 @@ def check_command_lines() -> None:
 
 
 def given_arguments(parser: ArgumentParser, words: list[str] | None, parsed: Namespace) -> set[str]:
-    """Return the names of the arguments that a command line itself gives, beside those with their defaults."""
+    """Return the names of the arguments that are on the command line, without those that have their defaults."""
     bare = ArgumentParser(add_help=False, allow_abbrev=False, parents=[parser], conflict_handler="resolve")
     bare.set_defaults(**dict.fromkeys(vars(parsed)))
     return {name for name, value in vars(bare.parse_known_args(words)[0]).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Data: files in place of folders, and a training's place in an epoch."""
+"""Fixes for data: files in place of folders, and the position in an epoch at which a training resumes."""
 
 import functools
 import logging
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def accept_files_as_data() -> None:
-    """Let the data argument name files.
+    """Allow files in the data argument.
 
-    Fixes `fairseq-train train.tsv,valid.tsv`, which lists the data argument as a folder, to look there for
-    validation sets that nobody asked for, and raises FileNotFoundError.
+    Fixes `fairseq-train train.tsv,valid.tsv`. fairseq lists the data argument as a folder, to look for additional
+    validation sets, and raises FileNotFoundError.
     """
     find_in_folders = data_utils._find_extra_valid_paths
 
@@ -29,11 +29,11 @@ def accept_files_as_data() -> None:
 
 
 def check_place_in_epoch() -> None:
-    """Say what a training that goes on amid an epoch reads twice or not at all, and why it cannot go on.
+    """Report the rows that a training reads twice or never if it resumes within an epoch, and why it cannot resume.
 
-    Fixes `EpochBatchIterator.load_state_dict(state)`, which passes over as many batches as were read before, whatever
-    rows they have now. With larger batches it may ask to report this to the developers of fairseq; else it reads rows
-    again, or leaves them out, without a word.
+    Fixes `EpochBatchIterator.load_state_dict(state)`. It skips as many batches as were read before, even if they have
+    other rows now. With larger batches, it may ask the user to report this to the developers of fairseq. Else it reads
+    rows again or leaves them out, without a message.
     """
     get_state, set_state = iterators.EpochBatchIterator.state_dict, iterators.EpochBatchIterator.load_state_dict
 
@@ -55,16 +55,19 @@ def check_place_in_epoch() -> None:
 
 
 def rows_of(iterator: iterators.EpochBatchIterator, position: int) -> dict[str, int]:
-    """Return what tells the rows of an epoch of which each process has read some batches from those of others."""
+    """Return numbers that identify the rows read in an epoch when each process has read `position` batches."""
     sizes = list(map(len, iterator.frozen_batches))
     rows_read = sum(sizes[: position * iterator.num_shards])
     return {"rows": sum(sizes), "rows_read": rows_read, "batch_size": max(sizes), "processes": iterator.num_shards}
 
 
 def compare_places(iterator: iterators.EpochBatchIterator, state: dict[str, Any]) -> None:
-    """Warn if the batches that a checkpoint's training had read have other rows now; raise InputError if none remain.
+    """Warn if the batches that a checkpoint's training has read have other rows now.
 
-    Files that were written before `rows_of` do not tell the rows.
+    Checkpoints of versions before `rows_of` do not have its numbers.
+
+    Raises:
+        InputError: if no batches of the epoch remain.
     """
     position = state["iterations_in_epoch"]
     now = rows_of(iterator, position)

@@ -1,4 +1,4 @@
-"""Generation: repeated n-grams, and what fairseq-generate writes."""
+"""Fixes for generation: repeated n-grams, and the output of fairseq-generate."""
 
 import contextlib
 import functools
@@ -18,39 +18,40 @@ from narvl_plugin.whole_files import naming
 
 
 def block_repeated_ngrams() -> None:
-    """Have --no-repeat-ngram-size look at the words said so far.
+    """Let --no-repeat-ngram-size compare the tokens predicted so far.
 
-    Fixes `NGramRepeatBlock(3)(tokens, lprobs, …, step)`, which compares the end of the token buffer, still
-    padding, with what was said, and so never finds a repetition (fairseq issues 4709 and 5206). Its CUDA
-    kernel, where built, goes by the step.
+    Fixes `NGramRepeatBlock(3)(tokens, lprobs, …, step)`. It compares the output with the end of the token buffer, which
+    is still padding. So it never finds a repetition (fairseq issues 4709 and 5206). Its CUDA kernel, if it was built,
+    uses the step and works.
     """
     NGramRepeatBlock._no_repeat_ngram = banned_ngrams
 
 
 def write_sizes_of_bins() -> None:
-    """Let the file that fairseq-generate writes say which sizes the <bin_k> in it stand for.
+    """Add the sizes that belong to the <bin_k> to the output file of fairseq-generate.
 
-    Fixes what `generate-test.txt` of grounding lacks. Its first line is then `O-`, a tab, and the sizes as JSON.
+    Fixes `generate-test.txt` for grounding, which lacks them. Its first line is then `O-`, a tab, and the sizes as
+    JSON.
     """
     names = namespaces_of(generate.__name__)[-1]
     names["_main"] = writing_sizes(names["_main"])
 
 
 def writing_sizes(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return fairseq-generate's function `_main` with that line, and with an error that names the file it writes."""
+    """Return fairseq-generate's function `_main` with that line, and with the output file's name in errors."""
 
     @functools.wraps(run)
     def run_and_write(cfg: Any, output_file: Any) -> Any:
         if cfg.task._name == "refcoco" and not cfg.common_eval.quiet:
             sizes = {name: cfg.task[name] for name in ("num_bins", "max_image_size", "patch_image_size")}
             print(f"O-\t{json.dumps(sizes)}", file=output_file)
-        logging.raiseExceptions = False  # of a log line for which there is no space, the next result tells
+        logging.raiseExceptions = False  # if there is no space for a log line, the next result will fail, too
         try:
             with naming(getattr(output_file, "name", "the output")):
                 return run(cfg, output_file)
         except InputError:
             if output_file is not sys.stdout:
-                with contextlib.suppress(OSError):  # what a full disk did not take is tried again, and fails once more
+                with contextlib.suppress(OSError):  # closing tries to write the rest on a full disk, and fails
                     output_file.close()
             raise
 

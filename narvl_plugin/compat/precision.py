@@ -1,4 +1,4 @@
-"""Mixed precision."""
+"""A fix for mixed precision."""
 
 import logging
 from typing import Any
@@ -10,12 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 def unscale_gradients_once() -> None:
-    """Have --amp divide gradients by the loss scale once.
+    """Let --amp divide gradients by the loss scale only once.
 
-    Fixes `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under the name of torch's
-    optimizer, the second steps under that of fairseq's, so torch's GradScaler unscales again: Adam receives gradients
-    too small by the scale. Without a scaler, as on a CPU, a gradient that is not finite ends in AttributeError;
-    here in the error of a training in float32.
+    Fixes `AMPOptimizer.clip_grad_norm(1.0)` before `AMPOptimizer.step()`. The first unscales under torch's optimizer,
+    the second steps under fairseq's. So torch's GradScaler unscales again, and Adam receives gradients that are too
+    small by the factor of the scale.
+
+    Without a scaler, as on a CPU, a gradient that is not finite would raise AttributeError. Here it raises the error
+    that fairseq raises in float32.
     """
 
     def clip_grad_norm(self: AMPOptimizer, max_norm: float, aggregate_norm_fn: Any = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""fairseq's programs: how they begin, how they end, and what they show."""
+"""Fixes for fairseq's programs: how they begin and end, and how they show errors."""
 
 import contextlib
 import functools
@@ -27,15 +27,15 @@ from narvl_plugin.whole_files import sole_writer
 logger = logging.getLogger(__name__)
 
 _takes_signals = False
-"""Whether a program that begins answers to signals, which `end_briefly_on_signals` decides."""
+"""Whether programs react to signals; `end_briefly_on_signals` sets it."""
 
 
 def namespaces_of(program: str) -> list[dict[str, Any]]:
-    """Return the namespaces in which functions of a program of fairseq's, such as `fairseq_cli.train`, look up names.
+    """Return the namespaces in which functions of a program of fairseq, such as `fairseq_cli.train`, look up names.
 
-    One is that of the module of this name, if it is imported. The other, the last, is that of `__main__`, if this is
-    the program, as with `python -m fairseq_cli.train`: what is put into the first has no effect there. In a process
-    that the program spawns, its functions have yet another namespace than the module `__main__`.
+    The first is that of the module with this name, if it is imported. The last is that of `__main__`, if it is the
+    program, as with `python -m fairseq_cli.train`. Changes in the first have no effect there. In a process that the
+    program spawns, the functions' namespace also differs from that of the module `__main__`.
     """
     found = [vars(sys.modules[program])] if program in sys.modules else []
     started = sys.modules["__main__"]
@@ -45,15 +45,15 @@ def namespaces_of(program: str) -> list[dict[str, Any]]:
 
 
 def is_file_of(program: str, file: str | None) -> bool:
-    """Say whether a file is that of a module, whatever path leads to it."""
+    """Return whether a file is that of a module, even if the paths differ."""
     spec = importlib.util.find_spec(program)
     return bool(file and spec and spec.origin and os.path.realpath(file) == os.path.realpath(spec.origin))
 
 
 def begin_and_end_programs() -> None:
-    """Have a program refuse what it cannot do, before it does anything, and leave nothing behind when it ends.
+    """Let a program refuse impossible options at its start, and clean up at its end.
 
-    Fixes `distributed_utils.call_main(cfg, main)`; what of it, the functions say that are called here.
+    Fixes `distributed_utils.call_main(cfg, main)`; see the functions that are called here.
     """
     run = distributed_utils.call_main
 
@@ -69,10 +69,10 @@ def begin_and_end_programs() -> None:
 
 
 def ask_for_optimizer_and_size_of_batches(cfg: Any, main: Callable[..., Any]) -> None:
-    """Ask for the optimizer and the size of batches in a line.
+    """Ask for the optimizer and the size of batches in one line.
 
-    Fixes `fairseq-train` without --optimizer, and it and `fairseq-validate` without --batch-size and --max-tokens,
-    which end in a traceback.
+    Fixes `fairseq-train` without --optimizer, and `fairseq-train` and `fairseq-validate` without --batch-size and
+    --max-tokens. They end in a traceback.
     """
     program = Path(getattr(getattr(main, "__code__", None), "co_filename", "")).stem  # also of python -m
     if program == "train" and cfg.optimizer is None:
@@ -83,10 +83,11 @@ def ask_for_optimizer_and_size_of_batches(cfg: Any, main: Callable[..., Any]) ->
 
 
 def refuse_empty_spawn(cfg: Any) -> None:
-    """Refuse to start several processes by fairseq's own spawn where there is no GPU.
+    """Refuse to start several processes by fairseq's own spawn if there is no GPU.
 
-    Fixes `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`, which starts one
-    process for each GPU, so none, and exits 0 having trained nothing. (Under torchrun it divides by zero.)
+    Fixes `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`. It starts one process for
+    each GPU. Without a GPU, it starts no process, trains nothing and exits with 0. (Under torchrun, it divides by
+    zero.)
     """
     training = cfg.distributed_training
     under_torchrun = "RANK" in os.environ and training.distributed_init_method is None
@@ -102,11 +103,11 @@ def refuse_empty_spawn(cfg: Any) -> None:
 
 @contextlib.contextmanager
 def sole_training(cfg: Any) -> Iterator[None]:
-    """Refuse to train into a folder into which another program trains.
+    """Refuse to train into a folder that another training uses.
 
-    Fixes two `fairseq-train --save-dir out` at a time, which write each other's checkpoints over, and then resume
-    from the other's. Of the processes of a distributed training the first one holds the lock, or the one that starts
-    them all. Where there is no lock to be had, training goes on without.
+    Fixes two `fairseq-train --save-dir out` at the same time. They overwrite each other's checkpoints, and then resume
+    from them. In a distributed training, the first process holds the lock, or the process that starts the others. If
+    the file system supports no locks, the training runs without one.
     """
     folder = folder_of_checkpoints(cfg)
     with contextlib.ExitStack() as stack:
@@ -121,7 +122,7 @@ def sole_training(cfg: Any) -> Iterator[None]:
 
 
 def folder_of_checkpoints(cfg: Any) -> str | None:
-    """Return the folder into which this process, or those that it starts, write checkpoints; None if they do not."""
+    """Return the folder into which this process, or those that it starts, writes checkpoints; None if it does not."""
     checkpoint, evaluation = getattr(cfg, "checkpoint", None), getattr(cfg, "common_eval", None)
     if checkpoint is None or checkpoint.no_save or (evaluation is not None and evaluation.path is not None):
         return None
@@ -134,11 +135,11 @@ def folder_of_checkpoints(cfg: Any) -> str | None:
 
 @contextlib.contextmanager
 def reading_ended() -> Iterator[None]:
-    """Let the threads that read ahead end before the program does.
+    """End the threads that read ahead before the program ends.
 
-    Fixes the end of `fairseq-train --max-update N` amid an epoch: a daemon thread is then still unpacking batches in
-    torch's C++, where Python's end kills it, now and then with "terminate called without an active exception" and a
-    failing exit status after all went well.
+    Fixes the end of `fairseq-train --max-update N` within an epoch. A daemon thread may still unpack batches in torch's
+    C++ code when Python ends and kills it. Sometimes this ends in "terminate called without an active exception" and a
+    failing exit status after a successful training.
     """
     try:
         yield
@@ -149,27 +150,27 @@ def reading_ended() -> Iterator[None]:
 
 
 def end_reading(reader: iterators.BackgroundConsumer) -> None:
-    """End a thread that reads ahead, after the batch at which it is."""
+    """End a thread that reads ahead, after its current batch."""
     reader._max_len = 0
     while reader.is_alive():
         with contextlib.suppress(queue.Empty):
-            reader._queue.get(timeout=0.1)  # it may be waiting for room
+            reader._queue.get(timeout=0.1)  # it may wait for space in the queue
 
 
 def show_input_errors_briefly() -> None:
-    """Show an InputError that ends the program as one line, without the way it took through fairseq.
+    """Show an InputError that ends the program as one line, without a traceback.
 
-    Fixes the screenful of traceback that ends `fairseq-train` when a TSV file or a row of it is at fault.
+    Fixes the long traceback of `fairseq-train` for a bad TSV file or row.
     """
     previous = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        # fairseq's trainer hides what is wrong with a checkpoint behind an error of its own.
+        # fairseq's trainer replaces an error about a checkpoint by its own error.
         hidden = error.__context__ if isinstance(error.__context__, InputError) else None
         if not isinstance(error, InputError) and hidden is None:
             previous(kind, error, traceback)
             return
-        # An error from a data worker arrives as the text of its traceback, which ends in "BadRow: message".
+        # The message of an error from a data worker is its traceback, which ends in "BadRow: message".
         lines = str(error).strip().split("\n")
         message = " ".join(lines[-1:] if lines[0].startswith("Caught ") else map(str.strip, lines))
         message = message.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
@@ -179,9 +180,9 @@ def show_input_errors_briefly() -> None:
 
 
 def end_briefly_on_signals() -> None:
-    """Let a program that is terminated end in one line, and take its processes along.
+    """Let a terminated program end with one line, together with the processes that it started.
 
-    That the program itself ends in one line after Ctrl-C, the package sees to before all other imports.
+    The package already sets up the same for Ctrl-C, before all other imports.
     """
     global _takes_signals
     _takes_signals = True
@@ -189,9 +190,9 @@ def end_briefly_on_signals() -> None:
 
 
 def end_when_terminated() -> None:
-    """Have SIGTERM end a program that begins: one that reads its command line, or calls its main function.
+    """Let SIGTERM end a program. Programs call this when they read the command line and when they begin.
 
-    Nothing changes where the process is not taken over, or has an answer to that signal.
+    Nothing changes if the process is not taken over, or if it handles that signal already.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if _takes_signals and in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -199,8 +200,8 @@ def end_when_terminated() -> None:
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """End the program after a signal, and the processes that it started."""
+    """End the program, and the processes that it started, after a signal."""
     for process in multiprocessing.active_children():
-        if not process.daemon:  # one of several that train, on a GPU each, for which Python would wait
+        if not process.daemon:  # a training process of one of several GPUs; Python would wait for it
             process.terminate()
     ask_to_end(number)

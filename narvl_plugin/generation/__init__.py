@@ -1,1 +1,1 @@
-"""What models generate: a student's one pass, a teacher's search, rescoring."""
+"""Generation: a student's parallel pass, a teacher's search, rescoring."""

@@ -1,4 +1,4 @@
-"""A teacher's answers of a closed list: the exact score of every answer.
+"""A teacher's answers from a closed list, with the exact score of every answer.
 
 Legend: B batch, V labels, C children of a place in the trie, A answers, T tokens of an answer.
 """
@@ -22,13 +22,15 @@ from narvl_plugin.models.ofa import OfaModel
 class CandidateGenerator:
     """Scores every answer of a closed list, in place of fairseq's `SequenceGenerator`.
 
-    An answer's score is the sum of the log-probabilities of its tokens, each among those that the trie allows. Only
-    places where the trie branches have to be run through the decoder: elsewhere the probability is one.
+    An answer's score is the sum of the log-probabilities of its tokens. They are normalised over the tokens that the
+    trie allows. The decoder runs only at places where the trie branches; elsewhere the probability is 1.
 
     Args:
-        models: teachers; several are an ensemble, whose probabilities are averaged.
-        nbest: answers to return for each sample.
-        batch_size: places of the trie to run at once for each sample.
+        models: teachers; several form an ensemble, whose probabilities are averaged.
+        dictionary: the task's vocabulary.
+        trie: the answers.
+        nbest: the number of answers to return for each sample.
+        batch_size: the number of places of the trie in one pass, for each sample.
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class CandidateGenerator:
         self.nbest = min(nbest, len(trie.answers))
         self.batch_size = batch_size
         self._places = trie.branches()
-        # Where the log-probability of each token of each answer stands in those of all children of all branches;
-        # the last entry, a zero, is for the others.
+        # Index of each token of each answer in the log-probabilities of all children of all branches. The last entry
+        # of these, a zero, is for tokens at places without a branch.
         index: dict[tuple[int, ...], int] = {}
         for prefix, children in self._places.items():
             for child in children:
@@ -56,9 +58,9 @@ class CandidateGenerator:
 
     @torch.no_grad()
     def generate(self, models: Sequence[OfaModel], sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
-        """Return the best answers to each of the B samples, best first, in fairseq's form, whose options it has not.
+        """Return the best answers to each of the B samples, best first, in fairseq's form. Other options are ignored.
 
-        `score` is the sum over tokens, in nats, `positional_scores` (T,) are its parts.
+        `score` is the sum of the tokens' `positional_scores` (T,), in nats.
         """
         source = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
         prompts = sample["decoder_prompts"]
@@ -74,7 +76,7 @@ class CandidateGenerator:
             return self.generate(models, sample)
         nought = torch.zeros(len(prompts), 1)
         of_places = torch.cat([*weights, nought], dim=1).split([*(len(children) for _, children in places), 1], dim=1)
-        log_probs = [part.log_softmax(1) for part in of_places]  # the last, of one number, is 0
+        log_probs = [part.log_softmax(1) for part in of_places]  # the last part has one entry: 0
         positional = torch.cat(log_probs, dim=1)[:, self._index]  # (B, A, T)
         scores, best = positional.sum(2).topk(self.nbest, dim=1)
         return [
@@ -97,16 +99,16 @@ class CandidateGenerator:
         prompts: Sequence[Tensor],
         places: Sequence[tuple[tuple[int, ...], list[int]]],
     ) -> Tensor:
-        """Return weights of the children of some places of the trie, one after another: (B, sum C).
+        """Return the weights of the children of some places of the trie, one place after another: (B, sum C).
 
-        They are logs of unnormalised probabilities, on the device, which is not waited for.
+        Weights are logs of unnormalised probabilities. They are on the device, without a synchronisation.
         """
         device = prompts[0].device
         prefixes = [prefix for prefix, _ in places]
         starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]  # (B, 1)
         lengths = torch.tensor([len(prefix) for prefix in prefixes])
         longest = int(lengths.max())
-        # Each place's tokens, (places, longest), come right after the prompt of each sample.
+        # The tokens of each place, (places, longest), follow the prompt of each sample.
         added = pad_tokens([torch.tensor(prefix, dtype=torch.int64) for prefix in prefixes], self.pad)
         after = (starts + torch.arange(longest))[:, None].expand(-1, len(places), -1)
         padding = torch.full((len(prompts), longest), self.pad)

@@ -1,4 +1,4 @@
-"""Generation options of fairseq by name."""
+"""fairseq's options of generation by name."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ NAMES = frozenset(
         *("retain_dropout_modules", "decoding_format", "no_seed_provided", "eos_token"),
     )
 )
-"""fairseq's options of generation (its `GenerationConfig`)."""
+"""All options of generation (fairseq's `GenerationConfig`)."""
 DEFAULTS: dict[str, Any] = {
     "beam": 5,
     "nbest": 1,
@@ -33,10 +33,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 def generation_config(options: Mapping[str, Any]) -> Namespace:
-    """Return options of generation as fairseq reads them, which has defaults for the others.
+    """Return options of generation in fairseq's form, with defaults for the options that our searches read.
 
     Raises:
-        InputError: fairseq has no option of a name.
+        InputError: if fairseq has no option of such a name.
     """
     for name, value in options.items():
         if name not in NAMES:

@@ -1,4 +1,8 @@
-"""The student's generator: one pass, and a search for what the queries say."""
+"""The student's generator: one parallel pass, then a search over the queries' labels.
+
+Legend: B batch, N queries, V labels, T tokens of an output, W outputs in a beam, H outputs of a sample, M outputs or
+paths of a sample, K targets of a sample, S tokens of a target.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,17 @@ from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.models.memo import believing
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
-"""Gives, of H outputs, (T,) each, how much is gained in saying each where each is right: (H, H)."""
+"""Maps H outputs, (T,) each, to gains (H, H): the gain of each output (row) if another (column) is correct."""
 OutputScores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Gives the scores (B, M), from 0 to 1, of M outputs of each sample where others are right: tokens (B, M, T) and
-lengths (B, M) of the outputs, (B, K, S) and (B, K) of the others."""
+"""Maps tokens (B, M, T) and lengths (B, M) of outputs, and tokens (B, K, S) and lengths (B, K) of correct targets, to
+the scores (B, M) of the outputs, from 0 to 1."""
 Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
-"""Gives, of a batch and outputs of each of its samples, what is added to each output's log-probability, in nats."""
+"""Maps a batch and the outputs of each of its samples to the terms that are added to the outputs' log-probabilities, in
+nats."""
 
 
 class Student(Protocol):
-    """What the generator needs of a student; see `NarvlModel`."""
+    """The parts of a student that the generator needs; see `NarvlModel`."""
 
     @property
     def blank(self) -> int:
@@ -54,55 +59,55 @@ class Student(Protocol):
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by."""
+        """The divisor of the logits."""
 
     @property
     def odds(self) -> tuple[float, float]:
-        """Slope and offset of the log-odds of a confidence."""
+        """Slope and offset that calibrate the log-odds of a confidence."""
 
     def __call__(self, **net_input: Any) -> tuple[Tensor, Any]:
-        """Return logits (B, N, V), and anything."""
+        """Return logits (B, N, V), and anything else."""
 
     def eval(self) -> Any:
-        """Set the mode."""
+        """Set evaluation mode."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weights."""
 
 
 LABELS_TRIED = 32
-"""Of each query, in beam search: the most probable labels, by which outputs are lengthened."""
+"""Number of the most probable labels of each query by which beam search extends outputs."""
 UNCHANGED = (1.0, 0.0)
-"""Slope and offset that leave log-odds as they are."""
+"""Slope and offset that do not change log-odds."""
 PATHS_DRAWN = 256
-"""Of each sample, to estimate the score to be expected of its output."""
+"""Number of paths drawn from each sample to estimate the expected score of an output."""
 
 
 class ParallelGenerator:
     """Generates all tokens of a sample at once, in place of fairseq's `SequenceGenerator`.
 
     Args:
-        models: students that share a vocabulary and a number of queries; several are an ensemble, whose label
-            probabilities are averaged query by query. Each one's logits are divided by its own temperature; the odds
-            of a confidence are calibrated where there is one student.
-        dictionary: the task's target dictionary, which does not hold the blank.
-        print_alignment: fairseq-generate's option. With "hard" an alignment is the list of pairs that it
-            prints (query, place in the output), with "soft" the probability that each query says each token, as text.
-        beam_size: 1 takes the most probable path; more are the outputs that a prefix beam search follows.
-        nbest: outputs of the beam to return of each sample.
-        constraint: the outputs that there are, where not all sequences of tokens are; then nothing else is said.
-        no_repeat_ngram: where above 0, the size of n-grams of which no output may have one twice; a beam of 1 then
-            follows a single output.
-        answers: the outputs that there are, each (T,), where they are a closed list: all are scored.
-        agreement: the gain in saying one output where another one is right, (H, H) of H outputs; then those of the beam
-            are ordered by their expected gain, and not by their probability.
-        output_scores: the scores of outputs where another one is right. Then the confidence in an output is the score
-            to be expected of what the student says if it is right.
-        rescorer: what is added to the scores of the outputs of a beam before they are ordered.
-        abstain_below: confidence below which nothing is said.
+        models: students that share a vocabulary and a number of queries. Several form an ensemble, whose label
+            probabilities are averaged query by query. The logits of each student are divided by its own temperature.
+            The odds of a confidence are calibrated only for a single student.
+        dictionary: the task's target dictionary, without the blank.
+        print_alignment: fairseq-generate's option. With "hard", an alignment is the list of pairs (query, position in
+            the output) that it prints. With "soft", it is the probability of each token at each query, as text.
+        beam_size: the number of outputs in a prefix beam search; 1 takes the most probable path instead.
+        nbest: the number of outputs to return for each sample.
+        constraint: the set of allowed outputs; None allows every sequence of tokens.
+        no_repeat_ngram: the size of n-grams that an output may not repeat; 0 allows repeats. A beam of 1 then follows
+            a single output.
+        answers: a closed list of outputs, (T,) each, all of which are scored; None for no list.
+        agreement: the gain of each output if another one is correct. The outputs of the beam are then ordered by
+            expected gain, not by probability.
+        output_scores: the scores of outputs if another one is correct. The confidence in an output is then the expected
+            score of the student's paths if the output is correct.
+        rescorer: terms that are added to the scores of a beam's outputs before they are ordered.
+        abstain_below: the confidence below which the output is empty.
 
     Raises:
-        ValueError: the students differ in blank or queries.
+        ValueError: if the students differ in blank or number of queries.
     """
 
     def __init__(
@@ -148,23 +153,29 @@ class ParallelGenerator:
         prefix_tokens: Tensor | None = None,
         constraints: Tensor | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """Return, for each of the B samples, its hypotheses in fairseq's form, best first.
+        """Return the hypotheses of each of the B samples in fairseq's form, best first.
 
-        A hypothesis has `tokens` (T + 1,), closed by `</s>`; `score`, the log-probability in nats of the output, summed
-        over all paths to it, and what the rescorer adds; `positional_scores` (T + 1,), the log-probability of each
-        token at its query on the most probable path (0 for a `</s>` that it leaves implied); `alignment` (T,), the
-        query of each token but `</s>`; an empty `attention`; and `confidence`, how probable the student alone holds the
-        output to be right: its share of the probability of all outputs, or what `output_scores` say.
+        A hypothesis has these values:
+
+        - `tokens` (T + 1,): the output, closed by `</s>`.
+        - `score`: the log-probability of the output in nats, summed over all paths to it, plus the rescorer's term.
+        - `positional_scores` (T + 1,): the log-probability of each token at its query on the most probable path; 0 for
+          a `</s>` that is implied.
+        - `alignment` (T,): the query of each token except `</s>`.
+        - `attention`: empty.
+        - `confidence`: the student's own probability that the output is correct. It is the output's share of the
+          probability of all outputs, or the result of `output_scores`.
 
         Raises:
-            ValueError: prefix tokens or constraints are given; one pass cannot obey them.
+            ValueError: if prefix tokens or constraints are given; a parallel pass does not support them.
         """
         if prefix_tokens is not None or constraints is not None:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
         with believing() as doubts:
             log_probs = self._log_probs(models, sample["net_input"])
         drawn = None if self.output_scores is None else quasi_random_paths(log_probs, PATHS_DRAWN)
-        # A GPU is waited for here, and once more where paths into the language are searched; the rest is on the CPU.
+        # This synchronises with a GPU. A search for paths under the constraint does it once more. All else is on the
+        # CPU.
         asked, drawn, flags = to_host((self._ask(log_probs), drawn, doubts.flags))
         if not doubts.settled(flags):
             return self.generate(models, sample)
@@ -190,14 +201,14 @@ class ParallelGenerator:
         return found
 
     def _log_probs(self, models: Sequence[Student], net_input: dict[str, Any]) -> Tensor:
-        """Return the ensemble's log-probabilities, (B, N, V)."""
+        """Return the ensemble's log-probabilities (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
         if len(log_probs) == 1:
             return log_probs[0]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
     def _ask(self, log_probs: Tensor) -> Greedy | BeamAndGreedy | tuple[Outputs, Tensor]:
-        """Return what is to be known of (B, N, V), on its device, which is not waited for."""
+        """Start the search in log-probabilities (B, N, V), on their device, without a synchronisation."""
         if self.answers is not None:
             return self.answers.best(log_probs, self.beam_size, self.blank)
         if self.beam_size == 1 and not self.no_repeat_ngram:
@@ -208,10 +219,20 @@ class ParallelGenerator:
     def _rank(
         self, asked: BeamAndGreedy | tuple[Outputs, Tensor], log_probs: Tensor, sample: dict[str, Any]
     ) -> tuple[Outputs, Tensor]:
-        """Rank the most probable outputs of each sample: what was asked, on the CPU, of (B, N, V), on any device.
+        """Rank the most probable outputs of each sample.
 
-        Returns them, with the sums over all of their paths and what the rescorer adds; and (B, W) the share of each of
-        the probability of all outputs that there are. Raises ValueError if every answer needs more than N queries.
+        Args:
+            asked: the result of `_ask`, on the CPU.
+            log_probs: (B, N, V), on any device.
+            sample: the batch.
+
+        Returns:
+            The outputs, scored by the sum over all of their paths plus the rescorer's terms; and their shares (B, W) of
+            the probability of all allowed outputs.
+
+        Raises:
+            ValueError: if no answer has a path with a probability above 0, for example because all need more than N
+                queries.
         """
         if isinstance(asked, BeamAndGreedy):
             outputs = asked.join(log_probs, self.constraint, blank=self.blank, no_repeat_ngram=self.no_repeat_ngram)
@@ -235,10 +256,11 @@ class ParallelGenerator:
         return outputs, shares
 
     def _choose(self, outputs: Outputs, shares: Tensor) -> tuple[Outputs, Tensor]:
-        """Choose the best outputs of each sample, at most `nbest`, and give each its confidence: (B, W), (B, W).
+        """Return the best outputs of each sample, at most `nbest`, and their confidences: (B, W), (B, W).
 
-        With an agreement they are ordered by the gain to expect from each, as if there were no others
-        (minimum-Bayes-risk decoding). Source: Kumar and Byrne, NAACL 2004.
+        With an agreement, outputs are ordered by their expected gain over the beam (minimum-Bayes-risk decoding).
+
+        Source: Kumar and Byrne, NAACL 2004.
         """
         if self.agreement is None:
             return outputs.first(self.nbest), shares[:, : self.nbest]
@@ -251,13 +273,15 @@ class ParallelGenerator:
         return outputs.take(order), shares.gather(1, order)
 
     def _expected_scores(self, drawn: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
-        """Return the score to be expected of what the student says if each output of a beam is right.
+        """Return the expected score of the student's paths if an output is correct, for each output of each beam.
 
-        drawn: (B, M, N), paths of what it says.
+        Args:
+            drawn: (B, M, N), paths drawn from the student.
+            beams: the outputs of each sample.
         """
         assert self.output_scores is not None
         tokens, _ = outputs_of(drawn, blank=self.blank)
-        lengths = ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)  # up to a `</s>` of their own
+        lengths = ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)  # up to a predicted `</s>`
         expected = []
         for row, beam in enumerate(beams):
             if not beam:
@@ -271,7 +295,7 @@ class ParallelGenerator:
         return expected
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
-        """Close a collapsed path with `</s>`: its own first one, if the student was trained to say it."""
+        """Close a collapsed path with `</s>`: the first predicted one if there is one, else an implied one."""
         tokens, score, positional, queries = path
         if float(confidence) < self.abstain_below:
             tokens, positional, queries = tokens[:0], positional[:0], queries[:0]
@@ -292,7 +316,7 @@ class ParallelGenerator:
         }
 
     def _write_alignments(self, outputs: Outputs, found: list[list[dict[str, Any]]]) -> None:
-        """Put alignments as fairseq-generate prints them into the hypotheses, (B, W), of some outputs."""
+        """Set the alignments of hypotheses (B, W) in the form that fairseq-generate prints."""
         assert outputs.emissions is not None
         for emissions, beam in zip(outputs.emissions, found, strict=True):
             for hypothesis, states in zip(beam, emissions, strict=False):
@@ -307,7 +331,7 @@ class ParallelGenerator:
 
 
 def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
-    """Return confidences whose log-odds are multiplied by a slope and moved by an offset, of the same shape.
+    """Multiply the log-odds of confidences by a slope and add an offset; return confidences of the same shape.
 
     Source: Platt, Probabilistic outputs for support vector machines, 1999.
     """
@@ -315,7 +339,7 @@ def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
 
 
 def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
-    """Find the most probable path to each output, which says from which query each token comes."""
+    """Return the most probable path to each output. It shows which query predicts each token."""
     assert outputs.emissions is not None
     explained: list[list[Hypothesis]] = [[] for _ in outputs.scores]
     there = outputs.scores > -torch.inf
@@ -324,7 +348,7 @@ def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
         emissions = outputs.emissions[rows, rank]
         lattice = build_lattice(outputs.tokens[rows, rank], outputs.lengths[rows, rank], blank=blank)
         best = best_states(emissions, lattice)
-        states = (2 * best.positions + 1).clamp(min=0)  # all blanks are as probable as the first
+        states = (2 * best.positions + 1).clamp(min=0)  # all blank states have the score of the first
         paths = hypotheses_of(best.labels, emissions.gather(2, states[..., None])[..., 0], blank=blank)
         for row, path in zip(rows.tolist(), paths, strict=True):
             explained[row].append(path._replace(score=outputs.scores[row, rank]))

@@ -1,4 +1,4 @@
-"""A teacher's opinion of what a student may say: all outputs of a batch in one parallel pass.
+"""Scores of a student's outputs by a teacher, for all outputs of a batch in one parallel pass.
 
 Legend: B batch, H outputs of all samples, T tokens of the longest, V labels.
 """
@@ -22,7 +22,7 @@ OUTPUTS_AT_A_TIME = 256
 
 
 class TeacherRescorer:
-    """Gives each output `weight` times its log-probability, in nats, with a teacher that starts from `<s>`."""
+    """Scores an output by `weight` times a teacher's log-probability, in nats. The teacher starts from `<s>`."""
 
     def __init__(self, teacher: OfaModel, dictionary: Vocabulary, weight: float) -> None:
         self.teacher = teacher.eval()
@@ -30,7 +30,7 @@ class TeacherRescorer:
         self.weight = weight
 
     def follow(self, weights: Iterator[Tensor]) -> None:
-        """Move the teacher to the device and type of a student's weights, which may change after both were loaded."""
+        """Move the teacher to the device and type of a student's weights. These may change after loading."""
         like = next(weights, None)
         own = next(self.teacher.parameters())
         if like is not None and (own.device, own.dtype) != (like.device, like.dtype):
@@ -38,10 +38,17 @@ class TeacherRescorer:
 
     @torch.no_grad()
     def __call__(self, sample: dict[str, Any], outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Score the outputs, (T,) each, of each of the B samples of a batch: one tensor a sample, all on the CPU.
+        """Score the outputs of a batch. This synchronises with a GPU once.
 
-        The outputs are on the CPU; a GPU is waited for once. Raises BadRow where a text, or an output, has more tokens
-        than the teacher reads, which may be fewer than the student does.
+        Args:
+            sample: the batch of B samples.
+            outputs: the outputs of each sample, (T,) each, on the CPU.
+
+        Returns:
+            The scores of each sample's outputs, one tensor for each sample, on the CPU.
+
+        Raises:
+            BadRow: if a text or an output has more tokens than the teacher reads. A student may read more.
         """
         spoken = [tokens[tokens != self.eos] for beam in outputs for tokens in beam]
         if not spoken:
@@ -81,7 +88,7 @@ class TeacherRescorer:
         return list(total.split(counts))
 
     def _score(self, encoded: Any, tokens: Tensor, samples: Tensor) -> Tensor:
-        """Return the log-probability of some outputs, (H, T + 2) from `<s>` to `</s>`, of these samples: (H,)."""
+        """Return the log-probabilities (H,) of outputs (H, T + 2), from `<s>` to `</s>`, for these samples (H,)."""
         memory = self.teacher.encoder.reorder_encoder_out(encoded, samples)
         logits, _ = self.teacher.decoder(tokens[:, :-1], memory)
         said = tokens[:, 1:]

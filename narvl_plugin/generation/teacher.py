@@ -1,4 +1,4 @@
-"""A teacher's search, by fairseq: freely, or among the answers of a closed list.
+"""A teacher's search, by fairseq: over all outputs, or over the answers of a closed list.
 
 Legend: B batch, V labels.
 """
@@ -30,7 +30,7 @@ def build_search(
     extra_gen_cls_kwargs: dict[str, Any] | None = None,
     prefix_allowed_tokens_fn: Callable[..., Any] | None = None,
 ) -> Any:
-    """Return fairseq's search for teachers, by fairseq's options of generation; see `FairseqTask.build_generator`."""
+    """Return fairseq's search for teachers, with fairseq's options of generation; see `FairseqTask.build_generator`."""
     generator = FairseqTask.build_generator(
         task, ensemble_of(models), args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
     )
@@ -40,7 +40,7 @@ def build_search(
 
 
 def ensemble_of(models: Any) -> Any:
-    """Return teachers as fairseq's search takes them, whether fairseq knows their classes or not."""
+    """Return teachers in the form that fairseq's search needs, even if they are not of fairseq's classes."""
     if isinstance(models, EnsembleModel):
         return models
     known = all(isinstance(model.decoder, FairseqIncrementalDecoder) for model in models)
@@ -48,19 +48,19 @@ def ensemble_of(models: Any) -> Any:
 
 
 class TeacherEnsemble(EnsembleModel):
-    """Teachers as fairseq's search runs them, where they were built without fairseq's classes."""
+    """An ensemble for fairseq's search, of teachers that were built without fairseq's classes."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__(models)
         self.has_incremental = True
 
     def forward_encoder(self, net_input: dict[str, Any]) -> list[Any]:
-        """Return what each teacher's encoder makes of a batch."""
+        """Return the output of each teacher's encoder for a batch."""
         source = {name: value for name, value in net_input.items() if name != "prev_output_tokens"}
         return [model.encoder(**source) for model in self.models]
 
     def max_decoder_positions(self) -> int:
-        """Return the longest output that all teachers can write, in tokens."""
+        """Return the length of the longest output that all teachers support, in tokens."""
         return min(int(model.decoder.max_positions()) for model in self.models)
 
 
@@ -70,29 +70,29 @@ _look_back = NGramRepeatBlock._no_repeat_ngram
 def banned_ngrams(
     block: NGramRepeatBlock, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int
 ) -> Tensor:
-    """Rule out tokens that would repeat an n-gram of the tokens so far, in place; see fairseq's `NGramRepeatBlock`.
+    """Exclude tokens that would repeat an n-gram of the tokens so far, in place; see fairseq's `NGramRepeatBlock`.
 
-    That compares the end of the token buffer, still padding, with what was output, and so never finds a repetition
-    (fairseq issues 4709 and 5206).
+    fairseq compares the output with the end of the token buffer, which is still padding. So it never finds a
+    repetition (fairseq issues 4709 and 5206).
     """
     banned: Tensor = _look_back(block, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
     return banned
 
 
 class NGramBlock(NGramRepeatBlock):
-    """fairseq's ban on n-grams that come twice, with `banned_ngrams`."""
+    """fairseq's ban on repeated n-grams, with `banned_ngrams`."""
 
     _no_repeat_ngram = banned_ngrams
 
 
 class TrieBeamSearch(BeamSearch):
-    """fairseq's beam search with the probabilities of the tokens that the trie allows, which sum to one."""
+    """fairseq's beam search over the tokens that the trie allows. Their probabilities are normalised to sum to 1."""
 
     def __init__(self, dictionary: Vocabulary, trie: AnswerTrie) -> None:
         super().__init__(dictionary)
         self.trie = trie
         self.prompt_lengths: list[int] = []
-        """Tokens before the answer, `<s>` among them, of each sample of the batch that is searched."""
+        """Number of tokens before the answer, including `<s>`, for each sample of the batch."""
 
     def step(
         self,
@@ -102,7 +102,7 @@ class TrieBeamSearch(BeamSearch):
         prev_output_tokens: Tensor,
         original_batch_idxs: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose the best continuations, as fairseq's search does, of lprobs (B, beam, V)."""
+        """Choose the best continuations, as fairseq's search does, from lprobs (B, beam, V)."""
         renormalised = lprobs.flatten(0, 1)
         samples = original_batch_idxs.repeat_interleave(lprobs.size(1)).tolist()
         for row, (sample, tokens) in enumerate(zip(samples, prev_output_tokens.tolist(), strict=True)):
@@ -117,9 +117,10 @@ class TrieBeamSearch(BeamSearch):
 
 
 class TrieSequenceGenerator(SequenceGenerator):
-    """fairseq's generator for teachers, whose hypotheses are answers of a closed list.
+    """fairseq's generator for teachers, with hypotheses from a closed list of answers.
 
-    The beam is no wider than the list, so that it can always be filled, and the trie, not an option, ends answers.
+    The beam is at most as wide as the list, so that it can always be filled. The trie ends answers; the options of
+    lengths do not.
     """
 
     def __init__(
@@ -131,6 +132,6 @@ class TrieSequenceGenerator(SequenceGenerator):
         self.max_len_b = self.max_len
 
     def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
-        """Return the hypotheses of each sample, best first, each with its prompt."""
+        """Return the hypotheses of each sample, best first, including their prompts."""
         self.search.prompt_lengths = [len(prompt) for prompt in sample["decoder_prompts"]]
         return super().generate(models, sample, **options)

@@ -1,1 +1,1 @@
-"""Models that answer: captions of images, targets, confidence, features."""
+"""Inference with trained models: captions of images, distilled targets, calibrated confidence, features."""

@@ -1,4 +1,4 @@
-"""Confidence that one can trust: a student's temperature and odds, and how often models are right that are so sure.
+"""Calibration of confidence: a student's temperature and odds, and the reliability of models.
 
 Legend: M answers, K temperatures.
 """
@@ -30,17 +30,17 @@ from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 logger = logging.getLogger(__name__)
 
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-20, 25))
-"""Those that are tried: from 0.18 to 8, each 1.09 times the one before."""
+"""Temperatures to try: from 0.18 to 8, each 1.09 times the one before."""
 COARSE = 4
-"""Of how many temperatures one is tried first."""
+"""Step of the coarse search: it tries every fourth temperature."""
 BINS = 10
-"""Of confidence, each as wide as the others, in reliability diagrams and the calibration error."""
+"""Number of confidence bins of equal width, for reliability diagrams and the calibration error."""
 
 Floats = NDArray[np.float64]
 
 
 class CachedLogits(nn.Module):
-    """A student that has answered a batch already, and gives the same logits (B, N, V) at any temperature."""
+    """Replaces a student: it returns known logits (B, N, V) of a batch, with a temperature of its own."""
 
     odds = UNCHANGED
 
@@ -56,12 +56,21 @@ class CachedLogits(nn.Module):
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a model is right that is so sure: `confidence`, `right` and `share` of the answers by bin.
+    """How well a model's confidence matches its correctness. All values are from 0 to 1.
 
-    `error` is the expected calibration error, and `error_by_chance` about what it would be for so few answers if the
-    model were right exactly as often as it is sure; `coverage` and `risk` say how often the model is wrong in its most
-    confident answers, by their share of all, and `area` is the area below that curve (all 0 to 1). Sources: Guo et al.,
-    ICML 2017; Geifman and El-Yaniv, NeurIPS 2017.
+    Sources: Guo et al., ICML 2017; Geifman and El-Yaniv, NeurIPS 2017.
+
+    Attributes:
+        error: the expected calibration error.
+        error_by_chance: about the error that a perfectly calibrated model would have on as many answers.
+        mean_confidence: over all answers.
+        mean_right: the mean correctness, over all answers.
+        confidence: the mean confidence of each bin that has answers.
+        right: the mean correctness of each of these bins.
+        share: the share of the answers in each of these bins.
+        coverage: shares of the answers, the most confident ones first.
+        risk: the share of wrong answers at each coverage.
+        area: the area below the curve of risk by coverage.
     """
 
     error: float
@@ -77,14 +86,14 @@ class Reliability:
 
     @classmethod
     def of(cls, confidence: Floats, right: Floats) -> Reliability:
-        """Sum up M answers: confidence (M,) and how right each is (M,), both from 0 to 1."""
+        """Evaluate M answers: confidence (M,) and correctness (M,), both from 0 to 1."""
         place = np.minimum((confidence * BINS).astype(int), BINS - 1)
         filled = np.unique(place)
         share = np.array([(place == number).mean() for number in filled])
         mean_confidence = np.array([confidence[place == number].mean() for number in filled])
         mean_right = np.array([right[place == number].mean() for number in filled])
-        # A bin's share of right answers has this variance around its mean confidence, and a normal distribution strays
-        # from its mean by sqrt(2 / pi) standard deviations on average.
+        # If the model is calibrated, the sum of a bin's correctness has this standard deviation. The mean absolute
+        # deviation of a normal distribution is sqrt(2 / pi) standard deviations.
         spread = [np.sqrt((confidence * (1 - confidence))[place == number].sum()) for number in filled]
         order = np.argsort(-confidence, kind="stable")
         risk = np.cumsum(1 - right[order]) / np.arange(1, len(right) + 1)
@@ -104,17 +113,22 @@ class Reliability:
 
 
 def log_loss(confidence: Floats, right: Floats) -> Floats:
-    """Return the cross entropy of M confidences of K temperatures, in nats: (K, M), (K, M) -> (K,)."""
+    """Return the cross entropy of M confidences at K temperatures, in nats: (K, M), (K, M) -> (K,)."""
     sure = confidence.clip(1e-6, 1 - 1e-6)
     return -(right * np.log(sure) + (1 - right) * np.log(1 - sure)).mean(1)
 
 
 def best_temperature(temperatures: Sequence[float], confidence: Floats, right: Floats) -> float:
-    """Return the temperature of least cross entropy, of those that do not make M answers worse than 1 does.
+    """Return the temperature of least cross entropy whose answers are not worse than those at temperature 1.
 
-    confidence, right: (K, M), of K temperatures. A temperature also changes what is said, and who is always wrong and
-    knows it has no cross entropy; so where answers are right less often than at 1, by more than the standard error of
-    the difference, a temperature does not count.
+    A temperature also changes the answers. A model that is always wrong, with zero confidence, has zero cross entropy.
+    So a temperature is excluded if its mean correctness is lower than at 1 by more than the standard error of the
+    difference.
+
+    Args:
+        temperatures: K temperatures, 1 among them.
+        confidence: (K, M).
+        right: (K, M), the correctness.
     """
     lost = right[list(temperatures).index(1.0)] - right
     counts = lost.mean(1) <= lost.std(1) / np.sqrt(lost.shape[1])
@@ -122,15 +136,16 @@ def best_temperature(temperatures: Sequence[float], confidence: Floats, right: F
 
 
 def with_odds(confidence: Floats, slope: float, offset: float) -> Floats:
-    """Return M confidences as `change_odds` does, (M,) -> (M,)."""
+    """Return M confidences with changed odds, see `change_odds`: (M,) -> (M,)."""
     changed: Floats = change_odds(torch.from_numpy(confidence), slope, offset).numpy()
     return changed
 
 
 def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
-    """Return slope and offset of log-odds at which M confidences have the least cross entropy: (M,), (M,).
+    """Return the slope and offset of log-odds that give M confidences the least cross entropy: (M,), (M,).
 
-    A prior of standard deviation 1 around those that change nothing holds where answers are few.
+    A normal prior with standard deviation 1, around the values that change nothing, regularises the fit. It matters if
+    there are few answers.
     """
 
     def loss(odds: Floats) -> float:
@@ -143,16 +158,15 @@ def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
 
 
 def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
-    """Predict all rows of a model's data: confidence and correctness, (K, M) each, both from 0 to 1.
+    """Predict all rows of a model's data; return confidence and correctness, (K, M) each, both from 0 to 1.
 
     Args:
         model: the model and its data.
-        batch_size: rows at a time.
-        temperatures: K temperatures of a student, at which the odds are those of the queries; without them K is 1, and
-            the model's own calibration counts.
+        batch_size: the number of rows in a batch.
+        temperatures: K temperatures of a student, with unchanged odds; None for the model's own calibration (K is 1).
 
     Raises:
-        InputError: no row can be used.
+        InputError: if no row can be used.
     """
     confidence: list[list[float]] = []
     right: list[list[float]] = []
@@ -183,29 +197,29 @@ def calibrate(
     batch_size: int = 32,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Fit a student's temperature and odds on validation data and keep them in its checkpoint; measure on test data.
+    """Fit a student's temperature and odds on validation data and store them in its checkpoint; measure on test data.
 
-    The temperature is the `best_temperature` of `TEMPERATURES`, and the odds are then the `best_odds` where confidence
-    is the score to be expected of an output, as of boxes. A caption is right if it is one of the references word by
-    word, a box from an IoU of 0.5 on, an answer by its soft accuracy.
+    The temperature is the `best_temperature` of `TEMPERATURES`. If confidence is an expected score, as for boxes, the
+    odds are then the `best_odds`. A caption is correct if it equals a reference word by word, a box if its IoU is at
+    least 0.5. The correctness of an answer is its soft accuracy.
 
     Args:
-        student: its checkpoint, which is written anew with what was fitted.
-        data: TSV file to fit on; not one that it was trained on.
-        test: TSV file to measure on, before and after.
-        teacher: a teacher's checkpoint to measure beside the student.
-        out: JSON file for what is returned.
-        generation: options of generation by name, if not those of --eval-args, or a beam of 5.
-        task_overrides: options of the task that differ from the checkpoint's.
-        batch_size: rows at a time.
-        device: torch's name of it; by default a GPU if there is one.
+        student: the student's checkpoint. It is written again with the fitted values.
+        data: TSV file for the fit; not the training data.
+        test: TSV file for measurements before and after the fit.
+        teacher: a teacher's checkpoint, measured beside the student.
+        out: JSON file for the returned values.
+        generation: options of generation by name; by default those of --eval-args, or a beam of 5.
+        task_overrides: options of the task that replace the checkpoint's.
+        batch_size: the number of rows in a batch.
+        device: torch's name of the device; by default a GPU if there is one.
 
     Returns:
-        `temperature`, `slope` and `offset` of the log-odds, `fitted_on` (rows), and `systems`: `student_uncalibrated`,
-        `student` and `teacher`, as far as there is something to measure, each a `Reliability`.
+        `temperature`, `slope` and `offset` of the log-odds, `fitted_on` (rows), and `systems`: a `Reliability` for each
+        of `student_uncalibrated`, `student` and `teacher` that was measured.
 
     Raises:
-        MissingInput, InputError: when a checkpoint or the data cannot be used, or what is fitted could not be written.
+        MissingInput, InputError: if a checkpoint or the data cannot be used, or if a file could not be written.
     """
     for file in (student, *([] if out is None else [out])):
         require_writable(file)
@@ -220,7 +234,7 @@ def calibrate(
             optimised=False,
             device=choose_device(device),
         )
-        found.generator  # noqa: B018 - options that do not go with the model are refused first
+        found.generator  # noqa: B018 - refuses options that do not fit the model, before any work
         return found
 
     fitted_on = load(student, data, "student")
@@ -234,7 +248,7 @@ def calibrate(
     asked = None if teacher is None or test is None else load(teacher, test, "teacher")
     if teacher is not None and asked is not None:
         loading.require_one_task(teacher, asked.task, student, fitted_on.task)
-    # First every fourth temperature, then those around the best of them.
+    # First every fourth temperature, then all around the best of these.
     coarse = TEMPERATURES[::COARSE]
     place = TEMPERATURES.index(best_temperature(coarse, *judge(fitted_on, batch_size, coarse)))
     near = sorted({1.0, *TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]})
@@ -244,7 +258,7 @@ def calibrate(
         logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
     fitted = near.index(temperature)
     slope, offset = UNCHANGED
-    if fitted_on.generator.output_scores is not None:  # then confidence is no probability that a temperature sets right
+    if fitted_on.generator.output_scores is not None:  # confidence is no probability; a temperature cannot calibrate it
         slope, offset = best_odds(confidence[fitted], right[fitted])
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
     result |= {"fitted_on": right.shape[1], "systems": {}}
@@ -263,10 +277,10 @@ def calibrate(
 
 
 def keep_calibration(student: Path, **fitted: float) -> None:
-    """Write a student's checkpoint anew, in one step, with options of its model; nothing else in it changes."""
+    """Replace a student's checkpoint, in one step, by one with other options of its model; all else stays."""
     state = read_checkpoint(existing(student))
     model_options(student, state).update(fitted)
-    if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
+    if student.suffix == SAFETENSORS_SUFFIX:  # a file of its own holds the configuration
         file = student.with_suffix(".json")
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
         write_whole(file, json.dumps(description, indent=2) + "\n")
@@ -276,10 +290,12 @@ def keep_calibration(student: Path, **fitted: float) -> None:
 
 
 def model_options(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a checkpoint's model, which may be changed in place.
+    """Return the options of a checkpoint's model. The caller may change them in place.
 
-    Other programs keep them as a namespace, older ones in `args`. Raises InputError, which names the file, where there
-    are none.
+    Other programs store them as a namespace, older ones in `args`.
+
+    Raises:
+        InputError: if the checkpoint has no such options.
     """
     options = state["cfg"].get("model") if state.get("cfg") else state.get("args")
     options = vars(options) if isinstance(options, Namespace) else options

@@ -1,4 +1,4 @@
-"""Captions of image files, which workers read and decode while a model speaks."""
+"""Captions of image files. Workers read and decode images while a model predicts."""
 
 from __future__ import annotations
 
@@ -45,18 +45,22 @@ OTHER_SUFFIXES = {
     ),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 } - {*IMAGE_SUFFIXES}
-"""What images are called that cannot be read here."""
+"""Suffixes of image formats that cannot be read here."""
 COCO_NAME = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?([0-9]{1,12})")
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What a line of text cannot hold: line ends, tabs and other control characters, bytes that are no UTF-8."""
+"""Characters that a line of text cannot hold: line ends, tabs, other control characters, and bytes that are not
+UTF-8."""
 
 
 class Count(NamedTuple):
-    """How many images were captioned and how many left out, and the seconds from the first byte read to the end.
+    """Numbers of images, and the time.
 
-    Left out are files that are no readable image and, `unread`, files in folders whose names tell of an image of
-    another format.
+    Attributes:
+        captions: images with a caption.
+        skipped: files that are not readable images.
+        seconds: the time from the first byte read to the end.
+        unread: files in folders with a name of another image format.
     """
 
     captions: int
@@ -79,25 +83,25 @@ def caption_images(
 ) -> Count:
     """Write a caption of each image, in the order of `find_images`.
 
-    Lines are `name <tab> caption`; the model generates as its --eval-args say, and sees images as people do: upright
-    as EXIF says, and on white ground where they are transparent. A file is written as NAME.part, which gets its name
-    when all images are done, so that a run that stops leaves an older file as it was.
+    Lines are `name <tab> caption`. The model generates with the options of its --eval-args. It sees images as people
+    do: turned by their EXIF orientation, and on a white background if they are transparent. The output is written as
+    NAME.part and renamed when all images are done. If a run stops, an older file stays as it was.
 
     Args:
         given: folders and image files, see `find_images`.
-        checkpoint: of a teacher or a student of the task caption.
-        out: file to write; NAME.json becomes a list as COCO has it, [{"image_id": 42, "caption": …}, …], see
-            `coco_ids`; without a file lines go to the standard output.
-        batch_size: images in one pass.
-        workers: processes that read, decode and resize images meanwhile; with 0 the model waits for them.
-        beam: width of the beam, if not that of --eval-args.
-        skip_bad_rows: how many files that are no readable image may be left out.
-        bpe_dir: the vocabulary's folder, where it is not the one that the checkpoint names.
-        device: torch's name of it; by default a GPU if there is one.
+        checkpoint: a teacher or a student of the task caption.
+        out: the file to write. NAME.json is a list in COCO's form, [{"image_id": 42, "caption": …}, …], see `coco_ids`.
+            None writes lines to the standard output.
+        batch_size: the number of images in a batch.
+        workers: the number of processes that read, decode and resize images in parallel to the model; 0 for none.
+        beam: the width of the beam; by default that of --eval-args.
+        skip_bad_rows: how many files may be skipped that are not readable images.
+        bpe_dir: the vocabulary's folder; by default the one that the checkpoint names.
+        device: torch's name of the device; by default a GPU if there is one.
 
     Raises:
-        MissingInput, InputError: the images, the checkpoint or its vocabulary cannot be used.
-        BadRow: a file is no readable image, and the budget is spent.
+        MissingInput, InputError: if the images, the checkpoint or its vocabulary cannot be used.
+        BadRow: if a file is not a readable image, and the skip budget is spent.
     """
     if out is not None and out.exists() and not out.is_file():
         raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
@@ -134,11 +138,12 @@ def caption_images(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """Give a text file to write that takes the place of `path` at the end; after an error NAME.part stays.
+    """Open a text file NAME.part that replaces `path` at the end. After an error, NAME.part stays.
 
-    Raises InputError where another program writes it.
+    Raises:
+        InputError: if another program writes the file.
     """
-    path = path.resolve()  # where a link leads
+    path = path.resolve()  # replaces the target of a link, not the link
     part = path.with_name(path.name + ".part")
     with naming(path), sole_writer(path):
         with open(part, "w", encoding="utf-8") as stream:
@@ -147,12 +152,13 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 
 
 def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
-    """Return the image id of each image's name: 42 of COCO_val2014_000000000042.jpg, 000000000042.jpg and 42.jpg.
+    """Return the image id of each image's name: 42 for COCO_val2014_000000000042.jpg, 000000000042.jpg and 42.jpg.
 
-    COCO's programs take whole numbers alone. Where no image has a number for its name, the images are not COCO's,
-    and the names are the ids.
+    COCO's programs accept only whole numbers. If no name has a number, the images are not COCO's, and the names are the
+    ids.
 
-    Raises InputError where only some names are numbers, or two are the same.
+    Raises:
+        InputError: if only some names have a number, or if two images have the same id.
     """
     matches = {name: COCO_NAME.fullmatch(Path(name).stem) for name in names}
     if not any(matches.values()):
@@ -178,18 +184,18 @@ def find_images(given: Sequence[Path]) -> dict[str, Path]:
 
 
 def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
-    """Return image files by name: those that are given, and all in the folders that are given and below, sorted.
+    """Return image files by name: the given files, and all in and below the given folders, sorted.
 
-    Where one folder is given, a name is the path from there; otherwise it is the path as given. Below a folder links
-    are followed, and what is hidden (its name begins with a dot) is no part of it.
+    If only one folder is given, a name is the path below it; else it is the path as given. Links below a folder are
+    followed. Hidden entries (their names begin with a dot) are left out.
 
     Returns:
-        the images, and those files in folders whose names tell of images in other formats.
+        The images, and the files in folders whose names have the suffix of another image format.
 
     Raises:
-        MissingInput: there is no such file or folder.
-        InputError: a file is none of `IMAGE_SUFFIXES`, a folder has none or cannot be read, or a name cannot be
-            written.
+        MissingInput: if a file or folder does not exist.
+        InputError: if a given file has none of `IMAGE_SUFFIXES`, a folder has no such file or cannot be read, or a name
+            cannot be written.
     """
     kinds = ", ".join(IMAGE_SUFFIXES)
     found: dict[str, Path] = {}
@@ -216,12 +222,13 @@ def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files in a folder and below, sorted, less hidden ones.
+    """Return all files in and below a folder, sorted, without hidden ones.
 
-    A linked folder is searched, too, unless it was already: each folder counts once, by its own name if it has one
-    here, so that links in a circle come to an end.
+    Linked folders are searched, too. Each folder is searched once, so circles of links end. If a folder is also here
+    under its own name, that name is used.
 
-    Raises InputError for a folder that cannot be read.
+    Raises:
+        InputError: if a folder cannot be read.
     """
     files: list[Path] = []
     folders, links = [folder], deque[Path]()
@@ -252,7 +259,7 @@ def captions_of(
     """Yield name and caption of each image; see `caption_images`.
 
     Raises:
-        BadRow: a file is no readable image, and the budget is spent.
+        BadRow: if a file is not a readable image, and the skip budget is spent.
     """
     images = Images(model.files(files))
     batches = DataLoader(images, batch_size, num_workers=workers, collate_fn=images.collate)
@@ -266,7 +273,7 @@ def captions_of(
 
 
 class Images(Dataset[Sample | BadRow]):
-    """Samples of a data set; what is wrong with a row is handed on, so that a worker's error stays readable."""
+    """Samples of a data set. An error of a row is returned, not raised, so a worker's error stays readable."""
 
     def __init__(self, dataset: TsvDataset) -> None:
         self.dataset = dataset
@@ -282,6 +289,6 @@ class Images(Dataset[Sample | BadRow]):
             return error
 
     def collate(self, samples: Sequence[Sample | BadRow]) -> tuple[list[BadRow], Batch]:
-        """Return what is wrong with some rows, and the batch of the others, empty where there are none."""
+        """Return the errors of bad rows, and the batch of the other rows; it is empty if there are none."""
         errors = [sample for sample in samples if isinstance(sample, BadRow)]
         return errors, self.dataset.collater([sample for sample in samples if not isinstance(sample, BadRow)])

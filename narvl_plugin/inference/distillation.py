@@ -1,4 +1,4 @@
-"""Distillation on the level of sequences: a teacher's outputs in place of the targets in a TSV file.
+"""Sequence-level distillation: a teacher's outputs replace the targets in a TSV file.
 
 Source: Kim and Rush, EMNLP 2016 (https://arxiv.org/abs/1606.07947), section 3.2.
 """
@@ -37,39 +37,39 @@ def distill(
     member: str | None = None,
     device: str | None = None,
 ) -> bool:
-    r"""Write `data` again as `out`, with the teacher's best hypotheses as each row's target, in its task's own form.
+    r"""Copy `data` to `out` with the teacher's best hypotheses as targets, in the form of the task.
 
-    That is a caption, an answer with confidence 1 (however sure the teacher is of it), a box in pixels or a label.
-    The teacher generates as its --eval-args say, with which it was validated, and what is given here instead.
+    A target is a caption, an answer with confidence 1 (whatever the teacher's confidence), a box in pixels, or a label.
+    The teacher generates with the options of its --eval-args, replaced by those given here.
 
-    A run that was stopped goes on at its last whole batch and ends in the same bytes as one that was not, see
-    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\n`.
+    A stopped run resumes at its last whole batch. It then writes the same bytes as a run without a stop, see
+    `ResumableWriter`. All other columns of a row stay as they are, byte by byte. Line ends become `\n`.
 
     Args:
-        teacher: its checkpoint.
-        data: TSV file in the columns of the teacher's task; its images may be precomputed features.
-        out: TSV file to write, in the same columns and order.
-        nbest: captions to write, joined by `&&`; a student may be asked for any of them (--any-reference).
-        beam: width of fairseq's beam search.
-        max_len_b: the longest output, in tokens, if not that of the checkpoint's --eval-args.
-        no_repeat_ngram_size: the size of n-grams of which no output may have one twice, if not that of --eval-args.
-        batch_size: rows decoded at a time.
-        keep_references: write the original row, too, after each distilled one.
-        skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
-        val_inference_type: `allcand` or `beamsearch`, where answers are found otherwise than the checkpoint says.
-        bpe_dir: the vocabulary's folder, where it is not the one that the checkpoint names.
-        ans2label_file: the list of answers, where it is not the one that the checkpoint names.
-        member: of a teacher that was trained on a mixture of tasks, the one whose outputs are asked for.
-        device: torch's name of it; by default a GPU if there is one.
+        teacher: the teacher's checkpoint.
+        data: TSV file with the columns of the teacher's task. The images may be precomputed features.
+        out: TSV file to write, with the same columns and order.
+        nbest: the number of captions of a row, joined by `&&`; a student can learn any of them (--any-reference).
+        beam: the width of fairseq's beam search.
+        max_len_b: the length of the longest output, in tokens; by default that of --eval-args.
+        no_repeat_ngram_size: the size of n-grams that an output may not repeat; by default that of --eval-args.
+        batch_size: the number of rows in a batch.
+        keep_references: whether to write the original row, too, after each distilled one.
+        skip_bad_rows: how many bad rows may be skipped, in all parts of a stopped run together.
+        val_inference_type: how to find answers, `allcand` or `beamsearch`; by default as the checkpoint says.
+        bpe_dir: the vocabulary's folder; by default the one that the checkpoint names.
+        ans2label_file: the list of answers; by default the one that the checkpoint names.
+        member: the member whose outputs to write, for a teacher that was trained on a mixture of tasks.
+        device: torch's name of the device; by default a GPU if there is one.
 
     Returns:
-        False if `out` was there already and nothing was done.
+        False if `out` existed already, so nothing was done; else True.
 
     Raises:
-        MissingInput, InputError: the checkpoint, the vocabulary or the data cannot be used, the task has no place
-            for several hypotheses, or another process writes `out`.
-        BadRow: a row cannot be used, or the teacher says no target for it, and the budget is spent.
-        StalePart: an unfinished `out` was begun with other inputs or settings.
+        MissingInput, InputError: if the checkpoint, the vocabulary or the data cannot be used, a row of the task cannot
+            hold several hypotheses, or another process writes `out`.
+        BadRow: if a row cannot be used, or the teacher's output is not a valid target, and the skip budget is spent.
+        StalePart: if an unfinished `out` was begun with other inputs or settings.
     """
     generation = {"beam": beam, "nbest": nbest, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
     rows = whole_rows(data)
@@ -83,7 +83,7 @@ def distill(
             "val_inference_type": val_inference_type,
             "ans2label_file": ans2label_file and fingerprint(ans2label_file),
             **generation,
-            **({"member": member} if member else {}),  # which runs that were begun before it was asked for lack
+            **({"member": member} if member else {}),  # only if given: unfinished runs of older versions lack it
         },
     )
     with writer:
@@ -126,10 +126,10 @@ def distill(
 
 
 def written_targets(teacher: Predictor, rows: Sequence[int], nbest: int) -> dict[int, str]:
-    """Return a teacher's best hypotheses for some rows as targets, by row; rows that are skipped are left out.
+    """Return a teacher's best hypotheses for some rows as targets, by row, without skipped rows.
 
     Raises:
-        BadRow: a row cannot be used, or the teacher's output for it is no target, and the skip budget is spent.
+        BadRow: if a row cannot be used, or the teacher's output is not a valid target, and the skip budget is spent.
     """
     samples, task = teacher.samples(rows), teacher.task
     if not samples:

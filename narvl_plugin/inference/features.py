@@ -18,9 +18,9 @@ from narvl_plugin.models.inference import optimise_backbone
 from narvl_plugin.models.vision import backbone_features, build_backbone
 
 BATCH_SIZE = 16
-"""Images in one pass. Their largest activations must stay below 32 MiB, above which the C library asks the system
-anew for every block and most of the time goes into page faults: 192 images of 128 pixels a second with 16 at a time,
-120 with 32, 102 with 64, on one core."""
+"""Images in a batch. Their largest activations should stay below 32 MiB. Above, the C library requests every block
+from the system again, and page faults take most of the time. With images of 128 pixels, one core processes 192 images
+a second at batch size 16, 120 at 32, and 102 at 64."""
 RGB = 3
 
 
@@ -36,31 +36,31 @@ def write_features(
     skip_bad_rows: int = 0,
     device: str | None = None,
 ) -> bool:
-    r"""Write `data` again as `out` with features in place of images; training on it skips the backbone.
+    r"""Copy `data` to `out` with features in place of images. Training on `out` skips the backbone.
 
-    The image column then holds the base64 of a `.npy` file, float16 (C, size / 16, size / 16), and of a second one
-    with the image's width and height, on which boxes are drawn. A run that was stopped goes on where it was, see
-    `ResumableWriter`. All other columns stay as they are, byte by byte, however many a row has; line ends become `\n`.
+    The image column then holds the base64 of two `.npy` files: the features, float16 (C, size / 16, size / 16), and the
+    image's width and height, which boxes need. A stopped run resumes, see `ResumableWriter`. All other columns of a row
+    stay as they are, byte by byte. Line ends become `\n`.
 
     Args:
         data: TSV file with images.
         out: TSV file to write.
-        arch: architecture of teacher or student (`narvl_nano`); its backbone must be pretrained and frozen.
+        arch: architecture of the teacher or student (`narvl_nano`). Its backbone must be pretrained and frozen.
         patch_image_size: side of the square image, in pixels, as in training.
-        imagenet_normalisation: normalise by ImageNet's mean and deviation, as in training.
+        imagenet_normalisation: whether to normalise by ImageNet's mean and deviation, as in training.
         image_column: number (from 0) of the column with the image.
-        batch_size: images in one pass; many at a time are no faster, see `BATCH_SIZE`.
-        skip_bad_rows: how many rows that cannot be used may be left out, in all parts of a stopped run together.
-        device: torch's name of it; by default a GPU if there is one.
+        batch_size: the number of images in a batch; large batches are not faster, see `BATCH_SIZE`.
+        skip_bad_rows: how many bad rows may be skipped, in all parts of a stopped run together.
+        device: torch's name of the device; by default a GPU if there is one.
 
     Returns:
-        False if `out` was there already and nothing was done.
+        False if `out` existed already, so nothing was done; else True.
 
     Raises:
-        MissingInput, InputError: the file or the architecture cannot be used, or another process writes `out`.
-        BadRow: a row lacks the image column or holds no image, or features are too large to be stored, and the budget
-            is spent.
-        StalePart: an unfinished `out` was begun with other inputs or settings.
+        MissingInput, InputError: if the file or the architecture cannot be used, or another process writes `out`.
+        BadRow: if a row has no image column or no image, or features are too large to store, and the skip budget is
+            spent.
+        StalePart: if an unfinished `out` was begun with other inputs or settings.
     """
     backbone_name = frozen_backbone(arch)
     rows = whole_rows(data)
@@ -87,7 +87,7 @@ def write_features(
         optimise_backbone(backbone)
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[tuple[int, list[str]]] = []
-            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column: questions in turn share an image
+            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column; successive rows may share an image
             for row in batch:
                 try:
                     columns = rows[row]
@@ -129,7 +129,11 @@ def write_features(
 
 
 def frozen_backbone(arch: str) -> str:
-    """Return the name of an architecture's backbone; raises InputError unless it is pretrained and frozen."""
+    """Return the name of an architecture's backbone.
+
+    Raises:
+        InputError: if the architecture is unknown, or its backbone is not pretrained and frozen.
+    """
     size = arch.partition("_")[2]
     if size not in SIZES:
         known = ", ".join(f"narvl_{known}" for known in SIZES)

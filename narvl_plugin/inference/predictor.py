@@ -1,4 +1,4 @@
-"""A checkpoint that answers: rows of a TSV file, image files with their texts, or batches of tensors."""
+"""Predictions of a checkpoint for rows of a TSV file, for image files with their texts, or for batches of tensors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SPLIT = "test"
 
 
 class Predictor:
-    """A model and the data that it answers, as fairseq-generate does.
+    """A model with its data. It predicts as fairseq-generate does.
 
     Attributes:
-        model: teacher or student, in evaluation mode.
-        task: the task it was trained on.
-        generation: generation options by name: those of --eval-args, which it was validated with, and those given.
-        device: where it runs.
+        model: the teacher or student, in evaluation mode.
+        task: the task that it was trained on.
+        generation: generation options by name: those of --eval-args, replaced by those given.
+        device: the device of the model.
     """
 
     def __init__(self, model: OfaModel, task: BaseTask, generation: Mapping[str, Any], device: torch.device) -> None:
@@ -57,15 +57,15 @@ class Predictor:
 
         Args:
             checkpoint: a file of fairseq-train or a published one, teacher or student.
-            data: the TSV file; None for files and batches alone.
-            task_overrides: task options that differ from the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
-            generation: generation options that differ from --eval-args; those that are None count as not given.
-            role: which kind of model it must be; None takes either.
-            optimised: make the model faster, which changes its outputs by rounding.
-            device: where to run.
+            data: the TSV file; None to predict only image files and batches.
+            task_overrides: task options that replace the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
+            generation: generation options that replace those of --eval-args; None counts as not given.
+            role: the kind of model that is needed; None accepts both.
+            optimised: whether to make the model faster; it changes the outputs by rounding.
+            device: the device of the model.
 
         Raises:
-            MissingInput, InputError: the checkpoint, its vocabulary or the file cannot be used.
+            MissingInput, InputError: if the checkpoint, its vocabulary or the file cannot be used.
         """
         overrides = {**(task_overrides or {}), "data": "none" if data is None else str(data)}
         (model,), task, _ = loading.load(checkpoint, task_overrides=overrides, role=role, device=device)
@@ -86,7 +86,7 @@ class Predictor:
 
     @cached_property
     def generator(self) -> Any:
-        """Make the generator when it is needed: some ways to generate do not go with some checkpoints."""
+        """Build the generator at first use, because some checkpoints do not support all options of generation."""
         return self.task.build_generator([self.model], generation_config(self.generation))
 
     @property
@@ -96,23 +96,23 @@ class Predictor:
         return dataset
 
     def usable_rows(self) -> Iterator[int]:
-        """Yield the numbers (from 0) of the rows that can be used; the task skips bad rows."""
+        """Yield the numbers (from 0) of the usable rows. The task skips bad rows."""
         return (row for row in range(len(self.dataset)) if self.dataset[row] is not None)
 
     def samples(self, rows: Sequence[int]) -> dict[int, Sample]:
-        """Read rows (from 0); those that the task skips are left out.
+        """Read rows (from 0), without those that the task skips.
 
         Raises:
-            BadRow: a row cannot be used, and the skip budget is spent.
+            BadRow: if a row cannot be used, and the skip budget is spent.
         """
         return {row: sample for row in rows if (sample := self.dataset[row]) is not None}
 
     def batch(self, *rows: int) -> Batch:
-        """Read one row (from 0) or some, and make a batch of them, on the device.
+        """Read one or several rows (from 0) as a batch on the device.
 
         Raises:
-            BadRow: a row cannot be used.
-            InputError: the task skips all of them.
+            BadRow: if a row cannot be used, and the skip budget is spent.
+            InputError: if the task skips all of them.
         """
         samples = self.samples(rows)
         if not samples:
@@ -120,11 +120,11 @@ class Predictor:
         return self.collate(samples.values())
 
     def collate(self, samples: Any) -> Batch:
-        """Make a batch of samples of the TSV file, on the device."""
+        """Return a batch of samples of the TSV file, on the device."""
         return move_batch(self.dataset.collater(list(samples)), self.device)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield all usable rows, `size` at a time."""
+        """Yield all usable rows in batches of at most `size`."""
         for start in tqdm(range(0, len(self.dataset), size), desc="answer", unit="batch", leave=False):
             samples = self.samples(range(start, min(start + size, len(self.dataset))))
             if samples:
@@ -135,36 +135,36 @@ class Predictor:
 
         Args:
             images: the files by name.
-            texts: the texts that the task reads beside an image, by its column's name, by the image's name.
+            texts: the texts that the task reads beside the images, by column name and then by image name.
         """
-        table: Any = Table(images, texts or {}, self.task.dataset_class)  # which has what is read of a TsvFile
+        table: Any = Table(images, texts or {}, self.task.dataset_class)  # has the used attributes of a TsvFile
         return self.task.build_dataset(table, SPLIT)
 
     @torch.inference_mode()
     def search(self, batch: Batch, model: nn.Module | None = None) -> list[list[dict[str, Any]]]:
-        """Predict a batch that is on the device: the hypotheses of each sample, best first, in fairseq's form.
+        """Return the hypotheses of each sample of a batch, best first, in fairseq's form.
 
         Args:
-            batch: of the task, as `collate` makes it.
-            model: what stands for the model in this search, such as logits that are known.
+            batch: the batch, on the device, see `collate`.
+            model: replaces the model in this search, for example by known logits.
         """
         return self.task.inference_step(self.generator, [model or self.model], batch)
 
     def hypotheses(self, batch: Batch) -> list[dict[str, Any]]:
-        """Predict the one row of a batch: its hypotheses, best first, in fairseq's form."""
+        """Return the hypotheses of a batch of one row, best first, in fairseq's form."""
         (found,) = self.search(batch)
         return found
 
     def hypotheses_of(self, rows: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """Predict some rows in one batch: the hypotheses of each, best first, in fairseq's form."""
+        """Predict some rows in one batch; return the hypotheses of each, best first, in fairseq's form."""
         return self.search(self.batch(*rows))
 
     def predict(self, rows: Sequence[int]) -> list[str]:
-        """Predict some rows in one batch: the best text of each."""
+        """Predict some rows in one batch; return the best text of each."""
         return [self.text(beam) for beam in self.hypotheses_of(rows)]
 
     def __call__(self, row: int) -> str:
-        """Predict one row: read, decode and resize its image, run the model, search, write the text."""
+        """Predict the text of one row: read, decode and resize its image, run the model, search, decode tokens."""
         return self.predict([row])[0]
 
     def text(self, beam: Sequence[Mapping[str, Any]]) -> str:
@@ -172,5 +172,5 @@ class Predictor:
         return self.task.codec.decode(beam[0]["tokens"])
 
     def label_text(self, label: int) -> str:
-        """Return one output label as text; special symbols, which are no words, by their name."""
+        """Return the text of one output label, or the name of a special symbol."""
         return self.task.codec.decode([label]) or self.task.codec.dictionary[label]

@@ -1,6 +1,6 @@
-"""The tasks: rows of TSV files in, captions, boxes and answers out.
+"""The tasks: they read rows of TSV files and predict captions, boxes and answers.
 
-`registered.py` tells fairseq of them.
+`registered.py` registers them with fairseq.
 """
 
 # Tasks are listed in this order.

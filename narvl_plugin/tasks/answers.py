@@ -1,4 +1,4 @@
-"""What tasks with short answers share: prompts of the decoder, closed lists of answers, accuracy in validation."""
+"""The common parts of tasks with short answers: decoder prompts, closed lists of answers, validation accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ PromptType = StrEnum("PromptType", ["none", "src", "prev_output"])
 InferenceType = StrEnum("InferenceType", ["allcand", "beamsearch"])
 
 ALL_CANDIDATES = Search({"beam": 1}, {"val_inference_type": "allcand"})
-"""All answers of the list are scored."""
+"""Scores all answers of the list."""
 
 
 @dataclass
@@ -59,7 +59,11 @@ class AnswerTaskConfig(BaseTaskConfig):
 
 
 class AnswerTask(BaseTask):
-    """A task with short answers; of a closed list where `trie` is one. Subclasses make it and name their metric."""
+    """A task with short answers. Subclasses build the trie and name their metric.
+
+    Attributes:
+        trie: the closed list of answers; None if answers are free.
+    """
 
     searching = {"val_inference_type": "beamsearch"}
     trie: AnswerTrie | None
@@ -67,17 +71,24 @@ class AnswerTask(BaseTask):
 
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether validation answers (--eval-acc)."""
+        """Return whether validation generates answers (--eval-acc)."""
         return self.cfg.eval_acc
 
     def check_model(self, model: OfaModel) -> None:
-        """Note how long texts may be; raises InputError for a student with a prompt, which starts from its queries."""
+        """Store the limits of text lengths.
+
+        Raises:
+            InputError: if a student has a prompt; a student starts from its queries.
+        """
         if model.is_student and str(self.cfg.prompt_type) != "none":
             raise InputError(f"--prompt-type {self.cfg.prompt_type} is for teachers; a student's must be none")
         super().check_model(model)
 
     def answer_room(self, split: str) -> int:
-        """Return how many tokens a teacher's decoder reads after the prompt where it answers the rows of a split."""
+        """Return how many answer tokens a teacher's decoder reads at most after the prompt, for a split.
+
+        It is 0 if the rows of the split are not answered.
+        """
         if self.trie is None or split == "train" or (split == "valid" and not self.generates_in_validation):
             return 0
         if str(self.cfg.val_inference_type) == "allcand":
@@ -85,7 +96,7 @@ class AnswerTask(BaseTask):
         return max(map(len, self.trie.tokens)) - 1  # without </s>
 
     def path_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student answers: of a closed list as --val-inference-type says, otherwise freely."""
+        """Return how a student answers: from a closed list by --val-inference-type, or else freely."""
         options = super().path_options(args)
         if self.trie is None:
             return options
@@ -95,9 +106,9 @@ class AnswerTask(BaseTask):
         return options | {"constraint": one_of(answer.tolist() for answer in answers)}
 
     def teacher_searches(self) -> dict[str, Search]:
-        """Return how teachers answer, by name of the system, the usual way first: all answers of a list are scored."""
+        """Return how teachers answer, by name of the system. The first is usual; with a list, it scores all answers."""
         searches = {} if self.trie is None else {"teacher_allcand": ALL_CANDIDATES}
-        if str(self.cfg.prompt_type) == "src":  # which no beam search can start from
+        if str(self.cfg.prompt_type) == "src":  # beam search cannot start from it
             return searches
         return searches | super().teacher_searches()
 
@@ -115,7 +126,7 @@ class AnswerTask(BaseTask):
         }
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
-        """Tell whether tokens (T,) are no answer of the list; without one, whether they are empty."""
+        """Return whether tokens (T,) are not an answer of the list; without a list, whether they are empty."""
         text = self.codec.decode(tokens)
         return text not in self.trie if self.trie is not None else not text
 
@@ -127,9 +138,10 @@ class AnswerTask(BaseTask):
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """Return the parallel generator for students, for teachers what --val-inference-type says.
+        """Return the parallel generator for students, and the generator of --val-inference-type for teachers.
 
-        Raises InputError if that does not go with the other options.
+        Raises:
+            InputError: if --val-inference-type conflicts with other options.
         """
         if not any(model.is_student for model in models):
             if str(self.cfg.val_inference_type) == "allcand":
@@ -151,7 +163,7 @@ class AnswerTask(BaseTask):
                     "allcand"
                 )
             if self.trie is not None:
-                from narvl_plugin.generation.teacher import TrieSequenceGenerator  # which imports fairseq
+                from narvl_plugin.generation.teacher import TrieSequenceGenerator  # imports fairseq
 
                 seq_gen_cls = cast(type, partial(TrieSequenceGenerator, trie=self.trie))
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
@@ -164,7 +176,7 @@ class AnswerTask(BaseTask):
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
     ) -> Hypotheses:
-        """Return the answers to each of the B samples, best first; a beam search's less the prompt it starts from."""
+        """Return the answers to each of the B samples, best first, without the prompt of a beam search."""
         if isinstance(generator, (CandidateGenerator, ParallelGenerator)):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
         hypotheses = super().inference_step(generator, models, sample, sample["prefix_tokens"], constraints)
@@ -175,7 +187,7 @@ class AnswerTask(BaseTask):
         return hypotheses
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return the confidence of each given answer, 0 for one that is not among the sample's."""
+        """Return the confidence that the sample gives to each predicted answer, 0 if it does not list it."""
         answers = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
         scores = [known.get(answer, 0.0) for known, answer in zip(sample["ref_dict"], answers, strict=True)]
         return {self.validation_metrics[0]: scores}

@@ -1,4 +1,4 @@
-"""What all single tasks share: options, files by split and epoch, generators, validation."""
+"""The common parts of all single tasks: options, files by split and epoch, generators, validation."""
 
 import json
 import logging
@@ -38,31 +38,31 @@ LIMITS = {
     "max_object_length": (0, 100_000),
     "valid_batch_size": (1, 1_000_000),
 }
-"""Smallest and largest value of sizes. A checkpoint may claim any, and the largest takes no more than a gigabyte."""
+"""Smallest and largest value of sizes. A checkpoint may claim any size; the largest allowed takes at most 1 GB."""
 
 Hypotheses = list[list[dict[str, Any]]]
-"""Of each of B samples, best first, as fairseq's generators give them."""
+"""The hypotheses of each of B samples, best first, in the form of fairseq's generators."""
 
 
 ANY_NGRAM = {"no_repeat_ngram_size": 0}
 RESCORING_WEIGHTS = (0.5, 1.0, 4.0)
-"""Weights of a teacher that `BaseTask.ways_to_decode` tries."""
+"""The teacher's weights that `BaseTask.ways_to_decode` tries."""
 
 
 class Search(NamedTuple):
-    """A way to decode: options of generation and of the task."""
+    """A decoding method: options of generation and of the task."""
 
     generation: dict[str, Any]
     task_options: dict[str, Any]
 
 
 class Bins(NamedTuple):
-    """The labels that spell a box.
+    """The labels of box coordinates.
 
     Attributes:
         first: the label of `<bin_0>`.
-        number: of bins.
-        max_image_size: the side, in pixels, that they cover.
+        number: the number of bins.
+        max_image_size: the side that the bins cover, in pixels.
     """
 
     first: int
@@ -118,24 +118,25 @@ class BaseTaskConfig(CommonConfig):
 
 
 def training_paths(data: str) -> list[str]:
-    """Return the training files that a data argument names: all but the last, or a single one."""
+    """Return the training files of a data argument: all files but the last, or the only file."""
     paths = data.split(",")
     return paths[:-1] or paths
 
 
 class BaseTask(CommonTask):
-    """A vision-language task on TSV files. Subclasses build their datasets and score what is generated in validation.
+    """A vision-language task on TSV files. Subclasses build their datasets and score hypotheses in validation.
 
     Attributes:
         name: fairseq's name of the task.
         config_class: the dataclass of its options.
         validation_metrics: names of the scores of hypotheses, the main one first.
-        dataset_class: reads the rows.
-        target_place: where the target stands among the selected columns.
-        holds_several_targets: whether that column may hold several, any of which a student may learn to predict.
-        searching: the task's options with which outputs are searched for, where all answers could be scored instead.
-        shows_confidence: whether confidence is shown beside outputs before a calibration.
-        options: what turns rows into samples.
+        dataset_class: the class that reads the rows.
+        target_place: position of the target among the selected columns.
+        holds_several_targets: whether the target column may hold several targets. A student may learn to predict any
+            of them.
+        searching: the task options that select a search over outputs instead of scoring all answers.
+        shows_confidence: whether confidence is shown beside outputs even without a calibration.
+        options: options of the data sets.
     """
 
     name: ClassVar[str]
@@ -179,16 +180,16 @@ class BaseTask(CommonTask):
         role: Literal["teacher", "student"] | None = None,
         device: str | torch.device = "cpu",
     ) -> tuple[Self, list[OfaModel]]:
-        """Return the task with the options of the training of the first checkpoint, and the models of all.
+        """Return the task, with the training options of the first checkpoint, and the models of all checkpoints.
 
         Args:
-            checkpoints: one, or several as an ensemble.
-            given: options of the task that differ; those that are None count as not given.
-            role: which kind of model the caller needs; None takes either.
-            device: where the models go.
+            checkpoints: one checkpoint, or several for an ensemble.
+            given: task options that replace those of the training; None counts as not given.
+            role: the kind of model that the caller needs; None accepts both.
+            device: the device of the models.
 
         Raises:
-            MissingInput, InputError: a checkpoint cannot be used for this task.
+            MissingInput, InputError: if a checkpoint cannot be used for this task.
         """
         for checkpoint in checkpoints:
             checkpoint.require(role)
@@ -213,8 +214,9 @@ class BaseTask(CommonTask):
     def split_path(self, split: str, epoch: int) -> str:
         """Return the file of a split in an epoch (from 1).
 
-        Raises InputError for an unknown split and for training and validation on one file, MissingInput if a
-        file does not exist.
+        Raises:
+            InputError: if the split is unknown, or if training and validation would read the same file.
+            MissingInput: if a file of the split does not exist, even one of a later epoch.
         """
         if split not in SPLITS:
             raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -224,55 +226,60 @@ class BaseTask(CommonTask):
                 f"{self.cfg.data}: names one file for training and validation; give TRAIN.tsv,VALID.tsv, or "
                 "--disable-validation"
             )
-        # A file that only a later epoch reads should be missed now.
+        # Files of later epochs are checked now, before the training starts.
         for path in paths:
             if not Path(path).is_file():
                 raise no_file(path, f" (split {split!r} of the data argument {self.cfg.data})")
         return paths[(epoch - 1) % len(paths)]
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
-        """Load a split: for train the file of this epoch, for valid and test the last file."""
+        """Load a split: the file of this epoch for train, the last file for valid and test."""
         dataset = self.open_file(self.split_path(split, epoch), split)
         self.datasets[split] = dataset
         logger.info("%s: %d rows for split %r", dataset.tsv.path, len(dataset), split)
 
     def open_file(self, path: str, split: str) -> TsvDataset:
-        """Return the data set of a TSV file; raises InputError where its columns are of other kinds, see `columns`."""
+        """Return the data set of a TSV file.
+
+        Raises:
+            InputError: if a column holds another kind of data, see `check_columns`.
+        """
         tsv = TsvFile(path, self.cfg.selected_cols)
         dataset = self.build_dataset(tsv, split)
         check_columns(tsv, dataset.column_names)
         return dataset
 
     def build_dataset(self, tsv: TsvFile, split: str) -> TsvDataset:
-        """Return the data set of a split's file, as the task's options have it."""
+        """Return the data set of a split's file, with the task's options."""
         raise NotImplementedError
 
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether validation generates, as --eval-args say."""
+        """Return whether validation generates hypotheses, with the options of --eval-args."""
         raise NotImplementedError
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return what validation logs of the hypotheses: a score of each of the B samples, by `validation_metrics`."""
+        """Return the scores of the best hypotheses of the B samples, by name, see `validation_metrics`."""
         raise NotImplementedError
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the hypotheses as the TSV's column would hold them as targets of the B samples.
+        """Return the hypotheses of the B samples as targets in the form of the TSV column.
 
-        Of several all where the column holds several, else the best; empty where the column cannot hold it.
+        If the column may hold several targets, all hypotheses are written, else the best one. A text is empty if the
+        column cannot hold the hypothesis.
         """
         raise NotImplementedError
 
     def choose_member(self, model: OfaModel) -> None:
-        """Have a student of several tasks answer as the member that is this task, or that --member names."""
+        """Let a student of several tasks answer as the member that --member names, by default as this task."""
         if isinstance(model, NarvlModel) and (model.members or self.cfg.member):
             model.answer_as(self.cfg.member or str(self.cfg._name))
 
     def check_model(self, model: OfaModel) -> None:
-        """Note how long texts may be for a model.
+        """Store the limits of text lengths of a model.
 
         Raises:
-            InputError: options rule the model out.
+            InputError: if the options exclude the model.
         """
         self.options = replace(
             self.options,
@@ -281,13 +288,13 @@ class BaseTask(CommonTask):
         )
 
     def search_options(self, args: Any) -> dict[str, Any]:
-        """Return how to search for what a student predicts, the options of ParallelGenerator.
+        """Return the options of ParallelGenerator for a student's search.
 
         Args:
-            args: fairseq's options of generation; --beam, --min-len, --max-len-b and --no-repeat-ngram-size count.
+            args: fairseq's options of generation; it uses --beam, --min-len, --max-len-b and --no-repeat-ngram-size.
 
         Raises:
-            InputError: no output has such lengths, or an option of the task lacks another.
+            InputError: if no output can have such lengths, or if an option of the task needs another one.
         """
         return self.path_options(args) | self.choice_options(args)
 
@@ -312,18 +319,18 @@ class BaseTask(CommonTask):
 
     @property
     def bins(self) -> Bins | None:
-        """The labels that spell a box, where the task's outputs are boxes."""
+        """The labels of box coordinates; None if the outputs are not boxes."""
         return None
 
     def teacher_searches(self) -> dict[str, Search]:
-        """Return how teachers of the task decode, by name of the system, the usual way first."""
+        """Return the decoding methods of the task's teachers by name of the system, the usual one first."""
         return {
             "teacher_beam5": Search({"beam": 5}, self.searching),
             "teacher_greedy": Search({"beam": 1}, self.searching),
         }
 
     def student_searches(self) -> dict[str, Search]:
-        """Return how students of the task decode, by name of the system."""
+        """Return the decoding methods of the task's students by name of the system."""
         return {
             "student_greedy": Search({"beam": 1}, self.searching),
             "student_beam5": Search({"beam": 5}, self.searching),
@@ -333,8 +340,8 @@ class BaseTask(CommonTask):
         """Return the decoding methods of the task's students by name, greedy first.
 
         Args:
-            teacher: a teacher's checkpoint to rescore with, if any.
-            frequencies: a TSV file of captions for the expected CIDEr, if any.
+            teacher: a teacher's checkpoint for rescoring; None for no rescoring.
+            frequencies: a TSV file of captions for the expected CIDEr; None for no expected CIDEr.
         """
         ways = {"greedy": Search({"beam": 1, **ANY_NGRAM}, self.searching), **self.beam_searches(frequencies)}
         if teacher is not None:
@@ -348,7 +355,7 @@ class BaseTask(CommonTask):
         return {f"beam {width}": Search({"beam": width, **ANY_NGRAM}, {}) for width in (5, 16)}
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
-        """Tell whether tokens (T,) are an invalid output of the task."""
+        """Return whether tokens (T,) are an invalid output of the task."""
         raise NotImplementedError
 
     def build_generator(
@@ -359,9 +366,10 @@ class BaseTask(CommonTask):
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """Return the parallel generator for students (models with a blank), for teachers fairseq's search.
+        """Return the parallel generator for students, and fairseq's search for teachers.
 
-        Raises InputError for an ensemble of both.
+        Raises:
+            InputError: if the ensemble has both kinds, or if an option does not apply to teachers.
         """
         students = [model.is_student for model in models]
         if all(students):
@@ -378,15 +386,19 @@ class BaseTask(CommonTask):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
         if self.cfg.rescore_with or self.cfg.abstain_below:
             raise InputError("--rescore-with and --abstain-below are for students; --path names a teacher")
-        from narvl_plugin.generation.teacher import build_search  # which imports fairseq
+        from narvl_plugin.generation.teacher import build_search  # imports fairseq
 
         return build_search(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def load_rescorer(self, like: torch.Tensor) -> TeacherRescorer:
-        """Return the teacher of --rescore-with, on the device and in the type of `like`, if that has weights yet.
+        """Return the rescorer with the teacher of --rescore-with, on the device and in the type of `like`.
 
-        The generator has it follow the student from then on. Raises InputError for a student, and for a teacher that
-        starts from a prompt, which a student's batch does not have.
+        If `like` has no values yet (device meta), the teacher is not moved. The generator moves it later with the
+        student.
+
+        Raises:
+            InputError: if the checkpoint is a student, or if its decoder starts from a prompt. A student's batch has no
+                prompts.
         """
         file = str(self.cfg.rescore_with)
         shared = ("data", "bpe_dir", "num_bins", "patch_image_size", "ans2label_file")
@@ -399,13 +411,13 @@ class BaseTask(CommonTask):
         return TeacherRescorer(moved, self.target_dictionary, self.cfg.rescore_weight)
 
     def correctness(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
-        """Return how right (0 to 1) the best hypothesis of each of B samples is, which its confidence should tell."""
+        """Return the correctness (0 to 1) of the best hypothesis of each of B samples; confidence should match it."""
         return self.validation_scores(sample, hypotheses)[self.validation_metrics[0]]
 
     def confidence(self, beam: list[dict[str, Any]]) -> float:
-        """Return how probable the best of a sample's hypotheses is to be right, as far as the model says.
+        """Return the model's probability that the best of a sample's hypotheses is correct.
 
-        Of a teacher this is the probability of its tokens.
+        For a teacher, it is the probability of the hypothesis.
         """
         best = beam[0]
         if "confidence" in best:
@@ -420,16 +432,20 @@ class BaseTask(CommonTask):
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
     ) -> Hypotheses:
-        """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
+        """Return the hypotheses of each of the B samples, best first, in the form of fairseq's generators.
 
-        Teachers start from `<s>`, as they were trained; fairseq's own start is `</s>`.
+        Teachers start from `<s>`, as in training. fairseq's default start is `</s>`.
         """
         start = {} if isinstance(generator, ParallelGenerator) else {"bos_token": self.target_dictionary.bos()}
         with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints, **start)
 
     def generator_options(self) -> Namespace:
-        """Return the options of the generator in validation; raises InputError if they are no JSON object."""
+        """Return the options of the generator in validation.
+
+        Raises:
+            InputError: if --eval-args is not a JSON object.
+        """
         try:
             options = json.loads(self.cfg.eval_args)
         except (json.JSONDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The task `caption`: an image to a sentence."""
+"""The task `caption`: it describes an image in a sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from narvl_plugin.scoring.sentences import BatchwiseCider, Score
 
 REPEATED = 3
-"""Words of an n-gram that no caption should have twice."""
+"""Length of n-grams that should not repeat in a caption, in words."""
 Agreement = StrEnum("Agreement", ["none", "bleu", "cider"])
 
 
@@ -82,7 +82,7 @@ class CaptionTask(BaseTask):
 
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether validation generates captions (--eval-cider)."""
+        """Return whether validation generates captions (--eval-cider)."""
         return self.cfg.eval_cider
 
     def build_dataset(self, tsv: TsvFile, split: str) -> CaptionDataset:
@@ -90,25 +90,29 @@ class CaptionTask(BaseTask):
         return CaptionDataset(tsv, self.options, split, any_reference=self.cfg.any_reference)
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
-        """Load a split; CIDEr counts n-grams in the one that was loaded last, if it is not that of training."""
+        """Load a split. CIDEr counts n-grams in the last loaded split other than train."""
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
 
     @property
     def cider(self) -> "BatchwiseCider":
-        """Return CIDEr with the n-gram frequencies of what is judged."""
-        from narvl_plugin.scoring.sentences import BatchwiseCider  # whose libraries take a second to import
+        """Return CIDEr with the n-gram frequencies of the evaluated split."""
+        from narvl_plugin.scoring.sentences import BatchwiseCider  # imports libraries that take a second
 
         if self._cider is None:
             self._cider = BatchwiseCider(self._judged.all_references())
         return self._cider
 
     def choice_options(self, args: Any) -> dict[str, Any]:
-        """Return how to choose among captions; raises InputError where n-gram frequencies are missing."""
+        """Return how to choose among captions.
+
+        Raises:
+            InputError: if the captions for n-gram frequencies are missing.
+        """
         if str(self.cfg.mbr) == "none":
             return {}
-        from narvl_plugin.scoring.sentences import BatchwiseCider, sentence_bleu  # which take a second to import
+        from narvl_plugin.scoring.sentences import BatchwiseCider, sentence_bleu  # take a second to import
 
         if str(self.cfg.mbr) == "bleu":
             return {"agreement": partial(self._agreement, sentence_bleu)}
@@ -129,20 +133,20 @@ class CaptionTask(BaseTask):
         return ways
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
-        """Tell whether tokens (T,) are an empty caption or one that repeats a trigram."""
+        """Return whether tokens (T,) are an empty caption or repeat a trigram."""
         words = self.codec.decode(tokens).split()
         ngrams = [tuple(words[place : place + REPEATED]) for place in range(len(words) - REPEATED + 1)]
         return not words or len(set(ngrams)) < len(ngrams)
 
     def _agreement(self, score: "Score", outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the score of each of H captions against each other as its reference: (H, H)."""
+        """Return the scores of H captions (rows) against H captions as references (columns): (H, H)."""
         texts = [self.codec.decode(tokens) for tokens in outputs]
         captions = [text for text in texts for _ in texts]
         references = [[text] for _ in texts for text in texts]
         return torch.tensor(score(captions, references)).view(len(texts), len(texts))
 
     def correctness(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[float]:
-        """Return of each caption whether it is, word by word, one of the sample's references."""
+        """Return 1 for each caption that equals a reference of its sample word by word, else 0."""
         captions = [plain_words(self.codec.decode(beam[0]["tokens"])) for beam in hypotheses]
         return [
             float(caption in [plain_words(text) for text in texts])
@@ -155,7 +159,7 @@ class CaptionTask(BaseTask):
         return {"cider": self.cider(captions, sample["references"])}
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the different captions of each sample, joined by `&&`."""
+        """Return the distinct captions of each sample, joined by `&&`."""
         written = []
         for beam in hypotheses:
             texts = (" ".join(self.codec.decode(one["tokens"]).split()) for one in beam)

@@ -1,4 +1,4 @@
-"""Command lines of fairseq's programs that cannot work: which option is missing, and which program serves instead."""
+"""Errors for wrong command lines of fairseq's programs: the missing option, or the program to use instead."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ with leaving_logging_alone():
 OUR_TASKS = f"{', '.join(TASKS)} or multitask"
 TSV_SUFFIX = ".tsv"
 PROGRAM_OPTIONS = {"fairseq-interactive": "buffer_size", "fairseq-eval-lm": "context_window"}
-"""Programs that have no use for our tasks, and an option that no other program has."""
+"""Programs that cannot run our tasks, each with an option that only this program has."""
 
 
 def is_our_task(name: object) -> bool:
-    """Say whether a task is one of this plugin, a mixture of several too."""
+    """Return whether a task is one of this plugin, including the mixture of tasks."""
     known = TASK_REGISTRY.get(name)
     return known is not None and issubclass(known, CommonTask)
 
 
 def refuse_at_length(parser: ArgumentParser) -> None:
-    """Have a parser say what is wrong in one line, in place of the list of some hundred options before it."""
+    """Let a parser report an error in one line, without the list of some hundred options before it."""
 
     def error(message: str) -> NoReturn:
         parser.exit(2, f"error: {' '.join(message.split())} ({parser.prog} --help lists all options)\n")
@@ -36,7 +36,7 @@ def refuse_at_length(parser: ArgumentParser) -> None:
 
 
 def explain_failure(parser: ArgumentParser, words: list[str] | None, error: Exception) -> None:
-    """Raise InputError where fairseq's parsing failed for an option that nobody gave, and do nothing otherwise."""
+    """Raise InputError if fairseq's parsing failed because --arch or --task is missing; else do nothing."""
     found = parser.parse_known_args(words)[0]
     if isinstance(error, RuntimeError) and getattr(found, "arch", "") is None:
         raise InputError("--arch is not given; take narvl_SIZE for a student, ofa_SIZE for a teacher") from error
@@ -45,11 +45,14 @@ def explain_failure(parser: ArgumentParser, words: list[str] | None, error: Exce
 
 
 def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None:
-    """Raise InputError for arguments of a program of fairseq that lack an option, or that it cannot serve.
+    """Check the arguments of a program of fairseq.
 
     Args:
-        arguments: what was parsed.
-        given: returns the names of the arguments that the command line itself gave.
+        arguments: the parsed arguments.
+        given: returns the names of the arguments that are on the command line.
+
+    Raises:
+        InputError: if an option is missing, or if the program cannot run the task.
     """
     data = str(getattr(arguments, "data", ""))
     if not is_our_task(arguments.task):
@@ -64,7 +67,7 @@ def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None
 
 
 def refuse_program(program: str, task: str) -> NoReturn:
-    """Raise InputError that names the programs which answer for a task, in place of one that does not."""
+    """Raise an InputError that says which programs to use for a task in place of this one."""
     generate = f"fairseq-generate FILE.tsv --task {'TASK' if task == 'multitask' else task} --path CHECKPOINT"
     pictures = ", for picture files narvl caption PICTURES --checkpoint CHECKPOINT" if task == "caption" else ""
     raise InputError(f"{program} does not serve --task {task}, whose rows hold pictures; take {generate}{pictures}")

@@ -1,4 +1,4 @@
-"""What single tasks and a mixture of several share: options, vocabulary, skip budget."""
+"""The common parts of single tasks and of a mixture of tasks: options, vocabulary, skip budget."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,14 +17,14 @@ REQUIRED = {
     "data": ("the data argument", "the files to read"),
     "bpe_dir": ("--bpe-dir", "the folder of the vocabulary"),
 }
-"""Options without a default: how an error names them, and what to give."""
+"""Options without a default: the name in errors, and the value to give."""
 
 MatmulPrecision = StrEnum("MatmulPrecision", ["highest", "high", "medium"])
 
 
 @dataclass
 class CommonConfig:
-    """Options of every task, also of a mixture of several."""
+    """Options of every task, including the mixture of tasks."""
 
     _name: Optional[str] = None
     """fairseq's name of the task."""
@@ -61,11 +61,11 @@ class CommonConfig:
 
 
 class CommonTask:
-    """What a task on TSV files and a mixture of several share.
+    """Base class of single tasks and of the mixture of tasks.
 
     Attributes:
-        codec: text to tokens and back.
-        skip_budget: counts bad rows; criterions draw on it, too.
+        codec: converts text to tokens and back.
+        skip_budget: counts bad rows; criterions use it, too.
     """
 
     cfg: CommonConfig
@@ -84,7 +84,11 @@ class CommonTask:
         self.skip_budget.number_files(str(getattr(cfg, "data")).split(","))  # noqa: B009 - of every task, not of all
 
     def dataset(self, split: str) -> Any:
-        """Return the data set of a split; raises KeyError if it is not loaded."""
+        """Return the data set of a split.
+
+        Raises:
+            KeyError: if the split is not loaded.
+        """
         return self.datasets[split]
 
     @property
@@ -103,15 +107,26 @@ class CommonTask:
         return (str(self.cfg._name),)
 
     def use_of(self, *, training: bool) -> Use:
-        """Return what a model of this task is used for, with which the origin of its weights must agree."""
+        """Return the use of a model of this task. The origin of the model's weights must agree with it."""
         return Use(self.task_names, self.codec.checksum, training, self.cfg.allow_transfer, frozenset(TASKS))
 
     def output_scores(
         self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Return the score, in training and in confidence, of M outputs of each sample, by K targets, of which any do.
+        """Return the scores of M outputs of each sample, given K targets any of which is correct.
 
-        Shapes: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M), from 0 to 1; lengths of -1 are no targets. Raises
-        InputError where a task has no such score.
+        Training and confidence use these scores.
+
+        Args:
+            outputs: (B, M, T).
+            lengths: (B, M).
+            targets: (B, K, S).
+            target_lengths: (B, K); -1 excludes a target.
+
+        Returns:
+            (B, M), from 0 to 1.
+
+        Raises:
+            InputError: if the task has no such score.
         """
         raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs")

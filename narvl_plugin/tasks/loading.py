@@ -1,4 +1,4 @@
-"""Checkpoints read back as models with their task, whoever trained them."""
+"""Loading of checkpoints, ours and published ones, as models with their task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from narvl_plugin.tasks.registry import TASKS
 
 
 class Loaded(NamedTuple):
-    """What checkpoints hold: models in evaluation mode, their task, the configuration of the last one's training."""
+    """Loaded checkpoints.
+
+    Attributes:
+        models: the models, in evaluation mode.
+        task: their task.
+        cfg: the training configuration of the last checkpoint.
+    """
 
     models: list[OfaModel]
     task: BaseTask
@@ -34,21 +40,21 @@ def load(
 ) -> Loaded:
     """Load one checkpoint, or several as an ensemble that shares the task of the first.
 
-    The task's options are those of the training, see `options_of_all`, so that a published checkpoint needs `bpe_dir`
-    and `data` only.
+    The task's options are those of the training, see `options_of_all`. A published checkpoint needs only `bpe_dir`
+    and `data`.
 
     Args:
         paths: files of fairseq-train or published ones.
-        task_name: the task of a checkpoint that was trained on none of ours.
-        task_overrides: task options that differ from the checkpoint's, such as `{"data": "test.tsv"}`; those
-            that are None count as not given.
-        role: which kind of model the caller needs; None takes either.
-        device: where the models go.
+        task_name: the task to use if a checkpoint was not trained on one of our tasks.
+        task_overrides: task options that replace the checkpoint's, such as `{"data": "test.tsv"}`; None counts as not
+            given.
+        role: the kind of model that the caller needs; None accepts both.
+        device: the device of the models.
 
     Raises:
-        MissingInput: a checkpoint or the folder of its vocabulary does not exist.
-        InputError: a file is no checkpoint, it does not say which vocabulary it was trained with, its vocabulary is
-            another one than the task's, or its model has another role.
+        MissingInput: if a checkpoint or the folder of its vocabulary does not exist.
+        InputError: if a file is not a checkpoint, does not name its vocabulary, has another vocabulary than the task,
+            or holds a model of another role.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     given = {name: value for name, value in (task_overrides or {}).items() if value is not None}
@@ -62,7 +68,7 @@ def load(
 
 
 def require_one_task(teacher: Path, asked: BaseTask, student: Path, parallel: BaseTask) -> None:
-    """Raise InputError, which names both checkpoints, unless teacher and student were trained for one task."""
+    """Raise InputError, with the names of both checkpoints, unless teacher and student have the same task."""
     if asked.name != parallel.name:
         raise InputError(
             f"{teacher} was trained for {asked.cfg._name}, {student} for {parallel.cfg._name}; give checkpoints of one "

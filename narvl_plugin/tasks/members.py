@@ -20,17 +20,20 @@ from narvl_plugin.tasks.common import CommonConfig
 from narvl_plugin.tasks.registry import TASKS
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
-"""Options that all members share, and that are the mixture's."""
+"""Options that all members share with the mixture."""
 NO_TEXT = ("id", "image", "box")
-"""Columns that hold nothing to be read or said in words."""
+"""Columns without text for models to read or predict."""
 
 
 @dataclass(frozen=True)
 class Member:
     """One member of a mixture.
 
-    weight: passes over its training file in an epoch; num_queries: the queries that are its own; options: those of its
-    task, of which `_name` is the name.
+    Attributes:
+        name: its name in the YAML file.
+        weight: passes over its training file in an epoch.
+        num_queries: the number of its own queries.
+        options: the options of its task; `_name` is the task's name.
     """
 
     name: str
@@ -40,10 +43,13 @@ class Member:
 
 
 def read_members(file: str, common: CommonConfig) -> list[Member]:
-    """Return the members that a YAML file describes, in its order, with the options that they share.
+    """Return the members of a YAML file, in its order, with the options that they share.
 
-    Raises MissingInput if there is no such file, InputError, which names file and member, for anything that is no
-    mapping of names to a task's options, `num_queries` and, optionally, `task` and `weight`.
+    The file maps each member's name to a task's options, `num_queries` and, optionally, `task` and `weight`.
+
+    Raises:
+        MissingInput: if the file does not exist.
+        InputError: if the file has another content; the error names the file and the member.
     """
     if not Path(file).is_file():
         raise MissingInput(f"{file}: no such file; --task multitask reads a YAML file of its members")
@@ -61,9 +67,11 @@ def read_members(file: str, common: CommonConfig) -> list[Member]:
 
 
 def texts_of_members(file: str) -> list[tuple[str, list[int]]]:
-    """Return the training files of all members, each with the columns of what models read and say there.
+    """Return the training files of all members, each with the columns of texts that models read or predict.
 
-    Raises InputError as `read_members` does, and for a member whose selected columns are not those of its task.
+    Raises:
+        MissingInput: as `read_members`.
+        InputError: as `read_members`, and if a member's selected columns do not fit its task.
     """
     files = []
     for member in read_members(file, CommonConfig()):
@@ -73,7 +81,7 @@ def texts_of_members(file: str) -> list[tuple[str, list[int]]]:
 
 
 def _text_columns(where: str, options: DictConfig) -> list[int]:
-    """Return the columns with texts among a task's selected ones; raises InputError that begins with `where`."""
+    """Return the text columns among a task's selected columns; raise InputError that begins with `where`."""
     try:
         columns = TASKS[options._name].dataset_class.columns_by_name(parse_columns(options.selected_cols))
     except InputError as error:
@@ -83,7 +91,7 @@ def _text_columns(where: str, options: DictConfig) -> list[int]:
 
 
 def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Member:
-    """Return one member; raises InputError that begins with `where`."""
+    """Return one member; raise InputError that begins with `where`."""
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"{where}: a name is made of letters, digits, - and _")
     if not isinstance(described, dict):

@@ -27,7 +27,7 @@ with leaving_logging_alone():
 
 @dataclass
 class MultitaskConfig(CommonConfig):
-    """Options of the task `multitask`; those of its members are in a file."""
+    """Options of the task `multitask`. A file holds the options of its members."""
 
     data: str = field(
         default=MISSING,
@@ -39,11 +39,11 @@ class MultitaskConfig(CommonConfig):
 
 
 class MultitaskTask(TrainedTask):
-    """Trains on a mixture of the single tasks, its members, and validates each with its own scores.
+    """Trains on a mixture of single tasks, its members, and validates each member with its own scores.
 
-    A batch is one member's, and a student answers it with the queries that are that member's own. Validation, and
-    training, log for each member what its own task does, after its name: `refcoco_loss`, `refcoco_score`. Checkpoints
-    hold the members' options as `task_state.members`; to generate, one takes the single task.
+    A batch belongs to one member. A student predicts it with the queries of that member. Training and validation log
+    the values of each member's own task after its name: `refcoco_loss`, `refcoco_score`. Checkpoints hold the members'
+    options as `task_state.members`. Generation uses the single task.
     """
 
     cfg: MultitaskConfig
@@ -60,7 +60,7 @@ class MultitaskTask(TrainedTask):
 
     @contextmanager
     def _blaming(self, name: str) -> Iterator[None]:
-        """Name the member in errors about its options."""
+        """Add the member's name to errors about its options."""
         try:
             yield
         except InputError as error:
@@ -72,30 +72,31 @@ class MultitaskTask(TrainedTask):
         return tuple(str(member.options._name) for member in self.members.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the task: the options of each member, as plain values."""
+        """Return the task's part of a checkpoint: the options of each member, as plain values."""
         options = {name: member.options for name, member in self.members.items()}
         return {"members": {name: OmegaConf.to_container(cfg, enum_to_str=True) for name, cfg in options.items()}}
 
     def has_sharded_data(self, split: str) -> bool:
-        """Say whether epochs read different files of some member."""
+        """Return whether epochs read different files of a member."""
         return any(task.has_sharded_data(split) for task in self.tasks.values())
 
     def rows_in_epoch(self, epoch: int) -> int:
-        """Return how many rows are drawn in an epoch."""
+        """Return the number of rows that are drawn in an epoch."""
         rows = {name: task.rows_in_epoch(epoch) for name, task in self.tasks.items()}
         return sum(rows_drawn(count, self.members[name].weight) for name, count in rows.items())
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
-        """Load a split of all members; for train it is drawn from by their weights, otherwise read once."""
+        """Load a split of all members. Training draws rows by the members' weights; other splits are read once."""
         for task in self.tasks.values():
             task.load_dataset(split, combine, epoch, **kwargs)
         weights = {name: member.weight if split == "train" else 1.0 for name, member in self.members.items()}
         self.datasets[split] = Mixture({name: task.datasets[split] for name, task in self.tasks.items()}, weights)
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
-        """Return the model, a student with the queries of all members, in their order.
+        """Return the model. A student gets the queries of all members, in their order.
 
-        Raises InputError for a student from a checkpoint that was trained with others.
+        Raises:
+            InputError: if a student from a checkpoint was trained with other queries.
         """
         if hasattr(cfg, "num_queries"):
             queries = ",".join(f"{member.name}:{member.num_queries}" for member in self.members.values())
@@ -104,7 +105,7 @@ class MultitaskTask(TrainedTask):
                     f"{self.cfg.data}: has members with queries {queries}, and the student was trained with "
                     f"{cfg.member_queries or cfg.num_queries}"
                 )
-            # In place, so that the checkpoints' configuration says it.
+            # In place, so that checkpoints store it in their configuration.
             cfg.member_queries = queries
             cfg.num_queries = sum(member.num_queries for member in self.members.values())
         model = super().build_model(cfg, from_checkpoint)
@@ -114,13 +115,13 @@ class MultitaskTask(TrainedTask):
         return model
 
     def build_generator(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise InputError: fairseq-generate answers one member's file, which is the single task's work."""
+        """Raise InputError: fairseq-generate needs the single task of one member."""
         tasks = {name: member.options._name for name, member in self.members.items()}
         choices = [f"--task {task}" + ("" if name == task else f" --member {name}") for name, task in tasks.items()]
         raise InputError(f"--task multitask only trains; to generate take {' or '.join(choices)} with its checkpoint")
 
     def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
-        """Look at the rows of all members' files that the training reads from an epoch on, up to `last_epoch`."""
+        """Check the rows of all members' files that the training reads from an epoch up to `last_epoch`."""
         is_student = getattr(model, "is_student", False)
         return [
             found
@@ -135,7 +136,7 @@ class MultitaskTask(TrainedTask):
     def train_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: FairseqCriterion, *args: Any, **kwargs: Any
     ) -> Step:
-        """Take a step on a member's batch, and return loss, sample size and what to log."""
+        """Train on a member's batch; return loss, sample size and logged values."""
         addressed = with_queries(sample, model)
         loss, sample_size, logged = super().train_step(addressed, model, criterion, *args, **kwargs)
         return loss, sample_size, self.by_member(sample["member"], logged)
@@ -147,16 +148,16 @@ class MultitaskTask(TrainedTask):
         criterion: FairseqCriterion,
         ema_model: torch.nn.Module | None = None,
     ) -> Step:
-        """Validate a member's batch as its own task does, and return loss, sample size and what to log."""
+        """Validate a member's batch with its own task; return loss, sample size and logged values."""
         task = self.tasks[sample["member"]]
         loss, sample_size, logged = task.valid_step(with_queries(sample, model), model, criterion, ema_model)
         return loss, sample_size, self.by_member(sample["member"], logged)
 
     def by_member(self, name: str, logged: dict[str, Any]) -> dict[str, Any]:
-        """Add a step's loss and sample size under the name of its member, and zeros of all others.
+        """Add a step's loss and sample size under the name of its member, and zeros for all others.
 
-        fairseq adds up what processes log without names: all must log the same things, in the same order, and tensors
-        on the same device.
+        fairseq sums the logged values of all processes by position, without names. So all processes must log the same
+        values in the same order, with tensors on the same device.
         """
         parts: dict[str, Any] = {}
         for other, task in self.tasks.items():
@@ -169,7 +170,7 @@ class MultitaskTask(TrainedTask):
         return {key: value for key, value in logged.items() if key not in parts} | parts
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log the criterion's metrics of all batches, and of each member its loss, in bits, and its scores."""
+        """Log the criterion's metrics of all batches, and the loss (in bits) and scores of each member."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, task in self.tasks.items():
             sample_size = sum(log.get(f"_{name}_sample_size", 0) for log in logging_outputs)
@@ -180,7 +181,7 @@ class MultitaskTask(TrainedTask):
 
 
 def with_queries(sample: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """Return a member's batch with what tells a student, which has queries, whose they are to be."""
+    """Return a member's batch; for a student, it names the member whose queries to use."""
     if not getattr(model, "is_student", False):
         return sample
     return sample | {"net_input": sample["net_input"] | {"queries": sample["member"]}}

@@ -1,4 +1,4 @@
-"""The options of a task with which a checkpoint's model is used: those of its training, and what the caller gives."""
+"""The task options for a checkpoint's model: those of its training, replaced by those that the caller gives."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ PER_RUN = frozenset(
         "mbr_frequencies",
     }
 )
-"""Options that say what one command is to do. They are never taken from a checkpoint, unlike those of its training."""
+"""Options of a single command. They are never taken from a checkpoint, unlike the other options of its training."""
 
 OF_ANY_TASK = frozenset(
     {"bpe_dir", "num_bins", "patch_image_size", "max_image_size", "imagenet_default_mean_and_std", "max_src_length"}
 )
-"""Options that a checkpoint's other task, such as OFA's pretraining, shares with ours."""
+"""Options that ours share with other tasks of checkpoints, such as OFA's pretraining."""
 COMPARED_BY_CONTENT = frozenset({"bpe_dir", "num_bins"})
-"""Options about whose difference nothing is said, since the vocabulary's checksum or size is compared."""
+"""Options whose differences cause no warning, because the vocabulary's checksum or size is compared instead."""
 
 Kind = type[Any]
 """The dataclass of a task's options; its field `_name` is fairseq's name of the task."""
@@ -55,16 +55,16 @@ def option_names(kind: Kind) -> set[str]:
 
 
 def take_up_options(args: Namespace, given: Collection[str], kind: Kind) -> None:
-    """Give the arguments of fairseq-generate, in place, the task's options of the training of the model in --path.
+    """Set the arguments of fairseq-generate, in place, to the training's task options of the model in --path.
 
     Args:
-        args: what was parsed, of one of our tasks.
-        given: names of the arguments that the command line itself gave; these stay, as those in --model-overrides do,
-            and a difference is warned of.
+        args: the parsed arguments, for one of our tasks.
+        given: names of the arguments on the command line. They stay, like those in --model-overrides; a warning is
+            logged if they differ from the training.
         kind: the dataclass of the task's options.
 
     Raises:
-        MissingInput, InputError: a checkpoint cannot be read, or its options cannot be used.
+        MissingInput, InputError: if a checkpoint cannot be read, or its options cannot be used.
     """
     names = option_names(kind)
     own = {name: value for name, value in _model_overrides(args).items() if name in names}
@@ -77,7 +77,7 @@ def take_up_options(args: Namespace, given: Collection[str], kind: Kind) -> None
 
 
 def _model_overrides(args: Namespace) -> dict[str, Any]:
-    """Return what fairseq-generate's --model-overrides says, which fairseq applies to the model alone."""
+    """Return the options in fairseq-generate's --model-overrides, which fairseq applies only to the model."""
     try:
         return dict(ast.literal_eval(args.model_overrides))
     except (ValueError, TypeError, SyntaxError, RecursionError) as error:
@@ -87,16 +87,16 @@ def _model_overrides(args: Namespace) -> dict[str, Any]:
 def options_of_all(
     checkpoints: Sequence[Checkpoint], task_name: str, kind: Kind, given: Mapping[str, Any]
 ) -> DictConfig:
-    """Return the options with which the models of an ensemble are used: those of the first one's training.
+    """Return the task options of an ensemble: those of the first model's training, replaced by the caller's.
 
     Args:
-        checkpoints: of the models; where the options of others differ, a warning says so.
+        checkpoints: the models' checkpoints. A warning is logged if the options of later ones differ.
         task_name: one of our tasks.
         kind: the dataclass of its options.
-        given: the caller's options, which count before all others.
+        given: the caller's options, which override all others.
 
     Raises:
-        InputError: as `task_options` does.
+        InputError: as `task_options`.
     """
     member = str(given.get("member") or task_name)
     trained = [(one.file, trained_options(one, member)) for one in checkpoints]
@@ -109,10 +109,10 @@ def options_of_all(
 
 
 def trained_options(checkpoint: Checkpoint, member: str) -> Mapping[str, Any]:
-    """Return the options of the task that a checkpoint was trained on; of a mixture's, those of one member.
+    """Return the options of the task that a checkpoint was trained on; for a mixture, those of one member.
 
     Raises:
-        InputError: the mixture has no such member.
+        InputError: if the mixture has no such member.
     """
     members = checkpoint.members
     if members:
@@ -133,10 +133,11 @@ def trained_options(checkpoint: Checkpoint, member: str) -> Mapping[str, Any]:
 def task_options(
     file: Path, trained: Mapping[str, Any], task_name: str, kind: Kind, given: Mapping[str, Any]
 ) -> DictConfig:
-    """Return the options of a task with which a checkpoint's model is to be used.
+    """Return the task options for a checkpoint's model.
 
-    They are those of its training, where the caller gives no other; a difference is warned of. What one command is to
-    do (`PER_RUN`) is never taken from a checkpoint. Of a checkpoint of another task only `OF_ANY_TASK` are taken.
+    They are the options of its training, replaced by those of the caller. A warning is logged for each difference.
+    Options of a single command (`PER_RUN`) are never taken from a checkpoint. From a checkpoint of a task that is not
+    ours, only `OF_ANY_TASK` are taken.
 
     Args:
         file: the checkpoint, for messages.
@@ -146,7 +147,7 @@ def task_options(
         given: the caller's options.
 
     Raises:
-        InputError: the task has no such option, an option has another type, the vocabulary is not known, or the
+        InputError: if the task has no such option, an option has a wrong type, the vocabulary is unknown, or the
             checkpoint was trained for another one of our tasks.
     """
     trained_for = trained.get("_name")
@@ -184,5 +185,5 @@ def task_options(
 
 
 def _differ(value: Any, other: Any) -> bool:
-    """Say whether two values of an option differ. Two paths of one file do not."""
+    """Return whether two values of an option differ. Two paths of the same file are equal."""
     return value != other and not (isinstance(value, str) and Path(value).resolve() == Path(other).resolve())

@@ -1,3 +1,3 @@
-"""What fairseq imports of all of `tasks/` when it loads the user directory; this module brings in the rest."""
+"""Imports the whole plugin. fairseq imports every module of `tasks/` when it loads the user directory."""
 
 from narvl_plugin import registered  # noqa: F401

@@ -1,4 +1,4 @@
-"""The task `refcoco`: an image and words for one region of it, to the region's box."""
+"""The task `refcoco`: it predicts the box of the image region that a phrase describes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins, Hypotheses, Search
 
 BOXES_COMPARED = 64
-"""Boxes among which the one of largest expected IoU is sought; among fewer a worse one is found (RESULTS.md)."""
+"""Number of boxes that compete for the largest expected IoU. Fewer boxes give worse results (RESULTS.md)."""
 
 
 @dataclass
@@ -43,7 +43,10 @@ class RefcocoConfig(BaseTaskConfig):
 
 
 class RefcocoTask(BaseTask):
-    """Grounding; see RefcocoDataset for the columns. A student needs 7 queries: four bins, and three repeats."""
+    """Grounding; see RefcocoDataset for the columns.
+
+    A student needs 7 queries: 4 for the bins, and 3 for blanks between equal bins.
+    """
 
     name = "refcoco"
     config_class = RefcocoConfig
@@ -62,7 +65,7 @@ class RefcocoTask(BaseTask):
 
     @property
     def generates_in_validation(self) -> bool:
-        """Say whether validation generates boxes (--eval-acc)."""
+        """Return whether validation generates boxes (--eval-acc)."""
         return self.cfg.eval_acc
 
     def build_dataset(self, tsv: TsvFile, split: str) -> RefcocoDataset:
@@ -70,7 +73,7 @@ class RefcocoTask(BaseTask):
         return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
 
     def path_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student finds the most probable boxes, whose edges are in order."""
+        """Return how a student finds the most probable boxes whose edges are in order."""
         first = self.bins.first
         bins = torch.arange(first, first + self.bins.number)
         return {
@@ -79,9 +82,9 @@ class RefcocoTask(BaseTask):
         }
 
     def choice_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student chooses its box: among the most probable ones, that of the largest expected IoU.
+        """Return how a student chooses its box: the box with the largest expected IoU among the most probable ones.
 
-        With a --beam of 1 it is that of the most probable path.
+        With --beam 1, it is the box of the most probable path.
         """
         beam = getattr(args, "beam", 1)
         return {
@@ -92,7 +95,7 @@ class RefcocoTask(BaseTask):
 
     @property
     def bins(self) -> Bins:
-        """The labels that spell a box."""
+        """The labels of box coordinates."""
         return Bins(self.codec.dictionary.index("<bin_0>"), self.codec.num_bins, self.cfg.max_image_size)
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
@@ -100,21 +103,21 @@ class RefcocoTask(BaseTask):
         return {"expected IoU": Search({"beam": 5}, {})}
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
-        """Tell whether tokens (T,) are no box, or one whose edges are out of order."""
+        """Return whether tokens (T,) are not a box, or a box whose edges are out of order."""
         bins = bins_in(self.codec.decode(tokens))
         return bins is None or bins[0] > bins[2] or bins[1] > bins[3]
 
     def agreement(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the IoU of each of H boxes, four tokens and perhaps more, with each other: (H, H)."""
+        """Return the pairwise IoU of H boxes, the first four tokens of each output: (H, H)."""
         boxes = torch.stack([tokens[:4] for tokens in outputs]) - self.target_dictionary.index("<bin_0>")
         return iou(boxes[:, None], boxes)
 
     def output_scores(
         self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Say which outputs are good boxes, 1 or 0: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M).
+        """Return 1 for good boxes and 0 for others: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M).
 
-        Their IoU itself would favour a box around two regions that may be meant.
+        The IoU itself would favour one box around two regions that match the phrase.
         """
         if outputs.size(2) < 4:
             return torch.zeros(outputs.shape[:2], device=outputs.device)
@@ -124,7 +127,7 @@ class RefcocoTask(BaseTask):
         return (are_bins & (iou(boxes, target) >= GOOD_IOU)).float()
 
     def confidence(self, beam: list[dict[str, Any]]) -> float:
-        """Return how probable the best box is to be good: as are the beam's boxes that overlap well with it."""
+        """Return the probability that the best box is good: that of all boxes in the beam that overlap well with it."""
         if "confidence" in beam[0]:
             return float(beam[0]["confidence"])
         boxes = [hypothesis for hypothesis in beam if bins_in(self.codec.decode(hypothesis["tokens"])) is not None]
@@ -135,7 +138,7 @@ class RefcocoTask(BaseTask):
         return float(weights[good].sum())
 
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
-        """Return the best hypotheses as boxes in pixels of the images as they come, None where one is no box."""
+        """Return the best hypotheses as boxes in pixels of the original images, or None for an invalid box."""
         boxes: list[list[float] | None] = []
         ratios = torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1).cpu()
         for beam, ratio in zip(hypotheses, ratios, strict=True):
@@ -148,7 +151,7 @@ class RefcocoTask(BaseTask):
         return boxes
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return of each box whether it is good, its IoU, and whether it is none."""
+        """Return for each hypothesis whether its box is good, the IoU, and whether it is not a box."""
         boxes = self.boxes(sample, hypotheses)
         scores = overlaps(boxes, sample["region_coords"].tolist())
         return {
@@ -158,14 +161,14 @@ class RefcocoTask(BaseTask):
         }
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the best boxes as `x0,y0,x1,y1` in pixels of the images as they come."""
+        """Return the best boxes as `x0,y0,x1,y1` in pixels of the original images."""
         side = self.cfg.patch_image_size
         sizes = (side / torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1)).round().int()
         written = []
         for where, size, box in zip(sample["where"], sizes.tolist(), self.boxes(sample, hypotheses), strict=True):
             try:
                 edges = [] if box is None else inside_image(torch.tensor(box), tuple(size), where).tolist()
-            except BadRow:  # a box that covers nothing, or not of the image
+            except BadRow:  # the box is empty or outside the image
                 edges = []
             written.append(",".join(f"{edge:.6g}" for edge in edges))
         return written

@@ -1,6 +1,6 @@
-"""The tasks as fairseq knows them (`--task caption`). Importing this module registers them.
+"""The tasks for fairseq (`--task caption`). Importing this module registers them.
 
-Each is a task that answers, with what fairseq's programs ask of a task mixed in; it has the name of the former.
+Each class combines a plain task with the methods that fairseq's programs need. It keeps the plain task's name.
 """
 
 from __future__ import annotations

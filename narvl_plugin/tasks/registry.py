@@ -1,4 +1,4 @@
-"""Our single tasks by name: each is here as soon as its module is imported."""
+"""Our single tasks by name. A task is added when its module is imported."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ if TYPE_CHECKING:
     from narvl_plugin.tasks.base import BaseTask
 
 TASKS: dict[str, type[BaseTask]] = {}
-"""Every list of tasks elsewhere comes from here."""
+"""The source of every other list of tasks."""

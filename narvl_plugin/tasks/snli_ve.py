@@ -1,4 +1,4 @@
-"""The task `snli_ve`: does an image entail a hypothesis? Yes, no or maybe."""
+"""The task `snli_ve`: it predicts whether an image entails a hypothesis (yes, no or maybe)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from narvl_plugin.tasks.base import Hypotheses
 
 @dataclass
 class SnliVeConfig(AnswerTaskConfig):
-    """Options of the task `snli_ve`; its score in validation is the accuracy, `snli_score`."""
+    """Options of the task `snli_ve`. Its validation score is the accuracy, `snli_score`."""
 
     selected_cols: str = field(
         default="0,2,3,4,5",

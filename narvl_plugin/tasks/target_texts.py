@@ -1,4 +1,4 @@
-"""Targets as fairseq-generate writes and scores them: the text of the file, which the vocabulary may not spell."""
+"""Target texts for fairseq-generate. They come from the file, because the vocabulary may lack some characters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from narvl_plugin.errors import InputError
 
 
 class TargetTexts:
-    """Turns symbols into text for fairseq-generate, and those of a batch's targets into the text that they stand for.
+    """Converts symbols to text for fairseq-generate, and the symbols of targets to the texts in the file.
 
-    fairseq makes text of a target's tokens, in which the characters that the vocabulary lacks are lost, and hands that
-    to its scorers. A text is one line, as fairseq writes one line each.
+    fairseq converts a target's tokens to text for its scorers. Characters that the vocabulary lacks would be lost. A
+    text is one line, because fairseq writes one line for each.
     """
 
     def __init__(self, codec: TextCodec) -> None:
@@ -27,9 +27,10 @@ class TargetTexts:
         self._first: str | None = None
 
     def remember(self, batch: Batch) -> None:
-        """Keep the texts of a batch's targets, in its `target_texts` (list of str) if it has any, until the next one.
+        """Keep the target texts of a batch (`target_texts`, a list of str, if present) until the next batch.
 
-        fairseq asks for them in the batch's order, for each after its source, by which they are known.
+        fairseq decodes in the order of the batch, and decodes each target after its source. That order identifies a
+        target.
         """
         texts = batch.get("target_texts", [])
         sources = [self._symbols(tokens) for tokens in batch["net_input"]["src_tokens"].tolist()]
@@ -40,7 +41,8 @@ class TargetTexts:
     def decode(self, tokens: str | torch.Tensor | Sequence[int]) -> str:
         """Return the text of symbols joined by spaces, or of token ids (T,).
 
-        Raises InputError for symbols that --post-process has changed, seen in the first source of a batch.
+        Raises:
+            InputError: if --post-process has changed the symbols; the first source of a batch shows it.
         """
         first, self._first = self._first, None
         if first not in (None, tokens):
@@ -53,7 +55,7 @@ class TargetTexts:
         return " ".join(text.splitlines())
 
     def _symbols(self, tokens: list[int], escape_unk: bool = False) -> str:
-        """Return padded token ids as fairseq writes them, in targets with `<unk>` as `<<unk>>`."""
+        """Return padded token ids as fairseq writes them. In targets, it writes `<unk>` as `<<unk>>`."""
         dictionary = self.codec.dictionary
         silent = (dictionary.bos(), dictionary.pad(), dictionary.eos())
         symbols = (dictionary[token] for token in tokens if token not in silent)

@@ -1,6 +1,6 @@
-"""Our tasks as fairseq trains and validates them: what is added to the tasks that answer.
+"""The methods that fairseq's programs need in addition to those of the plain tasks, for training and validation.
 
-The classes here are mixed into those of `tasks/`, before them, and fairseq's own task comes last; see `registered.py`.
+The base classes of a task are: a class of this module, the plain task, fairseq's task; see `registered.py`.
 """
 
 import math
@@ -41,30 +41,30 @@ with leaving_logging_alone():
     from fairseq.tasks import FairseqTask
 
 STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
-"""fairseq's criterions that a teacher may be trained with."""
+"""fairseq's criterions for training a teacher."""
 TEACHER_CRITERIONS = (CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion)
-"""Their classes. Those that are derived from them are for teachers, too."""
+"""Their classes. Subclasses are for teachers, too."""
 
 Step = tuple[torch.Tensor, Any, dict[str, Any]]
-"""Loss, sample size and what to log of a batch."""
+"""Loss, sample size and logged values of a batch."""
 
 
 class TrainedTask(CommonTask):
-    """What fairseq's programs ask of every task: whole batches, precision, models and criterions of ours.
+    """The methods that fairseq's programs need of every task: whole batches, precision, our models and criterions.
 
     Attributes:
-        keeps_eos: whether the criterion has a student predict `</s>`, too, which takes a query.
-        last_epoch: of the training, from 1; the trainer notes --max-epoch.
+        keeps_eos: whether a student is trained to predict `</s>`, too, which takes a query.
+        last_epoch: the last epoch of the training, from 1; the trainer sets it to --max-epoch.
     """
 
-    uses_ema = True  # has fairseq's trainer hand over the averaged model of --store-ema
+    uses_ema = True  # makes fairseq's trainer pass the averaged model of --store-ema
 
     def __init__(
         self, cfg: CommonConfig, *, codec: TextCodec | None = None, skip_budget: SkipBudget | None = None, **_: Any
     ) -> None:
         FairseqTask.__init__(self, cfg)
         super().__init__(cfg, codec=codec, skip_budget=skip_budget)
-        self.target_texts: TargetTexts | None = None  # of fairseq-generate alone
+        self.target_texts: TargetTexts | None = None  # only for fairseq-generate
         self.keeps_eos = False
         self.last_epoch: float = math.inf
         self._surveyed = False
@@ -73,7 +73,7 @@ class TrainedTask(CommonTask):
 
     @cached_property
     def dictionary(self) -> Dictionary:
-        """The vocabulary as fairseq knows it."""
+        """The vocabulary as a fairseq dictionary."""
         return fairseq_dictionary(self.codec.dictionary)
 
     @property
@@ -88,21 +88,22 @@ class TrainedTask(CommonTask):
 
     @classmethod
     def build_dictionary(cls, *args: Any, **kwargs: Any) -> Dictionary:
-        """Raise InputError: fairseq-preprocess, which asks for it, makes files that no task of ours reads."""
+        """Raise InputError: fairseq-preprocess calls this, but none of our tasks reads its files."""
         raise InputError(
             "fairseq-preprocess does not serve our tasks, which read TSV files as they are; narvl vocab makes a "
             "vocabulary of one"
         )
 
     def build_bpe(self, args: object) -> TargetTexts:
-        """Return what fairseq-generate makes text with, from the codec of --bpe-dir; --bpe is not needed."""
+        """Return the text decoder of fairseq-generate, with the codec of --bpe-dir; --bpe is not needed."""
         self.target_texts = TargetTexts(self.codec)
         return self.target_texts
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
-        Raises InputError for a model of another family than ours: fairseq's own would evaluate strings of a checkpoint.
+        Raises:
+            InputError: if the model is not one of ours. fairseq's own models would evaluate strings of a checkpoint.
         """
         name = _model_name(cfg)
         model_class = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
@@ -111,7 +112,7 @@ class TrainedTask(CommonTask):
                 f"the model {name!r:.80} is none of ours; --task {self.cfg._name} is for ofa_SIZE and narvl_SIZE"
             )
         if not from_checkpoint:
-            cfg.vocabulary = self.codec.checksum  # in place, so that the checkpoints' configuration says it
+            cfg.vocabulary = self.codec.checksum  # in place, so that checkpoints store it
         try:
             model: OfaModel = cast(Any, super()).build_model(cfg, from_checkpoint)
         except InputError:
@@ -127,9 +128,12 @@ class TrainedTask(CommonTask):
     def build_criterion(self, cfg: DictConfig, from_checkpoint: bool = False) -> FairseqCriterion:
         """Return the criterion for the model that was built last.
 
-        Raises InputError for a student's criterion where that model is a teacher, for a teacher's where it is a
-        student, and for one of fairseq's that is not for tokens. fairseq-validate takes it from the checkpoint, and
-        some of fairseq's evaluate strings of their options.
+        fairseq-validate takes the criterion's name from the checkpoint. Some of fairseq's criterions evaluate strings
+        of their options, so only those for tokens are allowed.
+
+        Raises:
+            InputError: if the criterion is of fairseq but not for tokens, or does not fit the model (teacher or
+                student).
         """
         name = _model_name(cfg)
         known = CRITERION_REGISTRY.get(name)
@@ -144,7 +148,7 @@ class TrainedTask(CommonTask):
         return criterion
 
     def _check_family(self, name: str, criterion: type[FairseqCriterion]) -> None:
-        """Raise InputError unless a criterion is for the kind of model that was built last, where one was."""
+        """Raise InputError if a criterion is not for the kind of model that was built last."""
         if not self._last_built:
             return
         if self._built_student and issubclass(criterion, TEACHER_CRITERIONS):
@@ -159,7 +163,7 @@ class TrainedTask(CommonTask):
             )
 
     def _iterable(self, dataset: Rows) -> FairseqRows:
-        """Return a data set for fairseq, a loaded one always as the same object, by which fairseq keeps its batches."""
+        """Return a data set for fairseq. A loaded one is always the same object, the key of fairseq's batch cache."""
         self._iterated = [one for one in self._iterated if any(one.rows is rows for rows in self.datasets.values())]
         if not any(one.rows is dataset for one in self._iterated):
             self._iterated.append(FairseqRows(dataset))
@@ -173,29 +177,33 @@ class TrainedTask(CommonTask):
         *args: Any,
         **kwargs: Any,
     ) -> EpochBatchIterator:
-        """Return fairseq's iterator over the batches of a dataset, none of its rows left out.
+        """Return fairseq's iterator over the batches of a data set, with all of its rows.
 
-        fairseq makes batches a multiple of 8 by default and drops what is left over, from test sets too. Raises
-        InputError where the limits leave no room for a row.
+        By default, fairseq makes batch sizes a multiple of 8 and drops the rest, even from test sets.
+
+        Raises:
+            InputError: if the limits of batches leave no room for a row.
         """
         check_limits(max_tokens, max_sentences)
         kwargs |= {"required_batch_size_multiple": 1}
         iterator = cast(Any, super()).get_batch_iterator(
             self._iterable(dataset), max_tokens, max_sentences, *args, **kwargs
         )
-        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage
-        # collector frees, and it closes their queues before they are told to stop: each costs five seconds.
+        # Workers end with their epoch. Persistent ones would outlive an iterator that only the garbage collector
+        # frees. It closes their queues before they are told to stop, which costs five seconds for each worker.
         iterator.persistent_workers = False
-        # Rows are shuffled already. With their batches left in that order, an update takes the same rows whether they
-        # come as one batch, as several of --update-freq, or as one of each process.
+        # Rows are shuffled already. In this order of batches, an update takes the same rows if they come as one batch,
+        # as several of --update-freq, or as one batch of each process.
         iterator.disable_shuffling = True
         return iterator
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
-        """Set the precision of matrix products, and once look at the rows of all files that are read from here on.
+        """Set the precision of matrix products. At the first call, check the rows of all files that will be read.
 
-        Only fairseq's trainer calls this, so generation is left as it is. Raises InputError where more rows cannot be
-        used than --skip-bad-rows forgives.
+        Only fairseq's trainer calls this, so generation is not affected.
+
+        Raises:
+            InputError: if there are more bad rows than --skip-bad-rows allows.
         """
         torch.set_float32_matmul_precision(str(self.cfg.matmul_precision))
         if not self._surveyed:
@@ -203,15 +211,15 @@ class TrainedTask(CommonTask):
             refuse_what_will_fail(self.survey_files(model, epoch), self.skip_budget)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
-        """Return what fairseq adds to a checkpoint's extra_state: the bad rows that were skipped so far."""
+        """Return the values that fairseq adds to a checkpoint's extra_state: the bad rows skipped so far."""
         return {type(self).__name__: {"skipped_rows": self.skip_budget.skipped}}
 
     def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
-        """Take over what a checkpoint kept; fairseq calls it where a training goes on, not where one starts anew."""
+        """Restore the values of a checkpoint. fairseq calls it if a training resumes, not if a new one starts."""
         self.skip_budget.restore(kept.get("skipped_rows", []))
 
     def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
-        """Look at the rows of all files that the training reads from an epoch on, up to `last_epoch`."""
+        """Check the rows of all files that the training reads from an epoch up to `last_epoch`."""
         raise NotImplementedError
 
     def train_step(
@@ -224,9 +232,9 @@ class TrainedTask(CommonTask):
         ignore_grad: bool = False,
         ema_model: torch.nn.Module | None = None,
     ) -> Step:
-        """Take the gradient of a batch's loss, and return loss, sample size and what to log; a stand-in counts 0.
+        """Compute the gradient of a batch's loss; return loss, sample size and logged values, all 0 for a stand-in.
 
-        With --amp a CPU computes in bfloat16 what a GPU would in half precision; fairseq has only the latter.
+        With --amp, a CPU computes in bfloat16 and a GPU in half precision. fairseq itself supports only the GPU.
         """
         if isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu":
             criterion = partial(_in_bfloat16, criterion)
@@ -237,18 +245,18 @@ class TrainedTask(CommonTask):
         return counting_nothing(step) if is_stand_in else step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log the criterion's metrics, of batches that count."""
+        """Log the criterion's metrics, without stand-in batches."""
         if logging_outputs and not any(any(log.values()) for log in logging_outputs):
-            metrics.log_scalar("loss", 0.0, weight=0)  # stand-ins only: there is nothing to divide by
+            metrics.log_scalar("loss", 0.0, weight=0)  # only stand-ins: the criterion would divide by 0
             return
         cast(Any, super()).reduce_metrics(logging_outputs, criterion)
 
 
 class TrainedSingleTask(TrainedTask, BaseTask):
-    """What fairseq's programs ask of a single task.
+    """The methods that fairseq's programs need of a single task.
 
     Attributes:
-        score_prefix: what the names of validation's scores begin with; empty but in a mixture of tasks.
+        score_prefix: the prefix of the names of validation scores; empty outside a mixture of tasks.
     """
 
     dataset_class: ClassVar[Any]
@@ -259,26 +267,35 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         self._averaged_model: torch.nn.Module | None = None
 
     def has_sharded_data(self, split: str) -> bool:
-        """Say whether epochs read different files, which has fairseq load the dataset for every epoch."""
+        """Return whether epochs read different files. If so, fairseq loads the data set for every epoch."""
         return split == "train" and len(self.training_paths) > 1
 
     def rows_in_epoch(self, epoch: int) -> int:
-        """Return how many rows the training file of an epoch has."""
+        """Return the number of rows in the training file of an epoch."""
         return len(TsvFile(self.split_path("train", epoch), self.cfg.selected_cols))
 
     def training_paths_of(self, first: int, last: float) -> list[str]:
-        """Return the files, each once, that the epochs from `first` to `last`, which may be infinite, train on."""
+        """Return the training files of the epochs from `first` to `last` (which may be infinite), each file once."""
         paths = self.training_paths
         epochs = range(first, int(min(last, first + len(paths) - 1)) + 1)
         return list(dict.fromkeys(paths[(epoch - 1) % len(paths)] for epoch in epochs))
 
     def survey_files(self, model: torch.nn.Module, epoch: int) -> list[Survey]:
-        """Look at the rows of all files that the training reads from an epoch on, up to `last_epoch`."""
+        """Check the rows of all files that the training reads from an epoch up to `last_epoch`."""
         paths = self.training_paths_of(epoch, self.last_epoch)
         return list(self.surveys(getattr(model, "num_queries", None), self.keeps_eos, paths))
 
     def surveys(self, num_queries: int | None, keeps_eos: bool, paths: Sequence[str]) -> Iterator[Survey]:
-        """Look at these training files, then at those of validation; num_queries: those of a student."""
+        """Check some training files, then those of validation.
+
+        Args:
+            num_queries: the number of a student's queries; None for a teacher.
+            keeps_eos: whether `</s>` takes a query, too.
+            paths: the training files.
+
+        Yields:
+            The results, file by file.
+        """
         loaded = self.datasets["train"]
         for path in paths:
             dataset = loaded if path == loaded.tsv.path else self.open_file(path, "train")
@@ -290,7 +307,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
-        With `from_checkpoint` it has no weights yet (they are on the meta device) and takes those of the checkpoint.
+        With `from_checkpoint`, its weights are on the meta device until it takes those of the checkpoint.
         """
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
         with without_weights() if weightless else nullcontext():
@@ -300,9 +317,10 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         return model
 
     def prepare_validation(self, model: OfaModel) -> None:
-        """Note how long texts may be for a model, and make the generator of validation, if it generates.
+        """Store the limits of text lengths of a model, and build the generator if validation generates.
 
-        Raises InputError for a model that options rule out.
+        Raises:
+            InputError: if the options exclude the model.
         """
         self.check_model(model)
         if self.generates_in_validation:
@@ -316,9 +334,9 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
     ) -> Hypotheses:
-        """Return the hypotheses of each of the B samples, best first, as fairseq's generators give them.
+        """Return the hypotheses of each of the B samples, best first, in the form of fairseq's generators.
 
-        In fairseq-generate the targets' texts are remembered, which it asks for next.
+        In fairseq-generate, the target texts are kept, because it decodes the targets next.
         """
         if self.target_texts is not None:
             self.target_texts.remember(sample)
@@ -331,14 +349,14 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         criterion: FairseqCriterion,
         ema_model: torch.nn.Module | None = None,
     ) -> Step:
-        """Return loss, sample size and what to log, with scores of generated hypotheses where they are asked for.
+        """Return loss, sample size and logged values, with scores of hypotheses if validation generates.
 
-        They are those of the averaged model where there is one. With several references the loss is on the first one.
+        If there is an averaged model, it is validated. With several references, the loss is that of the first one.
         """
         if ema_model is not None:
             model = ema_model
             if self.generates_in_validation and self._averaged_model is not ema_model:
-                # fairseq's search keeps the model that it was built for.
+                # fairseq's search stores the model that it was built for.
                 self._averaged_model = ema_model
                 self.generator = self.build_generator([ema_model], self.generator_options())
         judged = sample
@@ -354,12 +372,12 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         return counting_nothing(step) if sample.get(STAND_IN) else step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log the criterion's metrics and the mean of each score of the hypotheses seen."""
+        """Log the criterion's metrics and the mean of each score of the hypotheses."""
         cast(Any, super()).reduce_metrics(logging_outputs, criterion)
         self.log_scores(logging_outputs)
 
     def log_scores(self, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the mean of each score of the hypotheses seen."""
+        """Log the mean of each score of the hypotheses."""
         for name in (f"{self.score_prefix}{metric}" for metric in self.validation_metrics):
             count = sum(log.get(f"_{name}_count", 0) for log in logging_outputs)
             if count > 0:
@@ -368,7 +386,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
 
 
 def _model_name(cfg: Any) -> str | None:
-    """Return the name that fairseq would build by, None where there is none."""
+    """Return the name by which fairseq would build a model or criterion; None if it has none."""
     try:
         name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     except OmegaConfBaseException:
@@ -384,13 +402,13 @@ def counting_nothing(step: Step) -> Step:
 
 
 def _in_bfloat16(criterion: FairseqCriterion, model: torch.nn.Module, sample: dict[str, Any]) -> Step:
-    """Return what the criterion does, with the products of matrices in bfloat16."""
+    """Return the criterion's result, with matrix products in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         return criterion(model, sample)
 
 
 def with_first_reference(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch with the first reference as its target in place of all of them joined."""
+    """Return the batch with the first reference as its target, in place of all references joined."""
     first = dict(sample["first_reference"])
     previous = first.pop("prev_output_tokens")
     return sample | first | {"net_input": sample["net_input"] | {"prev_output_tokens": previous}}

@@ -1,4 +1,4 @@
-"""The task `vqa_gen`: an image and a question about it, to a short answer."""
+"""The task `vqa_gen`: it predicts a short answer to a question about an image."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -13,7 +13,7 @@ from narvl_plugin.tasks.base import Hypotheses
 
 @dataclass
 class VqaGenConfig(AnswerTaskConfig):
-    """Options of the task `vqa_gen`; its score in validation is the soft accuracy, `vqa_score`."""
+    """Options of the task `vqa_gen`. Its validation score is the soft accuracy, `vqa_score`."""
 
     selected_cols: str = field(
         default="0,5,2,3,4",
@@ -57,7 +57,7 @@ class VqaGenTask(AnswerTask):
         )
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the best answer to each question with a confidence of 1, so that every row weighs the same."""
+        """Return the best answer to each question with confidence 1, so that all rows have the same weight."""
         marks = (REFERENCE_SEPARATOR, CONFIDENCE_MARK)
         answers = [" ".join(self.codec.decode(beam[0]["tokens"]).split()) for beam in hypotheses]
         return [

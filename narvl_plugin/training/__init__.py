@@ -1,4 +1,4 @@
-"""fairseq's trainer as our tasks need it, and what it is given: averaged weights, schedule, optimizer."""
+"""The trainer of our tasks, derived from fairseq's, with averaged weights, a schedule and an optimizer."""
 
 from narvl_plugin.importing import leaving_logging_alone
 

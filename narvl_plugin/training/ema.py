@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, which fairseq's trainer keeps with --store-ema."""
+"""The exponential moving average of a model's weights, for fairseq's option --store-ema."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from narvl_plugin.models.inference import multiply_in
 
 
 class AveragedModel(EMA):
-    """A copy of a model whose weights, and statistics of batch norms, follow the model's: average += (1 - decay) * gap.
+    """A copy of a model whose weights and batch-norm statistics follow the model's: average += (1 - decay) * gap.
 
-    fairseq's own goes by the names in the state: it moves the embedding three times for its three names, and fails on
-    the batch norms' counts of batches, which are integers and taken over here. What is frozen stays the same bit by
+    fairseq's own average uses the names in the state. It moves the embedding three times, once for each name. It fails
+    on the batch norms' counts of batches, which are integers; this class copies them. Frozen weights stay equal bit by
     bit.
 
-    The averages are in float32, also of a model in half precision, where a step is too small to change them. With
-    --fp16 and --bf16 the averaged model still multiplies in the training's precision, by autocast.
+    The averages are always in float32, because a step is too small to change averages in half precision. With --fp16
+    and --bf16, the averaged model still multiplies in the training's precision, by autocast.
     """
 
     def __init__(self, model: nn.Module, config: Any, device: torch.device | None = None) -> None:
@@ -44,7 +44,7 @@ class AveragedModel(EMA):
                 averages[name].copy_(weight)
 
     def build_fp32_params(self, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Take over averages in float32, where given, and let them be had by their names, as with --ema-fp32."""
+        """Provide the averages by name, as --ema-fp32 does, and restore those that are given, in float32."""
         self.fp32_params = tensors_of(self.model)
         for name, average in self.fp32_params.items():
             if state_dict is not None and name in state_dict:
@@ -52,10 +52,10 @@ class AveragedModel(EMA):
 
 
 def build_ema(model: nn.Module, cfg: Any, device: torch.device) -> AveragedModel:
-    """Return the average that starts from the weights of `model`, or from those of --ema-seed-model."""
+    """Return the averaged model. It starts from the weights of `model`, or from those of --ema-seed-model."""
     return AveragedModel(model, cfg, device)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers, each once, whatever its names, by the first of them."""
+    """Return a model's parameters and buffers by name. Each appears once, under its first name."""
     return {name: tensor.detach() for name, tensor in chain(model.named_parameters(), model.named_buffers())}

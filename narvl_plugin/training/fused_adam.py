@@ -1,4 +1,4 @@
-"""The optimizer `fused_adam`: fairseq's Adam, with all that an update does to a weight in one pass over memory."""
+"""The optimizer `fused_adam`: fairseq's Adam, in one pass over memory for each update."""
 
 import math
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 
 class _FusedAdamW(torch.optim.AdamW):
-    """AdamW by torch's fused kernel, with epsilon where fairseq adds it: before the correction of the bias."""
+    """AdamW by torch's fused kernel, with epsilon added before the bias correction, as in fairseq."""
 
     supports_flat_params = True
 
     def step(self, closure: Any = None) -> Any:
-        """Update the weights by their gradients; returns what `closure` does."""
+        """Update the weights by their gradients; return the result of `closure`."""
         epsilons = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
-            # Counted here, since the counts of torch are tensors, which a GPU would have to be waited for.
+            # Counted here: torch's counts are tensors, so reading them would synchronise with a GPU.
             group["updates"] = group.get("updates", 0) + 1
             group["eps"] /= math.sqrt(1 - group["betas"][1] ** group["updates"])
         result = super().step(closure)
@@ -29,7 +29,7 @@ class _FusedAdamW(torch.optim.AdamW):
 
 @register_optimizer("fused_adam", dataclass=FairseqAdamConfig)
 class FusedAdam(FairseqAdam):
-    """Adam with decoupled weight decay: the options and, up to rounding, the weights of fairseq's `adam`."""
+    """Adam with decoupled weight decay. It has the options of fairseq's `adam`, and its results up to rounding."""
 
     def __init__(self, cfg: FairseqAdamConfig, params: Iterable[torch.nn.Parameter]) -> None:
         FairseqOptimizer.__init__(self, cfg)

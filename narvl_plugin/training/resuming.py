@@ -1,4 +1,4 @@
-"""Whether a training can go on at a checkpoint: a model of other sizes has no use for its optimizer's state."""
+"""Checks whether a training can resume from a checkpoint. The optimizer's state must fit the model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ SHAPING = (
     *("vision_trunk", "normalise_features", "max_positions", "token_bucket_size", "image_bucket_size"),
     *("freeze_resnet", "freeze_embedding", "num_queries"),
 )
-"""Options of a model that decide which weights are trained, and their shapes."""
+"""Model options that determine the trained weights and their shapes."""
 
 
 def check_resumed(file: str, state: Mapping[str, Any], cfg: Mapping[str, Any], reset_lr_scheduler: bool) -> None:
-    """Raise InputError, with both values, where a training would go on with another model than it began with.
-
-    Other kinds of criterion, optimizer and schedule are refused, too.
+    """Check that a training resumes with the model, criterion, optimizer and schedule that it began with.
 
     Args:
         file: the checkpoint, for the message.
-        state: what it holds; one without an optimizer's state is where a training may start, and is not checked.
-        cfg: the whole configuration of the training that is to go on.
-        reset_lr_scheduler: whether the schedule starts anew.
+        state: its content. A checkpoint without an optimizer's state is not checked: a new training starts from it.
+        cfg: the whole configuration of the training that resumes.
+        reset_lr_scheduler: whether the schedule starts again.
+
+    Raises:
+        InputError: if one of them differs; the message has both values.
     """
     if not state.get("model") or state.get("last_optimizer_state") is None:
         return
@@ -67,5 +68,5 @@ def check_resumed(file: str, state: Mapping[str, Any], cfg: Mapping[str, Any], r
 
 
 def _name(part: object) -> str | None:
-    """Return the name by which fairseq builds a part of a training; None where it cannot be told."""
+    """Return the name by which fairseq builds a part of a training; None if it is unknown."""
     return str(part["_name"]) if isinstance(part, Mapping) and part.get("_name") else None

@@ -1,7 +1,6 @@
-"""The learning-rate schedule `polynomial_decay_ratio`: fairseq's, with a warm-up that may be a share of the training.
+"""The learning-rate schedule `polynomial_decay_ratio`: fairseq's `polynomial_decay` with a warm-up ratio.
 
-It has a name of its own because fairseq-hydra-train checks a recipe's `polynomial_decay` against fairseq's own options
-before it imports any plugin.
+It has its own name because fairseq-hydra-train checks the options of `polynomial_decay` before it imports any plugin.
 """
 
 import math
@@ -24,7 +23,7 @@ from narvl_plugin.errors import InputError
 
 @dataclass
 class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
-    """Options of `polynomial_decay_ratio`: fairseq's, and OFA's name for the warm-up as a share."""
+    """Options of `polynomial_decay_ratio`: fairseq's, and a warm-up ratio with OFA's name."""
 
     warmup_ratio: float = field(
         default=0.0,
@@ -43,9 +42,10 @@ class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
 class WarmupRatioSchedule(PolynomialDecayLRSchedule):
     """Linear warm-up over a number or a share of all updates, then polynomial decay over the rest.
 
-    Nothing of it is kept in checkpoints: it follows from the options, so that a resumed training has the same rates.
+    Checkpoints store nothing of it. The options determine the rates, so a resumed training has the same rates.
 
-    Raises InputError for a share outside of [0, 1), or beside a number of updates.
+    Raises:
+        InputError: if the share is outside [0, 1), or given together with a number of updates.
     """
 
     def __init__(self, cfg: WarmupRatioConfig, optimizer: FairseqOptimizer) -> None:
@@ -65,14 +65,14 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
             self.plan(cfg.total_num_update)
 
     def plan(self, total_num_update: float) -> None:
-        """Stretch the schedule over this number of updates."""
+        """Set the number of updates of the schedule."""
         self.is_planned = True
         self.total_num_update = total_num_update
         if self.warmup_ratio:
             self.cfg.warmup_updates = round(self.warmup_ratio * total_num_update)
 
     def step_begin_epoch(self, epoch: int) -> float:
-        """Return the rate at the start of an epoch; raises InputError if nothing says how long the training is."""
+        """Return the rate at the start of an epoch; raise InputError if the number of updates is unknown."""
         if not self.is_planned:
             raise InputError(
                 "--lr-scheduler polynomial_decay_ratio: how many updates there are is not known; give --max-update, "
@@ -82,9 +82,13 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
 
 
 def planned_updates(trainer: Trainer, iterator: EpochBatchIterator) -> int:
-    """Return how many updates --max-update or else --max-epoch allows, 0 without; `iterator` is that of an epoch.
+    """Return the number of updates by --max-update, or else by --max-epoch; 0 without both.
 
-    Where epochs read different files, the task says by `rows_in_epoch` how many rows each has.
+    If epochs read different files, `rows_in_epoch` of the task returns the number of rows of each.
+
+    Args:
+        trainer: the trainer, with its configuration and task.
+        iterator: the iterator of an epoch's batches.
     """
     cfg = trainer.cfg
     if cfg.optimization.max_update:
@@ -94,7 +98,7 @@ def planned_updates(trainer: Trainer, iterator: EpochBatchIterator) -> int:
     batch_size = min(limit for limit in limits if limit)
 
     def batches(epoch: int) -> int:
-        """Count those of one process."""
+        """Return the number of batches of one process."""
         if not trainer.task.has_sharded_data("train"):
             return len(iterator)
         return math.ceil(math.ceil(trainer.task.rows_in_epoch(epoch) / batch_size) / iterator.num_shards)

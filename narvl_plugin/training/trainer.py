@@ -1,4 +1,4 @@
-"""fairseq's trainer with what trainings of our tasks need: stand-in batches, averaged weights, planned schedules."""
+"""fairseq's trainer with additions for our tasks: stand-in batches, averaged weights, planned schedules."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 class NarvlTrainer(trainer.Trainer):
-    """fairseq's trainer, which for datasets of other plugins and of fairseq does what it does without this class.
+    """fairseq's trainer with additions for our tasks. For other data sets, it behaves like fairseq's.
 
-    `stand_in` is a training batch that counts nothing, for a process that has no batch for the last update of an epoch.
+    Attributes:
+        stand_in: a training batch of weight 0, for a process without a batch in the last update of an epoch.
     """
 
     stand_in: dict[str, Any] | None = None
 
     def get_train_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the iterator of an epoch's batches, and tell task and schedule how long the training is.
+        """Return the iterator of an epoch's batches, and set the length of the training in task and schedule.
 
-        Raises InputError for limits of validation's batches that leave no room for a row: before the first update,
-        where fairseq would find out after an epoch of training.
+        Raises:
+            InputError: if the limits of validation batches leave no room for a row. fairseq would detect this only
+                after an epoch of training.
         """
         self.task.last_epoch = self.cfg.optimization.max_epoch or math.inf
         iterator = super().get_train_iterator(*args, **kwargs)
@@ -51,10 +53,10 @@ class NarvlTrainer(trainer.Trainer):
         return iterator
 
     def train_step(self, samples: list[Any], raise_oom: bool = False) -> Any:
-        """Update the weights by some batches; an empty one is replaced by `stand_in`.
+        """Update the weights with some batches. `stand_in` replaces an empty batch.
 
-        fairseq would forget the sample size of the first of two batches with that of an empty second, while the first
-        one's gradient counts. After a validation it would train, for the empty one, on a batch of that.
+        If the second of two batches is empty, fairseq would lose the sample size of the first, but not its gradient.
+        After a validation, fairseq would replace the empty batch by a validation batch and train on it.
         """
         if self.stand_in is not None:
             samples = [sample or self.stand_in for sample in samples]
@@ -68,13 +70,15 @@ class NarvlTrainer(trainer.Trainer):
         optimizer_overrides: dict[str, Any] | None = None,
         reset_meters: bool = False,
     ) -> dict[str, Any] | None:
-        """Load a checkpoint; averaged weights go on where the optimizer does, and start anew where it does.
+        """Load a checkpoint. Averaged weights resume if the optimizer does; else they start again.
 
-        fairseq raises KeyError('model') for a checkpoint without averaged weights, and takes a teacher's for those of
-        the student that starts from it.
+        fairseq raises KeyError('model') for a checkpoint without averaged weights. It would also restore a teacher's
+        averaged weights for a student that starts from the teacher.
 
-        Raises InputError where the training began with another model, criterion, optimizer or schedule (fairseq would
-        stop at the first update, in an error about sizes of tensors), and for a folder (it would start anew).
+        Raises:
+            InputError: if the training began with another model, criterion, optimizer or schedule. fairseq would stop
+                at the first update, with an error about sizes of tensors.
+            MissingInput: if the file is a folder. fairseq would start a new training.
         """
         if os.path.isdir(filename):
             existing(filename)
@@ -83,10 +87,10 @@ class NarvlTrainer(trainer.Trainer):
             check_resumed(filename, state, self.cfg, reset_lr_scheduler)
         resets = (reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
         ema = self.cfg.ema
-        store_ema, ema.store_ema = ema.store_ema, False  # or fairseq would restore it in its way
+        store_ema, ema.store_ema = ema.store_ema, False  # else fairseq would restore it itself
         try:
             extra_state: dict[str, Any] | None = super().load_checkpoint(filename, *resets)
-        except AssertionError as error:  # of an optimizer with --fp16 and one without, both of which it names
+        except AssertionError as error:  # its text names optimizers with and without --fp16
             raise InputError(f"{filename}: {error}") from error
         finally:
             ema.store_ema = store_ema
@@ -104,7 +108,7 @@ class NarvlTrainer(trainer.Trainer):
 
 
 def use_trainer() -> None:
-    """Put `NarvlTrainer` in the place of fairseq's trainer, also where the program that trains has imported that one.
+    """Replace fairseq's trainer by `NarvlTrainer`, even if the training program has already imported it.
 
     A program that imports it later takes the name from `fairseq.trainer`.
     """
