@@ -87,7 +87,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_that_is_a_folder(command: str, file: Path, tmp_path: Path) -> None:
     for name in ("out", "out.json", "out.safetensors"):
         (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=r"out(\.json|\.safetensors)?: is a folder|is no file that can be replaced"):
+    with pytest.raises(InputError, match=r"out(\.json|\.safetensors)?: is a folder|is not a file that can be replaced"):
         FILES[command](file, tmp_path / "out")
 
 

@@ -130,8 +130,8 @@ def _check_head(file: Path, head: bytes) -> None:
     is_safetensors = head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < file.stat().st_size
     if is_safetensors and file.suffix != SAFETENSORS_SUFFIX:
         raise InputError(
-            f"{file}: is a safetensors file; name it NAME{SAFETENSORS_SUFFIX}, with the NAME.json that says which "
-            "model it is beside it"
+            f"{file}: is a safetensors file; name it NAME{SAFETENSORS_SUFFIX}, and put NAME.json, with the model's "
+            "configuration, beside it"
         )
     wanted = () if file.suffix == SAFETENSORS_SUFFIX else (ZIP, PICKLE)
     what = None if is_safetensors else mistaken(head, wanted)
@@ -155,7 +155,7 @@ def _read_archive(file: Path) -> Any:
             found = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(found) != 1 or members[found[0]][1] > LARGEST_PICKLE:
                 raise InputError(
-                    f"{file}: is no checkpoint: not one data.pkl of at most {LARGEST_PICKLE} bytes is in it"
+                    f"{file}: is no checkpoint: it must contain one data.pkl of at most {LARGEST_PICKLE} bytes"
                 )
             pickled = archive.read(found[0])
             folder = found[0].removesuffix("data.pkl")
@@ -187,7 +187,7 @@ def _other_archive(names: Sequence[str]) -> str | None:
     if names and all(name.endswith(".npy") for name in names):
         return "is a file of numpy's arrays (.npz), not a checkpoint"
     if not any(name.endswith("/data.pkl") for name in names):
-        return "is no checkpoint: not one data.pkl is in it; unpack it, and give the file in it"
+        return "is no checkpoint: it contains no data.pkl; unpack it, and give the file in it"
     if any(name.endswith("/constants.pkl") for name in names):
         return "is a model of TorchScript (torch.jit); give the checkpoint that it was made from"
     return None
@@ -243,7 +243,7 @@ def _read_old_format(file: Path) -> Any:
 
         header = [PlainUnpickler(head, size, {}, NOT_NEEDED).load() for _ in range(3)]
         if header[:2] != [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION]:
-            raise ValueError("it does not begin as one")
+            raise ValueError("its header is wrong")
         if header[2].get("little_endian") is not (sys.byteorder == "little"):
             raise InputError(f"{file}: was written on a machine with another byte order; convert it there")
         unpickler = CheckpointUnpickler(head, size, read_storage)
@@ -284,7 +284,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     except Refused as error:
         raise InputError(f"{description}: refused, because it {error}") from error
     if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
-        raise InputError(f"{description}: holds no configuration (cfg), so it cannot be told which model it is")
+        raise InputError(f"{description}: holds no configuration (cfg), so its model is unknown")
     try:
         whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
     except Exception as error:  # such as KeyError, for number types that torch does not know
@@ -302,7 +302,7 @@ def _check_parts(file: Path, state: Any) -> None:
             raise InputError(f"{file}: is no checkpoint of fairseq: its {name} is a {type(state[name]).__name__}")
     weights = state.get("model") or {}
     if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in weights.items()):
-        raise InputError(f"{file}: is no checkpoint of fairseq: its model holds more than tensors under their names")
+        raise InputError(f"{file}: is no checkpoint of fairseq: its model is not a dict of tensors by name")
     for name, largest in (
         ("cfg", LARGEST_CONFIGURATION),
         ("args", LARGEST_FLAGS),
@@ -314,4 +314,4 @@ def _check_parts(file: Path, state: Any) -> None:
             raise InputError(f"{file}: refused, because its {name} {error}") from error
         for text in texts_of(state.get(name)):
             if "${" in text:  # OmegaConf would replace it by another value, or from the environment
-                raise InputError(f"{file}: refused, because its {name} holds the text {brief(text)}, a reference")
+                raise InputError(f"{file}: refused, because its {name} refers to other values: {brief(text)}")

@@ -71,7 +71,7 @@ class Checkpoint:
         if cfg is None:
             cfg = _configuration_of_flags(state.get("args"))
         if cfg is None:
-            raise InputError(f"{file}: holds no configuration (cfg), so it cannot be told which model it is")
+            raise InputError(f"{file}: holds no configuration (cfg), so its model is unknown")
         return cls(Path(file), state["model"], cfg, state.get("task_state") or {})
 
     @property
@@ -190,7 +190,7 @@ class Checkpoint:
         """Return the options of the model; raise InputError if the model is not one of ours."""
         values = self.cfg.get("model")
         if not isinstance(values, dict):
-            raise InputError(f"{self.file}: was trained with a model that is none of ours ({type(values).__name__})")
+            raise InputError(f"{self.file}: was trained with a model that is not supported ({type(values).__name__})")
         return dict(values)
 
     def build_model(self, use: Use, labels: int) -> OfaModel:
@@ -208,7 +208,7 @@ class Checkpoint:
         values: dict[str, Any] = given if isinstance(given, dict) else {}
         name = values.get("_name") or values.get("arch")
         if not isinstance(name, str) or not FAMILY_NAMES.fullmatch(name):
-            raise InputError(f"{self.file}: the model {name!r:.80} is none of ours (ofa_SIZE, narvl_SIZE)")
+            raise InputError(f"{self.file}: the model {name!r:.80} is not supported; it must be ofa_SIZE or narvl_SIZE")
         family, _, size = name.partition("_")
         config_class, model_class = FAMILIES[family]
         try:

@@ -110,7 +110,7 @@ def numpy_scalar(dtype: NumpyDtype, data: bytes) -> np.generic:
 
 def numpy_ndarray(*_: Any) -> NoReturn:
     """Represent the type of arrays; raise Refused if a pickle calls it, since a call may allocate any memory."""
-    raise Refused("calls numpy.ndarray, which no array was ever written with")
+    raise Refused("calls numpy.ndarray, which no saved array needs")
 
 
 def numpy_array(subtype: Any, shape: Any, typecode: Any) -> np.ndarray[Any, Any]:
@@ -125,7 +125,7 @@ def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: An
     if type(dtype) is not NumpyDtype or type(data) is not bytes or not is_shape(shape) or array.size:
         raise ValueError("a numpy array of the wrong type")
     if math.prod(shape) * dtype.numpy.itemsize != len(data):
-        raise ValueError(f"a numpy array of {len(data)} bytes, which its shape does not need")
+        raise ValueError(f"a numpy array of {len(data)} bytes, which does not match its shape")
     checked: Any = (1, shape, dtype.numpy, bool(in_columns), data)
     array.__setstate__(checked)
 

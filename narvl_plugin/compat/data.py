@@ -80,10 +80,10 @@ def compare_places(iterator: iterators.EpochBatchIterator, state: dict[str, Any]
         "and the training file as they were, or start at epoch 1 again with --reset-dataloader"
     )
     if position >= len(iterator):
-        raise InputError(f"{place}, which now has {len(iterator)} {advice}")
+        raise InputError(f"{place}, but the epoch now has only {len(iterator)} {advice}")
     read_again = before["rows_read"] - now["rows_read"]
     if now["rows"] != before["rows"]:
-        logger.warning("%s, which now has other rows: some are read twice in it, others not %s", place, advice)
+        logger.warning("%s, which now has other rows: some will be read twice, others never %s", place, advice)
     elif read_again:
         what = "read again" if read_again > 0 else "left out"
-        logger.warning("%s, of which %d rows are now %s %s", place, abs(read_again), what, advice)
+        logger.warning("%s; %d rows of it will be %s %s", place, abs(read_again), what, advice)

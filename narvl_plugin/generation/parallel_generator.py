@@ -244,7 +244,9 @@ class ParallelGenerator:
         else:
             outputs, totals = asked
             if bool((totals == -torch.inf).any()):
-                raise ValueError(f"{log_probs.size(1)} queries have no path with a probability to any of the answers")
+                raise ValueError(
+                    f"{log_probs.size(1)} queries have no path to any of the answers whose probability is above 0"
+                )
         shares = (outputs.scores - totals).exp()
         if self.rescorer is not None:
             scores = outputs.scores.clone()

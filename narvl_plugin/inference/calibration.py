@@ -241,7 +241,7 @@ def calibrate(
     model_options(student, read_checkpoint(existing(student)))
     if fitted_on.model.members:
         raise InputError(
-            f"{student}: answers for several tasks, and has one temperature; make a student of one task first: "
+            f"{student}: predicts for several tasks, but has only one temperature; make a student of one task first: "
             "narvl convert CHECKPOINT OUT --member NAME"
         )
     on_test = None if test is None else load(student, test, "student")
@@ -255,7 +255,7 @@ def calibrate(
     confidence, right = judge(fitted_on, batch_size, near)
     temperature = best_temperature(near, confidence, right)
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
-        logger.warning("the temperature %.2f is the last one tried; the fit is no minimum", temperature)
+        logger.warning("the temperature %.2f is at the end of the range; the best one may be outside", temperature)
     fitted = near.index(temperature)
     slope, offset = UNCHANGED
     if fitted_on.generator.output_scores is not None:  # confidence is no probability; a temperature cannot calibrate it
@@ -301,7 +301,7 @@ def model_options(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     options = vars(options) if isinstance(options, Namespace) else options
     if not isinstance(options, dict):
         raise InputError(
-            f"{file}: has no options of its model (cfg.model) that could keep what is fitted; make a checkpoint that "
-            "has them first: narvl convert CHECKPOINT OUT"
+            f"{file}: has no options of its model (cfg.model) in which to store the fitted values; convert it to a "
+            "checkpoint that has them first: narvl convert CHECKPOINT OUT"
         )
     return options

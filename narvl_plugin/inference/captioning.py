@@ -104,7 +104,7 @@ def caption_images(
         BadRow: if a file is not a readable image, and the skip budget is spent.
     """
     if out is not None and out.exists() and not out.is_file():
-        raise InputError(f"--out {out}: is no file that can be replaced; give the name of a file")
+        raise InputError(f"--out {out}: is not a file that can be replaced; give the name of a file")
     if out is not None:
         require_writable(out)
     files, others = search_images(given)
@@ -114,7 +114,7 @@ def caption_images(
     ids = coco_ids(files) if as_json else {}
     if others:
         shown = ", ".join(repr(str(file)) for file in others[:5]) + (", …" if len(others) > 5 else "")
-        logger.warning("%d left out, of formats that cannot be read here: %s", len(others), shown)
+        logger.warning("%d file(s) left out, of unsupported image formats: %s", len(others), shown)
     budget = SkipBudget(skip_bad_rows)
     captions = 0
     records = []
@@ -123,7 +123,7 @@ def caption_images(
         chosen = choose_device(device)
         model = Predictor.load(checkpoint, task_overrides=overrides, generation={"beam": beam}, device=chosen)
         if model.task.name != "caption":
-            raise InputError(f"{checkpoint}: was trained for {model.task.name}; give a model of captions")
+            raise InputError(f"{checkpoint}: was trained for {model.task.name}; give a checkpoint of the task caption")
         start = time.perf_counter()
         for name, caption in captions_of(model, files, batch_size, workers, budget):
             captions += 1
@@ -170,7 +170,7 @@ def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
     for name, match in matches.items():
         if match is None:
             raise InputError(
-                f"{name}: has no number for an image_id, as {next(filter(matches.get, matches))} has; {advice}"
+                f"{name}: has no number for an image_id, unlike {next(filter(matches.get, matches))}; {advice}"
             )
         ids[name] = int(match[1])
         if (other := name_of.setdefault(ids[name], name)) != name:
@@ -217,7 +217,7 @@ def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     unwritable = [name for name in found if UNWRITABLE.search(name)]
     if unwritable:
         advice = encoding_advice(unwritable[0]) if SURROGATES.search(unwritable[0]) else "rename it"
-        raise InputError(f"{unwritable[0]!r}: a file of this name cannot be written of in a line; {advice}")
+        raise InputError(f"{unwritable[0]!r}: this name does not fit into a line of text; {advice}")
     return found, others
 
 

@@ -107,7 +107,7 @@ def distill(
         )
         task = model.task
         if nbest > 1 and not task.holds_several_targets:
-            raise InputError(f"--nbest {nbest}: a row of {task.name}, which {teacher} was trained for, has one target")
+            raise InputError(f"--nbest {nbest}: {teacher} was trained for {task.name}, whose rows have one target each")
         selected = parse_columns(task.cfg.selected_cols)
         image_column, target_column = selected[IMAGE_PLACE], selected[task.target_place]
         budget = task.skip_budget
@@ -141,6 +141,6 @@ def written_targets(teacher: Predictor, rows: Sequence[int], nbest: int) -> dict
         if target:
             written[row] = target
             continue
-        problem = f"the teacher says {teacher.text(beam)!r}, which is no target"
+        problem = f"the teacher predicts {teacher.text(beam)!r}, which is not a target"
         task.skip_budget.skip(BadRow(f"{teacher.dataset.where(row)}: {problem} of {task.name}"))
     return written

@@ -140,5 +140,5 @@ def frozen_backbone(arch: str) -> str:
         raise InputError(f"--arch {arch}: there is no such architecture; choose one of {known}")
     cfg = OfaConfig(**SIZES[size])
     if not (cfg.vision_pretrained and cfg.freeze_resnet):
-        raise InputError(f"--arch {arch}: trains its vision trunk, so its features change and are not to be stored")
+        raise InputError(f"--arch {arch}: trains its vision backbone, so its features change and must not be stored")
     return cfg.vision_trunk

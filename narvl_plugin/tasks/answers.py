@@ -31,8 +31,8 @@ class AnswerTaskConfig(BaseTaskConfig):
     prompt_type: PromptType = field(
         default=PromptType.none,
         metadata={
-            "help": "what a teacher's decoder starts from: none (<s>), src (the source), prev_output (the source "
-            "without </s>); students need none"
+            "help": "start of a teacher's decoder: none (<s>), src (the source), prev_output (the source without "
+            "</s>); for students it must be none"
         },
     )
     eval_acc: bool = field(
@@ -50,11 +50,11 @@ class AnswerTaskConfig(BaseTaskConfig):
         default=InferenceType.allcand,
         metadata={
             "help": "how models answer, in validation and in fairseq-generate: allcand scores all answers of the "
-            "closed list, beamsearch searches among them (with no list: freely)"
+            "closed list, beamsearch searches among them (without a list, among all outputs)"
         },
     )
     valid_batch_size: int = field(
-        default=20, metadata={"help": "beginnings of answers that allcand scores at once for each sample"}
+        default=20, metadata={"help": "number of answer prefixes that allcand scores at once for each sample"}
     )
 
 

@@ -97,22 +97,20 @@ class BaseTaskConfig(CommonConfig):
     )
     rescore_with: Optional[str] = field(
         default=None,
-        metadata={
-            "help": "a teacher's checkpoint, which adds to the scores of the outputs that a student's beam (--beam "
-            "above 1) finds"
-        },
+        metadata={"help": "checkpoint of a teacher that rescores the outputs of a student's beam (--beam above 1)"},
     )
     rescore_weight: float = field(
-        default=1.0, metadata={"help": "what the teacher's log-probabilities are multiplied by for --rescore-with"}
+        default=1.0, metadata={"help": "factor of the teacher's log-probabilities for --rescore-with"}
     )
     abstain_below: float = field(
-        default=0.0, metadata={"help": "confidence (0 to 1) below which a student says nothing; see narvl calibrate"}
+        default=0.0,
+        metadata={"help": "confidence (0 to 1) below which a student's output is left empty; see narvl calibrate"},
     )
     member: Optional[str] = field(
         default=None,
         metadata={
-            "help": "with a student that --task multitask has trained: the name of the member whose queries answer, "
-            "where it is not the task's own"
+            "help": "for a student trained with --task multitask: name of the member whose queries to use, by default "
+            "that of the task"
         },
     )
 

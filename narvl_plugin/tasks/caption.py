@@ -35,8 +35,8 @@ class CaptionConfig(BaseTaskConfig):
     any_reference: bool = field(
         default=False,
         metadata={
-            "help": "train a student to say any one of a row's references (joined by &&), which criterion qctc sums "
-            "over; without it each epoch teaches another one"
+            "help": "train a student to predict any one of a row's references (joined by &&), by summing over them in "
+            "criterion qctc; without it, each epoch uses another reference"
         },
     )
     eval_cider: bool = field(
@@ -46,15 +46,15 @@ class CaptionConfig(BaseTaskConfig):
     mbr: Agreement = field(
         default=Agreement.none,
         metadata={
-            "help": "of the captions that a student's beam finds, say the one that agrees best with all of them, "
-            "weighted by their probabilities, in BLEU or CIDEr (minimum-Bayes-risk decoding)"
+            "help": "choose the caption of a student's beam that agrees best with all captions of the beam, weighted "
+            "by their probabilities, in BLEU or CIDEr (minimum-Bayes-risk decoding)"
         },
     )
     mbr_frequencies: Optional[str] = field(
         default=None,
         metadata={
-            "help": "for --mbr cider: a TSV file in the same columns, such as that of training, whose captions say how "
-            "frequent n-grams are"
+            "help": "for --mbr cider: a TSV file with the same columns, such as the training file; its captions give "
+            "the frequencies of n-grams"
         },
     )
     eval_args: str = field(
@@ -117,7 +117,7 @@ class CaptionTask(BaseTask):
         if str(self.cfg.mbr) == "bleu":
             return {"agreement": partial(self._agreement, sentence_bleu)}
         if not self.cfg.mbr_frequencies:
-            raise InputError("--mbr cider needs captions to count n-grams in (--mbr-frequencies TRAIN.tsv)")
+            raise InputError("--mbr cider needs the frequencies of n-grams; give --mbr-frequencies TRAIN.tsv")
         captions = cast(CaptionDataset, self.open_file(self.cfg.mbr_frequencies, "valid"))
         return {"agreement": partial(self._agreement, BatchwiseCider(captions.all_references()))}
 

@@ -49,13 +49,13 @@ class CommonConfig:
     )
     skip_bad_rows: int = field(
         default=0,
-        metadata={"help": "how many different bad rows are skipped, with a warning, before one is an error"},
+        metadata={"help": "number of different bad rows to skip with a warning; one more is an error"},
     )
     allow_transfer: bool = field(
         default=False,
         metadata={
             "help": "start training (--finetune-from-model, --restore-file) from a checkpoint of another task or with "
-            "another vocabulary, whose first labels are kept by their numbers"
+            "another vocabulary; labels of both vocabularies are then matched by their numbers"
         },
     )
 

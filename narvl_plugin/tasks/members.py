@@ -58,7 +58,7 @@ def read_members(file: str, common: CommonConfig) -> list[Member]:
     try:
         described = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: is no YAML file of members ({error})".replace("\n", " ")) from error
+        raise InputError(f"{file}: is not a YAML file of members ({error})".replace("\n", " ")) from error
     if not isinstance(described, dict) or not described:
         raise InputError(f"{file}: has no members; expected NAME: and below it the options of its task")
     shared = {name: getattr(common, name) for name in COMMON}
@@ -102,9 +102,11 @@ def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Me
     if task not in TASKS:
         raise InputError(f"{where}: there is no task {task!r}; set task to one of {', '.join(sorted(TASKS))}")
     if type(weight) not in (int, float) or not 0 < weight < math.inf:
-        raise InputError(f"{where}: weight {weight!r} is no number above 0 (passes over its training file in an epoch)")
+        raise InputError(
+            f"{where}: weight {weight!r} is not a number above 0 (passes over its training file in an epoch)"
+        )
     if type(num_queries) is not int or num_queries < 1:
-        raise InputError(f"{where}: num_queries {num_queries!r} is no whole number above 0 (queries that are its own)")
+        raise InputError(f"{where}: num_queries {num_queries!r} is not a whole number above 0 (its own queries)")
 
     known = TASKS[task].config_class
     own = sorted({field.name for field in fields(known)} - {"_name", "member", *COMMON})
@@ -114,7 +116,7 @@ def _member(where: str, name: str, described: Any, shared: dict[str, Any]) -> Me
         if option not in own:
             raise InputError(f"{where}: the task {task} has no option {option!r}; it has {', '.join(own)}")
     if not given.get("data"):
-        raise InputError(f"{where}: lacks data: TRAIN1,…,TRAINK,VALID")
+        raise InputError(f"{where}: lacks its files; add data: TRAIN1,…,TRAINK,VALID")
     try:
         options = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(known(_name=task)), shared, given))
     except OmegaConfBaseException as error:

@@ -102,8 +102,8 @@ class MultitaskTask(TrainedTask):
             queries = ",".join(f"{member.name}:{member.num_queries}" for member in self.members.values())
             if from_checkpoint and cfg.member_queries != queries:
                 raise InputError(
-                    f"{self.cfg.data}: has members with queries {queries}, and the student was trained with "
-                    f"{cfg.member_queries or cfg.num_queries}"
+                    f"{self.cfg.data}: its members need queries {queries}, but the student was trained with "
+                    f"{cfg.member_queries or cfg.num_queries}; give the members of its training"
                 )
             # In place, so that checkpoints store it in their configuration.
             cfg.member_queries = queries

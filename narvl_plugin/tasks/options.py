@@ -81,7 +81,7 @@ def _model_overrides(args: Namespace) -> dict[str, Any]:
     try:
         return dict(ast.literal_eval(args.model_overrides))
     except (ValueError, TypeError, SyntaxError, RecursionError) as error:
-        raise InputError(f"--model-overrides {args.model_overrides:.80}: is no dict of Python ({error})") from error
+        raise InputError(f"--model-overrides {args.model_overrides:.80}: is not a Python dict ({error})") from error
 
 
 def options_of_all(
@@ -125,7 +125,7 @@ def trained_options(checkpoint: Checkpoint, member: str) -> Mapping[str, Any]:
     options = checkpoint.task
     if options.get("_name") == "multitask":
         logger.warning(
-            "%s: does not say the options of its members; those that are not given have defaults", checkpoint.file
+            "%s: lacks the options of its members; options that are not given have their defaults", checkpoint.file
         )
     return options
 

@@ -33,7 +33,7 @@ class RefcocoConfig(BaseTaskConfig):
         default=False,
         metadata={
             "help": "generate in validation and log the share of boxes with IoU of at least 0.5 as `score` (for "
-            "--best-checkpoint-metric), `mean_iou`, and the share of hypotheses that are no box as `no_box`"
+            "--best-checkpoint-metric), `mean_iou`, and the share of hypotheses that are not a box as `no_box`"
         },
     )
     eval_args: str = field(
@@ -58,8 +58,8 @@ class RefcocoTask(BaseTask):
     def __init__(self, cfg: RefcocoConfig, **kwargs: Any) -> None:
         if cfg.patch_image_size > cfg.max_image_size:
             raise InputError(
-                f"--patch-image-size {cfg.patch_image_size} is larger than --max-image-size {cfg.max_image_size}, so "
-                "that the image's right and lower part would have no bins"
+                f"--patch-image-size {cfg.patch_image_size} is larger than --max-image-size {cfg.max_image_size}; no "
+                "bins would cover the right and lower part of the image"
             )
         super().__init__(cfg, **kwargs)
 

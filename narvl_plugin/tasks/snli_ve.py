@@ -19,7 +19,7 @@ class SnliVeConfig(AnswerTaskConfig):
         default="0,2,3,4,5",
         metadata={"help": "TSV columns (from 0) of id, image, hypothesis, caption and label, in this order"},
     )
-    add_caption: bool = field(default=False, metadata={"help": "give the caption, too, as the first of two texts"})
+    add_caption: bool = field(default=False, metadata={"help": "read the caption, too, as the first of two texts"})
 
 
 class SnliVeTask(AnswerTask):

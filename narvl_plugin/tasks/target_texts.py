@@ -46,7 +46,7 @@ class TargetTexts:
         """
         first, self._first = self._first, None
         if first not in (None, tokens):
-            raise InputError("--post-process (--remove-bpe) spoils the text of this task; leave it out")
+            raise InputError("--post-process (--remove-bpe) damages the texts of this task; leave it out")
         if self._expected and self._expected[0][:2] == (self._previous, tokens):
             text = self._expected.popleft()[2]
         else:

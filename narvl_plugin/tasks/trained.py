@@ -90,8 +90,8 @@ class TrainedTask(CommonTask):
     def build_dictionary(cls, *args: Any, **kwargs: Any) -> Dictionary:
         """Raise InputError: fairseq-preprocess calls this, but none of our tasks reads its files."""
         raise InputError(
-            "fairseq-preprocess does not serve our tasks, which read TSV files as they are; narvl vocab makes a "
-            "vocabulary of one"
+            "fairseq-preprocess does not support our tasks, which read TSV files directly; narvl vocab makes a "
+            "vocabulary from a TSV file"
         )
 
     def build_bpe(self, args: object) -> TargetTexts:
@@ -109,7 +109,7 @@ class TrainedTask(CommonTask):
         model_class = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
         if model_class is None or not issubclass(model_class, OfaModel):
             raise InputError(
-                f"the model {name!r:.80} is none of ours; --task {self.cfg._name} is for ofa_SIZE and narvl_SIZE"
+                f"the model {name!r:.80} is not supported; --task {self.cfg._name} needs ofa_SIZE or narvl_SIZE"
             )
         if not from_checkpoint:
             cfg.vocabulary = self.codec.checksum  # in place, so that checkpoints store it

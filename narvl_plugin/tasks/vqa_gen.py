@@ -20,7 +20,7 @@ class VqaGenConfig(AnswerTaskConfig):
         metadata={"help": "TSV columns (from 0) of id, image, question, answers and objects, in this order"},
     )
     add_object: bool = field(default=False, metadata={"help": "name the objects in the picture after the question"})
-    max_object_length: int = field(default=30, metadata={"help": "objects that are named at most"})
+    max_object_length: int = field(default=30, metadata={"help": "maximum number of objects to name"})
     ans2label_file: Optional[str] = field(
         default=None,
         metadata={

@@ -56,13 +56,13 @@ def check_resumed(file: str, state: Mapping[str, Any], cfg: Mapping[str, Any], r
     if differences:
         is_schedule = len(differences) == 1 and differences[0].startswith("--lr-scheduler")
         reset = (
-            "--reset-lr-scheduler to start that anew"
+            "--reset-lr-scheduler to start the schedule again"
             if is_schedule
-            else "--reset-optimizer to go on with its weights alone"
+            else "--reset-optimizer to use only its weights"
         )
         archs = f" (--arch {before}, now {now})" if before != now and "--arch" not in differences[0] else ""
         raise InputError(
-            f"{file}: its training began with {'; '.join(differences)}{archs}; give what it began with, take another "
+            f"{file}: its training began with {'; '.join(differences)}{archs}; give the same options, another "
             f"--save-dir, or {reset}"
         )
 

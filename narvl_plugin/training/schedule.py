@@ -32,7 +32,7 @@ class WarmupRatioConfig(PolynomialDecayLRScheduleConfig):
     total_num_update: Optional[float] = field(
         default=II("optimization.max_update"),
         metadata={
-            "help": "number of updates after which the learning rate has come down; by default --max-update, or "
+            "help": "number of updates after which the learning rate reaches its end; by default --max-update, or "
             "without it the updates of --max-epoch"
         },
     )
@@ -75,7 +75,7 @@ class WarmupRatioSchedule(PolynomialDecayLRSchedule):
         """Return the rate at the start of an epoch; raise InputError if the number of updates is unknown."""
         if not self.is_planned:
             raise InputError(
-                "--lr-scheduler polynomial_decay_ratio: how many updates there are is not known; give --max-update, "
+                "--lr-scheduler polynomial_decay_ratio: the number of updates is unknown; give --max-update, "
                 "--total-num-update or --max-epoch"
             )
         return float(super().step_begin_epoch(epoch))

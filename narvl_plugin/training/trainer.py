@@ -104,7 +104,7 @@ class NarvlTrainer(trainer.Trainer):
         """Build the averaged model of --store-ema as `AveragedModel`."""
         if self.cfg.ema.store_ema:
             self._ema = build_ema(self._model, self.cfg.ema, self.device)
-            logger.info("the averaged weights of --store-ema start from the model's")
+            logger.info("the averaged weights of --store-ema start from the weights of the model")
 
 
 def use_trainer() -> None:

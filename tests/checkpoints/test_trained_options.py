@@ -119,7 +119,7 @@ def test_options_in_model_overrides_are_given(
         f"{student_of_boxes}: was trained with --patch-image-size 64, now --patch-image-size 48"
     ]
     assert json.loads(lines_of(tmp_path / "out")[0].removeprefix("O-\t"))["patch_image_size"] == 48
-    with pytest.raises(InputError, match=r"--model-overrides \[1\]: is no dict"):
+    with pytest.raises(InputError, match=r"--model-overrides \[1\]: is not a Python dict"):
         run_generate(*given, "--model-overrides", "[1]")
 
 
@@ -408,4 +408,4 @@ def test_a_mixture_that_does_not_say_its_members_options_is_warned_of(
     state["cfg"]["task"] = {"_name": "multitask", "data": "m.yaml", "bpe_dir": str(vocabulary), "num_bins": 10}
     rewrite(teacher, state)
     loading.load(teacher)
-    assert f"{teacher}: does not say the options of its members" in caplog.text
+    assert f"{teacher}: lacks the options of its members" in caplog.text

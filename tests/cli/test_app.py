@@ -211,8 +211,8 @@ def test_a_vocabulary_of_one_member_is_that_of_its_file(
             "--column 2: is for a TSV file",
         ),
         ("caption: {data: 'gone.tsv,unread.tsv', num_queries: 20}", [], "gone.tsv: no such TSV file"),
-        ("caption: {num_queries: 20}", [], "mixture.yaml: member caption: lacks data"),
-        ("caption: [", [], "mixture.yaml: is no YAML file of members"),
+        ("caption: {num_queries: 20}", [], "mixture.yaml: member caption: lacks its files; add data"),
+        ("caption: [", [], "mixture.yaml: is not a YAML file of members"),
         (
             "caption: {data: caption.tsv, num_queries: 20, selected_cols: '0,4,9'}",
             [],

@@ -137,7 +137,7 @@ def test_image_ids_are_cocos_numbers() -> None:
     [
         (
             ["000000000042.jpg", "cat.jpg"],
-            r"^cat\.jpg: has no number for an image_id, as 000000000042\.jpg has; .*\.tsv",
+            r"^cat\.jpg: has no number for an image_id, unlike 000000000042\.jpg; .*\.tsv",
         ),
         (["cat.jpg", "000000000042.jpg"], r"^cat\.jpg: has no number"),
         (["000000000042.jpg", "COCO_val2014_000000000043_crop.jpg"], "_crop.jpg: has no number"),
@@ -160,7 +160,7 @@ def test_ids_are_checked_before_the_model_is_loaded(folder: Path, tmp_path: Path
         caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
     with pytest.raises(MissingInput, match="gone.pt"):
         caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
-    with pytest.raises(InputError, match=r"--out \S+/pictures: is no file"):
+    with pytest.raises(InputError, match=r"--out \S+/pictures: is not a file"):
         caption_images([folder], checkpoint=tmp_path / "gone.pt", out=folder)
 
 
@@ -248,7 +248,7 @@ def test_the_last_line_counts_pictures_of_other_formats(
     capsys.readouterr()
     app([str(word) for word in (*words, "--out", tmp_path / "out.tsv", "--device", "cpu")], standalone_mode=False)
     assert "5 captions, 2 left out, " in capsys.readouterr().err
-    assert "1 left out, of formats that cannot be read here: " in caplog.text and "g.heic" in caplog.text
+    assert "1 file(s) left out, of unsupported image formats: " in caplog.text and "g.heic" in caplog.text
 
 
 @pytest.mark.integration

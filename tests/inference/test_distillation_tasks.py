@@ -121,11 +121,11 @@ def test_a_student_learns_the_very_bins_that_the_teacher_said(
 @pytest.mark.parametrize(
     ("name", "rows", "bad", "good", "complaint"),
     [
-        ("vqa_gen", "vqa_rows", "", "red", "the teacher says '', which is no target of vqa_gen"),
-        ("snli_ve", "snli_ve_rows", "red", "yes", "the teacher says 'red', which is no target of snli_ve"),
-        ("refcoco", "refcoco_rows", "<bin_3>", "<bin_0><bin_0><bin_5><bin_5>", "says '<bin_3>', which is no"),
-        ("refcoco", "refcoco_rows", "<bin_5><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is no target"),
-        ("refcoco", "refcoco_rows", "<bin_0><bin_0><bin_9><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is no target"),
+        ("vqa_gen", "vqa_rows", "", "red", "the teacher predicts '', which is not a target of vqa_gen"),
+        ("snli_ve", "snli_ve_rows", "red", "yes", "the teacher predicts 'red', which is not a target of snli_ve"),
+        ("refcoco", "refcoco_rows", "<bin_3>", "<bin_0><bin_0><bin_5><bin_5>", "predicts '<bin_3>', which is not a"),
+        ("refcoco", "refcoco_rows", "<bin_5><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is not a target"),
+        ("refcoco", "refcoco_rows", "<bin_0><bin_0><bin_9><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is not a target"),
     ],
 )
 def test_what_is_no_target_is_named_or_left_out(
@@ -151,5 +151,5 @@ def test_a_row_with_one_target_takes_no_several(
     distilled: Callable[..., Rows], request: pytest.FixtureRequest, name: str
 ) -> None:
     rows = request.getfixturevalue({"vqa_gen": "vqa_rows"}.get(name, f"{name}_rows"))
-    with pytest.raises(InputError, match=f"--nbest 2: a row of {name}, .* has one target"):
+    with pytest.raises(InputError, match=f"--nbest 2: .* was trained for {name}, whose rows have one target"):
         distilled(name, rows, [], nbest=2)

@@ -89,7 +89,7 @@ def test_a_column_of_something_else_is_named_by_the_option_of_this_command(data:
 
 def test_only_a_frozen_trunk_has_features_to_keep() -> None:
     assert frozen_backbone("narvl_nano") == frozen_backbone("ofa_nano")
-    with pytest.raises(InputError, match="narvl_base: trains its vision trunk"):
+    with pytest.raises(InputError, match="narvl_base: trains its vision backbone"):
         frozen_backbone("narvl_base")
     with pytest.raises(InputError, match="narvl_giant: there is no such architecture"):
         frozen_backbone("narvl_giant")

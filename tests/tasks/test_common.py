@@ -88,5 +88,5 @@ def test_an_option_without_a_default_that_nobody_gave_is_named(
 
 @pytest.mark.parametrize("name", TASKS)
 def test_fairseq_preprocess_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="fairseq-preprocess does not serve our tasks, which read TSV files"):
+    with pytest.raises(InputError, match="fairseq-preprocess does not support our tasks, which read TSV files"):
         get_task(name).build_dictionary(["train.tsv"])

@@ -39,10 +39,10 @@ def go_on(vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: list[l
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_sentences": 1}, "of which 6 rows are now read again (batches of 1, was 2); keep --batch-size or"),
-        ({"max_tokens": 1000}, "of which 6 rows are now read again (batches of 1, was 2); keep"),
-        ({"max_sentences": 3}, "of which 6 rows are now left out (batches of 3, was 2); keep"),
-        ({"max_sentences": 2, "rows": 18}, "other rows: some are read twice in it, others not (18 rows, was 20); keep"),
+        ({"max_sentences": 1}, "; 6 rows of it will be read again (batches of 1, was 2); keep --batch-size or"),
+        ({"max_tokens": 1000}, "; 6 rows of it will be read again (batches of 1, was 2); keep"),
+        ({"max_sentences": 3}, "; 6 rows of it will be left out (batches of 3, was 2); keep"),
+        ({"max_sentences": 2, "rows": 18}, "other rows: some will be read twice, others never (18 rows, was 20); keep"),
         ({"max_sentences": 1, "num_shards": 2}, ""),  # the same rows, by other processes
         ({"max_tokens": 2500}, ""),
         ({"max_sentences": 2}, ""),
@@ -62,10 +62,13 @@ def test_rows_that_are_read_again_or_left_out_are_counted(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_sentences": 4}, r"which now has 5 \(batches of 4, was 2\); keep .* at epoch 1 .*--reset-dataloader"),
-        ({"max_tokens": 20_000}, r"which now has 1 \(batches of 20, was 2\)"),
-        ({"max_sentences": 2, "num_shards": 2}, r"which now has 5 \(2 processes, was 1\)"),
-        ({"max_sentences": 2, "rows": 5}, r"which now has 3 \(5 rows, was 20\)"),
+        (
+            {"max_sentences": 4},
+            r"but the epoch now has only 5 \(batches of 4, was 2\); keep .* at epoch 1 .*--reset-dataloader",
+        ),
+        ({"max_tokens": 20_000}, r"but the epoch now has only 1 \(batches of 20, was 2\)"),
+        ({"max_sentences": 2, "num_shards": 2}, r"but the epoch now has only 5 \(2 processes, was 1\)"),
+        ({"max_sentences": 2, "rows": 5}, r"but the epoch now has only 3 \(5 rows, was 20\)"),
     ],
 )
 def test_an_epoch_without_batches_left_is_an_error(options: Place, message: str, go_on: Callable[..., Place]) -> None:

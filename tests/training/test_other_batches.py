@@ -19,7 +19,7 @@ def test_larger_batches_amid_an_epoch(options: list[object], train: Callable[...
     """Three of five batches of two rows were read; of batches of four, there are three."""
     options += ["--disable-validation", "--save-dir", tmp_path / "run", "--max-epoch", 1]
     train(*options, "--batch-size", 2, "--max-update", 3, "--save-interval-updates", 3)
-    message = r"after 3 batches of epoch 1, which now has 3 \(batches of 4, was 2\); keep --batch-size .*--reset-datal"
+    message = r"after 3 batches of epoch 1, but the epoch now has only 3 \(batches of 4, was 2\); keep .*--reset-dat"
     with pytest.raises(InputError, match=message):
         train(*options, "--batch-size", 4)
 
@@ -28,7 +28,9 @@ def test_larger_batches_amid_an_epoch(options: list[object], train: Callable[...
         del state["extra_state"]["train_iterator"][name]
     torch.save(state, tmp_path / "run" / "older.pt")
     older = ["--restore-file", tmp_path / "run" / "older.pt"]
-    with pytest.raises(InputError, match=r"after 3 batches of epoch 1, which now has 2 \(with other batches\); keep"):
+    with pytest.raises(
+        InputError, match=r"after 3 batches of epoch 1, but the epoch now has only 2 \(with other batches\); keep"
+    ):
         train(*options, "--batch-size", 5, *older)
     anew = train(*options, "--batch-size", 5, *older, "--reset-dataloader", "--save-dir", tmp_path / "1")
     assert list(anew) == [4, 5]
