@@ -172,9 +172,9 @@ options=(--user-dir "$user_dir" --task "$task" --bpe-dir "$vocab" --max-tgt-leng
 # The backbone of nano is frozen. Its features are computed once, and training reads them instead of images.
 if ((nano)); then
   for split in train valid; do
-    pictures=${split}_tsv
+    images_tsv=${split}_tsv
     stage "features $split" "$OUT/features/$split.tsv" \
-      env OMP_NUM_THREADS="$cores" narvl features "${!pictures}" "$OUT/features/$split.tsv" --arch "$ARCH" \
+      env OMP_NUM_THREADS="$cores" narvl features "${!images_tsv}" "$OUT/features/$split.tsv" --arch "$ARCH" \
       --image-column "$image_column" --patch-image-size "$PATCH_IMAGE_SIZE" --skip-bad-rows "$SKIP_BAD_ROWS"
   done
   train_tsv=$OUT/features/train.tsv valid_tsv=$OUT/features/valid.tsv

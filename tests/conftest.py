@@ -1,4 +1,4 @@
-"""What tests share: small TSV files with pictures, programs, and the goldens where they are at hand."""
+"""What tests share: small TSV files with images, programs, and the goldens where they are at hand."""
 
 import base64
 import gc

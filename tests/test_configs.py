@@ -357,7 +357,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("caption", "refcoco", "refcocog", "snli_ve", "vqa", "gqa"):
         task = {"vqa": "vqa_gen", "gqa": "vqa_gen", "refcocog": "refcoco"}.get(name, name)
         run = folder / "runs" / f"{name}_quick_seed1"
-        for copied in (f"data/{task}", "features", "distilled"):  # pictures train like their features
+        for copied in (f"data/{task}", "features", "distilled"):  # images train like their features
             shutil.copytree(folder / "data" / task, run / copied)
         train_sentencepiece(run / "features" / "train.tsv", tasks[task], run / "vocab", 300)
     return folder

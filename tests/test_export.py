@@ -44,7 +44,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def png(color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (64, 64)) -> bytes:
-    """Return a one-coloured picture."""
+    """Return a one-coloured image."""
     stream = io.BytesIO()
     Image.new("RGB", size, color).save(stream, format="PNG")
     return stream.getvalue()
@@ -66,20 +66,20 @@ def test_captions_are_those_of_the_checkpoint(
     make_model: Callable[..., Path], caption_rows: list[list[str]], tmp_path: Path
 ) -> None:
     checkpoint = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=150)
-    pictures = [base64.b64decode(row[4]) for row in caption_rows]
+    images = [base64.b64decode(row[4]) for row in caption_rows]
     predictor = Predictor.load(checkpoint, tmp_path / "train.tsv").with_options({}, beam=1, min_len=0)
-    expected = [predictor(row) for row in range(len(pictures))]
+    expected = [predictor(row) for row in range(len(images))]
     assert any(expected)
-    (tmp_path / "picture.png").write_bytes(pictures[0])
+    (tmp_path / "image.png").write_bytes(images[0])
     formats = [to for to, packages in FORMATS.items() if all(map(installed, packages))]
     for to in formats:
         assert export(checkpoint, tmp_path / to, to=to) < 1e-4
-        answers = Student(tmp_path / to, threads=1)(pictures)
+        answers = Student(tmp_path / to, threads=1)(images)
         assert [answer.text for answer in answers] == expected
         assert all(0 < answer.probability <= 1 for answer in answers)
         assert answers[0].probability == pytest.approx(np.prod(answers[0].probabilities))
         refused = ("narvl_plugin", "fairseq", "torchvision", "timm") + (() if to == "torch-export" else ("torch",))
-        said = run_alone(tmp_path / to, str(tmp_path / "picture.png"), refused=refused)
+        said = run_alone(tmp_path / to, str(tmp_path / "image.png"), refused=refused)
         assert said == f"{expected[0]}\t{answers[0].probability:.4f}\n"
     if "onnx" in formats:
         assert 0 < export(checkpoint, tmp_path / "int8", int8=True) < 0.2
@@ -89,11 +89,11 @@ def test_captions_are_those_of_the_checkpoint(
 
 @pytest.fixture(scope="module")
 def grounding(answer_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Give a calibrated student of grounding that has learned nothing yet, and rows with pictures of several sizes."""
+    """Give a calibrated student of grounding that has learned nothing yet, and rows with images of several sizes."""
     folder = tmp_path_factory.mktemp("grounding")
     data = folder / "test.tsv"
-    pictures = [png((90 * row, 10, 10), size) for row, size in enumerate(((8, 6), (30, 90), (200, 50)))]
-    first, second, third = (base64.b64encode(picture).decode() for picture in pictures)
+    images = [png((90 * row, 10, 10), size) for row, size in enumerate(((8, 6), (30, 90), (200, 50)))]
+    first, second, third = (base64.b64encode(image).decode() for image in images)
     rows = [
         ["0", "a", "a red square on a wall", "0,0,4,3", first],
         ["1", "b", "a <person>", "1,2,7,5", second],
@@ -126,8 +126,8 @@ def exported_grounding(grounding: tuple[Path, Path], tmp_path_factory: pytest.Te
     return folder
 
 
-def picture_files(data: Path) -> list[bytes]:
-    """Return the pictures of a file of grounding."""
+def image_files(data: Path) -> list[bytes]:
+    """Return the images of a file of grounding."""
     return [base64.b64decode(row.split("\t")[4]) for row in data.read_text(encoding="utf-8").splitlines()]
 
 
@@ -153,7 +153,7 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
     boxes = predictor.task.boxes(predictor.batch(0, 1, 2), hypotheses)
     dataset = predictor.task.dataset("test")
     fields = [{"text": dataset.tsv[row][2]} for row in range(3)]
-    answers = Student(out)(picture_files(data), fields)
+    answers = Student(out)(image_files(data), fields)
     for answer, box, (best, *_) in zip(answers, boxes, hypotheses, strict=True):
         assert answer.box == pytest.approx(box, rel=1e-5)
         assert answer.text == ",".join(f"{edge:.6g}" for edge in box)
@@ -161,8 +161,8 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
         # Of 256 paths a few may be drawn otherwise, and then odds change.
         assert answer.confidence == pytest.approx(float(best["confidence"]), abs=0.02)
         assert answer.box[0] <= answer.box[2] and answer.box[1] <= answer.box[3]
-    (tmp_path / "picture.png").write_bytes(picture_files(data)[1])
-    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "picture.png"), "text=a <person>"])
+    (tmp_path / "image.png").write_bytes(image_files(data)[1])
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "image.png"), "text=a <person>"])
     runner.main(out)
     assert capsys.readouterr().out == f"{answers[1].text}\t{answers[1].confidence:.4f}\n"
 
@@ -171,22 +171,22 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "python run.py PICTURE"),
+        ([], 2, "python run.py IMAGE"),
         (["{good}"], 2, "the task reads text=TEXT; missing: text"),
-        (["{good}", "{good}", "text=a hat"], 2, "expected FIELD=TEXT after one picture"),
+        (["{good}", "{good}", "text=a hat"], 2, "expected FIELD=TEXT after one image"),
         (["{good}", "txt=a hat", "text=a hat"], 2, "txt=: the task reads text=TEXT"),
         (["{good}", "text=?!"], 2, "text='?!' has no words"),
         (["{good}", f"text={'a red square ' * 30}"], 2, "was exported for 40"),
         (["{good}", "text=a hat", "text=a cat"], 2, "text= is given twice"),
         (["{good}", "text=a \udcff hat"], 2, "is not UTF-8 text"),
-        (["text=a hat"], 2, "'text=a hat': a picture is missing; it comes first, and the task reads text=TEXT"),
-        (["", "text=a hat"], 2, "'': a picture is missing; it comes first"),
+        (["text=a hat"], 2, "'text=a hat': an image is missing; it comes first, and the task reads text=TEXT"),
+        (["", "text=a hat"], 2, "'': an image is missing; it comes first"),
         (["{folder}/pointer.png", "text=a hat"], 1, "pointer.png: is a Git LFS pointer"),
         (["{folder}/page.png", "text=a hat"], 1, "page.png: is an HTML page, as a failed download leaves it; download"),
         (["{folder}/none.png", "text=a hat"], 1, "none.png: No such file"),
         (["{folder}", "text=a hat"], 1, "Is a directory"),
-        (["{folder}/empty.png", "text=a hat"], 1, "empty.png: the picture is broken, or none of JPEG"),
-        (["{folder}/cut.png", "text=a hat"], 1, "cut.png: the picture cannot be read"),
+        (["{folder}/empty.png", "text=a hat"], 1, "empty.png: the image is broken, or none of JPEG"),
+        (["{folder}/cut.png", "text=a hat"], 1, "cut.png: the image cannot be read"),
     ],
 )
 def test_what_run_py_cannot_do_is_said_in_a_line(
@@ -221,7 +221,7 @@ def test_a_student_that_is_damaged_or_lacks_its_runtime_is_said_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["run.py", "picture.png", "text=a hat"])
+    monkeypatch.setattr(sys, "argv", ["run.py", "image.png", "text=a hat"])
     monkeypatch.setattr(runner, "RUNTIMES", {"torch-export": lambda *_: importlib.import_module("no_runtime")})
     (tmp_path / "student.json").write_text('{"side": 32,')
     folders = {
@@ -243,7 +243,7 @@ def test_a_file_of_a_student_that_was_never_downloaded_is_named(
 ) -> None:
     student = shutil.copytree(exported_grounding, tmp_path / "student")
     (student / "student.pt2").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    monkeypatch.setattr(sys, "argv", ["run.py", "picture.png", "text=a hat"])
+    monkeypatch.setattr(sys, "argv", ["run.py", "image.png", "text=a hat"])
     with pytest.raises(SystemExit) as ended:
         runner.main(student)
     assert ended.value.code == 1
@@ -265,8 +265,8 @@ def test_run_py_without_what_it_imports_ends_in_a_line(tmp_path: Path) -> None:
 def test_a_terminal_without_utf_8_is_told_the_answer(
     exported_grounding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "picture.png").write_bytes(png())
-    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "picture.png"), "text=a hat"])
+    (tmp_path / "image.png").write_bytes(png())
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "image.png"), "text=a hat"])
     answer = Answer("café ☃", [], [], 1.0, 1.0, None)
     monkeypatch.setattr(Student, "__call__", lambda *_: [answer])
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
@@ -283,16 +283,16 @@ def test_run_py_says_how_it_is_used(
     monkeypatch.setattr(sys, "argv", ["run.py", asked])
     with pytest.raises(SystemExit) as ended:
         runner.main(exported_grounding)
-    assert not ended.value.code and "python run.py PICTURE" in capsys.readouterr().out
+    assert not ended.value.code and "python run.py IMAGE" in capsys.readouterr().out
 
 
 @pytest.mark.integration
 def test_a_student_abstains_as_its_task_says(grounding: tuple[Path, Path], exported_grounding: Path) -> None:
     student = Student(exported_grounding)
-    (answer,) = student(picture_files(grounding[1])[:1], [{"text": "a hat"}])
+    (answer,) = student(image_files(grounding[1])[:1], [{"text": "a hat"}])
     assert answer.box is not None
     student.settings["abstain_below"] = answer.confidence + 0.01
-    (answer,) = student(picture_files(grounding[1])[:1], [{"text": "a hat"}])
+    (answer,) = student(image_files(grounding[1])[:1], [{"text": "a hat"}])
     assert (answer.text, answer.tokens, answer.box) == ("", [], None)
 
 
@@ -304,12 +304,12 @@ def test_pieces_are_what_the_codecs_write(gpt2_codec: TextCodec, codec: TextCode
             assert b"".join(pieces).decode().strip() == used.decode(tokens)
 
 
-def test_pictures_and_texts_are_read_as_in_training(caption_rows: list[list[str]]) -> None:
-    picture = base64.b64decode(caption_rows[2][4])
+def test_images_and_texts_are_read_as_in_training(caption_rows: list[list[str]]) -> None:
+    image = base64.b64decode(caption_rows[2][4])
     student = Student.__new__(Student)
     student.settings = {"side": 48, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    wanted = ImageReader(48).to_tensor(open_image(picture, "here")).numpy()
-    np.testing.assert_allclose(student.read(picture), wanted, atol=1e-6)
+    wanted = ImageReader(48).to_tensor(open_image(image, "here")).numpy()
+    np.testing.assert_allclose(student.read(image), wanted, atol=1e-6)
     for text in ("?What is-it, one/two?", "A <person> there ", "!!", "one two three four five"):
         assert clean(text, 4) == clean_caption(text, 4)
         assert clean(text, 4) == clean_question(text, 4) or "<person>" in text

@@ -33,7 +33,7 @@ NUM_BINS = 10
 
 
 class FixedLogits(nn.Module):
-    """A student that says the same of all pictures: logits (B, N, V)."""
+    """A student that says the same of all images: logits (B, N, V)."""
 
     is_student = True
 

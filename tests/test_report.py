@@ -51,15 +51,15 @@ LATENCY = {
 }
 
 
-def picture(colour: str) -> str:
-    """Make a small picture as base64 of its PNG file."""
+def image(colour: str) -> str:
+    """Make a small image as base64 of its PNG file."""
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()
 
 
 def generated_file(captions: Sequence[str]) -> str:
-    """Write captions the way fairseq-generate does, the last picture first."""
+    """Write captions the way fairseq-generate does, the last image first."""
     lines = ["2024-01-01 00:00:00 | INFO | fairseq_cli.generate | D- is no caption"]
     for row in reversed(range(len(captions))):
         name = f"test-{row:06d}"
@@ -84,7 +84,7 @@ def run_folder(tmp_path: Path, no_java: None) -> Path:
     test_tsv = tmp_path / "data" / "caption" / "test.tsv"
     test_tsv.parent.mkdir(parents=True)
     rows = [
-        f"test-{row:06d}\ttest-{row:06d}\t{references}\t{objects}\t{picture(colour)}\n"
+        f"test-{row:06d}\ttest-{row:06d}\t{references}\t{objects}\t{image(colour)}\n"
         for row, ((references, objects), colour) in enumerate(zip(SCENES, ("red", "blue", "green"), strict=True))
     ]
     test_tsv.write_text("".join(rows))
@@ -165,8 +165,8 @@ def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatc
     reading = QueryView(
         slots, [AttentionMap("owl", "data:image/jpeg;base64,AAAA")], [("an owl", 0.5), ("an eagle", 0.25)]
     )
-    monkeypatch.setattr(build, "_readings", lambda student, shown, pictures: [reading for _ in shown])
-    build_report(run_folder, pictures=2)
+    monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
+    build_report(run_folder, num_images=2)
     page = (run_folder / "report.html").read_text()
     assert page.count('<img src="data:image/jpeg;base64,AAAA" alt="">owl') == 2
     assert page.count("<li>an eagle<small>25.0 %</small></li>") == 2
@@ -189,7 +189,7 @@ def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
     assert row in (run_folder / "table.md").read_text()
 
 
-def test_pictures_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:
+def test_images_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:
     path = run_folder / "generate" / "student" / "generate-test.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "-test-000001" not in line))
     content = build_report(run_folder)

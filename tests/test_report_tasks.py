@@ -1,4 +1,4 @@
-"""Reports on questions, boxes and entailment: scores worked out by hand, further tables, boxes on the pictures."""
+"""Reports on questions, boxes and entailment: scores worked out by hand, further tables, boxes on the images."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_entailment(report_on: Callable[..., dict[str, Any]], snli_ve_rows: Rows
     assert content["systems"]["most_frequent"]["scores"]["accuracy"] == 0.5  # yes, twice
     table = (tmp_path / "table.md").read_text()
     assert cells(table, "Student") == ["0.500", "40.0", "0.500", "0.667"]
-    assert "does not show that the picture is looked at" in table
+    assert "does not show that the image is looked at" in table
     matrix = table[table.index("Student: right answer by row") :]
     assert cells(matrix, "yes") == ["2", "0", "0", "0"]
     assert cells(matrix, "maybe") == ["0", "0", "0", "1"]
@@ -140,7 +140,7 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
     assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no box is shown as it was said
 
 
-def test_bins_may_cover_more_than_the_picture(tmp_path: Path, refcoco_rows: Rows) -> None:
+def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
     subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")

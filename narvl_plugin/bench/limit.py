@@ -181,9 +181,9 @@ class Pair:
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
         """Draw random images and prompts."""
-        pictures = torch.randn(batch, 3, self.side, self.side)
+        images = torch.randn(batch, 3, self.side, self.side)
         prompts = torch.randint(4, WORDS, (batch, PROMPT))
-        return {"src_tokens": prompts.to(self.device), "patch_images": pictures.to(self.device, self.dtype)}
+        return {"src_tokens": prompts.to(self.device), "patch_images": images.to(self.device, self.dtype)}
 
     def encode(self, inputs: dict[str, Tensor]) -> EncoderOutput:
         """Run the encoder, which has the same shape in both models."""
@@ -201,7 +201,7 @@ class Pair:
         logits, _ = self.student.decoder(None, read, slice(0, queries))
         return greedy(logits, blank=self.student.blank)
 
-    def answer_from_pictures(self, inputs: dict[str, Tensor], queries: int) -> object:
+    def answer_from_images(self, inputs: dict[str, Tensor], queries: int) -> object:
         """Run the student's encoder and decoder, and collapse its most probable path."""
         return self.answer(self.student.encoder(**inputs), queries)
 
@@ -249,7 +249,7 @@ def limit(pair: Pair, size: str, *, repeats: int = 3, threads: int = 1) -> Limit
     for case in UNSEEN:
         given = inputs[case.batch]
         calls["whole teacher", *case] = partial(pair.search, pair.teacher, given, case.beam, case.length)
-        calls["whole student", *case] = partial(pair.answer_from_pictures, given, case.queries)
+        calls["whole student", *case] = partial(pair.answer_from_images, given, case.queries)
     times = in_turns(calls, repeats=repeats, threads=threads, device=pair.device)
 
     def fit(part: str, features: Features) -> tuple[float, ...]:

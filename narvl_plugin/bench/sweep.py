@@ -66,7 +66,7 @@ def sweep(
     for length in lengths:
         calls["teacher", length] = partial(pair.search, pair.teacher, inputs, beam, length)
     for number in queries:
-        calls["student", number] = partial(pair.answer_from_pictures, inputs, number)
+        calls["student", number] = partial(pair.answer_from_images, inputs, number)
     times = in_turns(calls, repeats=repeats, threads=threads, device=pair.device)
     encoder_ms, teacher_ms, student_ms = (
         {number: ms for (name, number), ms in times.items() if name == part}

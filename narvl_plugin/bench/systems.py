@@ -67,11 +67,11 @@ class ExportedPredictor:
         """Read the rows' images and texts, and run the student."""
         dataset = self.task.dataset(SPLIT)
         columns = [dict(zip(dataset.column_names, dataset.tsv[row], strict=True)) for row in rows]
-        pictures = [
+        images = [
             dataset.read_image.read_bytes(found["image"], dataset.tsv.where(row))
             for found, row in zip(columns, rows, strict=True)
         ]
-        return self.student(pictures, columns)
+        return self.student(images, columns)
 
 
 def compare(

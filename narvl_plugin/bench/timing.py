@@ -76,7 +76,7 @@ def measure_latency(
         ValueError: if there is nothing to measure.
     """
     if not systems or not images or repeats < 1:
-        raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} pictures, {repeats} repeats")
+        raise ValueError(f"nothing to measure: {len(systems)} systems, {len(images)} images, {repeats} repeats")
     times: dict[Name, list[float]] = {name: [] for name in systems}
     with use_threads(threads):
         for system in systems.values():

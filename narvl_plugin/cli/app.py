@@ -166,7 +166,7 @@ def distill(
 
 @app.command()
 def caption(
-    pictures: Annotated[list[Path], typer.Argument(help="Image files, and folders, which are searched recursively.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders, which are searched recursively.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a teacher or a student that captions.")],
     out: Annotated[
         Path | None, typer.Option(help="File to write: NAME.json in COCO's results format, any other as lines.")
@@ -188,7 +188,7 @@ def caption(
     end_workers_briefly()
 
     count = caption_images(
-        pictures,
+        images,
         checkpoint=checkpoint,
         out=out,
         batch_size=batch_size,
@@ -254,7 +254,7 @@ def export(
 ) -> None:
     """Export a student as one graph that runs without narvl.
 
-    Run it by: python OUT/run.py PICTURE [question=TEXT]
+    Run it by: python OUT/run.py IMAGE [question=TEXT]
     """
     from narvl_plugin.export import export
 

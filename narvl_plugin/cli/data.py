@@ -11,7 +11,7 @@ import typer
 from narvl_plugin.cli.options import CheckImages, ImagePaths, Images, Raw, Splits, SplitsDir
 
 if TYPE_CHECKING:
-    from narvl_plugin.data.sources.writing import Outcome, Pictures
+    from narvl_plugin.data.sources.writing import ImageFolder, Outcome
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -70,8 +70,8 @@ def coco(
     """
     from narvl_plugin.data.sources.coco import convert_coco
 
-    pictures = _pictures(images or raw, image_paths, check_images)
-    _tell(convert_coco(raw, out, pictures, splits=_names(splits), join_captions=join_captions))
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_coco(raw, out, folder, splits=_names(splits), join_captions=join_captions))
 
 
 @app.command()
@@ -91,8 +91,8 @@ def vqav2(
     """
     from narvl_plugin.data.sources.vqav2 import convert_vqav2
 
-    pictures = _pictures(images or raw, image_paths, check_images)
-    _tell(convert_vqav2(raw, out, pictures, splits=_names(splits), answers=answers))
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_vqav2(raw, out, folder, splits=_names(splits), answers=answers))
 
 
 @app.command()
@@ -110,7 +110,7 @@ def gqa(
     """
     from narvl_plugin.data.sources.gqa import convert_gqa
 
-    _tell(convert_gqa(raw, out, _pictures(images or raw, image_paths, check_images), splits=_names(splits)))
+    _tell(convert_gqa(raw, out, _image_folder(images or raw, image_paths, check_images), splits=_names(splits)))
 
 
 @app.command()
@@ -133,8 +133,8 @@ def refcoco(
     """
     from narvl_plugin.data.sources.refcoco import convert_refcoco
 
-    pictures = _pictures(images or raw, image_paths, check_images)
-    _tell(convert_refcoco(raw, out, pictures, name=name, split_by=split_by, splits=_names(splits)))
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_refcoco(raw, out, folder, name=name, split_by=split_by, splits=_names(splits)))
 
 
 @app.command()
@@ -152,7 +152,7 @@ def snli_ve(
     """
     from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 
-    _tell(convert_snli_ve(raw, out, _pictures(images or raw, image_paths, check_images), splits=_names(splits)))
+    _tell(convert_snli_ve(raw, out, _image_folder(images or raw, image_paths, check_images), splits=_names(splits)))
 
 
 @app.command()
@@ -170,14 +170,14 @@ def easy_vqa(
     from narvl_plugin.data.sources.easy_vqa import convert_easy_vqa, packaged_data
 
     raw = raw or packaged_data()
-    _tell(convert_easy_vqa(raw, out, _pictures(raw, image_paths, check_images), splits=_names(splits)))
+    _tell(convert_easy_vqa(raw, out, _image_folder(raw, image_paths, check_images), splits=_names(splits)))
 
 
-def _pictures(folder: Path, image_paths: bool, check_images: bool) -> Pictures:
+def _image_folder(folder: Path, image_paths: bool, check_images: bool) -> ImageFolder:
     """Return where a data set's images are and how rows hold them."""
-    from narvl_plugin.data.sources.writing import Pictures
+    from narvl_plugin.data.sources.writing import ImageFolder
 
-    return Pictures(folder, as_paths=image_paths, check=check_images)
+    return ImageFolder(folder, as_paths=image_paths, check=check_images)
 
 
 def _names(joined: str | None) -> list[str] | None:

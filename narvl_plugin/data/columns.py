@@ -53,7 +53,7 @@ class Kind(Enum):
 
     EMPTY = "nothing"
     IMAGE = "images (base64)"
-    PATH = "paths of picture files"
+    PATH = "paths of image files"
     BOX = "boxes (x0,y0,x1,y1)"
     ANSWERS = f"answers with their confidence (CONFIDENCE{CONFIDENCE_MARK}ANSWER)"
     LABEL = f"labels of entailment ({', '.join(ENTAILMENT_ANSWERS)})"
@@ -176,8 +176,8 @@ def check_columns(tsv: TsvFile, names: Sequence[str]) -> None:
         column = columns[number]
         # Tasks read these columns only with an option. A file that lacks them may name any other column instead.
         maybe_unread = name == "objects" or (name == "caption" and "label" in names)
-        is_picture = number == tsv.columns[names.index("image")]
-        doubt = _doubt(name, column, columns, maybe_unread, is_picture)
+        is_image = number == tsv.columns[names.index("image")]
+        doubt = _doubt(name, column, columns, maybe_unread, is_image)
         if doubt is None:
             continue
         found = "names of objects" if column.is_names else "sentences" if column.is_sentences else column.kind.value
@@ -204,7 +204,7 @@ class Doubt(NamedTuple):
     certain: bool
 
 
-def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool, is_picture: bool) -> Doubt | None:
+def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: bool, is_image: bool) -> Doubt | None:
     """Return the doubt about a column, or None if it may be correct.
 
     A column of mixed or missing values is not judged here; its rows raise errors when they are read.
@@ -214,7 +214,7 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
         column: the column.
         columns: all columns.
         maybe_unread: whether the task may ignore the column.
-        is_picture: whether the column is also read as the image.
+        is_image: whether the column is also read as the image.
     """
     if column.kind in (Kind.EMPTY, Kind.MIXED):
         return None
@@ -225,7 +225,7 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
         right = [other for other in columns if other.kind is Kind.ID]
         if column.kind in (Kind.ID, Kind.PATH) or (column.kind is Kind.TEXT and not right):
             return None
-        return Doubt(right, certain=column.kind is Kind.IMAGE and is_picture)  # else it may be a hash in base64
+        return Doubt(right, certain=column.kind is Kind.IMAGE and is_image)  # else it may be a hash in base64
     sentences = [other for other in columns if other.is_sentences]
     if name == "objects":
         right = [other for other in columns if other.is_names]
@@ -236,7 +236,7 @@ def _doubt(name: str, column: Column, columns: Sequence[Column], maybe_unread: b
     # A value that looks like an id, a file, a box or a label may be a text to learn, for example a number plate. This
     # is ruled out if another column holds text. Ids and paths are then refused only in their usual columns, or if the
     # column is also the image.
-    is_other = bool(right) and (column.kind not in (Kind.ID, Kind.PATH) or column.number in ID_COLUMNS or is_picture)
+    is_other = bool(right) and (column.kind not in (Kind.ID, Kind.PATH) or column.number in ID_COLUMNS or is_image)
     return Doubt(right, certain=not maybe_unread and (column.kind is Kind.IMAGE or is_other))
 
 

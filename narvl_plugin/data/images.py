@@ -131,9 +131,9 @@ class ImageReader:
         if data.startswith(NPY_MAGIC):
             return Decoded(*read_features(data, where), turned=False)
         with opened(data, where) as image:
-            picture = self.to_rgb(image)
+            rgb = self.to_rgb(image)
             turned = orientation(image) in TRANSPOSED
-        return Decoded(self.to_tensor(picture), picture.size, turned)
+        return Decoded(self.to_tensor(rgb), rgb.size, turned)
 
     def to_tensor(self, image: Image.Image) -> torch.Tensor:
         """Return an RGB image as a normalised square, float32 (3, size, size)."""
@@ -155,7 +155,7 @@ class ImageReader:
             raise BadRow(f"{where}: the image is not readable: the image column is empty; check {self.option}")
         if _URL.match(column):
             raise BadRow(
-                f"{where}: the image column is an address, {_shown(column, 60)}, and pictures are not downloaded; "
+                f"{where}: the image column is an address, {_shown(column, 60)}, and images are not downloaded; "
                 "download it, and give its path or its base64"
             )
         if _DATA_URL.match(column):
@@ -174,7 +174,7 @@ class ImageReader:
             ) from error
         if len(column) < SHORTEST or (len(column) <= LONGEST_PATH and os.path.isfile(self.folder / column)):
             raise BadRow(
-                f"{where}: the image is not readable: the image column, {_shown(column)}, is no picture as base64, and "
+                f"{where}: the image is not readable: the image column, {_shown(column)}, is no image as base64, and "
                 f"a path must end in {', '.join(PATH_SUFFIXES)}; check {self.option}"
             )
         return data
@@ -440,7 +440,7 @@ def read_features(data: bytes, where: str) -> tuple[torch.Tensor, tuple[int, int
             width, height = read_array(stream).tolist()
             size = int(width), int(height)
         if stream.tell() < len(data) or (size and min(size) < 1):
-            raise ValueError(f"expected the picture's width and height after them, and nothing more, found {size}")
+            raise ValueError(f"expected the image's width and height after them, and nothing more, found {size}")
     except Exception as error:  # numpy parses the header as Python literals, which may raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"{where}: the .npy features cannot be used ({reason})") from error

@@ -22,7 +22,7 @@ from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
 from narvl_plugin.errors import InputError
-from narvl_plugin.export import pictures, runner, search
+from narvl_plugin.export import images, runner, search
 from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
@@ -121,7 +121,7 @@ def _write_code(out: Path) -> None:
     """Write run.py and the package that it imports into a folder."""
     (out / PACKAGE).mkdir(exist_ok=True)
     (out / PACKAGE / "__init__.py").write_text('"""What run.py needs."""\n')
-    for module in (runner, search, pictures):
+    for module in (runner, search, images):
         shutil.copyfile(str(module.__file__), out / PACKAGE / Path(str(module.__file__)).name)
     (out / "run.py").write_text(RUN)
 

@@ -1,8 +1,8 @@
 """Run a student that `narvl export` wrote.
 
-Usage: python run.py PICTURE [FIELD=TEXT ...]
+Usage: python run.py IMAGE [FIELD=TEXT ...]
 
-PICTURE is an image file. The output is an answer, a tab, and its confidence. A box is x0,y0,x1,y1 in pixels of the
+IMAGE is an image file. The output is an answer, a tab, and its confidence. A box is x0,y0,x1,y1 in pixels of the
 upright image. A caption needs no FIELD; the other tasks need question=, text= or hypothesis=. The exit code is 1 for an
 image that cannot be read, and 2 for wrong arguments.
 
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from PIL import Image
 
-from .pictures import open_picture
+from .images import open_image
 from .search import Search
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -70,11 +70,11 @@ class Student:
         self.run = RUNTIMES[self.settings["format"]](self.folder, threads)
         self._split: Callable[[str], list[int]] | None = None
 
-    def __call__(self, pictures: Sequence[bytes], fields: Sequence[Mapping[str, str]] | None = None) -> list[Answer]:
+    def __call__(self, images: Sequence[bytes], fields: Sequence[Mapping[str, str]] | None = None) -> list[Answer]:
         """Answer a batch.
 
         Args:
-            pictures: the bytes of image files.
+            images: the bytes of image files.
             fields: a text by name for each image, for tasks that read one.
 
         Returns:
@@ -84,14 +84,14 @@ class Student:
             ValueError: for an image that cannot be read, and for a text that is missing, empty or longer than the
                 exported length.
         """
-        opened = [open_picture(picture) for picture in pictures]
+        opened = [open_image(image) for image in images]
         prompts = np.array([self.prompt(field) for field in fields or [{}] * len(opened)], dtype=np.int64)
-        log_probs = self.run(np.stack([self.normalise(picture) for picture in opened]), prompts)
-        return [self.answer(row, picture.size) for row, picture in zip(log_probs, opened, strict=True)]
+        log_probs = self.run(np.stack([self.normalise(image) for image in opened]), prompts)
+        return [self.answer(row, image.size) for row, image in zip(log_probs, opened, strict=True)]
 
-    def read(self, picture: bytes) -> np.ndarray:
+    def read(self, image: bytes) -> np.ndarray:
         """Return an image file as the model's input, float32 (3, side, side)."""
-        return self.normalise(open_picture(picture))
+        return self.normalise(open_image(image))
 
     def normalise(self, image: Image.Image) -> np.ndarray:
         """Return an RGB image as the model's input, float32 (3, side, side)."""
@@ -241,9 +241,9 @@ def main(folder: Path) -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr if len(sys.argv) < 2 else sys.stdout)
         sys.exit(2 if len(sys.argv) < 2 else 0)
-    picture, *texts = sys.argv[1:]
+    image, *texts = sys.argv[1:]
     if stray := [text for text in texts if "=" not in text]:
-        end(2, f"{stray[0]!r}: expected FIELD=TEXT after one picture")
+        end(2, f"{stray[0]!r}: expected FIELD=TEXT after one image")
     fields = {}
     for name, text in (text.split("=", 1) for text in texts):
         if name in fields:
@@ -259,8 +259,8 @@ def main(folder: Path) -> None:
         what = next((f"{file.name} {what}" for file in sorted(folder.glob("*.*")) if (what := mistaken(file))), None)
         reason = what or f"{type(error).__name__}: {error}"
         end(1, f"the student cannot be loaded ({reason}); {MEND}")
-    if not picture or (re.match(r"\w+=", picture) and not os.path.exists(picture)):
-        end(2, f"{picture!r}: a picture is missing; it comes first, and the task reads {student.usage}")
+    if not image or (re.match(r"\w+=", image) and not os.path.exists(image)):
+        end(2, f"{image!r}: an image is missing; it comes first, and the task reads {student.usage}")
     try:
         if unknown := [name for name in fields if name not in known]:
             raise ValueError(f"{unknown[0]}=: the task reads {student.usage}")
@@ -270,11 +270,11 @@ def main(folder: Path) -> None:
     except Exception as error:  # a missing tokenizer raises errors of many types
         end(1, f"the text cannot be read ({type(error).__name__}: {error}); {MEND}")
     try:
-        (answer,) = student([Path(picture).read_bytes()], [fields])
+        (answer,) = student([Path(image).read_bytes()], [fields])
     except OSError as error:
-        end(1, f"{picture}: {error.strerror or error}")
+        end(1, f"{image}: {error.strerror or error}")
     except Exception as error:  # runtimes raise errors of many types
-        end(1, f"{picture}: {mistaken(Path(picture)) or error}")
+        end(1, f"{image}: {mistaken(Path(image)) or error}")
     sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not use UTF-8

@@ -109,7 +109,7 @@ def caption_images(
         require_writable(out)
     files, others = search_images(given)
     if out is not None and out.exists() and any(out.samefile(file) for file in files.values() if file.exists()):
-        raise InputError(f"--out {out}: is one of the pictures, which it would replace; give the name of another file")
+        raise InputError(f"--out {out}: is one of the images, which it would replace; give the name of another file")
     as_json = out is not None and out.suffix.lower() == ".json"
     ids = coco_ids(files) if as_json else {}
     if others:
@@ -162,11 +162,11 @@ def coco_ids(names: Iterable[str]) -> dict[str, int] | dict[str, str]:
     """
     matches = {name: COCO_NAME.fullmatch(Path(name).stem) for name in names}
     if not any(matches.values()):
-        logger.warning("no picture is named by a number as COCO's are; each image_id will be the picture's name")
+        logger.warning("no image has a number as its name, as in COCO; each image_id will be the image's name")
         return {name: name for name in matches}
     ids: dict[str, int] = {}
     name_of: dict[int, str] = {}
-    advice = "COCO's results name pictures by numbers: rename it, leave it out, or give --out NAME.tsv"
+    advice = "COCO's results identify images by numbers: rename it, leave it out, or give --out NAME.tsv"
     for name, match in matches.items():
         if match is None:
             raise InputError(
@@ -207,11 +207,11 @@ def search_images(given: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
             files = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
             others += (file for file in inside if file.suffix.lower() in OTHER_SUFFIXES)
         elif not path.exists():
-            raise MissingInput(f"{path}: no such picture or folder")
+            raise MissingInput(f"{path}: no such image or folder")
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(f"{path}: is no picture by its name; give folders, or files ending in {kinds}")
+            raise InputError(f"{path}: its name is not that of an image; give folders, or files ending in {kinds}")
         if not files:
-            raise InputError(f"{path}: there is no picture in this folder (no file ending in {kinds})")
+            raise InputError(f"{path}: there is no image in this folder (no file ending in {kinds})")
         from_there = path.is_dir() and len(given) == 1
         found.update({str(file.relative_to(path) if from_there else file): file for file in files})
     unwritable = [name for name in found if UNWRITABLE.search(name)]

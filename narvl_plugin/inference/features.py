@@ -87,7 +87,7 @@ def write_features(
         optimise_backbone(backbone)
         for batch in writer.batches(len(rows), batch_size, "features"):
             kept: list[tuple[int, list[str]]] = []
-            pictures: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # by column; successive rows may share an image
+            by_column: dict[str, tuple[Tensor, tuple[int, int]]] = {}  # successive rows may share an image
             for row in batch:
                 try:
                     columns = rows[row]
@@ -97,25 +97,25 @@ def write_features(
                             "counted from 0"
                         )
                     column = columns[image_column]
-                    if column not in pictures:
-                        picture, image_size = read_image.with_size(column, rows.where(row))
-                        if len(picture) != RGB or image_size is None:
+                    if column not in by_column:
+                        image, image_size = read_image.with_size(column, rows.where(row))
+                        if len(image) != RGB or image_size is None:
                             raise BadRow(f"{rows.where(row)}: the image column holds features already")
-                        pictures[column] = picture, image_size
+                        by_column[column] = image, image_size
                     kept.append((row, columns))
                 except BadRow as error:
                     budget.skip(error)
             lines = []
             if kept:
-                stacked = torch.stack([picture for picture, _ in pictures.values()])
+                stacked = torch.stack([image for image, _ in by_column.values()])
                 with torch.inference_mode():
-                    features = dict(zip(pictures, backbone_features(backbone, stacked.to(chosen)), strict=True))
+                    features = dict(zip(by_column, backbone_features(backbone, stacked.to(chosen)), strict=True))
                 encoded: dict[str, str] = {}
                 for row, columns in kept:
                     column = columns[image_column]
                     try:
                         if column not in encoded:
-                            file = images.encode_features(features[column], pictures[column][1])
+                            file = images.encode_features(features[column], by_column[column][1])
                             encoded[column] = base64.b64encode(file).decode("ascii")
                     except ValueError as error:
                         budget.skip(BadRow(f"{rows.where(row)}: {error}"))

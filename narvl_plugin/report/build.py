@@ -18,8 +18,8 @@ from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.charts import confidence_charts, training_charts
-from narvl_plugin.report.outputs import outputs_by_row, read_pictures, read_rows, read_training_log
-from narvl_plugin.report.page import PICTURE_SIDE, TRAINING_LABELS, render_page
+from narvl_plugin.report.outputs import outputs_by_row, read_images, read_rows, read_training_log
+from narvl_plugin.report.page import IMAGE_SIDE, TRAINING_LABELS, render_page
 from narvl_plugin.report.readings import QueryView, view_queries
 from narvl_plugin.report.results import (
     SystemResult,
@@ -43,7 +43,7 @@ def build_report(
     test_tsv: Path | None = None,
     settings: Mapping[str, str] | None = None,
     task_overrides: Mapping[str, Any] | None = None,
-    pictures: int = 24,
+    num_images: int = 24,
 ) -> dict[str, Any]:
     """Score the outputs of a run; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
 
@@ -56,7 +56,7 @@ def build_report(
         test_tsv: the test file in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
         settings: the run's settings, to be shown.
         task_overrides: see `Predictor.load`.
-        pictures: the number of test images that the page shows, evenly spread over the file.
+        num_images: the number of test images that the page shows, evenly spread over the file.
 
     Returns:
         The content of ``results.json``.
@@ -98,8 +98,8 @@ def build_report(
     write_whole(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_whole(out_dir / "table.md", markdown(subject, results, sentences, tables))
 
-    shown = _spread(scored, pictures)
-    images = read_pictures(test_tsv, subject.image_column, [row.number for row in shown], PICTURE_SIDE)
+    shown = _spread(scored, num_images)
+    images = read_images(test_tsv, subject.image_column, [row.number for row in shown], IMAGE_SIDE)
     paths = {name: out_dir / name / "train.jsonl" for name in TRAINING_LABELS}
     logs = {name: read_training_log(path) for name, path in paths.items() if path.exists()}
     page = render_page(
@@ -113,7 +113,7 @@ def build_report(
         },
         rows=shown,
         readings=_readings(student, shown, images),
-        pictures=images,
+        images=images,
         settings=content["settings"],
     )
     write_whole(out_dir / "report.html", page)
@@ -198,11 +198,9 @@ def _blaming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _readings(
-    student: Predictor | None, shown: Sequence[Row], pictures: Sequence[Image.Image]
-) -> list[QueryView] | None:
+def _readings(student: Predictor | None, shown: Sequence[Row], images: Sequence[Image.Image]) -> list[QueryView] | None:
     """Read the student's queries on the shown rows; None without a student."""
-    return None if student is None else view_queries(student, [row.number for row in shown], pictures)
+    return None if student is None else view_queries(student, [row.number for row in shown], images)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

@@ -80,7 +80,7 @@ def outputs_by_row(outputs: Mapping[str, str], rows: Sequence[Row], path: Path) 
     return {numbers[key]: text for key, text in outputs.items()}
 
 
-def read_pictures(tsv_path: Path, column: int, rows: Sequence[int], side: int) -> list[Image.Image]:
+def read_images(tsv_path: Path, column: int, rows: Sequence[int], side: int) -> list[Image.Image]:
     """Return the images of some rows, scaled down to at most ``side`` pixels a side.
 
     Args:
@@ -97,18 +97,18 @@ def read_pictures(tsv_path: Path, column: int, rows: Sequence[int], side: int) -
     """
     tsv = TsvFile(tsv_path, [column])
     reader = ImageReader(side, folder=tsv_path.parent)
-    pictures = []
+    images = []
     for row in rows:
         image = open_image(reader.read_bytes(tsv[row][0], tsv.where(row)), tsv.where(row))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        pictures.append(image)
-    return pictures
+        images.append(image)
+    return images
 
 
-def data_uri(picture: Image.Image, quality: int) -> str:
+def data_uri(image: Image.Image, quality: int) -> str:
     """Return an image as a JPEG file in a data URI."""
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=quality)
+    image.save(stream, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

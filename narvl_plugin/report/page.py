@@ -21,7 +21,7 @@ TRAINING_LABELS = {
     "student_ce": "Student, cross entropy",
 }
 STUDENT = "student"
-PICTURE_SIDE = 320  # pixels; twice the size on the page, for screens of high resolution
+IMAGE_SIDE = 320  # pixels; twice the size on the page, for screens of high resolution
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_cards(
     rows: Sequence[Row],
     results: Sequence[SystemResult],
     readings: Sequence[QueryView] | None,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
 ) -> list[Card]:
     """Collect everything shown for each row; the outputs are those of the teacher and the student.
 
@@ -102,7 +102,7 @@ def make_cards(
         rows: the test rows to show.
         results: all systems.
         readings: the student's queries on each row, or None.
-        pictures: the images of the rows.
+        images: the images of the rows.
 
     Returns:
         A card for each row.
@@ -113,7 +113,7 @@ def make_cards(
     return [
         Card(
             name=row.ids[-1],
-            image=data_uri(pictures[place], quality=90),
+            image=data_uri(images[place], quality=90),
             prompt=row.prompt,
             references=row.references,
             region=subject.reference_region(row),
@@ -149,7 +149,7 @@ def render_page(
     charts: Mapping[str, Sequence[tuple[str, str]]],
     rows: Sequence[Row],
     readings: Sequence[QueryView] | None,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     settings: Mapping[str, str],
 ) -> str:
     """Render the page.
@@ -162,7 +162,7 @@ def render_page(
         charts: the title and ``<svg>`` element of each chart, by heading.
         rows: the test rows to show.
         readings: the student's queries on each row, or None.
-        pictures: the images of the rows.
+        images: the images of the rows.
         settings: the settings of the run.
 
     Returns:
@@ -183,7 +183,7 @@ def render_page(
         notes=notes,
         tables=tables,
         charts={heading: [(title, Markup(svg)) for title, svg in drawn] for heading, drawn in charts.items() if drawn},
-        cards=make_cards(subject, rows, results, readings, pictures),
+        cards=make_cards(subject, rows, results, readings, images),
         has_slots=readings is not None,
         settings=settings,
     )

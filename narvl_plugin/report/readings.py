@@ -70,7 +70,7 @@ def slot_kinds(labels: Tensor, blank: int) -> list[str]:
 
 
 @torch.inference_mode()
-def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Image.Image]) -> list[QueryView]:
+def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image.Image]) -> list[QueryView]:
     """Run a student on some rows of its test file and read its N queries.
 
     Slots lie on the most probable path to the student's answer without a `</s>`. A token's attention is the mean over
@@ -79,7 +79,7 @@ def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
     Args:
         student: the student and its data.
         rows: the numbers of the rows.
-        pictures: the images of the rows.
+        images: the images of the rows.
 
     Returns:
         A reading for each row.
@@ -93,7 +93,7 @@ def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
     student = student.with_options({}, nbest=NBEST)
     blank = model.blank
     readings = []
-    for row, picture in zip(rows, pictures, strict=True):
+    for row, image in zip(rows, images, strict=True):
         batch = student.batch(row)
         found = student.hypotheses(batch)
         answer = found[0]["tokens"][None, :-1]
@@ -115,7 +115,7 @@ def view_queries(student: Predictor, rows: Sequence[int], pictures: Sequence[Ima
             )
         ]
         nbest = [(student.task.codec.decode(one["tokens"]), float(one["confidence"])) for one in found]
-        looks = [AttentionMap(text, spotlight(picture, heat)) for text, heat in zip(tokens, maps, strict=True)]
+        looks = [AttentionMap(text, spotlight(image, heat)) for text, heat in zip(tokens, maps, strict=True)]
         readings.append(QueryView(slots, looks, nbest))
     return readings
 
@@ -136,10 +136,10 @@ def cross_attention(decoder: Any) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def spotlight(picture: Image.Image, heat: Tensor) -> str:
+def spotlight(image: Image.Image, heat: Tensor) -> str:
     """Return an image as a data URI, brightest at the largest heat (P,) of a square of patches."""
     side = math.isqrt(len(heat))
     grid = (255 * heat / heat.max()).round().byte().view(side, side).cpu().numpy()
-    small = picture.resize((MAP_SIDE, MAP_SIDE))
+    small = image.resize((MAP_SIDE, MAP_SIDE))
     mask = Image.fromarray(grid).resize(small.size, Image.Resampling.BICUBIC)
     return data_uri(Image.composite(small, small.point(lambda value: int(DIMMED * value)), mask), quality=80)

@@ -99,9 +99,7 @@ def score_systems(
     for key, texts in words.items():
         longest = max(text.count(" ") + 1 for text in texts)
         if longest > MOST_WORDS:
-            raise InputError(
-                f"picture {key} has a caption or reference of {longest:,} words; at most {MOST_WORDS} count"
-            )
+            raise InputError(f"image {key} has a caption or reference of {longest:,} words; at most {MOST_WORDS} count")
     targets = {key: texts[len(systems) :] for key, texts in words.items()}
     candidates = {name: {key: [texts[place]] for key, texts in words.items()} for place, name in enumerate(systems)}
     meteors, missing = {}, {}
@@ -139,7 +137,7 @@ def _check_ids(hypotheses: Mapping[str, str], references: Mapping[str, Sequence[
         )
     for key, texts in references.items():
         if not any(text.strip() for text in texts):
-            raise ValueError(f"picture {key} has no reference: join one or more by {REFERENCE_SEPARATOR}")
+            raise ValueError(f"image {key} has no reference: join one or more by {REFERENCE_SEPARATOR}")
 
 
 def _meteor(targets: dict[str, list[str]], systems: dict[str, dict[str, list[str]]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def object_recall(hypotheses: Mapping[str, str], objects: Mapping[str, Sequence[
     """
     missing = [key for key in hypotheses if key not in objects]
     if missing:
-        raise ValueError(f"no list of objects for {len(missing)} pictures, such as {missing[0]}")
+        raise ValueError(f"no list of objects for {len(missing)} images, such as {missing[0]}")
     finder = NounFinder(noun for nouns in objects.values() for noun in nouns)
     present = sum(len(set(objects[key])) for key in hypotheses)
     if not present:

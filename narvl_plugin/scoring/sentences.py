@@ -32,7 +32,7 @@ class BatchwiseCider:
         whole.crefs = [cook_refs([plain_words(text) for text in texts]) for texts in references]
         whole.compute_doc_freq()
         self._frequencies = whole.document_frequency
-        self._pictures = len(whole.crefs)
+        self._images = len(whole.crefs)
 
     def __call__(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """Return the CIDEr (0 to 10) of each of B captions against its references."""
@@ -40,6 +40,6 @@ class BatchwiseCider:
         for caption, texts in zip(captions, references, strict=True):
             batch += (plain_words(caption), [plain_words(text) for text in texts])
         batch.document_frequency = self._frequencies
-        # The scorer counts pictures by its list of references, and walks along its list of captions.
-        batch.crefs += [[]] * (self._pictures - len(batch.crefs))
+        # The scorer counts images by its list of references, and walks along its list of captions.
+        batch.crefs += [[]] * (self._images - len(batch.crefs))
         return [float(score) for score in batch.compute_cider()]

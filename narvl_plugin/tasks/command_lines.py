@@ -69,5 +69,5 @@ def check_arguments(arguments: Namespace, given: Callable[[], set[str]]) -> None
 def refuse_program(program: str, task: str) -> NoReturn:
     """Raise an InputError that says which programs to use for a task in place of this one."""
     generate = f"fairseq-generate FILE.tsv --task {'TASK' if task == 'multitask' else task} --path CHECKPOINT"
-    pictures = ", for picture files narvl caption PICTURES --checkpoint CHECKPOINT" if task == "caption" else ""
-    raise InputError(f"{program} does not serve --task {task}, whose rows hold pictures; take {generate}{pictures}")
+    files = ", for image files narvl caption IMAGES --checkpoint CHECKPOINT" if task == "caption" else ""
+    raise InputError(f"{program} does not support --task {task}, whose rows hold images; take {generate}{files}")

@@ -19,7 +19,7 @@ class VqaGenConfig(AnswerTaskConfig):
         default="0,5,2,3,4",
         metadata={"help": "TSV columns (from 0) of id, image, question, answers and objects, in this order"},
     )
-    add_object: bool = field(default=False, metadata={"help": "name the objects in the picture after the question"})
+    add_object: bool = field(default=False, metadata={"help": "name the objects in the image after the question"})
     max_object_length: int = field(default=30, metadata={"help": "maximum number of objects to name"})
     ans2label_file: Optional[str] = field(
         default=None,

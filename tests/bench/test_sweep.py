@@ -30,7 +30,7 @@ def test_each_is_asked_for_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair("nano", side=64)
     monkeypatch.setattr(pair, "encode", lambda inputs: ("encoder", 0))
     monkeypatch.setattr(pair, "search", lambda model, inputs, beam, length: ("teacher", length + 100 * beam))
-    monkeypatch.setattr(pair, "answer_from_pictures", lambda inputs, queries: ("student", queries))
+    monkeypatch.setattr(pair, "answer_from_images", lambda inputs, queries: ("student", queries))
     monkeypatch.setattr(
         "narvl_plugin.bench.sweep.in_turns", lambda calls, **_: {name: call()[1] for name, call in calls.items()}
     )

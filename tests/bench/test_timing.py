@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 
 def worker(clock: FakeClock, calls: list[tuple[str, int]], name: str, seconds: float) -> Callable[[int], str]:
-    """Make a system that takes a fixed time for each picture and a bit more for higher ones."""
+    """Make a system that takes a fixed time for each image and a bit more for higher ones."""
 
     def system(image: int) -> str:
         calls.append((name, image))
@@ -110,9 +110,9 @@ def test_threads_are_set_for_the_measurement_only() -> None:
 
 
 def test_nothing_to_measure_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 systems, 1 pictures, 1 repeats"):
+    with pytest.raises(ValueError, match="0 systems, 1 images, 1 repeats"):
         measure_latency({}, [0], warmup=0, repeats=1, threads=1)
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         measure_latency({"a": str}, [], warmup=0, repeats=1, threads=1)
 
 
@@ -205,7 +205,7 @@ SMALL = {
 def make_predictor(
     write_tsv: Callable[..., Path], caption_rows: list[list[str]], vocabulary: Path
 ) -> Callable[..., Predictor]:
-    """Make predictors with small random models on a few pictures."""
+    """Make predictors with small random models on a few images."""
     data = write_tsv("test.tsv", caption_rows)
 
     def make(arch: str, generation: dict[str, Any] | None = None, **options: Any) -> Predictor:
@@ -224,7 +224,7 @@ def make_predictor(
     ("arch", "options", "generation"),
     [("narvl_nano", {"num_queries": 8}, {}), ("ofa_nano", {}, {"beam": 3, "max_len_b": 6})],
 )
-def test_one_picture_at_a_time_says_what_a_batch_says(
+def test_one_image_at_a_time_says_what_a_batch_says(
     make_predictor: Callable[..., Predictor], arch: str, options: dict[str, Any], generation: dict[str, Any]
 ) -> None:
     predictor = make_predictor(arch, generation, **options)
@@ -270,7 +270,7 @@ def test_stages_sum_up_to_the_whole(
 
 
 def read_four(student: Predictor) -> list[QueryView]:
-    """Read the queries of the first four rows; the pictures shown are red."""
+    """Read the queries of the first four rows; the images shown are red."""
     return view_queries(student, range(4), [Image.new("RGB", (40, 30), "red")] * 4)
 
 
@@ -337,7 +337,7 @@ def test_a_token_looks_where_its_queries_do(
     shares = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0, 0.3, 0.0, 0.0])
     heats: list[torch.Tensor] = []
     monkeypatch.setattr(readings, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
-    monkeypatch.setattr(readings, "spotlight", lambda picture, heat: heats.append(heat) or "")
+    monkeypatch.setattr(readings, "spotlight", lambda image, heat: heats.append(heat) or "")
     view_queries(student, [0], [Image.new("RGB", (8, 8))])
     net_input = student.batch(0)["net_input"]
     with torch.inference_mode(), cross_attention(student.model.decoder) as layers:
@@ -351,10 +351,10 @@ def test_a_token_looks_where_its_queries_do(
 
 def test_a_spotlight_is_bright_where_the_heat_is() -> None:
     uri = spotlight(Image.new("RGB", (40, 30), "white"), torch.tensor([0.0, 0.0, 0.0, 0.5]))
-    picture = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")
-    assert picture.size == (72, 72)
-    assert picture.getpixel((68, 68)) > 230
-    assert picture.getpixel((4, 4)) < 90
+    image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")
+    assert image.size == (72, 72)
+    assert image.getpixel((68, 68)) > 230
+    assert image.getpixel((4, 4)) < 90
 
 
 def entailment_teacher(data: Path, vocabulary: Path, **options: Any) -> Predictor:

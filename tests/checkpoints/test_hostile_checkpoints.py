@@ -79,11 +79,11 @@ def hostile(
 
 def run_all(file: Path, data: Path, vocabulary: Path, tmp_path: Path, run_generate: Callable[..., None]) -> None:
     """Try every way in which a checkpoint is given to a command; each must refuse it."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir(exist_ok=True)
-    (pictures / "a.png").write_bytes(b"")
+    images = tmp_path / "pictures"
+    images.mkdir(exist_ok=True)
+    (images / "a.png").write_bytes(b"")
     for run in (
-        lambda: caption_images([pictures], checkpoint=file, out=None),
+        lambda: caption_images([images], checkpoint=file, out=None),
         lambda: distill(teacher=file, data=data, out=tmp_path / "out.tsv"),
         lambda: convert(file, tmp_path / "converted.pt"),
         lambda: loading.load(file),

@@ -78,7 +78,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
             ["distill", "--teacher", "gone.pt", "--data", "gone.tsv", "--out", "o.tsv"],
             "gone.tsv: no such TSV file",
         ),
-        (["caption", "gone", "--checkpoint", "gone.pt"], "gone: no such picture or folder"),
+        (["caption", "gone", "--checkpoint", "gone.pt"], "gone: no such image or folder"),
         (["data", "scenes", "--out", "scenes", "--nouns", "1000"], "nouns=1000"),
         (["report", "gone"], "gone"),
         (["convert", "gone.pt", "out.pt"], "gone.pt: no such checkpoint"),
@@ -244,9 +244,9 @@ def test_a_mixture_that_no_vocabulary_can_be_trained_on_is_one_line(
 def test_raw_data_become_a_tsv_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "photos" / "images" / "7.jpg"
-    picture.parent.mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(picture)
+    image = tmp_path / "photos" / "images" / "7.jpg"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(image)
     question = '{"1": {"imageId": "7", "question": "Is it black?", "answer": "yes"}}'
     (tmp_path / "val_balanced_questions.json").write_text(question)
     out = tmp_path / "tsv" / "val.tsv"

@@ -101,7 +101,7 @@ class TestReferences:
         assert learned[3] == learned[0]
         assert "references" not in dataset.collater([dataset[0]])
 
-    def test_all_of_them_without_the_pictures(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
+    def test_all_of_them_without_the_images(self, make: Callable[..., CaptionDataset], caption_rows: Rows) -> None:
         rows = [["0", "", "a cat!&&a dog", "", "no image"], ["1", "", "..", "", "no image"], ["2"]]
         assert list(make(rows, "valid").all_references()) == [["a cat", "a dog"]]
 

@@ -1,4 +1,4 @@
-"""Batches: padding, counts, pictures that do not match."""
+"""Batches: padding, counts, images that do not match."""
 
 import numpy as np
 import pytest
@@ -42,6 +42,6 @@ def test_padding_inside_a_target_is_not_counted() -> None:
     assert collate([sample("1", [0, 2], [PAD, PAD, 7, 2]), sample("2", [0, 2], [9, 2])], PAD)["ntokens"] == 4
 
 
-def test_pictures_of_different_shapes_are_an_error() -> None:
+def test_images_of_different_shapes_are_an_error() -> None:
     with pytest.raises(BadRow, match=r"train\.tsv:2: .*\(3, 4, 4\), but train\.tsv:1 has \(3, 2, 2\)"):
         collate([sample("1", [0, 2], [2]), sample("2", [0, 2], [2], side=4)], PAD)

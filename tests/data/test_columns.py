@@ -186,7 +186,7 @@ UNUSUAL = {
     ),
     "columns in an order of one's own": ("caption", (1, 0, 2), (IMAGES, IDS, SENTENCES)),
     "ids that are words": ("caption", (0, 2, 1), (["tom", "eva", "ann", "ida", "leo"], SENTENCES, IMAGES)),
-    "ids that are names of picture files": (
+    "ids that are names of image files": (
         *("caption", (1, 1, 2)),
         (IDS, [f"{row}.jpg" for row in range(5)], SENTENCES),
     ),
@@ -224,7 +224,7 @@ def test_what_is_unusual_is_not_refused(check: Callable[..., str], case: str) ->
     assert not said or case in WARNED_OF or "in their place" in case
 
 
-def test_names_of_picture_files_are_refused_as_captions_where_files_have_ids_or_as_the_image(
+def test_names_of_image_files_are_refused_as_captions_where_files_have_ids_or_as_the_image(
     check: Callable[..., str],
 ) -> None:
     names = [f"COCO_{row}.jpg" for row in range(5)]
@@ -232,7 +232,7 @@ def test_names_of_picture_files_are_refused_as_captions_where_files_have_ids_or_
         ((0, 4, 1), (IDS, names, SENTENCES, OBJECTS, IMAGES)),
         ((0, 2, 2), (IDS, SENTENCES, names)),
     ):
-        with pytest.raises(InputError, match="is read as the caption, and looks like paths of picture files"):
+        with pytest.raises(InputError, match="is read as the caption, and looks like paths of image files"):
             check("caption", selected, columns)
 
 

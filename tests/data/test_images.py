@@ -1,4 +1,4 @@
-"""Pictures from TSV columns: every kind that is read, every kind that is refused."""
+"""Images from TSV columns: every kind that is read, every kind that is refused."""
 
 import base64
 import gzip
@@ -69,7 +69,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 @pytest.mark.parametrize("size", [(40, 72), (72, 40), (64, 48), (20, 200)])
 def test_the_width_is_resized_before_the_height(size: tuple[int, int]) -> None:
-    # The vertical pass alone, on each column of the horizontally resized picture by itself.
+    # The vertical pass alone, on each column of the horizontally resized image by itself.
     image = noise(*size)
     wide = image.resize((64, image.height), Image.Resampling.BICUBIC)
     columns = [wide.crop((x, 0, x + 1, wide.height)).resize((1, 64), Image.Resampling.BICUBIC) for x in range(64)]
@@ -93,7 +93,7 @@ def test_precomputed_features_come_back_unchanged() -> None:
     assert np.array_equal(tensor.numpy(), features.astype(np.float32))
 
 
-def test_features_tell_the_size_of_their_picture() -> None:
+def test_features_tell_the_size_of_their_image() -> None:
     features = torch.from_numpy(np.random.RandomState(0).standard_normal((5, 2, 3)).astype(np.float16))
     data = encode_features(features, (640, 480))
     tensor, size = ImageReader(64).with_size(base64.b64encode(data).decode(), WHERE)
@@ -196,7 +196,7 @@ def with_header(header: str) -> str:
         (claims_too_much(), "bytes of data where"),
         (features_and(b"1"), "features cannot be used"),
         (features_and(base64.b64decode(npy(np.array([640, 480, 3])))), "features cannot be used"),
-        (features_and(base64.b64decode(npy(np.array([640, 0])))), "picture's width and height"),
+        (features_and(base64.b64decode(npy(np.array([640, 0])))), "image's width and height"),
         (features_and(base64.b64decode(npy(np.array([640, 480]))) + b"1"), "and nothing more"),
     ],
 )
@@ -213,14 +213,14 @@ def test_what_is_no_image_is_named(column: str, message: str) -> None:
         ("", "the image column is empty; check --selected-cols"),
         (" ", "the image column is empty"),
         ("\u3000 \r", "the image column is empty"),
-        ("http://example.org/a.jpg", "is an address, 'http://example.org/a.jpg', and pictures are not downloaded"),
-        ("HTTPS://example.org/" + 60 * "a", "is an address, 'HTTPS://example.org/a+…', and pict"),
-        ("s3://bucket/picture.png", "is an address, .*, and pictures are not downloaded"),
+        ("http://example.org/a.jpg", "is an address, 'http://example.org/a.jpg', and images are not downloaded"),
+        ("HTTPS://example.org/" + 60 * "a", "is an address, 'HTTPS://example.org/a+…', and imag"),
+        ("s3://bucket/picture.png", "is an address, .*, and images are not downloaded"),
         ("data:image/png;base64,iVBORw0KGgo=", "is a data URL, 'data:image/png;base6…'; keep only what foll"),
         ("photo", r"neither base64 nor a path ending in \.jpg, .*: 'photo' .*; check --selected-cols"),
-        ("images/photo", r"column, 'images/photo', is no picture as base64, and a path must end in \.jpg, .*; check"),
+        ("images/photo", r"column, 'images/photo', is no image as base64, and a path must end in \.jpg, .*; check"),
         ("images/photo.heic", r"neither base64 nor a path ending in \.jpg, .*: 'images/photo.heic'"),
-        ("2014/COCO/train2014/000000000009/abc", r"'2014/COCO/train2014/…', is no picture as base64, and a path"),
+        ("2014/COCO/train2014/000000000009/abc", r"'2014/COCO/train2014/…', is no image as base64, and a path"),
         (base64.b64encode(b"plain text " * 9).decode(), "is broken, or none of .*; it is text that begins 'plain text"),
         (base64.b64encode(b"<html>" * 9).decode(), r"not readable \(it is an HTML page"),
         ("pointer.jpg", r"file \S*pointer\.jpg is a Git LFS pointer, .* `git lfs pull`"),
@@ -240,7 +240,7 @@ def test_what_users_take_for_an_image_column_is_said(column: str, message: str, 
         ImageReader(8, folder=tmp_path)(column, WHERE)
 
 
-def test_the_smallest_pictures_are_read() -> None:
+def test_the_smallest_images_are_read() -> None:
     for kind in ("GIF", "PNG", "BMP", "JPEG", "TIFF", "WEBP"):
         stream = io.BytesIO()
         Image.new("L", (1, 1)).save(stream, format=kind)

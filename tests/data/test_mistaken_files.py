@@ -58,7 +58,7 @@ NEVER_WANTED = {
     "UTF-16 without a mark": ("1\ta\n".encode("utf-16-le"), "is text in UTF-16"),
     "UTF-32": ("1\ta\n".encode("utf-32"), "is text in UTF-32; convert it to UTF-8"),
     "PDF": (b"%PDF-1.7\n", "is a PDF"),
-    "picture": (b"\x89PNG\r\n\x1a\n", "is a picture"),
+    "image": (b"\x89PNG\r\n\x1a\n", "is an image"),
     "array": (b"\x93NUMPY\x01\x00v\x00", "is an array of numpy"),
 }
 EACH = pytest.mark.parametrize(("content", "message"), NEVER_WANTED.values(), ids=NEVER_WANTED.keys())

@@ -120,16 +120,16 @@ def test_bad_rows_are_named_and_can_be_skipped(
 def test_features_do_if_they_tell_the_size(
     make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path
 ) -> None:
-    picture = make(refcoco_rows)[0]
+    image = make(refcoco_rows)[0]
     (tmp_path / "features.npy").write_bytes(encode_features(torch.zeros(5, 2, 2), (8, 6)))
     refcoco_rows[0][4] = "features.npy"
     dataset = make(refcoco_rows)
     features = dataset[0]
-    assert picture is not None and features is not None
+    assert image is not None and features is not None
     assert features["patch_image"].shape == (5, 2, 2)
-    assert torch.equal(features["target"], picture["target"])
-    assert torch.equal(features["h_resize_ratio"], picture["h_resize_ratio"])
-    assert torch.equal(dataset.target_tokens(0, dataset.tsv[0]), picture["target"][:-1])
+    assert torch.equal(features["target"], image["target"])
+    assert torch.equal(features["h_resize_ratio"], image["h_resize_ratio"])
+    assert torch.equal(dataset.target_tokens(0, dataset.tsv[0]), image["target"][:-1])
 
 
 def test_features_of_unknown_size_do_not_do(
@@ -149,8 +149,8 @@ def test_too_few_columns_are_named(make: Callable[..., RefcocoDataset], refcoco_
         make(refcoco_rows, columns="0,4,2")
 
 
-def picture(width: int, height: int, file_format: str = "PNG", orientation: int = 1) -> str:
-    """Give a picture as an image column."""
+def image(width: int, height: int, file_format: str = "PNG", orientation: int = 1) -> str:
+    """Give an image as an image column."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
@@ -176,7 +176,7 @@ def test_boxes_in_percent_are_warned_of(
 ) -> None:
     caplog.set_level(logging.WARNING)
     for row in refcoco_rows:
-        row[3:] = ["10,20,60.5,100", picture(640, 480)]
+        row[3:] = ["10,20,60.5,100", image(640, 480)]
     make(refcoco_rows)
     assert caplog.text.count("train.tsv: all of its first 3 boxes lie within 100 pixels") == 1
     assert "640 x 480 pixels; if they are percent" in caplog.text
@@ -199,8 +199,8 @@ def test_one_small_box_among_others_is_right(
 def test_boxes_on_images_that_exif_turns_are_warned_of_once(
     make: Callable[..., RefcocoDataset], refcoco_rows: Rows, tmp_path: Path, workers: int
 ) -> None:
-    refcoco_rows[1][4] = picture(8, 6, "JPEG", 6)
-    refcoco_rows[2][4] = picture(8, 6, "PNG", 3)
+    refcoco_rows[1][4] = image(8, 6, "JPEG", 6)
+    refcoco_rows[2][4] = image(8, 6, "PNG", 3)
     dataset = make(refcoco_rows)
     handler = logging.FileHandler(tmp_path / "log")  # which workers write to, too
     logging.getLogger("narvl_plugin").addHandler(handler)
@@ -218,8 +218,8 @@ def test_upright_images_are_not_warned_of(
     make: Callable[..., RefcocoDataset], refcoco_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    refcoco_rows[1][4] = picture(8, 6, "JPEG", 1)
-    refcoco_rows[2][4] = picture(8, 6, "TIFF", 3)  # which Pillow turns
+    refcoco_rows[1][4] = image(8, 6, "JPEG", 1)
+    refcoco_rows[2][4] = image(8, 6, "TIFF", 3)  # which Pillow turns
     dataset = make(refcoco_rows)
     assert all(dataset[row] for row in range(3))
     assert not caplog.text

@@ -40,7 +40,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         if name == "second":  # the same from several processes
-            monkeypatch.setattr(writer, "_PICTURES_PER_PROCESS", 3)
+            monkeypatch.setattr(writer, "_IMAGES_PER_PROCESS", 3)
         write_scenes(tmp_path / name, train=12, valid=3, test=3, seed=seed, nouns=20, tasks=TASKS)
     for path in sorted((tmp_path / "first").rglob("*.tsv")):
         inside = path.relative_to(tmp_path / "first")
@@ -67,7 +67,7 @@ def test_a_longer_run_begins_with_the_shorter_one_and_tasks_do_not_change_captio
     assert _rows(tmp_path / "long", "caption", "train")[:5] == _rows(tmp_path / "short", "caption", "train")
 
 
-def test_held_out_pairs_are_in_every_test_picture_of_several_nouns_and_in_no_other_split(
+def test_held_out_pairs_are_in_every_test_image_of_several_nouns_and_in_no_other_split(
     scenes: Path,
 ) -> None:
     held_out = set(HeldOutPairs(NOUNS[:40], 3).pairs)
@@ -84,7 +84,7 @@ def test_held_out_pairs_are_in_every_test_picture_of_several_nouns_and_in_no_oth
     assert several > 40
 
 
-def test_caption_rows_hold_five_references_and_a_picture(scenes: Path) -> None:
+def test_caption_rows_hold_five_references_and_an_image(scenes: Path) -> None:
     for split in ("train", "valid", "test"):
         for row in _rows(scenes, "caption", split):
             assert len(row) == 5
@@ -95,20 +95,20 @@ def test_caption_rows_hold_five_references_and_a_picture(scenes: Path) -> None:
                 assert caption.replace(" ", "").isalpha() and caption == caption.lower()
                 for noun in row[3].split("&&"):
                     assert {noun, plural(noun)} & set(caption.split())
-    picture = _decode(_rows(scenes, "caption", "valid")[0][4])
-    assert (picture.mode, picture.size) == ("RGB", (128, 128))
+    image = _decode(_rows(scenes, "caption", "valid")[0][4])
+    assert (image.mode, image.size) == ("RGB", (128, 128))
 
 
-def test_all_tasks_show_the_same_pictures_in_their_own_columns(scenes: Path) -> None:
+def test_all_tasks_show_the_same_images_in_their_own_columns(scenes: Path) -> None:
     for split in ("train", "test"):
-        pictures = [row[4] for row in _rows(scenes, "caption", split)]
+        images = [row[4] for row in _rows(scenes, "caption", split)]
         for task, width, column in (("vqa_gen", 6, 5), ("refcoco", 5, 4), ("snli_ve", 6, 2)):
             rows = _rows(scenes, task, split)
             assert {len(row) for row in rows} == {width}
-            assert [row[column] for row in rows] == pictures
+            assert [row[column] for row in rows] == images
 
 
-def test_pictures_have_the_size_asked_for(tmp_path: Path) -> None:
+def test_images_have_the_size_asked_for(tmp_path: Path) -> None:
     write_scenes(tmp_path, train=2, valid=0, test=0, size=96, nouns=20)
     assert {_decode(row[4]).size for row in _rows(tmp_path, "caption", "train")} == {(96, 96)}
 
@@ -146,7 +146,7 @@ def _flat_art(folder: Path, nouns: Sequence[str]) -> Path:
     return folder
 
 
-def test_boxes_lie_inside_the_picture_and_around_the_object(tmp_path: Path) -> None:
+def test_boxes_lie_inside_the_image_and_around_the_object(tmp_path: Path) -> None:
     art = _flat_art(tmp_path / "art", NOUNS[:8])
     write_scenes(tmp_path, train=40, valid=0, test=0, nouns=8, max_objects=1, art=art, tasks=("refcoco",))
     for row in _rows(tmp_path, "refcoco", "train"):
@@ -222,7 +222,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, setting: dict[str, ob
         write_scenes(tmp_path, **settings)  # type: ignore[arg-type]
 
 
-def test_every_noun_has_its_own_picture() -> None:
+def test_every_noun_has_its_own_image() -> None:
     files = [art_file_name(noun) for noun in NOUNS]
     assert len(NOUNS) >= 110 and len(set(files)) == len(NOUNS)
     assert all((embedded_art() / file).is_file() for file in files)

@@ -15,7 +15,7 @@ from narvl_plugin.data.sources.gqa import convert_gqa
 from narvl_plugin.data.sources.refcoco import convert_refcoco
 from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 from narvl_plugin.data.sources.vqav2 import convert_vqav2
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 
 COCO = {73: ("val", ["One cat"]), 74: ("test", ["a red dog runs fast"]), 75: ("test", ["two cats sleep on mats"])}
 
@@ -65,7 +65,7 @@ def coco_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json: C
     entries = [{"id": found["image_id"], "file_name": "", "width": 8, "height": 6} for found in annotations]
     official = {"info": {}, "images": entries, "licenses": [], "annotations": annotations}
     write_json("annotations/captions_val2014.json", official)
-    return next(convert_coco(raw, tmp_path / "tsv", Pictures(raw), splits=["test"])).path
+    return next(convert_coco(raw, tmp_path / "tsv", ImageFolder(raw), splits=["test"])).path
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def vqa_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json: Ca
     )
     write_json("v2_mscoco_val2014_annotations.json", {**info, "annotations": annotations})
     photo("val2014/COCO_val2014_000000000042.jpg")
-    return next(convert_vqav2(raw, tmp_path / "tsv", Pictures(raw), splits=["val"])).path
+    return next(convert_vqav2(raw, tmp_path / "tsv", ImageFolder(raw), splits=["val"])).path
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def gqa_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json: Ca
     }
     write_json("testdev_balanced_questions.json", questions)
     photo("images/n161313.jpg")
-    return next(convert_gqa(raw, tmp_path / "tsv", Pictures(raw), splits=["testdev"])).path
+    return next(convert_gqa(raw, tmp_path / "tsv", ImageFolder(raw), splits=["testdev"])).path
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def refcoco_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json
     write_json("refcoco/instances.json", {"images": [image], "annotations": annotations, "categories": []})
     (raw / "refcoco/refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
     photo(f"train2014/{name}", (640, 480))
-    return next(convert_refcoco(raw, tmp_path / "tsv", Pictures(raw), splits=["testA"])).path
+    return next(convert_refcoco(raw, tmp_path / "tsv", ImageFolder(raw), splits=["testA"])).path
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def snli_ve_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str]) -> Path:
     ]
     (raw / "snli_ve_test.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     photo("flickr30k-images/4705552913.jpg")
-    return next(convert_snli_ve(raw, tmp_path / "tsv", Pictures(raw), splits=["test"])).path
+    return next(convert_snli_ve(raw, tmp_path / "tsv", ImageFolder(raw), splits=["test"])).path
 
 
 @pytest.fixture

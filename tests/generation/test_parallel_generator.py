@@ -320,7 +320,7 @@ def student() -> NarvlModel:
 
 @pytest.fixture(scope="module")
 def net_input() -> dict[str, Tensor]:
-    """Two samples of a 64 x 64 picture and a source text of 5 and 3 tokens."""
+    """Two samples of a 64 x 64 image and a source text of 5 and 3 tokens."""
     generator = torch.Generator().manual_seed(1)
     src_tokens = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1]])
     return {

@@ -40,7 +40,7 @@ def teacher(dictionary: Dictionary) -> OfaModel:
 
 @pytest.fixture(scope="module")
 def net_input() -> dict[str, Tensor]:
-    """Four samples, sources of different lengths, one without its picture."""
+    """Four samples, sources of different lengths, one without its image."""
     generator = torch.Generator().manual_seed(1)
     src_tokens = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1], [0, 9, 10, 2, 1], [0, 11, 2, 1, 1]])
     return {

@@ -1,4 +1,4 @@
-"""Captions of picture files: what they are called, in which order, and what becomes of those that are none."""
+"""Captions of image files: what they are called, in which order, and what becomes of those that are none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("b.png", "a.webp", "sub/c.BMP", "d.jpg", "sub/deeper/e.jpeg", "z.png")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with noise in pictures of several names, and with a text."""
+    """A folder with noise in images of several names, and with a text."""
     draw = random.Random(0)
     for name in NAMES:
         file = tmp_path / "pictures" / name
@@ -43,19 +43,19 @@ def pairs(file: Path) -> list[list[str]]:
     return [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_pictures_are_found_below_a_folder_and_named_from_there(folder: Path) -> None:
+def test_images_are_found_below_a_folder_and_named_from_there(folder: Path) -> None:
     assert list(find_images([folder])) == sorted(NAMES)
     files = [folder / "z.png", folder / "sub"]
     assert list(find_images(files)) == [f"{folder}/z.png", f"{folder}/sub/c.BMP", f"{folder}/sub/deeper/e.jpeg"]
 
 
-def test_what_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: there is no picture in this folder"):
+    with pytest.raises(InputError, match=r"empty: there is no image in this folder"):
         find_images([tmp_path / "empty"])
-    with pytest.raises(MissingInput, match=r"gone: no such picture or folder"):
+    with pytest.raises(MissingInput, match=r"gone: no such image or folder"):
         find_images([tmp_path / "gone"])
-    with pytest.raises(InputError, match=r"notes.txt: is no picture by its name"):
+    with pytest.raises(InputError, match=r"notes.txt: its name is not that of an image"):
         find_images([folder / "notes.txt"])
     for name, shown in (
         ("a\tb.png", r"'a\\tb.png'"),
@@ -166,13 +166,13 @@ def test_ids_are_checked_before_the_model_is_loaded(folder: Path, tmp_path: Path
 
 @pytest.mark.integration
 def test_json_is_cocos_results_format(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "pictures"
+    images.mkdir()
     for number in (42, 9):
-        Image.new("RGB", (8, 6)).save(pictures / f"COCO_val2014_{number:012}.jpg")
+        Image.new("RGB", (8, 6)).save(images / f"COCO_val2014_{number:012}.jpg")
     out = tmp_path / "results" / "captions.json"
     options = {"checkpoint": make_model("narvl_tiny", "qctc"), "out": out, "workers": 0, "device": "cpu"}
-    caption_images([pictures], **options)
+    caption_images([images], **options)
     records = json.loads(out.read_text())
     assert [record["image_id"] for record in records] == [9, 42]
     assert all(list(record) == ["image_id", "caption"] and isinstance(record["caption"], str) for record in records)
@@ -195,18 +195,18 @@ def test_an_older_output_stays_until_all_is_captioned(
     assert not list(tmp_path.glob("captions.json.*"))
 
 
-def test_an_output_that_is_one_of_the_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
-    picture = folder / "a.webp"
-    before = picture.read_bytes()
-    (tmp_path / "link.txt").symlink_to(picture)
-    for out in (picture, tmp_path / "link.txt"):
-        with pytest.raises(InputError, match=f"--out {out}: is one of the pictures"):
+def test_an_output_that_is_one_of_the_images_is_refused(folder: Path, tmp_path: Path) -> None:
+    image = folder / "a.webp"
+    before = image.read_bytes()
+    (tmp_path / "link.txt").symlink_to(image)
+    for out in (image, tmp_path / "link.txt"):
+        with pytest.raises(InputError, match=f"--out {out}: is one of the images"):
             caption_images([folder], checkpoint=tmp_path / "none.pt", out=out)
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
 @pytest.mark.integration
-def test_pictures_are_read_as_people_see_them(
+def test_images_are_read_as_people_see_them(
     make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(1)
@@ -215,12 +215,12 @@ def test_pictures_are_read_as_people_see_them(
     exif[0x0112] = 6
     logo = upright.convert("RGBA")
     logo.putalpha(Image.new("L", (8, 6), 0))
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    upright.save(pictures / "a.png")
-    upright.transpose(Image.Transpose.ROTATE_90).save(pictures / "b.png", exif=exif)
-    logo.save(pictures / "c.png")
-    Image.new("RGB", (8, 6), "white").save(pictures / "d.png")
+    images = tmp_path / "pictures"
+    images.mkdir()
+    upright.save(images / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(images / "b.png", exif=exif)
+    logo.save(images / "c.png")
+    Image.new("RGB", (8, 6), "white").save(images / "d.png")
     seen: list[torch.Tensor] = []
     step = CaptionTask.inference_step
 
@@ -230,7 +230,7 @@ def test_pictures_are_read_as_people_see_them(
 
     monkeypatch.setattr(CaptionTask, "inference_step", remember)
     student = make_model("narvl_tiny", "qctc")
-    caption_images([pictures], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
+    caption_images([images], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
     turned, other, transparent, white = seen
     assert torch.equal(turned, other)
     assert torch.equal(transparent, white)
@@ -238,7 +238,7 @@ def test_pictures_are_read_as_people_see_them(
 
 
 @pytest.mark.integration
-def test_the_last_line_counts_pictures_of_other_formats(
+def test_the_last_line_counts_images_of_other_formats(
     make_model: Callable[..., Path], folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("._b.png", "g.heic", "notes.md"):
@@ -267,24 +267,22 @@ def test_captions_hold_no_commands_to_a_terminal(
 
 
 @pytest.mark.integration
-def test_captions_are_those_of_one_picture_at_a_time(
+def test_captions_are_those_of_one_image_at_a_time(
     make_model: Callable[..., Path], folder: Path, write_tsv: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     student = make_model("narvl_tiny", "qctc")
     state = torch.load(student, weights_only=False)
     torch.manual_seed(0)
     for weight in state["model"].values():
-        if weight.dim() == 2:  # at birth outputs hardly depend on the picture
+        if weight.dim() == 2:  # at birth outputs hardly depend on the image
             weight.copy_(torch.randn_like(weight))
     torch.save(state, student)
     names = sorted(NAMES)
-    pictures = [base64.b64encode((folder / name).read_bytes()).decode() for name in names]
-    data = write_tsv(
-        "rows.tsv", [[name, name, "words", "", picture] for name, picture in zip(names, pictures, strict=True)]
-    )
+    images = [base64.b64encode((folder / name).read_bytes()).decode() for name in names]
+    data = write_tsv("rows.tsv", [[name, name, "words", "", image] for name, image in zip(names, images, strict=True)])
     one_by_one = Predictor.load(student, data).with_options({}, beam=2)
     expected = [[name, one_by_one(row)] for row, name in enumerate(names)]
-    assert len({caption for _, caption in expected}) > 1, "different pictures should get different words here"
+    assert len({caption for _, caption in expected}) > 1, "different images should get different words here"
 
     options = {"checkpoint": student, "beam": 2, "device": "cpu"}
     for workers in (0, 2):
@@ -301,7 +299,7 @@ def test_captions_are_those_of_one_picture_at_a_time(
 
 
 @pytest.mark.integration
-def test_broken_pictures_are_named_or_left_out(make_model: Callable[..., Path], folder: Path, tmp_path: Path) -> None:
+def test_broken_images_are_named_or_left_out(make_model: Callable[..., Path], folder: Path, tmp_path: Path) -> None:
     student = make_model("narvl_tiny", "qctc")
     for name in ("c.png", "d.jpg"):  # the second batch of two has nothing else
         (folder / name).write_bytes(b"no picture")
@@ -320,7 +318,7 @@ def test_broken_pictures_are_named_or_left_out(make_model: Callable[..., Path], 
     assert [name for name, _ in pairs(part)] == ["a.webp", "b.png"], "what was said before stays"
 
 
-def test_a_table_of_pictures_reads_like_a_tsv_file(folder: Path) -> None:
+def test_a_table_of_images_reads_like_a_tsv_file(folder: Path) -> None:
     table = Table(find_images([folder]), {}, CaptionDataset)
     assert len(table) == len(NAMES)
     assert table[1][:2] == ["b.png", str(folder / "b.png")]

@@ -81,7 +81,7 @@ def test_only_the_captions_change(folder: Path, whole: bytes) -> None:
     for old, new in zip(before, after, strict=True):
         assert new[:2] + new[3:] == old[:2] + old[3:]
         assert new[2] and new[2] != old[2]
-    assert len({new[2] for new in after}) > 1, "different pictures should get different words here"
+    assert len({new[2] for new in after}) > 1, "different images should get different words here"
 
 
 def test_references_follow_the_words(folder: Path, whole: bytes) -> None:

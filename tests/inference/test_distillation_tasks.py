@@ -87,7 +87,7 @@ def test_entailment_is_written_as_labels(distilled: Callable[..., Rows], snli_ve
     assert [row[:5] for row in written] == [row[:5] for row in snli_ve_rows]
 
 
-def test_boxes_are_written_in_pixels_of_the_picture(distilled: Callable[..., Rows], refcoco_rows: Rows) -> None:
+def test_boxes_are_written_in_pixels_of_the_image(distilled: Callable[..., Rows], refcoco_rows: Rows) -> None:
     said = ["<bin_0><bin_1><bin_5><bin_10>", "<bin_2><bin_3><bin_3><bin_4>", "<bin_0><bin_0><bin_10><bin_10>"]
     written = distilled("refcoco", refcoco_rows, said)
     # Eleven bins over 8 x 6 pixels: 0.8 and 0.6 pixels a bin.
@@ -105,7 +105,7 @@ def test_a_student_learns_the_very_bins_that_the_teacher_said(
     task = RefcocoTask.setup_task(RefcocoConfig(data=str(write_tsv("test.tsv", rows)), **config))
     task.load_dataset("test")
     dataset = task.dataset("test")
-    last = 80 * (num_bins - 1) // 96  # of the bins on the picture
+    last = 80 * (num_bins - 1) // 96  # of the bins on the image
     corners = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(1)).mul(last).long().sort(dim=1).values
     corners[:, 1] += 1
     bins = corners.clamp(max=last).flatten(1) + task.target_dictionary.index("<bin_0>")
@@ -138,7 +138,7 @@ def test_what_is_no_target_is_named_or_left_out(
     complaint: str,
 ) -> None:
     rows = request.getfixturevalue(rows)
-    wide = {"max_image_size": 160} if name == "refcoco" else {}  # so that bins above 5 lie outside the picture
+    wide = {"max_image_size": 160} if name == "refcoco" else {}  # so that bins above 5 lie outside the image
     texts = [good, bad, good, good][: len(rows)]
     with pytest.raises(BadRow, match=f"in.tsv:2: .*{complaint}"):
         distilled(name, rows, texts, **wide)

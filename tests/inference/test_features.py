@@ -1,4 +1,4 @@
-"""Precomputed features: what the trunk gives, where the picture was, and the same output of the model."""
+"""Precomputed features: what the trunk gives, where the image was, and the same output of the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OPTIONS = {"arch": "narvl_nano", "patch_image_size": SIZE, "batch_size": 2}
-NO_PICTURE = b"x\tx\twords\t\tbm90IGFuIGltYWdl"
+NO_IMAGE = b"x\tx\twords\t\tbm90IGFuIGltYWdl"
 
 
 def columns(path: Path) -> list[list[str]]:
@@ -38,17 +38,17 @@ def columns(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_path: Path) -> None:
+def test_a_model_says_the_same_of_features_as_of_the_image(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.tsv"
     assert write_features(data, out, arch="narvl_nano", patch_image_size=SIZE, batch_size=2)
-    pictures, features = columns(data), columns(out)
-    assert [row[:4] for row in features] == [row[:4] for row in pictures]
+    images, features = columns(data), columns(out)
+    assert [row[:4] for row in features] == [row[:4] for row in images]
 
     torch.manual_seed(0)
     model = build("narvl_nano", vocab_size=30, num_queries=4).eval()
     read = ImageReader(SIZE)
-    for picture, feature in zip(pictures, features, strict=True):
-        pixels, precomputed = read(picture[4], "test:1"), read(feature[4], "test:1")
+    for row, feature in zip(images, features, strict=True):
+        pixels, precomputed = read(row[4], "test:1"), read(feature[4], "test:1")
         assert pixels.shape == (3, SIZE, SIZE)
         assert read.with_size(feature[4], "test:1")[1] == (SIZE, SIZE)
         assert precomputed.shape == (model.encoder.embed_images.out_channels, SIZE // 16, SIZE // 16)
@@ -61,7 +61,7 @@ def test_a_model_says_the_same_of_features_as_of_the_picture(data: Path, tmp_pat
         write_features(out, tmp_path / "again.tsv", arch="narvl_nano", patch_image_size=SIZE)
 
 
-def test_rows_that_share_a_picture_share_its_features(data: Path, tmp_path: Path) -> None:
+def test_rows_that_share_an_image_share_its_features(data: Path, tmp_path: Path) -> None:
     first, second, *_ = data.read_text(encoding="utf-8").splitlines()
     (tmp_path / "twice.tsv").write_text("\n".join([first, first, second, first]) + "\n", encoding="utf-8")
     for batch_size in (1, 4):
@@ -71,7 +71,7 @@ def test_rows_that_share_a_picture_share_its_features(data: Path, tmp_path: Path
         assert seen[0] == seen[1] == seen[3] != seen[2]
 
 
-def test_a_row_without_a_picture_is_named_or_left_out(data: Path, tmp_path: Path) -> None:
+def test_a_row_without_an_image_is_named_or_left_out(data: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tsv"
     lines = data.read_text(encoding="utf-8").splitlines()
     bad.write_text("\n".join([lines[0], "x\tx\twords\t\tbm90IGFuIGltYWdl", *lines[1:]]) + "\n", encoding="utf-8")
@@ -137,7 +137,7 @@ def test_the_skip_budget_is_that_of_all_parts_of_a_run(
 ) -> None:
     """A stopped run does not get it anew, and one that spent it goes on with a larger one, to the same bytes."""
     lines = data.read_bytes().splitlines()
-    (tmp_path / "in.tsv").write_bytes(b"\n".join([lines[0], NO_PICTURE, *lines[1:4], NO_PICTURE, lines[4]]) + b"\n")
+    (tmp_path / "in.tsv").write_bytes(b"\n".join([lines[0], NO_IMAGE, *lines[1:4], NO_IMAGE, lines[4]]) + b"\n")
     write_features(tmp_path / "in.tsv", tmp_path / "whole.tsv", skip_bad_rows=2, **OPTIONS)
     append = ResumableWriter.append
 
@@ -161,7 +161,7 @@ def test_the_skip_budget_is_that_of_all_parts_of_a_run(
 def test_features_too_large_to_be_stored_are_bad_rows(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row of such a picture is named, and its neighbours in the batch are written as before."""
+    """Each row of such an image is named, and its neighbours in the batch are written as before."""
     lines = data.read_bytes().splitlines()
     (tmp_path / "in.tsv").write_bytes(b"\n".join([lines[0], lines[1], lines[2], lines[1]]) + b"\n")
     options = {**OPTIONS, "batch_size": 4}

@@ -29,7 +29,7 @@ def make(arch: str, *, checkpoint: bool, **options: Any) -> OfaModel:
 
 
 def batch() -> dict[str, Tensor]:
-    """Return two samples with pictures, one with a shorter text."""
+    """Return two samples with images, one with a shorter text."""
     torch.manual_seed(0)
     tokens = torch.randint(4, 49, (2, 6))
     tokens[1, 4:] = 1

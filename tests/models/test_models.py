@@ -123,7 +123,7 @@ def test_positions_of_a_larger_grid_are_interpolated():
 
 
 @torch.no_grad()
-def test_pictures_of_512_pixels():
+def test_images_of_512_pixels():
     inputs = batch(1)
     inputs["patch_images"] = torch.randn(1, 3, 512, 512)
     _, extra = make("ofa_tiny")(**inputs)

@@ -60,14 +60,14 @@ def predictions() -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def write_raw_data() -> Callable[[Path], None]:
-    """Give a function that writes a few pictures of each data set, and what is published of them, by official names."""
+    """Give a function that writes a few images of each data set, and what is published of them, by official names."""
 
     def write_all(folder: Path) -> None:
         def write(name: str, content: Any) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(content))
 
-        def picture(name: str) -> None:
+        def draw(name: str) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 6), "red").save(folder / name)
 
@@ -76,7 +76,7 @@ def write_raw_data() -> Callable[[Path], None]:
         for key, part, split in coco:
             image = {"cocoid": key, "filepath": part, "filename": f"COCO_{part}_{key:012d}.jpg", "split": split}
             images.append({**image, "sentences": [{"sentid": key, "raw": "a dog on a beach"}]})
-            picture(f"{part}/{image['filename']}")
+            draw(f"{part}/{image['filename']}")
         write("dataset_coco.json", {"images": images})
 
         for part, key in (("train2014", 9), ("val2014", 73), ("test2015", 1), ("test-dev2015", 1)):
@@ -87,13 +87,13 @@ def write_raw_data() -> Callable[[Path], None]:
             kinds = {"question_type": "is it", "answer_type": "yes/no"}
             answers = [{**question, **answer, **kinds} for question in questions]
             write(f"v2_mscoco_{part}_annotations.json", {"annotations": answers})
-        picture("test2015/COCO_test2015_000000000001.jpg")
+        draw("test2015/COCO_test2015_000000000001.jpg")
 
         for number, split in enumerate(("train", "val", "testdev"), start=1):
             question = {"imageId": "5", "question": "is it red", "answer": "yes"}
             types = {"structural": "verify", "semantic": "attr"}
             write(f"{split}_balanced_questions.json", {str(number): {**question, "types": types}})
-        picture("images/5.jpg")
+        draw("images/5.jpg")
 
         refs, boxes = [], []
         for number, split in enumerate(("train", "val", "testA", "testB"), start=10):
@@ -107,6 +107,6 @@ def write_raw_data() -> Callable[[Path], None]:
         for number, split in enumerate(("train", "dev", "test"), start=1):
             pair = {"Flickr30K_ID": "9", "pairID": f"9.jpg#2r{number}e", "gold_label": "entailment"}
             write(f"snli_ve_{split}.jsonl", {**pair, "sentence1": "a dog on a beach", "sentence2": "a dog is out"})
-        picture("flickr30k-images/9.jpg")
+        draw("flickr30k-images/9.jpg")
 
     return write_all

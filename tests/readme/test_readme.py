@@ -300,7 +300,7 @@ def test_one_file_trains_a_teacher_and_a_student_of_several_tasks(mixture: str, 
 @pytest.mark.integration
 @of_block("fairseq-hydra-train")
 def test_a_configuration(block: str, newcomer: Newcomer, save_checkpoint: Callable[..., Path]) -> None:
-    """With small sizes added, since size base on pictures of 480 pixels takes minutes on a CPU."""
+    """With small sizes added, since size base on images of 480 pixels takes minutes on a CPU."""
     shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts")
     shutil.copytree(newcomer.folder / "vocab", newcomer.folder / "bpe")
     save_checkpoint(newcomer.folder / "teacher.pt", "ofa", "caption", bpe_dir=str(newcomer.folder / "bpe"))
@@ -323,7 +323,7 @@ def test_exported_students(
     export = in_text("narvl export student.pt out")
     quicker = export.replace("onnx", "torch-export")  # the other format that README names is written in half the time
     for user, first, command in zip((captioner, newcomer), (export, quicker), commands(block), strict=True):
-        Image.new("RGB", (32, 24), "red").save(user.folder / "picture.jpg")
+        Image.new("RGB", (32, 24), "red").save(user.folder / "image.jpg")
         user.types(first)
         _, probability = user.types(command).rstrip("\n").split("\t")
         assert 0 <= float(probability) <= 1

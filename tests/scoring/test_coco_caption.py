@@ -51,7 +51,7 @@ class TestByHand:
         assert scores.values["ROUGE-L"] == pytest.approx(expected)
 
     def test_cider(self) -> None:
-        # "a" is in every picture and weighs nothing; "dog" and "a dog" match wholly, and there are no
+        # "a" is in every image and weighs nothing; "dog" and "a dog" match wholly, and there are no
         # trigrams or 4-grams: 10 * (1 + 1 + 0 + 0) / 4. The second caption shares only "a".
         hypotheses, references = {"p": "a dog", "q": "a dog"}, {"p": ["a dog"], "q": ["a cat"]}
         scores = score_captions(hypotheses, references)
@@ -70,19 +70,19 @@ class TestByHand:
         assert "no METEOR" in caplog.text
 
 
-def random_captions(pictures: int, references: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+def random_captions(images: int, references: int) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Draw captions of words that plain splitting leaves alone."""
     draw = random.Random(3)
 
     def caption() -> str:
         return " ".join(draw.choices(["a", "dog", "two", "cats", "red", "on", "bus"], k=draw.randint(2, 9)))
 
-    names = [f"p{row}" for row in range(pictures)]
+    names = [f"p{row}" for row in range(images)]
     return {name: caption() for name in names}, {name: [caption() for _ in range(references)] for name in names}
 
 
 def test_same_as_pycocoevalcap(no_java: None) -> None:
-    hypotheses, references = random_captions(pictures=30, references=4)
+    hypotheses, references = random_captions(images=30, references=4)
     scores = score_captions(hypotheses, references, "plain")
     candidates = {key: [text] for key, text in hypotheses.items()}
     bleu, _ = Bleu(4).compute_score(references, candidates, verbose=0)
@@ -167,7 +167,7 @@ def test_meteor_that_answers_too_much_or_too_little_gives_no_score(
 def test_line_ends_in_a_caption_or_reference_change_no_score(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
     """One carriage return shifted all later captions, from a CIDEr of 4.36 to 0.51."""
     monkeypatch.setattr(coco_caption, "_meteor", lambda targets, systems: {})
-    hypotheses, references = random_captions(pictures=12, references=2)
+    hypotheses, references = random_captions(images=12, references=2)
     hypotheses = {key: texts[0] for key, texts in references.items()}
     expected = score_captions(hypotheses, references)
     hypotheses["p1"] = hypotheses["p1"].replace(" ", mark)
@@ -192,8 +192,8 @@ def test_java_that_never_answers_is_asked_once(
     [
         ({}, {}, "no captions"),
         ({"p": "a"}, {"q": ["a"]}, "same ids.*p, q"),
-        ({"p": "a"}, {"p": []}, "picture p has no reference"),
-        ({"p": "a"}, {"p": [" "]}, "picture p has no reference"),
+        ({"p": "a"}, {"p": []}, "image p has no reference"),
+        ({"p": "a"}, {"p": [" "]}, "image p has no reference"),
     ],
 )
 def test_bad_input_is_named(hypotheses: dict[str, str], references: dict[str, list[str]], message: str) -> None:
@@ -207,7 +207,7 @@ def test_a_text_too_long_for_a_caption_is_refused(words: int) -> None:
     # ROUGE-L would take as many steps, and as much memory, as the words of both texts multiplied.
     long = "a b " * (words // 2) + "a"
     for hypothesis, reference in ((long, "a"), ("a", long)):
-        with pytest.raises(InputError, match=rf"picture p has a caption or reference of {words // 2 * 2 + 1:,} words"):
+        with pytest.raises(InputError, match=rf"image p has a caption or reference of {words // 2 * 2 + 1:,} words"):
             score_captions({"p": hypothesis}, {"p": [reference]})
     assert score_captions({"p": "a " * 500}, {"p": ["a"]}).values["ROUGE-L"] > 0
 

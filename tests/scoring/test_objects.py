@@ -24,12 +24,12 @@ def test_longer_nouns_win() -> None:
     assert finder.find("two hot dogs and a dog") == {"hot dog", "dog"}
 
 
-def test_each_noun_counts_once_a_picture() -> None:
+def test_each_noun_counts_once_an_image() -> None:
     assert object_recall({"p": "a dog and a dog"}, {"p": ["dog", "dog", "cat"]}) == pytest.approx(1 / 2)
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="1 pictures, such as q"):
+    with pytest.raises(ValueError, match="1 images, such as q"):
         object_recall({"q": "a dog"}, {"p": ["dog"]})
     with pytest.raises(ValueError, match="nothing to recall"):
         object_recall({"p": "a dog"}, {"p": []})

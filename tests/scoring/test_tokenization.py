@@ -101,7 +101,7 @@ def test_java_that_never_answers_is_stopped_with_its_children(
 
 
 def test_limit_grows_with_the_captions() -> None:
-    """240,000 texts, a test set of 40,000 pictures, may take 40 minutes."""
+    """240,000 texts, a test set of 40,000 images, may take 40 minutes."""
     assert 2400 < tokenization._PTB_BASE_SECONDS + 240_000 * tokenization._PTB_SECONDS_PER_CAPTION < 3600
 
 

@@ -20,7 +20,7 @@ from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
 WORDS = st.lists(st.sampled_from(["a", "red", "cat", "Dog,", "runs"]), min_size=1, max_size=6).map(" ".join)
-PICTURES = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=2, max_size=7)
+IMAGES = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=2, max_size=7)
 
 
 def cider(captions: list[str], references: list[list[str]]) -> list[float]:
@@ -32,9 +32,9 @@ def cider(captions: list[str], references: list[list[str]]) -> list[float]:
     return [float(score) for score in scores]
 
 
-@given(PICTURES, st.integers(1, 4))
-def test_batches_average_to_the_cider_of_the_whole_set(pictures: list[tuple[str, list[str]]], size: int) -> None:
-    captions, references = (list(column) for column in zip(*pictures, strict=True))
+@given(IMAGES, st.integers(1, 4))
+def test_batches_average_to_the_cider_of_the_whole_set(images: list[tuple[str, list[str]]], size: int) -> None:
+    captions, references = (list(column) for column in zip(*images, strict=True))
     batchwise = BatchwiseCider(references)
     scores = []
     for start in range(0, len(captions), size):

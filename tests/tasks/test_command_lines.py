@@ -35,14 +35,14 @@ def test_a_program_that_has_no_use_for_a_task_names_the_one_that_has(
     with pytest.raises(InputError) as refused:
         parse(parser, f"test.tsv --task {task} --path gone.pt")
     message = str(refused.value)
-    assert message.startswith(f"{program} does not serve --task {task}, ")
+    assert message.startswith(f"{program} does not support --task {task}, ")
     assert f"take fairseq-generate FILE.tsv --task {served} --path CHECKPOINT" in message
-    assert ("narvl caption PICTURES --checkpoint CHECKPOINT" in message) == (task == "caption")
+    assert ("narvl caption IMAGES --checkpoint CHECKPOINT" in message) == (task == "caption")
 
 
 def test_fairseq_interactive_ends_before_it_loads_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fairseq-interactive", "test.tsv", "--task", "vqa_gen", "--path", "gone.pt"])
-    with pytest.raises(InputError, match="^fairseq-interactive does not serve --task vqa_gen"):
+    with pytest.raises(InputError, match="^fairseq-interactive does not support --task vqa_gen"):
         interactive.cli_main()
 
 

@@ -48,8 +48,8 @@ cli_main()
 """
 
 
-def picture(row: int) -> str:
-    """Return a 32 x 32 picture with a gradient of its own as base64."""
+def image(row: int) -> str:
+    """Return a 32 x 32 image with a gradient of its own as base64."""
     stream = io.BytesIO()
     Image.linear_gradient("L").rotate(37 * row).resize((32, 32)).convert("RGB").save(stream, format="PNG")
     return base64.b64encode(stream.getvalue()).decode()
@@ -58,7 +58,7 @@ def picture(row: int) -> str:
 def rows(first: int, number: int) -> list[list[str]]:
     """Return rows with one to three references each, in the columns of captioning."""
     return [
-        [str(row), f"img{row}", "&&".join(TEXTS[(row + k) % 7] for k in range(1 + row % 3)), "", picture(row)]
+        [str(row), f"img{row}", "&&".join(TEXTS[(row + k) % 7] for k in range(1 + row % 3)), "", image(row)]
         for row in range(first, first + number)
     ]
 

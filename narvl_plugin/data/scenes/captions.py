@@ -16,7 +16,7 @@ from narvl_plugin.data.scenes.words import background_phrase, definite, maybe, n
 
 MAX_WORDS = 20
 REFERENCES = 5
-_KINDS_OF_PICTURE = ("picture", "image", "photo", "drawing")
+_KINDS_OF_IMAGE = ("picture", "image", "photo", "drawing")
 _TEMPLATES = ("plain", "existential", "picture", "background_first", "background_subject", "verb")
 # How often each template opens a caption; the others follow without repetition.
 _TEMPLATE_WEIGHTS = (4, 3, 3, 2, 1, 3)
@@ -69,7 +69,7 @@ def _fill(template: str, content: "_Content", ground: str, random: Random) -> st
         case "existential":
             return f"there {be} {content} on {ground}"
         case "picture":
-            kind = random.choice(_KINDS_OF_PICTURE)
+            kind = random.choice(_KINDS_OF_IMAGE)
             opening = f"{'an' if kind == 'image' else 'a'} {kind} of"
             return f"{opening} {content} on {ground}"
         case "background_first":

@@ -81,10 +81,10 @@ class Composer:
         nouns = self._choose_nouns(random, len(counts), unseen_pairs)
         groups, sprites = self._lay_out(random, nouns, counts)
         background = self._choose_background(random, nouns)
-        picture = paint_background(background, self.side).copy()
+        image = paint_background(background, self.side).copy()
         for sprite, corner in sprites:
-            picture.paste(sprite, corner, sprite)
-        return Scene(groups, background), picture
+            image.paste(sprite, corner, sprite)
+        return Scene(groups, background), image
 
     def _choose_nouns(self, random: Random, number: int, unseen_pairs: bool) -> tuple[str, ...]:
         """Choose distinct nouns with or without a held-out pair among them."""

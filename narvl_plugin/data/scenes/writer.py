@@ -27,7 +27,7 @@ from narvl_plugin.whole_files import naming, sole_writer
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
 _MIN_SIDE = 32
-_PICTURES_PER_PROCESS = 500  # for fewer, the start of another process takes longer than it saves
+_IMAGES_PER_PROCESS = 500  # for fewer, the start of another process takes longer than it saves
 ANSWERS = 3  # the column of the answers in the rows of vqa_gen
 
 
@@ -133,9 +133,9 @@ class _Rows(Dataset[list[str]]):
 
     def __getitem__(self, index: int) -> list[str]:
         name = f"{self.seed}/{self.split}/{index}"
-        scene, picture = self.composer.compose(Random(f"{name}/scene"), unseen_pairs=self.split == "test")
+        scene, image = self.composer.compose(Random(f"{name}/scene"), unseen_pairs=self.split == "test")
         image_id, nouns = f"{self.split}-{index:06d}", tuple(self.composer.glyphs)
-        example = Example(image_id, scene, _encode(picture), self.composer.side, nouns)
+        example = Example(image_id, scene, _encode(image), self.composer.side, nouns)
         return ["\t".join(ROWS[task](example, Random(f"{name}/{task}"))) for task in self.tasks]
 
 
@@ -147,7 +147,7 @@ def _write_split(out: Path, rows: _Rows) -> None:
     """
     paths = [out / task / f"{rows.split}.tsv" for task in rows.tasks]
     parts = [path.with_name(f"{path.name}.part") for path in paths]
-    workers = min(os.cpu_count() or 1, len(rows) // _PICTURES_PER_PROCESS)
+    workers = min(os.cpu_count() or 1, len(rows) // _IMAGES_PER_PROCESS)
     drawn = DataLoader(rows, batch_size=None, num_workers=workers)  # in order
     with ExitStack() as stack:
         stack.enter_context(naming(paths[0]))
@@ -159,8 +159,8 @@ def _write_split(out: Path, rows: _Rows) -> None:
         part.replace(path)
 
 
-def _encode(picture: Image.Image) -> str:
+def _encode(image: Image.Image) -> str:
     """Return an image as base64 of its JPEG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick, pick_all, read_json
-from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, join_texts, write_split
+from narvl_plugin.data.sources.writing import Columns, ImageFolder, Notes, Outcome, join_texts, write_split
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 """TSV file -> Karpathy's names; as is usual, train includes his `restval`."""
@@ -37,7 +37,7 @@ Entry = tuple[int, Record, list[str]]
 
 
 def convert_coco(
-    raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None, join_captions: bool = False
+    raw: Path, out: Path, images: ImageFolder, *, splits: Sequence[str] | None = None, join_captions: bool = False
 ) -> Iterator[Outcome]:
     """Write OUT/{train,val,test}.tsv and yield the outcome of each.
 
@@ -47,7 +47,7 @@ def convert_coco(
     Args:
         raw: the folder of the official file.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         splits: the splits to write; all by default.
         join_captions: whether to also join the captions of train.
 
@@ -60,17 +60,17 @@ def convert_coco(
     """
     file = raw / "dataset_coco.json"
     chosen = chosen_splits(splits, SPLITS)
-    need([file], [pictures.folder / folder for folder in FOLDERS], DOWNLOAD)
+    need([file], [images.folder / folder for folder in FOLDERS], DOWNLOAD)
 
-    images = cache(partial(load_images, file))
+    load = cache(partial(load_images, file))
     for split in chosen:
         joined = join_captions or split != "train"
         yield write_split(
             out / f"{split}.tsv",
-            partial(in_split, images, split, joined),
+            partial(in_split, load, split, joined),
             caption_row,
             inputs=[file],
-            pictures=pictures,
+            images=images,
             settings={"joined": joined},
         )
 
@@ -104,5 +104,5 @@ def in_split(images: Callable[[], list[Record]], split: str, joined: bool) -> li
 def caption_row(entry: Entry, notes: Notes) -> Columns:
     """Return uniq-id, image-id, captions, objects, image."""
     key, image, captions = entry
-    picture = Path(image["filepath"], image["filename"])
-    return [str(key), str(image["cocoid"]), join_texts(captions, notes), "", picture]
+    path = Path(image["filepath"], image["filename"])
+    return [str(key), str(image["cocoid"]), join_texts(captions, notes), "", path]

@@ -23,9 +23,9 @@ from pathlib import Path
 from narvl_plugin.data.sources.reading import chosen_splits, need, not_as_published, read_json
 from narvl_plugin.data.sources.writing import (
     Columns,
+    ImageFolder,
     Notes,
     Outcome,
-    Pictures,
     clean,
     join_answers,
     write_answers,
@@ -56,14 +56,14 @@ def packaged_data() -> Path:
 
 
 def convert_easy_vqa(
-    raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None
+    raw: Path, out: Path, images: ImageFolder, *, splits: Sequence[str] | None = None
 ) -> Iterator[Outcome]:
     """Write OUT/{train,val,test}.tsv and OUT/trainval_ans2label.pkl and yield the outcome of each.
 
     Args:
         raw: the folder of the files.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         splits: the splits to write; all by default.
 
     Yields:
@@ -76,14 +76,14 @@ def convert_easy_vqa(
     chosen = chosen_splits(splits, SPLITS)
     answers = raw / "answers.txt"
     files = {split: raw / SPLITS[split] / "questions.json" for split in chosen}
-    need([answers, *files.values()], [pictures.folder / SPLITS[split] / "images" for split in chosen], INSTALL)
+    need([answers, *files.values()], [images.folder / SPLITS[split] / "images" for split in chosen], INSTALL)
     for split, file in files.items():
         yield write_split(
             out / f"{split}.tsv",
             partial(load, file, split),
             partial(question_row, SPLITS[split]),
             inputs=[file],
-            pictures=pictures,
+            images=images,
         )
     yield write_answers(out, lambda: answers.read_text(encoding="utf-8").split())
 

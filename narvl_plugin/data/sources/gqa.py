@@ -17,20 +17,20 @@ from functools import partial
 from pathlib import Path
 
 from narvl_plugin.data.sources.reading import Record, chosen_splits, need, not_as_published, pick, read_json
-from narvl_plugin.data.sources.writing import Columns, Notes, Outcome, Pictures, clean, join_answers, write_split
+from narvl_plugin.data.sources.writing import Columns, ImageFolder, Notes, Outcome, clean, join_answers, write_split
 
 SPLITS = ("train", "val", "testdev")
 DOWNLOAD = "unpack questions1.2.zip and images.zip (cs.stanford.edu/people/dorarad/gqa/download.html)"
 QUESTION = {"imageId": str, "question": str, "answer": str}
 
 
-def convert_gqa(raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None) -> Iterator[Outcome]:
+def convert_gqa(raw: Path, out: Path, images: ImageFolder, *, splits: Sequence[str] | None = None) -> Iterator[Outcome]:
     """Write OUT/{train,val,testdev}.tsv and yield the outcome of each; every answer has confidence 1.
 
     Args:
         raw: the folder of the official files.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         splits: the splits to write; all by default.
 
     Yields:
@@ -41,9 +41,9 @@ def convert_gqa(raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[st
         BadRow: if a record is not as published.
     """
     files = {split: raw / f"{split}_balanced_questions.json" for split in chosen_splits(splits, SPLITS)}
-    need(files.values(), [pictures.folder / "images"], DOWNLOAD)
+    need(files.values(), [images.folder / "images"], DOWNLOAD)
     for split, file in files.items():
-        yield write_split(out / f"{split}.tsv", partial(load, file), question_row, inputs=[file], pictures=pictures)
+        yield write_split(out / f"{split}.tsv", partial(load, file), question_row, inputs=[file], images=images)
 
 
 def load(file: Path, fields: Mapping[str, type] = QUESTION) -> list[tuple[str, Record]]:

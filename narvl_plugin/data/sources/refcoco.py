@@ -34,7 +34,7 @@ from narvl_plugin.data.sources.reading import (
     pick_all,
     read_json,
 )
-from narvl_plugin.data.sources.writing import Columns, Dropped, Notes, Outcome, Pictures, clean, write_split
+from narvl_plugin.data.sources.writing import Columns, Dropped, ImageFolder, Notes, Outcome, clean, write_split
 from narvl_plugin.errors import InputError
 
 SPLITS = {
@@ -71,7 +71,7 @@ class Region:
 def convert_refcoco(
     raw: Path,
     out: Path,
-    pictures: Pictures,
+    images: ImageFolder,
     *,
     name: str = "refcoco",
     split_by: str | None = None,
@@ -84,7 +84,7 @@ def convert_refcoco(
     Args:
         raw: the folder of the official files.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         name: refcoco, refcoco+ or refcocog.
         split_by: unc, google or umd; by default unc for refcoco and refcoco+, umd for refcocog.
         splits: the splits to write; all by default.
@@ -106,7 +106,7 @@ def convert_refcoco(
     chosen = chosen_splits(splits, choices[split_by])
     references, instances = raw / name / f"refs({split_by}).p", raw / name / "instances.json"
     download = f"unpack {name}.zip (github.com/lichengunc/refer) and train2014.zip (cocodataset.org)"
-    need([references, instances], [pictures.folder / FOLDER], download)
+    need([references, instances], [images.folder / FOLDER], download)
     regions = cache(partial(load_regions, references, instances))
     for split in chosen:
         yield write_split(
@@ -114,7 +114,7 @@ def convert_refcoco(
             partial(in_split, regions, split),
             region_row,
             inputs=[references, instances],
-            pictures=pictures,
+            images=images,
         )
 
 

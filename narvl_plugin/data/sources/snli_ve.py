@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from narvl_plugin.data.sources.reading import Record, chosen_splits, need, not_as_published, pick
-from narvl_plugin.data.sources.writing import Columns, Dropped, Notes, Outcome, Pictures, clean, write_split
+from narvl_plugin.data.sources.writing import Columns, Dropped, ImageFolder, Notes, Outcome, clean, write_split
 
 SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")
@@ -31,14 +31,14 @@ PAIR = {"Flickr30K_ID": str, "pairID": str, "sentence1": str, "sentence2": str, 
 
 
 def convert_snli_ve(
-    raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None
+    raw: Path, out: Path, images: ImageFolder, *, splits: Sequence[str] | None = None
 ) -> Iterator[Outcome]:
     """Write OUT/{train,dev,test}.tsv and yield the outcome of each; pairs without a gold label are dropped.
 
     Args:
         raw: the folder of the official files.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         splits: the splits to write; all by default.
 
     Yields:
@@ -49,9 +49,9 @@ def convert_snli_ve(
         BadRow: if a line is not as published.
     """
     files = {split: raw / f"snli_ve_{split}.jsonl" for split in chosen_splits(splits, SPLITS)}
-    need(files.values(), [pictures.folder / FOLDER], DOWNLOAD)
+    need(files.values(), [images.folder / FOLDER], DOWNLOAD)
     for split, file in files.items():
-        yield write_split(out / f"{split}.tsv", partial(load, file), pair_row, inputs=[file], pictures=pictures)
+        yield write_split(out / f"{split}.tsv", partial(load, file), pair_row, inputs=[file], images=images)
 
 
 def load(file: Path) -> list[Record]:

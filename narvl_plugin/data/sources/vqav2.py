@@ -38,9 +38,9 @@ from narvl_plugin.data.sources.reading import (
 from narvl_plugin.data.sources.writing import (
     Columns,
     Dropped,
+    ImageFolder,
     Notes,
     Outcome,
-    Pictures,
     clean,
     join_answers,
     write_answers,
@@ -64,7 +64,7 @@ ANNOTATION = {"question_id": int, "multiple_choice_answer": str, "answers": list
 
 
 def convert_vqav2(
-    raw: Path, out: Path, pictures: Pictures, *, splits: Sequence[str] | None = None, answers: bool = False
+    raw: Path, out: Path, images: ImageFolder, *, splits: Sequence[str] | None = None, answers: bool = False
 ) -> Iterator[Outcome]:
     """Write OUT/{train,val,test,test-dev}.tsv and yield the outcome of each.
 
@@ -74,7 +74,7 @@ def convert_vqav2(
     Args:
         raw: the folder of the official files.
         out: the folder to write into.
-        pictures: the images.
+        images: the images' folder, and their form in the rows.
         splits: the splits to write; all by default.
         answers: whether to write the list of answers.
 
@@ -93,7 +93,7 @@ def convert_vqav2(
     annotated = [annotations_file(raw, split) for split in ANSWERED if answers]
     need(
         [*chain.from_iterable(inputs.values()), *annotated],
-        [pictures.folder / image_folder(split) for split in chosen],
+        [images.folder / image_folder(split) for split in chosen],
         DOWNLOAD,
     )
     only: dict[str, frozenset[str]] = {}
@@ -109,7 +109,7 @@ def convert_vqav2(
             partial(load, raw, split),
             partial(question_row, image_folder(split), only.get(split)),
             inputs=files,
-            pictures=pictures,
+            images=images,
         )
 
 

@@ -37,7 +37,7 @@ class Dropped(Exception):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFolder:
     """The images of a data set and their form in the rows.
 
     Attributes:
@@ -50,11 +50,11 @@ class Pictures:
     as_paths: bool = False
     check: bool = False
 
-    def column(self, picture: Path, tsv: Path) -> str:
+    def column(self, image: Path, tsv: Path) -> str:
         """Return the image column of a row.
 
         Args:
-            picture: the path of the image in the folder.
+            image: the path of the image in the folder.
             tsv: the TSV file of the row.
 
         Returns:
@@ -65,9 +65,9 @@ class Pictures:
                 of the folder.
             InputError: if the path leads out of the folder, to files outside the data set.
         """
-        if picture.is_absolute() or ".." in picture.parts or _UNSAFE.search(str(picture)):
-            raise InputError(f"{str(picture)!r}: refused, because it is no plain path of an image in {self.folder}")
-        file = self.folder / picture
+        if image.is_absolute() or ".." in image.parts or _UNSAFE.search(str(image)):
+            raise InputError(f"{str(image)!r}: refused, because it is no plain path of an image in {self.folder}")
+        file = self.folder / image
         if not file.is_file():
             raise Dropped("missing image")
         try:
@@ -80,7 +80,7 @@ class Pictures:
         except BadRow as error:
             raise Dropped("unreadable image") from error
         if self.as_paths:
-            return os.path.join(self.seen_from(tsv), picture)
+            return os.path.join(self.seen_from(tsv), image)
         return base64.b64encode(data).decode("ascii")
 
     def seen_from(self, tsv: Path) -> str:
@@ -163,7 +163,7 @@ def write_split(
     columns: Callable[[Entry, Notes], Columns],
     *,
     inputs: Sequence[Path],
-    pictures: Pictures,
+    images: ImageFolder,
     settings: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Write one TSV file, a row for each entry that is not dropped; an interrupted run can be resumed.
@@ -173,7 +173,7 @@ def write_split(
         load: returns the entries; called only if rows remain to be written.
         columns: makes a row of an entry, or raises Dropped; it counts notable events in its second argument.
         inputs: the files of the entries; an unfinished `path` of other inputs is refused.
-        pictures: the images and their form in the rows.
+        images: the images and their form in the rows.
         settings: further settings that the rows depend on, as JSON values.
 
     Returns:
@@ -187,8 +187,8 @@ def write_split(
         path,
         {
             "inputs": {file.name: fingerprint(file) for file in inputs},
-            "image_paths": pictures.seen_from(path) if pictures.as_paths else None,
-            "check_images": pictures.check,
+            "image_paths": images.seen_from(path) if images.as_paths else None,
+            "check_images": images.check,
             **(settings or {}),
         },
     )
@@ -202,7 +202,7 @@ def write_split(
                 notes = Counter({WRITTEN: 1})
                 try:
                     row = columns(entries[index], notes)
-                    lines.append("\t".join(pictures.column(c, path) if isinstance(c, Path) else c for c in row))
+                    lines.append("\t".join(images.column(c, path) if isinstance(c, Path) else c for c in row))
                     counts += notes
                 except Dropped as reason:
                     counts[f"dropped ({reason})"] += 1
@@ -210,9 +210,7 @@ def write_split(
         if not writer.counts[WRITTEN]:
             writer.discard()
             found = ", ".join(f"{count} {name}" for name, count in writer.counts.items()) or "no entry of this split"
-            raise InputError(
-                f"{path}: no row to write ({found}); check {inputs[0]} and the images in {pictures.folder}"
-            )
+            raise InputError(f"{path}: no row to write ({found}); check {inputs[0]} and the images in {images.folder}")
         writer.finish()
     return Outcome(path, writer.counts)
 

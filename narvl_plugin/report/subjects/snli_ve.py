@@ -81,7 +81,7 @@ class SnliVeReport(TaskReport[HypothesisRow]):
         return [
             "Most frequent answer: always the one that is most frequent in this test file itself. It is a weak "
             "baseline: the wording of a hypothesis alone often reveals its label. A higher accuracy does not show "
-            "that the picture is looked at."
+            "that the image is looked at."
         ]
 
     def tables(self, scores: Mapping[str, tuple[str, Scores]]) -> list[Table]:

@@ -10,7 +10,7 @@ import pytest
 
 from narvl_plugin.data.sources import writing
 from narvl_plugin.data.sources.coco import convert_coco
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 NAMES = {
@@ -56,7 +56,7 @@ def photos(photo: Callable[..., str], write_json: Callable[[str, Any], Path]) ->
 
 def test_rows(raw: Path, tmp_path: Path, photos: dict[int, str], read_rows: Callable[..., Any]) -> None:
     out = tmp_path / "out"
-    reports = [str(outcome) for outcome in convert_coco(raw, out, Pictures(raw))]
+    reports = [str(outcome) for outcome in convert_coco(raw, out, ImageFolder(raw))]
     assert read_rows(out / "train.tsv") == [
         ["90", "9", "A café, with tables.", "", photos[9]],
         ["91", "9", "Two R B singers", "", photos[9]],
@@ -73,10 +73,10 @@ def test_rows(raw: Path, tmp_path: Path, photos: dict[int, str], read_rows: Call
     ]
 
 
-def test_all_captions_of_a_picture_in_one_row(
+def test_all_captions_of_an_image_in_one_row(
     raw: Path, tmp_path: Path, photos: dict[int, str], read_rows: Callable[..., Any]
 ) -> None:
-    list(convert_coco(raw, tmp_path, Pictures(raw), splits=["train"], join_captions=True))
+    list(convert_coco(raw, tmp_path, ImageFolder(raw), splits=["train"], join_captions=True))
     assert read_rows(tmp_path / "train.tsv") == [
         ["9", "9", "A café, with tables.&&Two R B singers", "", photos[9]],
         ["42", "42", "a dog", "", photos[42]],
@@ -89,20 +89,20 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes_and_counts(
     raw: Path, tmp_path: Path, photos: dict[int, str], monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     monkeypatch.setattr(writing, "BATCH_ROWS", 2)
-    whole = [outcome.counts for outcome in convert_coco(raw, tmp_path / "whole", Pictures(raw))]
+    whole = [outcome.counts for outcome in convert_coco(raw, tmp_path / "whole", ImageFolder(raw))]
     seen = 0
 
-    def column(self: Pictures, picture: Path, tsv: Path, real: Any = Pictures.column) -> str:
+    def column(self: ImageFolder, path: Path, tsv: Path, real: Any = ImageFolder.column) -> str:
         nonlocal seen
         if seen == kill_at:
             raise KeyboardInterrupt
         seen += 1
-        return real(self, picture, tsv)
+        return real(self, path, tsv)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Pictures, "column", column)
-        list(convert_coco(raw, tmp_path / "killed", Pictures(raw)))
-    again = [outcome.counts for outcome in convert_coco(raw, tmp_path / "killed", Pictures(raw))]
+        patch.setattr(ImageFolder, "column", column)
+        list(convert_coco(raw, tmp_path / "killed", ImageFolder(raw)))
+    again = [outcome.counts for outcome in convert_coco(raw, tmp_path / "killed", ImageFolder(raw))]
     assert again[-2:] == whole[-2:]
     assert again[0] in (whole[0], None)
     for split in ("train", "val", "test"):
@@ -112,9 +112,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes_and_counts(
 
 
 def test_what_is_there_already_is_left_alone(raw: Path, tmp_path: Path, photos: dict[int, str]) -> None:
-    list(convert_coco(raw, tmp_path, Pictures(raw)))
+    list(convert_coco(raw, tmp_path, ImageFolder(raw)))
     before = (tmp_path / "train.tsv").stat().st_mtime_ns
-    reports = [str(outcome) for outcome in convert_coco(raw, tmp_path, Pictures(raw))]
+    reports = [str(outcome) for outcome in convert_coco(raw, tmp_path, ImageFolder(raw))]
     assert reports[0] == f"{tmp_path / 'train.tsv'} is there already; delete it to make it anew"
     assert (tmp_path / "train.tsv").stat().st_mtime_ns == before
 
@@ -131,13 +131,13 @@ def test_missing_input_is_named_before_anything_is_written(
 ) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=message):
-        list(convert_coco(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_coco(raw, tmp_path / "out", ImageFolder(raw)))
     assert not (tmp_path / "out").exists()
 
 
 def test_unknown_split_is_refused(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--splits restval: this data set has train, val, test"):
-        list(convert_coco(raw, tmp_path, Pictures(raw), splits=["restval"]))
+        list(convert_coco(raw, tmp_path, ImageFolder(raw), splits=["restval"]))
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,11 @@ def test_a_record_that_is_not_as_published_is_named(
 ) -> None:
     write_json("dataset_coco.json", content)
     with pytest.raises(BadRow, match=message):
-        list(convert_coco(raw, tmp_path, Pictures(raw)))
+        list(convert_coco(raw, tmp_path, ImageFolder(raw)))
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_file_that_is_no_json_is_named(raw: Path, tmp_path: Path, photos: dict[int, str], content: bytes) -> None:
     (raw / "dataset_coco.json").write_bytes(content)
     with pytest.raises(BadRow, match="dataset_coco.json: is not JSON"):
-        list(convert_coco(raw, tmp_path, Pictures(raw)))
+        list(convert_coco(raw, tmp_path, ImageFolder(raw)))

@@ -11,13 +11,13 @@ import pytest
 
 from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.easy_vqa import convert_easy_vqa, packaged_data
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, MissingInput
 
 
 @pytest.fixture
 def photos(raw: Path, photo: Callable[..., str], write_json: Callable[[str, Any], Path]) -> dict[str, str]:
-    """Write a small copy of the data set and return its pictures."""
+    """Write a small copy of the data set and return its images."""
     train = [["what is the blue shape?", "rectangle", 0], ["is there a circle?", "no", 1], ["what color?", "red", 10]]
     write_json("train/questions.json", train)
     write_json("test/questions.json", [["is it blue?", "yes", 0], ["", "no", 0]])
@@ -28,7 +28,7 @@ def photos(raw: Path, photo: Callable[..., str], write_json: Callable[[str, Any]
 
 
 def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Callable[..., Any]) -> None:
-    train, val, test, answers = convert_easy_vqa(raw, tmp_path, Pictures(raw))
+    train, val, test, answers = convert_easy_vqa(raw, tmp_path, ImageFolder(raw))
     assert read_rows(train.path) == [
         ["train-1", "train-1", "is there a circle?", "1.0|!+no", "", photos["train/images/1"]],
     ]
@@ -47,7 +47,7 @@ def test_missing_input_is_named_before_anything_is_written(
 ) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=rf"{gone}: no such .*pip install easy-vqa==1.0"):
-        list(convert_easy_vqa(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_easy_vqa(raw, tmp_path / "out", ImageFolder(raw)))
     assert not (tmp_path / "out").exists()
 
 
@@ -68,7 +68,7 @@ def test_a_question_that_is_not_as_published_is_named(
 ) -> None:
     write_json("train/questions.json", content)
     with pytest.raises(BadRow, match=message):
-        list(convert_easy_vqa(raw, tmp_path, Pictures(raw)))
+        list(convert_easy_vqa(raw, tmp_path, ImageFolder(raw)))
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +82,12 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 @pytest.mark.integration
 def test_the_package_has_the_official_numbers(tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa", reason="`pip install easy-vqa==1.0`")
-    train, val, test, answers = convert_easy_vqa(packaged_data(), tmp_path, Pictures(packaged_data(), as_paths=True))
+    train, val, test, answers = convert_easy_vqa(packaged_data(), tmp_path, ImageFolder(packaged_data(), as_paths=True))
     assert train.counts is not None and val.counts is not None and test.counts is not None
     assert train.counts.keys() == val.counts.keys() == test.counts.keys() == {"rows written"}
     assert train.counts["rows written"] + val.counts["rows written"] == 38_575
     assert test.counts == {"rows written": 9_673}
     assert answers.counts == {"answers": 13}
-    pictures = [{line.split("\t")[1] for line in out.path.read_text().splitlines()} for out in (train, val, test)]
-    assert [len(names) for names in pictures] == [3_600, 400, 1_000]
-    assert not pictures[0] & pictures[1]
+    images = [{line.split("\t")[1] for line in out.path.read_text().splitlines()} for out in (train, val, test)]
+    assert [len(names) for names in images] == [3_600, 400, 1_000]
+    assert not images[0] & images[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from narvl_plugin.data.sources.gqa import convert_gqa
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, MissingInput
 
 
@@ -43,7 +43,7 @@ def photos(photo: Callable[..., str], write_json: Callable[[str, Any], Path]) ->
 
 
 def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Callable[..., Any]) -> None:
-    train, val, testdev = convert_gqa(raw, tmp_path, Pictures(raw))
+    train, val, testdev = convert_gqa(raw, tmp_path, ImageFolder(raw))
     assert read_rows(train.path) == [["02930152", "2354786", "Is the sky dark?", "1.0|!+yes", "", photos["2354786"]]]
     assert read_rows(val.path) == [["05515938", "n161313", "On which side?", "1.0|!+left", "", photos["n161313"]]]
     assert read_rows(testdev.path) == [["20", "n161313", "Is it?", "1.0|!+no", "", photos["n161313"]]]
@@ -58,7 +58,7 @@ def test_missing_input_is_named_before_anything_is_written(
 ) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=rf"{gone}: no such .*unpack questions1.2.zip"):
-        list(convert_gqa(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_gqa(raw, tmp_path / "out", ImageFolder(raw)))
     assert not (tmp_path / "out").exists()
 
 
@@ -80,4 +80,4 @@ def test_a_record_that_is_not_as_published_is_named(
 ) -> None:
     write_json("train_balanced_questions.json", content)
     with pytest.raises(BadRow, match=message):
-        list(convert_gqa(raw, tmp_path, Pictures(raw)))
+        list(convert_gqa(raw, tmp_path, ImageFolder(raw)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from narvl_plugin.data.sources.refcoco import convert_refcoco
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 
 PHOTO = "train2014/COCO_train2014_000000581857.jpg"
@@ -105,7 +105,7 @@ def instances(boxes: dict[int, list[float]]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture(raw: Path, photo: Callable[..., str], write_json: Callable[[str, Any], Path]) -> str:
+def image(raw: Path, photo: Callable[..., str], write_json: Callable[[str, Any], Path]) -> str:
     """Write RefCOCO, and return its photograph."""
     write_json("refcoco/instances.json", instances(BOXES))
     (raw / "refcoco/refs(unc).p").write_bytes(python2_pickle(REFERENCES))
@@ -116,23 +116,23 @@ def test_the_stand_in_for_python_2_writes_pickles() -> None:
     assert pickle.loads(python2_pickle(REFERENCES), encoding="utf-8") == REFERENCES
 
 
-def test_rows(raw: Path, tmp_path: Path, picture: str, read_rows: Callable[..., Any]) -> None:
-    train, val, test_a, test_b = convert_refcoco(raw, tmp_path, Pictures(raw))
+def test_rows(raw: Path, tmp_path: Path, image: str, read_rows: Callable[..., Any]) -> None:
+    train, val, test_a, test_b = convert_refcoco(raw, tmp_path, ImageFolder(raw))
     assert read_rows(train.path) == [
-        ["10", "581857", "the lady with the blue shirt", "103.93,299.99,238.15,477.41", picture],
-        ["11", "581857", "café woman", "103.93,299.99,238.15,477.41", picture],
-        ["20", "581857", "left   man", "0,3,19,7", picture],
+        ["10", "581857", "the lady with the blue shirt", "103.93,299.99,238.15,477.41", image],
+        ["11", "581857", "café woman", "103.93,299.99,238.15,477.41", image],
+        ["20", "581857", "left   man", "0,3,19,7", image],
     ]
     assert train.counts == {"rows written": 3, "boxes clipped": 1, "dropped (empty text)": 1}
-    assert read_rows(val.path) == [["50", "581857", "at the corner", "600.12,400.1,640,480", picture]]
+    assert read_rows(val.path) == [["50", "581857", "at the corner", "600.12,400.1,640,480", image]]
     assert val.counts == {
         "dropped (box empty or outside the image)": 2,
         "rows written": 1,
         "boxes clipped": 1,
         "texts cleaned of tabs, line ends or separators": 1,
     }
-    assert read_rows(test_a.path) == [["60", "581857", "whole", "0,0,640,480", picture]]
-    assert read_rows(test_b.path) == [["70", "581857", "dog", "1,2,4,6", picture]]
+    assert read_rows(test_a.path) == [["60", "581857", "whole", "0,0,640,480", image]]
+    assert read_rows(test_b.path) == [["70", "581857", "dog", "1,2,4,6", image]]
     assert [out.path.name for out in (test_a, test_b)] == ["testA.tsv", "testB.tsv"]
 
 
@@ -158,7 +158,7 @@ def test_each_data_set_has_its_splits(
     photo(PHOTO)
     write_json(f"{name}/instances.json", instances(BOXES))
     (raw / file).write_bytes(python2_pickle([reference(7, split, "it") for split in splits]))
-    outcomes = list(convert_refcoco(raw, tmp_path, Pictures(raw), name=name, split_by=split_by))
+    outcomes = list(convert_refcoco(raw, tmp_path, ImageFolder(raw), name=name, split_by=split_by))
     assert [outcome.path.name for outcome in outcomes] == [f"{split}.tsv" for split in splits]
     assert all(outcome.counts == {"rows written": 1} for outcome in outcomes)
 
@@ -173,23 +173,23 @@ def test_each_data_set_has_its_splits(
 )
 def test_what_does_not_exist_is_refused(raw: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        list(convert_refcoco(raw, tmp_path, Pictures(raw), **options))
+        list(convert_refcoco(raw, tmp_path, ImageFolder(raw), **options))
 
 
 @pytest.mark.parametrize("gone", ["refcoco/refs(unc).p", "refcoco/instances.json", "train2014"])
-def test_missing_input_is_named_before_anything_is_written(raw: Path, tmp_path: Path, picture: str, gone: str) -> None:
+def test_missing_input_is_named_before_anything_is_written(raw: Path, tmp_path: Path, image: str, gone: str) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=r"no such .*; unpack refcoco.zip") as caught:
-        list(convert_refcoco(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_refcoco(raw, tmp_path / "out", ImageFolder(raw)))
     assert str(raw / gone) in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pickle_that_would_run_a_command_is_refused(raw: Path, tmp_path: Path, picture: str) -> None:
+def test_a_pickle_that_would_run_a_command_is_refused(raw: Path, tmp_path: Path, image: str) -> None:
     ran = tmp_path / "ran"
     (raw / "refcoco/refs(unc).p").write_bytes(f"(lp0\ncposix\nsystem\n(S'touch {ran}'\ntRa.".encode())
     with pytest.raises(InputError, match=r"refs\(unc\).p: refused, because it asks for posix.system"):
-        list(convert_refcoco(raw, tmp_path, Pictures(raw)))
+        list(convert_refcoco(raw, tmp_path, ImageFolder(raw)))
     assert os.name == "posix" and not ran.exists()
 
 
@@ -207,7 +207,7 @@ def test_a_pickle_that_would_run_a_command_is_refused(raw: Path, tmp_path: Path,
 def test_a_record_that_is_not_as_published_is_named(
     raw: Path,
     tmp_path: Path,
-    picture: str,
+    image: str,
     write_json: Callable[[str, Any], Path],
     references: Any,
     boxes: dict[int, list[float]],
@@ -216,4 +216,4 @@ def test_a_record_that_is_not_as_published_is_named(
     write_json("refcoco/instances.json", instances(boxes))
     (raw / "refcoco/refs(unc).p").write_bytes(python2_pickle(references))
     with pytest.raises(BadRow, match=message):
-        list(convert_refcoco(raw, tmp_path, Pictures(raw)))
+        list(convert_refcoco(raw, tmp_path, ImageFolder(raw)))

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from narvl_plugin.data.sources.snli_ve import convert_snli_ve
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, MissingInput
 
 CAPTION = "Two women are embracing while holding to go packages ."
 
 
 def pair(number: int, hypothesis: str, label: str, image: str = "4705552913") -> dict[str, Any]:
-    """Return a record of SNLI with the picture that SNLI-VE adds."""
+    """Return a record of SNLI with the image that SNLI-VE adds."""
     return {
         "Flickr30K_ID": image,
         "annotator_labels": [label],
@@ -39,7 +39,7 @@ def write_lines(raw: Path, split: str, records: list[Any]) -> None:
 
 
 @pytest.fixture
-def picture(raw: Path, photo: Callable[..., str]) -> str:
+def image(raw: Path, photo: Callable[..., str]) -> str:
     """Write the data set and return its photograph."""
     train = [
         pair(1, "The sisters are hugging goodbye.", "neutral"),
@@ -55,13 +55,13 @@ def picture(raw: Path, photo: Callable[..., str]) -> str:
     return photo("flickr30k-images/4705552913.jpg")
 
 
-def test_rows(raw: Path, tmp_path: Path, picture: str, read_rows: Callable[..., Any]) -> None:
-    train, dev, test = convert_snli_ve(raw, tmp_path, Pictures(raw))
-    image = "4705552913"
+def test_rows(raw: Path, tmp_path: Path, image: str, read_rows: Callable[..., Any]) -> None:
+    train, dev, test = convert_snli_ve(raw, tmp_path, ImageFolder(raw))
+    image_id = "4705552913"
     assert read_rows(train.path) == [
-        [f"{image}.jpg#2r1n", image, picture, "The sisters are hugging goodbye.", CAPTION, "neutral"],
-        [f"{image}.jpg#2r1e", image, picture, "Two woman are holding packages.", CAPTION, "entailment"],
-        [f"{image}.jpg#2r1c", image, picture, "The men are fighting.", CAPTION, "contradiction"],
+        [f"{image_id}.jpg#2r1n", image_id, image, "The sisters are hugging goodbye.", CAPTION, "neutral"],
+        [f"{image_id}.jpg#2r1e", image_id, image, "Two woman are holding packages.", CAPTION, "entailment"],
+        [f"{image_id}.jpg#2r1c", image_id, image, "The men are fighting.", CAPTION, "contradiction"],
     ]
     assert train.counts == {
         "rows written": 3,
@@ -70,15 +70,15 @@ def test_rows(raw: Path, tmp_path: Path, picture: str, read_rows: Callable[..., 
         "dropped (empty text)": 1,
         "dropped (missing image)": 1,
     }
-    assert read_rows(dev.path) == [[f"{image}.jpg#2r4n", image, picture, "Zwei Frauen – café", CAPTION, "neutral"]]
-    assert read_rows(test.path) == [[f"{image}.jpg#2r5e", image, picture, "A test.", CAPTION, "entailment"]]
+    assert read_rows(dev.path) == [[f"{image_id}.jpg#2r4n", image_id, image, "Zwei Frauen – café", CAPTION, "neutral"]]
+    assert read_rows(test.path) == [[f"{image_id}.jpg#2r5e", image_id, image, "A test.", CAPTION, "entailment"]]
 
 
 @pytest.mark.parametrize("gone", ["snli_ve_dev.jsonl", "flickr30k-images"])
-def test_missing_input_is_named_before_anything_is_written(raw: Path, tmp_path: Path, picture: str, gone: str) -> None:
+def test_missing_input_is_named_before_anything_is_written(raw: Path, tmp_path: Path, image: str, gone: str) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=rf"{gone}: no such .*necla-ml/SNLI-VE"):
-        list(convert_snli_ve(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_snli_ve(raw, tmp_path / "out", ImageFolder(raw)))
     assert not (tmp_path / "out").exists()
 
 
@@ -91,15 +91,15 @@ def test_missing_input_is_named_before_anything_is_written(raw: Path, tmp_path: 
     ],
 )
 def test_a_record_that_is_not_as_published_is_named(
-    raw: Path, tmp_path: Path, picture: str, record: Any, message: str
+    raw: Path, tmp_path: Path, image: str, record: Any, message: str
 ) -> None:
     write_lines(raw, "train", [pair(1, "x", "neutral"), record])
     with pytest.raises(BadRow, match=message):
-        list(convert_snli_ve(raw, tmp_path, Pictures(raw)))
+        list(convert_snli_ve(raw, tmp_path, ImageFolder(raw)))
 
 
-def test_a_line_that_is_cut_off_is_named(raw: Path, tmp_path: Path, picture: str) -> None:
+def test_a_line_that_is_cut_off_is_named(raw: Path, tmp_path: Path, image: str) -> None:
     file = raw / "snli_ve_train.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(BadRow, match=r"snli_ve_train.jsonl:6: is not JSON"):
-        list(convert_snli_ve(raw, tmp_path, Pictures(raw)))
+        list(convert_snli_ve(raw, tmp_path, ImageFolder(raw)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.vqav2 import convert_vqav2, soft_scores
-from narvl_plugin.data.sources.writing import Pictures
+from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.data.vqa_answers import normalise_answer
 from narvl_plugin.errors import BadRow, MissingInput
 
@@ -73,7 +73,7 @@ def photos(photo: Callable[..., str], write_json: Callable[[str, Any], Path]) ->
 
 
 def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Callable[..., Any]) -> None:
-    reports = [str(outcome) for outcome in convert_vqav2(raw, tmp_path, Pictures(raw))]
+    reports = [str(outcome) for outcome in convert_vqav2(raw, tmp_path, ImageFolder(raw))]
     assert read_rows(tmp_path / "train.tsv") == [
         ["9000", "9", "What is this?", "1.0|!+hot dog&&0.9|!+2 dogs&&0.6|!+dog", "", photos["9"]],
         ["9001", "9", "Is it red?", "1.0|!+yes", "", photos["9"]],
@@ -94,7 +94,7 @@ def test_rows(raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Call
 def test_frequent_answers_are_those_of_nine_questions_in_train_and_val(
     raw: Path, tmp_path: Path, photos: dict[str, str], read_rows: Callable[..., Any]
 ) -> None:
-    answers, train, val = convert_vqav2(raw, tmp_path, Pictures(raw), splits=["train", "val"], answers=True)
+    answers, train, val = convert_vqav2(raw, tmp_path, ImageFolder(raw), splits=["train", "val"], answers=True)
     assert answers.counts == {"answers": 2}
     assert read_pickle(tmp_path / "trainval_ans2label.pkl") == {"blue": 0, "yes": 1}
     assert [row[0] for row in read_rows(train.path)] == ["9001"]
@@ -131,16 +131,16 @@ def test_missing_input_is_named_before_anything_is_written(
 ) -> None:
     (raw / gone).rename(raw / "elsewhere")
     with pytest.raises(MissingInput, match=rf"{gone}: no such .*visualqa.org/download"):
-        list(convert_vqav2(raw, tmp_path / "out", Pictures(raw)))
+        list(convert_vqav2(raw, tmp_path / "out", ImageFolder(raw)))
     assert not (tmp_path / "out").exists()
 
 
 def test_splits_that_are_not_asked_for_need_no_files(raw: Path, tmp_path: Path, photos: dict[str, str]) -> None:
     for name in ("v2_mscoco_val2014_annotations.json", "test2015"):
         (raw / name).rename(raw / f"no {name}")
-    list(convert_vqav2(raw, tmp_path, Pictures(raw), splits=["train"]))
+    list(convert_vqav2(raw, tmp_path, ImageFolder(raw), splits=["train"]))
     with pytest.raises(MissingInput, match="v2_mscoco_val2014_annotations.json"):
-        list(convert_vqav2(raw, tmp_path, Pictures(raw), splits=["train"], answers=True))
+        list(convert_vqav2(raw, tmp_path, ImageFolder(raw), splits=["train"], answers=True))
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_a_record_that_is_not_as_published_is_named(
 ) -> None:
     write_json("v2_mscoco_train2014_annotations.json", {"annotations": annotations})
     with pytest.raises(BadRow, match=message):
-        list(convert_vqav2(raw, tmp_path, Pictures(raw), splits=["train"]))
+        list(convert_vqav2(raw, tmp_path, ImageFolder(raw), splits=["train"]))

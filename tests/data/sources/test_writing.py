@@ -1,4 +1,4 @@
-"""Rows on their way into a TSV file: separators, pictures, and files with nothing in them."""
+"""Rows on their way into a TSV file: separators, images, and files with nothing in them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from narvl_plugin.data.sources.writing import (
     CLEANED,
     Columns,
     Dropped,
+    ImageFolder,
     Notes,
     Outcome,
-    Pictures,
     join_answers,
     join_texts,
     tidy,
@@ -64,18 +64,18 @@ def test_only_changed_texts_are_counted() -> None:
     assert tidy("R&&B", notes) == "R B" and notes == {CLEANED: 1}
 
 
-def write(path: Path, names: list[str], pictures: Pictures) -> Outcome:
-    """Write a file with a row for each picture."""
+def write(path: Path, names: list[str], images: ImageFolder) -> Outcome:
+    """Write a file with a row for each image."""
 
     def row(name: str, notes: Notes) -> Columns:
         return [name, Path(name)]
 
-    return write_split(path, lambda: names, row, inputs=[Path(__file__)], pictures=pictures)
+    return write_split(path, lambda: names, row, inputs=[Path(__file__)], images=images)
 
 
 @pytest.fixture
 def names(raw: Path, photo: Callable[..., str]) -> list[str]:
-    """Write a good picture and two bad ones; the fourth is missing."""
+    """Write a good image and two bad ones; the fourth is missing."""
     photo("a/good.jpg", size=(64, 64))
     whole = (raw / "a/good.jpg").read_bytes()
     (raw / "a/cut.jpg").write_bytes(whole[: len(whole) - 40])
@@ -83,31 +83,31 @@ def names(raw: Path, photo: Callable[..., str]) -> list[str]:
     return ["a/good.jpg", "a/cut.jpg", "a/text.jpg", "a/gone.jpg"]
 
 
-def test_pictures_are_the_bytes_of_their_files(
+def test_images_are_the_bytes_of_their_files(
     raw: Path, tmp_path: Path, names: list[str], read_rows: Callable[..., Any]
 ) -> None:
-    outcome = write(tmp_path / "a.tsv", names, Pictures(raw))
+    outcome = write(tmp_path / "a.tsv", names, ImageFolder(raw))
     assert outcome.counts == {"rows written": 3, "dropped (missing image)": 1}
-    for name, picture in read_rows(tmp_path / "a.tsv"):
-        assert base64.b64decode(picture) == (raw / name).read_bytes()
+    for name, image in read_rows(tmp_path / "a.tsv"):
+        assert base64.b64decode(image) == (raw / name).read_bytes()
 
 
-def test_pictures_that_cannot_be_read_are_dropped_if_asked_for(
+def test_images_that_cannot_be_read_are_dropped_if_asked_for(
     raw: Path, tmp_path: Path, names: list[str], read_rows: Callable[..., Any]
 ) -> None:
-    outcome = write(tmp_path / "a.tsv", names, Pictures(raw, check=True))
+    outcome = write(tmp_path / "a.tsv", names, ImageFolder(raw, check=True))
     assert outcome.counts == {"rows written": 1, "dropped (unreadable image)": 2, "dropped (missing image)": 1}
     assert [name for name, _ in read_rows(tmp_path / "a.tsv")] == ["a/good.jpg"]
 
 
-def test_links_out_of_the_folder_lead_to_pictures_alone(
+def test_links_out_of_the_folder_lead_to_images_alone(
     raw: Path, tmp_path: Path, names: list[str], read_rows: Callable[..., Any]
 ) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "outside.jpg").write_bytes((raw / "a/good.jpg").read_bytes())
     (raw / "stolen.jpg").symlink_to(tmp_path / "secret")
     (raw / "linked.jpg").symlink_to(tmp_path / "outside.jpg")
-    outcome = write(tmp_path / "a.tsv", ["stolen.jpg", "linked.jpg"], Pictures(raw))
+    outcome = write(tmp_path / "a.tsv", ["stolen.jpg", "linked.jpg"], ImageFolder(raw))
     assert outcome.counts == {"rows written": 1, "dropped (unreadable image)": 1}
     assert [name for name, _ in read_rows(tmp_path / "a.tsv")] == ["linked.jpg"]
 
@@ -118,7 +118,7 @@ def test_paths_are_found_from_the_tsv_file_even_through_links(
     (tmp_path / "disk/deep").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "disk/deep")
     path = tmp_path / "out" / "a.tsv"
-    outcome = write(path, names, Pictures(raw, as_paths=True))
+    outcome = write(path, names, ImageFolder(raw, as_paths=True))
     assert outcome.counts == {"rows written": 3, "dropped (missing image)": 1}
     assert read_rows(path)[0] == ["a/good.jpg", "../../raw/a/good.jpg"]
     assert ImageReader(16, folder=path.parent)(read_rows(path)[0][1], "here").shape == (3, 16, 16)
@@ -128,15 +128,15 @@ def test_paths_are_found_from_the_tsv_file_even_through_links(
 def test_paths_out_of_the_folder_are_refused(raw: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.jpg").write_text("secret")
     with pytest.raises(InputError, match="refused, because it is no plain path of an image"):
-        write(tmp_path / "a.tsv", [name], Pictures(raw))
+        write(tmp_path / "a.tsv", [name], ImageFolder(raw))
 
 
 def test_a_file_without_rows_is_an_error_and_leaves_nothing(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"a.tsv: no row to write \(2 dropped \(missing image\)\); check .*raw"):
-        write(out / "a.tsv", ["x.jpg", "y.jpg"], Pictures(raw))
+        write(out / "a.tsv", ["x.jpg", "y.jpg"], ImageFolder(raw))
     with pytest.raises(InputError, match=r"no row to write \(no entry of this split\)"):
-        write(out / "a.tsv", [], Pictures(raw))
+        write(out / "a.tsv", [], ImageFolder(raw))
     assert not list(out.iterdir())
 
 
@@ -145,11 +145,11 @@ def test_an_unfinished_file_of_other_settings_is_refused(
 ) -> None:
     monkeypatch.setattr("narvl_plugin.data.sources.writing.BATCH_ROWS", 1)
     with pytest.raises(InputError, match="refused"):
-        write(tmp_path / "a.tsv", [names[0], "/stops.jpg"], Pictures(raw))
+        write(tmp_path / "a.tsv", [names[0], "/stops.jpg"], ImageFolder(raw))
     with pytest.raises(StalePart, match="check_images=False, now check_images=True"):
-        write(tmp_path / "a.tsv", names, Pictures(raw, check=True))
+        write(tmp_path / "a.tsv", names, ImageFolder(raw, check=True))
     with pytest.raises(StalePart, match="image_paths=None, now image_paths='raw'"):
-        write(tmp_path / "a.tsv", names, Pictures(raw, as_paths=True))
+        write(tmp_path / "a.tsv", names, ImageFolder(raw, as_paths=True))
 
 
 def test_a_second_process_is_refused_before_it_reads_its_inputs(raw: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_second_process_is_refused_before_it_reads_its_inputs(raw: Path, tmp_p
             lambda: pytest.fail("not to be loaded"),
             lambda entry, notes: [entry],
             inputs=[Path(__file__)],
-            pictures=Pictures(raw),
+            images=ImageFolder(raw),
         )
 
 

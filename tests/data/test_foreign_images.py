@@ -1,4 +1,4 @@
-"""Pictures from anywhere: formats that are not meant, bombs, files that never end, deep colours, EXIF, transparency."""
+"""Images from anywhere: formats that are not meant, bombs, files that never end, deep colours, EXIF, transparency."""
 
 import base64
 import io
@@ -84,7 +84,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n{ } loop
 
 
 class TestOnlyKnownFormats:
-    def test_a_picture_starts_no_ghostscript(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_image_starts_no_ghostscript(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = tmp_path / "bin" / "gs"
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
@@ -103,10 +103,10 @@ class TestOnlyKnownFormats:
     def test_other_formats_are_bad_rows(self, file_format: str) -> None:
         if file_format == "JPEG2000" and not features.check("jpg_2000"):
             pytest.skip("Pillow was built without JPEG 2000")
-        picture = Image.fromarray(noise(3)).convert("F" if file_format == "SPIDER" else "RGB")
+        image = Image.fromarray(noise(3)).convert("F" if file_format == "SPIDER" else "RGB")
         if file_format == "BLP":
-            picture = picture.convert("P")
-        data = encode(picture, file_format)
+            image = image.convert("P")
+        data = encode(image, file_format)
         for read in (ImageReader(8), image_size, open_image):
             with pytest.raises(BadRow, match="none of JPEG"):
                 read(as_column(data) if isinstance(read, ImageReader) else data, WHERE)
@@ -163,8 +163,8 @@ class TestBrokenAndHostileFiles:
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_half_a_file_is_a_bad_row(self, file_format: str) -> None:
         assert not ImageFile.LOAD_TRUNCATED_IMAGES
-        picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8))
-        data = encode(picture, file_format)
+        image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8))
+        data = encode(image, file_format)
         with pytest.raises(BadRow, match="not readable"):
             open_image(data[: len(data) // 2], WHERE)
 
@@ -179,9 +179,9 @@ class TestBrokenAndHostileFiles:
             open_image(tiff(tags, body), WHERE)
 
     def test_scans_without_end_are_refused(self) -> None:
-        picture = Image.fromarray(noise(3)).resize((64, 64))
+        image = Image.fromarray(noise(3)).resize((64, 64))
         # What looks like scans inside a segment is none.
-        data = encode(picture, "JPEG", progressive=True, comment=b"\xff\xda" * 200)
+        data = encode(image, "JPEG", progressive=True, comment=b"\xff\xda" * 200)
         assert open_image(data, WHERE).size == (64, 64)
         last = data[data.rindex(b"\xff\xda") : -2]
         assert open_image(data[:-2] + last * 20 + data[-2:], WHERE).size == (64, 64)
@@ -237,7 +237,7 @@ class TestDeepColours:
 class TestUprightOnWhite:
     @pytest.mark.parametrize("file_format", LOSSLESS)
     @pytest.mark.parametrize("orientation", range(10))
-    def test_pictures_are_turned_as_exif_says(self, file_format: str, orientation: int) -> None:
+    def test_images_are_turned_as_exif_says(self, file_format: str, orientation: int) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encode(Image.fromarray(noise(3)), file_format, exif=exif, **LOSSLESS[file_format])

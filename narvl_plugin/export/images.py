@@ -14,7 +14,7 @@ MAX_SIDE = 65_535
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """Return an image as people see it.
 
     It is in RGB and upright according to EXIF. A transparent image gets a white background.
@@ -36,9 +36,9 @@ def open_picture(data: bytes) -> Image.Image:
                     raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
                 return _as_seen(opened)
     except UnidentifiedImageError as error:
-        raise ValueError(f"the picture is broken, or none of {', '.join(FORMATS)}") from error
+        raise ValueError(f"the image is broken, or none of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise errors of many types
-        raise ValueError(f"the picture cannot be read ({error or type(error).__name__})") from error
+        raise ValueError(f"the image cannot be read ({error or type(error).__name__})") from error
 
 
 def _as_seen(opened: Image.Image) -> Image.Image:
