@@ -1,4 +1,12 @@
-"""The program `narvl`: answers `narvl path` at once and hands everything else to `narvl_plugin.cli.app`."""
+"""`import narvl`, and the program `narvl`.
+
+    import narvl
+    model = narvl.load("student.pt")
+    model.caption("dog.jpg")  # Prediction(text="...", confidence=0.93, ...)
+
+Importing this module takes no time: torch is imported when a model is loaded. The program answers `narvl path` at once
+and hands everything else to `narvl_plugin.cli.app`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +15,26 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from narvl_plugin.api import Decoding, Model, Prediction, load
+    from narvl_plugin.errors import InputError
+
+__all__ = ["Decoding", "InputError", "Model", "Prediction", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what `import narvl` offers when it is used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'narvl' has no attribute {name!r}")
+    if name == "InputError":
+        from narvl_plugin.errors import InputError
+
+        return InputError
+    from narvl_plugin import api
+
+    return getattr(api, name)
 
 
 def plugin_folder() -> Path:

@@ -145,3 +145,38 @@ def write_checkpoint(tmp_path: Path, save_checkpoint: Callable[..., Path]) -> Ca
         return save_checkpoint(tmp_path / name, family, task, **task_options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def several_tasks(tmp_path_factory: pytest.TempPathFactory, answer_vocabulary: Path) -> Path:
+    """Give the checkpoint of a small random student of all four tasks, as `--task multitask` writes it."""
+    queries = {"caption": 8, "vqa_gen": 6, "refcoco": 7, "snli_ve": 6}
+    shared = {"bpe_dir": str(answer_vocabulary), "num_bins": 16, "data": "none", "patch_image_size": 32}
+    own: dict[str, dict[str, Any]] = {
+        "vqa_gen": {"val_inference_type": "beamsearch"},
+        "refcoco": {"max_image_size": 32},
+        "caption": {"eval_args": '{"beam": 1, "max_len_b": 8}'},
+    }
+    members = {
+        name: OmegaConf.to_container(
+            OmegaConf.structured(TASK_DATACLASS_REGISTRY[name](_name=name, **shared, **own.get(name, {}))),
+            enum_to_str=True,
+        )
+        for name in queries
+    }
+    small = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True}
+    config_class, model_class = FAMILIES["narvl"]
+    layout = ",".join(f"{name}:{number}" for name, number in queries.items())
+    config = config_class(_name="narvl", **small, **layers, num_queries=sum(queries.values()), member_queries=layout)
+    config.vocabulary = load_codec(answer_vocabulary, 16).checksum
+    torch.manual_seed(5)
+    labels = len(load_codec(answer_vocabulary, 16).dictionary) + 1
+    model = model_class(config, labels)
+    for weight in model.parameters():  # at birth outputs hardly depend on the image
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight)
+    cfg = {"model": OmegaConf.to_container(OmegaConf.structured(config)), "task": {"_name": "multitask", **shared}}
+    file = tmp_path_factory.mktemp("several_tasks") / "student.pt"
+    torch.save(whole_checkpoint(model.state_dict(), cfg) | {"task_state": {"members": members}}, file)
+    return file

@@ -134,7 +134,7 @@ def test_a_predictor_takes_files_as_well(
         options |= {"max_image_size": 32} if task == "refcoco" else {}
         student = write_checkpoint(f"{task}.pt", "narvl", task, **options)
         model = Predictor.load(student, write_tsv("test.tsv", [columns[task]]), role="student")
-        files = model.files({"red": tmp_path / "red.png"}, {name: {"red": text} for name, text in given.items()})
+        files = model.images({"red": tmp_path / "red.png"}, {name: {"red": text} for name, text in given.items()})
         assert model.search(files.collater([files[0]]))[0][0]["tokens"].tolist() == (
             model.hypotheses_of([0])[0][0]["tokens"].tolist()
         )

@@ -114,7 +114,7 @@ def grounding(answer_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory)
     train.main(convert_namespace_to_omegaconf(parsed))
     logging.getLogger().handlers[:] = handlers
     checkpoint = folder / "model" / "checkpoint_last.pt"
-    keep_calibration(checkpoint, temperature=1.7, confidence_slope=0.6, confidence_offset=-0.4)
+    keep_calibration(checkpoint, temperature=1.7, slope=0.6, offset=-0.4)
     return checkpoint, data
 
 
@@ -173,7 +173,7 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
     [
         ([], 2, "python run.py IMAGE"),
         (["{good}"], 2, "the task reads text=TEXT; missing: text"),
-        (["{good}", "{good}", "text=a hat"], 2, "expected FIELD=TEXT after one image"),
+        (["{good}", "text=a hat", "{good}"], 2, "expected FIELD=TEXT after the images"),
         (["{good}", "txt=a hat", "text=a hat"], 2, "txt=: the task reads text=TEXT"),
         (["{good}", "text=?!"], 2, "text='?!' has no words"),
         (["{good}", f"text={'a red square ' * 30}"], 2, "was exported for 40"),
@@ -212,6 +212,23 @@ def test_what_run_py_cannot_do_is_said_in_a_line(
     assert ended.value.code == code
     assert message in said.err and said.out == ""
     assert not arguments or said.err.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_run_py_answers_many_images_and_names_those_that_cannot_be_read(
+    exported_grounding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b=1.png").write_bytes(png((9, 9, 200)))
+    (tmp_path / "cut.png").write_bytes(png()[:80])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "a.png", "cut.png", "b=1.png", "text=a hat"])
+    with pytest.raises(SystemExit) as ended:
+        runner.main(exported_grounding)
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert [line.split("\t")[0] for line in said.out.splitlines()] == ["a.png", "b=1.png"]
+    assert said.err.startswith("run.py: cut.png: the image cannot be read") and said.err.count("\n") == 1
 
 
 @pytest.mark.integration

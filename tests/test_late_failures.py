@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 from typer.testing import CliRunner
 
+from narvl_plugin.api.files import predict_files
 from narvl_plugin.bench import decoding, limit, systems, timing
 from narvl_plugin.checkpoints import conversion, record
 from narvl_plugin.checkpoints.reading import read_checkpoint
@@ -23,7 +24,6 @@ from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
 from narvl_plugin.export import export
 from narvl_plugin.inference import calibration, features
 from narvl_plugin.inference.calibration import calibrate, keep_calibration
-from narvl_plugin.inference.captioning import caption_images
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.models.interop import FIXED_FLAGS
 from narvl_plugin.report import build_report
@@ -44,8 +44,8 @@ def invoke(*words: object) -> None:
 FILES: dict[str, Command] = {
     "features": lambda file, out: features.write_features(file, out, arch="narvl_nano", patch_image_size=32),
     "distill": lambda file, out: distill(teacher=file, data=file, out=out),
-    "caption": lambda file, out: caption_images([file], checkpoint=file, out=out),
-    "caption as json": lambda file, out: caption_images([file], checkpoint=file, out=out.with_suffix(".json")),
+    "caption": lambda file, out: predict_files([file], checkpoint=file, out=out),
+    "caption as json": lambda file, out: predict_files([file], checkpoint=file, out=out.with_suffix(".json")),
     "convert": lambda file, out: conversion.convert(file, out),
     "convert to safetensors": lambda file, out: conversion.convert(file, out.with_suffix(".safetensors")),
     "calibrate": lambda file, out: calibrate(file, file, out=out),

@@ -20,6 +20,7 @@ def convert(
     member: str | None = None,
     to_ofa: bool = False,
     ema: bool = False,
+    slim: bool = False,
     allow: Sequence[str] = (),
 ) -> list[str]:
     """Write the weights and the configuration of a checkpoint to another file, without its training state.
@@ -33,6 +34,7 @@ def convert(
         member: the member to keep, for a student that was trained on a mixture of tasks.
         to_ofa: whether to write a teacher in OFA's layout.
         ema: whether to use the averaged weights of the checkpoint.
+        slim: whether to write weights in 16 bits, without a frozen backbone that comes from a package.
         allow: names, or shell patterns of names, of tensors that may be missing, left over or of another shape.
 
     Returns:
@@ -54,5 +56,5 @@ def convert(
     if to_ofa and out.suffix == SAFETENSORS_SUFFIX:
         raise InputError(f"{out}: OFA's layout is a checkpoint of torch; name it .pt")
     fitted, notes = checkpoint.fit(arch=arch, num_queries=num_queries, allow=allow)
-    fitted.write(out, to_ofa=to_ofa)
+    (fitted.slim() if slim else fitted).write(out, to_ofa=to_ofa)
     return notes

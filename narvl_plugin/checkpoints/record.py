@@ -20,6 +20,7 @@ from narvl_plugin.errors import InputError
 from narvl_plugin.models.config import SIZES, OfaConfig, of_size
 from narvl_plugin.models.factory import FAMILIES
 from narvl_plugin.models.interop import (
+    BACKBONE,
     EMBEDDING,
     EMBEDDING_ALIASES,
     FAMILY_NAMES,
@@ -31,11 +32,15 @@ from narvl_plugin.models.interop import (
     flags_of,
     mark_origin,
     tables_of,
+    with_frozen_backbone,
 )
 from narvl_plugin.models.meta import without_weights
-from narvl_plugin.models.narvl import query_rows
+from narvl_plugin.models.narvl import calibrations, query_rows
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.whole_files import whole_file, write_whole
+
+PATHS = frozenset({"data", "bpe_dir", "ans2label_file", "rescore_with", "mbr_frequencies"})
+"""Options of tasks that name files and folders."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,10 @@ class Checkpoint:
                 + (f"its members are {', '.join(rows)}" if rows else "is no student of a mixture of tasks")
             )
         queries = self.weights[QUERIES][rows[member]]
-        own = {**model, "member_queries": "", "num_queries": len(queries)}
+        own = {**model, "member_queries": "", "num_queries": len(queries), "member_calibration": ""}
+        if found := calibrations(str(model.get("member_calibration", ""))).get(member):
+            own |= {"temperature": found.temperature, "confidence_slope": found.slope}
+            own["confidence_offset"] = found.offset
         cfg = {**self.cfg, "model": own, "task": self.members.get(member, self.cfg.get("task"))}
         return replace(self, weights={**self.weights, QUERIES: queries}, cfg=cfg, task_state={})
 
@@ -155,10 +163,34 @@ class Checkpoint:
         with nullcontext() if allow else without_weights():
             own = model_class(config, labels).state_dict()
         try:
-            fitted, notes = fit_state(self.weights, own, allow=allow)
+            fitted, notes = fit_state(with_frozen_backbone(self.weights, config), own, allow=allow)
         except InputError as error:
             raise InputError(f"{self.file}: {error}") from error
         return replace(self, weights=fitted, cfg={**self.cfg, "model": asdict(config)}), notes
+
+    def slim(self) -> Checkpoint:
+        """Return the checkpoint as one to hand on, for use and not for training on.
+
+        Weights are in 16 bits, which changes outputs by rounding. A frozen backbone with the ImageNet weights of its
+        package is left out. So are the options of the training, and paths.
+
+        Raises:
+            InputError: the backbone was trained, or is of a kind whose weights no package has.
+        """
+        config = FAMILIES[self.family][0].of(self._model_options() | {"_name": self.family})
+        names = [name for name in self.weights if name.startswith(BACKBONE)]
+        if not (config.vision_pretrained and config.freeze_resnet):
+            raise InputError(f"{self.file}: its backbone was trained, so it cannot be left out")
+        known = with_frozen_backbone({}, config)
+        if changed := [name for name in names if not torch.equal(self.weights[name], known[name])]:
+            raise InputError(f"{self.file}: {changed[0]} differs from ImageNet's weights, so it cannot be left out")
+        kept = {name: tensor for name, tensor in self.weights.items() if name not in names}
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
+        if too_large := [name for name, tensor in halves.items() if not bool(tensor.float().isfinite().all())]:
+            raise InputError(f"{self.file}: {too_large[0]} has numbers that 16 bits cannot hold")
+        members = {name: _without_paths(options) for name, options in self.members.items()}
+        cfg = {"model": self.cfg["model"], "task": _without_paths(self.task)}
+        return replace(self, weights=halves, cfg=cfg, task_state={"members": members} if members else {})
 
     def write(self, out: Path, *, to_ofa: bool = False) -> None:
         """Write the checkpoint without its training state. The file appears only when it is complete.
@@ -227,6 +259,11 @@ class Checkpoint:
                 f"{self.file}: the checkpoint's model cannot be built ({type(error).__name__}: {error})"
             ) from error
         return model.eval()
+
+
+def _without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task without the files and folders of its training."""
+    return {name: value for name, value in options.items() if name not in PATHS}
 
 
 def read_state(file: str | Path, *, averaged: bool = False) -> dict[str, Any]:

@@ -5,22 +5,33 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 import narvl_plugin
 from narvl_plugin.cli import bench, data
 from narvl_plugin.cli.options import (
+    AbstainBelow,
     Ans2LabelFile,
+    AnyModel,
     BatchSize,
     Beam,
     Benchmark,
     BpeDir,
     Device,
+    ImageFiles,
+    ImagesAndText,
+    ImageWorkers,
+    JsonLines,
     MaxLenB,
+    NBest,
     NoRepeat,
+    Predictions,
+    SearchBeam,
+    ShowPage,
     SkipBadRows,
+    SkipImages,
     Task,
     Teacher,
     overrides,
@@ -166,41 +177,167 @@ def distill(
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders, which are searched recursively.")],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of a teacher or a student that captions.")],
-    out: Annotated[
-        Path | None, typer.Option(help="File to write: NAME.json in COCO's results format, any other as lines.")
-    ] = None,
+    images: ImageFiles,
+    checkpoint: AnyModel = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
     batch_size: BatchSize = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images while the model runs.")] = 1,
-    beam: Annotated[int | None, typer.Option(min=1, help="Width of the beam search, if not as in --eval-args.")] = None,
-    skip_bad_rows: Annotated[int, typer.Option(min=0, help="Number of unreadable images that may be left out.")] = 0,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
 ) -> None:
     """Caption image files.
 
-    Each line of the output holds a path and a caption. Lines are in the order of the paths.
+    Each line of the output holds a path and a caption. Lines are in the order of the paths. If the command is
+    interrupted, the same command resumes where it stopped.
     """
-    from narvl_plugin.inference.captioning import caption_images
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    _predict("caption", "captions", images, None, options)
+
+
+@app.command()
+def answer(
+    images: ImagesAndText,
+    checkpoint: AnyModel = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Closed list of answers, joined by commas, if not the model's own.")
+    ] = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Answer a question about image files.
+
+    Each line of the output holds a path, an answer and its confidence. If the command is interrupted, the same command
+    resumes where it stopped.
+
+    Example: narvl answer photos/ "what color is the car?"
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    listed = None if answers is None else [one.strip() for one in answers.split(",")]
+    _predict("answer", "answers", *_images_and_text(images, "question"), options, listed)
+
+
+@app.command()
+def locate(
+    images: ImagesAndText,
+    checkpoint: AnyModel = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Find the region of image files that words describe.
+
+    Each line of the output holds a path, the box as x0,y0,x1,y1 in pixels of the upright image, and its confidence. If
+    the command is interrupted, the same command resumes where it stopped.
+
+    Example: narvl locate scene.png "the red car" --show found.html
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    _predict("locate", "boxes", *_images_and_text(images, "words"), options)
+
+
+@app.command()
+def entail(
+    images: ImagesAndText,
+    checkpoint: AnyModel = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Tell whether image files show what a statement says.
+
+    Each line of the output holds a path, yes, no or maybe, and the confidence. If the command is interrupted, the same
+    command resumes where it stopped.
+
+    Example: narvl entail scene.png "two dogs are running"
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    _predict("entails", "answers", *_images_and_text(images, "statement"), options)
+
+
+class Answering(NamedTuple):
+    """The options that caption, answer, locate and entail share."""
+
+    checkpoint: Path | None
+    out: Path | None
+    json: bool
+    show: Path | None
+    batch_size: int
+    workers: int
+    beam: int | None
+    nbest: int | None
+    abstain_below: float
+    skip_bad_rows: int
+    bpe_dir: Path | None
+    device: str | None
+
+
+def _images_and_text(words: list[str], what: str) -> tuple[list[Path], str]:
+    """Return the images and the text of a command line: the last word is the text."""
+    if len(words) < 2:
+        raise InputError(f"the {what} is missing; give image files and folders, and the {what} last, in quotes")
+    *images, text = words
+    if Path(text).is_file():
+        raise InputError(f"the last argument, {text}, is a file; the {what} must come last, in quotes")
+    return list(map(Path, images)), text
+
+
+def _predict(
+    verb: str, things: str, images: list[Path], text: str | None, options: Answering, answers: list[str] | None = None
+) -> None:
+    """Write predictions for image files, and print how many."""
+    from narvl_plugin.api.files import predict_files
     from narvl_plugin.program import end_workers_briefly
 
     end_workers_briefly()
-
-    count = caption_images(
-        images,
-        checkpoint=checkpoint,
-        out=out,
-        batch_size=batch_size,
-        workers=workers,
-        beam=beam,
-        skip_bad_rows=skip_bad_rows,
-        bpe_dir=bpe_dir,
-        device=device,
-    )
+    if options.checkpoint is None:
+        print(
+            "no --checkpoint: the model in the box answers. It knows scenes of emoji art; photos are beyond it",
+            file=sys.stderr,
+        )
+    given = options._asdict()
+    count = predict_files(images, verb=verb, text=text, answers=answers, as_json_lines=given.pop("json"), **given)
     speed = (count.captions + count.skipped) / count.seconds
     left_out = count.skipped + count.unread
-    print(f"{count.captions} captions, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)
+    print(f"{count.captions} {things}, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)
 
 
 @app.command()
@@ -212,6 +349,10 @@ def convert(
     member: Annotated[str | None, typer.Option(help="Task to keep, if the student has several.")] = None,
     to: Annotated[str, typer.Option(help="Layout to write: narvl, or ofa for a teacher in OFA's layout.")] = "narvl",
     ema: Annotated[bool, typer.Option("--ema", help="Write the averaged weights.")] = False,
+    slim: Annotated[
+        bool,
+        typer.Option("--slim", help="Write 16 bits and no frozen backbone of ImageNet, for use only."),
+    ] = False,
     allow_mismatch: Annotated[
         str,
         typer.Option(help="Names or patterns of tensors that may be missing, unused or reshaped, joined by commas."),
@@ -233,6 +374,7 @@ def convert(
         member=member,
         to_ofa=to == "ofa",
         ema=ema,
+        slim=slim,
         allow=[name for name in allow_mismatch.split(",") if name],
     )
     print("\n".join([*notes, str(out)]))
@@ -284,6 +426,7 @@ def calibrate(
     batch_size: BatchSize = 32,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
+    member: Annotated[str | None, typer.Option(help="Task to fit, if the student has several.")] = None,
     device: Device = None,
 ) -> None:
     """Fit a student's confidence to how often it is correct.
@@ -300,7 +443,7 @@ def calibrate(
         teacher=teacher,
         out=out,
         generation={name: value for name, value in given.items() if value is not None},
-        task_overrides=overrides(bpe_dir, ans2label_file),
+        task_overrides=overrides(bpe_dir, ans2label_file, member),
         batch_size=batch_size,
         device=device,
     )

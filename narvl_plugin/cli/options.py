@@ -31,6 +31,44 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Rows per batch.")]
 SkipBadRows = Annotated[int, typer.Option(min=0, help="Number of unusable rows that may be left out.")]
 Device = Annotated[str | None, typer.Option(help="Device by its name in torch. By default a GPU if one is there.")]
 
+# --- Predictions for image files -------------------------------------------------------------------------------------
+
+ImageFiles = Annotated[
+    list[Path], typer.Argument(help="Image files, patterns, and folders, which are searched recursively.")
+]
+ImagesAndText = Annotated[
+    list[str],
+    typer.Argument(
+        help="Image files, patterns, and folders, which are searched recursively; then the text, in quotes."
+    ),
+]
+AnyModel = Annotated[
+    Path | None,
+    typer.Option(
+        help="Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that comes "
+        "with narvl and knows scenes of emoji art."
+    ),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(
+        help="File to write: NAME.tsv, NAME.jsonl, NAME.parquet, or NAME.json, for captions in COCO's results format."
+    ),
+]
+JsonLines = Annotated[bool, typer.Option("--json", help="Write lines of JSON with all that is known.")]
+ShowPage = Annotated[
+    Path | None, typer.Option(help="HTML page to write with the images, boxes, queries and heat maps.")
+]
+ImageWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images while the model runs.")]
+SearchBeam = Annotated[int | None, typer.Option(min=1, help="Width of the beam search, if not as in --eval-args.")]
+NBest = Annotated[int | None, typer.Option(min=1, help="Number of alternatives, in JSON and on the page.")]
+AbstainBelow = Annotated[
+    float, typer.Option(min=0, max=1, help="Confidence below which the output of a student is empty.")
+]
+SkipImages = Annotated[
+    int, typer.Option("--skip-bad-rows", min=0, help="Number of unreadable images that may be left out.")
+]
+
 # --- Benchmarks ------------------------------------------------------------------------------------------------------
 
 JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]
@@ -53,7 +91,7 @@ ImagePaths = Annotated[bool, typer.Option("--image-paths", help="Write paths of 
 CheckImages = Annotated[bool, typer.Option("--check-images", help="Open each image, and drop rows of broken ones.")]
 
 
-def overrides(bpe_dir: Path | None, ans2label_file: Path | None) -> dict[str, str]:
+def overrides(bpe_dir: Path | None, ans2label_file: Path | None, member: str | None = None) -> dict[str, str]:
     """Return the options of the task that differ from the checkpoint's."""
-    given = {"bpe_dir": bpe_dir, "ans2label_file": ans2label_file}
+    given = {"bpe_dir": bpe_dir, "ans2label_file": ans2label_file, "member": member}
     return {name: str(value) for name, value in given.items() if value is not None}

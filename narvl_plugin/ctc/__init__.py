@@ -12,7 +12,7 @@ from narvl_plugin.ctc.alignment import (
 from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
 from narvl_plugin.ctc.bigrams import bigram_f1
-from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, collapse, greedy, hypotheses_of
+from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
 from narvl_plugin.ctc.host import to_host
@@ -40,6 +40,7 @@ __all__ = [
     "OrderedTokens",
     "Outputs",
     "Scored",
+    "SlotKind",
     "TargetsDoNotFit",
     "Trie",
     "beam_outputs",
@@ -65,5 +66,6 @@ __all__ = [
     "sequence_of",
     "quasi_random_paths",
     "token_posteriors",
+    "slot_kinds",
     "viterbi",
 ]

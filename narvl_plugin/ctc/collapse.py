@@ -3,13 +3,15 @@
 Legend: B batch, N queries, V labels, T tokens of the longest output.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from narvl_plugin.ctc.lattice import gather_labels
 from narvl_plugin.ctc.loss import log_sum_exp
+
+SlotKind = Literal["token", "repeat", "blank"]
 
 
 class Collapsed(NamedTuple):
@@ -34,12 +36,16 @@ class Hypothesis(NamedTuple):
         score: the log-probability of the path, in nats, a scalar tensor.
         positional_scores: (T,), the log-probability of each token at its query.
         alignment: (T,), the query of each token.
+        labels: (N,), the label of each query on the path.
+        label_scores: (N,), the log-probability of each query's label.
     """
 
     tokens: Tensor
     score: Tensor
     positional_scores: Tensor
     alignment: Tensor
+    labels: Tensor
+    label_scores: Tensor
 
 
 class Paths(NamedTuple):
@@ -146,6 +152,31 @@ def hypotheses_of(labels: Tensor, log_probs: Tensor, *, blank: int) -> list[Hypo
     tokens, queries, lengths = collapse(labels, blank=blank)
     positional = log_probs.gather(1, queries.clamp(min=0))
     return [
-        Hypothesis(tokens[sample, :length], score, positional[sample, :length], queries[sample, :length])
+        Hypothesis(
+            tokens[sample, :length],
+            score,
+            positional[sample, :length],
+            queries[sample, :length],
+            labels[sample],
+            log_probs[sample],
+        )
         for sample, (length, score) in enumerate(zip(lengths.tolist(), log_probs.sum(1), strict=True))
+    ]
+
+
+def slot_kinds(labels: Tensor, *, blank: int) -> list[SlotKind]:
+    """Return the kind of each label of a path.
+
+    Args:
+        labels: (N,), the label of each query.
+        blank: the label of the blank.
+
+    Returns:
+        `token` for a label that adds to the output, `repeat` for one that merges with the same label before it, and
+        `blank`.
+    """
+    speaking = set(collapse(labels[None], blank=blank).queries[0].tolist())
+    return [
+        "blank" if label == blank else "token" if query in speaking else "repeat"
+        for query, label in enumerate(labels.tolist())
     ]

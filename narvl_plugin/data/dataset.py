@@ -215,14 +215,22 @@ class TsvDataset(Rows):
         self._check_lengths(row, source, [torch.cat([prompt, target[:-1]]) for target in targets])
         return max(self._sizes(targets)[1])
 
+    def sample(self, row: int) -> Sample:
+        """Return the sample of a row.
+
+        Raises:
+            BadRow: if the row cannot be used.
+        """
+        sample = self.make_sample(row, self.tsv[row])
+        # In the split "test" the decoder does not read the target, which may join all references.
+        read = [] if self.split == "test" else [sample.get("first_reference", sample)["prev_output_tokens"]]
+        self._check_lengths(row, sample["source"], read)
+        return sample
+
     def __getitem__(self, row: int) -> Sample | None:
         """Return the sample of a row, or None for a bad row within the skip budget."""
         try:
-            sample = self.make_sample(row, self.tsv[row])
-            # In the split "test" the decoder does not read the target, which may join all references.
-            read = [] if self.split == "test" else [sample.get("first_reference", sample)["prev_output_tokens"]]
-            self._check_lengths(row, sample["source"], read)
-            return sample
+            return self.sample(row)
         except BadRow as error:
             self.options.skip_budget.skip(error)
             return None

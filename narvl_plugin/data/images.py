@@ -67,7 +67,7 @@ SHORTEST = 36
 LONGEST_PATH = 1024
 """Length up to which an image column may be the path of a file."""
 
-_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:[^,]*,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)  # of a segment with a length
@@ -153,7 +153,7 @@ class ImageReader:
         """
         if not column.strip():
             raise BadRow(f"{where}: the image is not readable: the image column is empty; check {self.option}")
-        if _URL.match(column):
+        if URL.match(column):
             raise BadRow(
                 f"{where}: the image column is an address, {_shown(column, 60)}, and images are not downloaded; "
                 "download it, and give its path or its base64"

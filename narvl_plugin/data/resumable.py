@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,7 @@ class ResumableWriter:
     Args:
         path: the file to write. Its folder is created.
         settings: all values that the contents depend on, as JSON. An unfinished file with other settings is refused.
+        replace: whether a file that exists under its final name is written anew.
 
     Attributes:
         path: the file.
@@ -78,8 +79,9 @@ class ResumableWriter:
         StalePart: on entering, if the part belongs to other settings or is shorter than recorded.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path, settings: dict[str, Any], *, replace: bool = False) -> None:
         self.path = Path(path)
+        self.replace = replace
         require_writable(self.path)
         self.part = self.path.with_name(self.path.name + ".part")
         self.record = self.path.with_name(self.path.name + ".part.json")
@@ -92,8 +94,8 @@ class ResumableWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the file exists under its final name."""
-        return self.path.exists()
+        """Whether the file exists under its final name, and is not to be written anew."""
+        return self.path.exists() and not self.replace
 
     def __enter__(self) -> ResumableWriter:
         if self.finished:
@@ -156,8 +158,11 @@ class ResumableWriter:
         self._bytes_done += len(content)
         self._save_record()
 
-    def finish(self) -> None:
+    def finish(self, convert: Callable[[Path], None] | None = None) -> None:
         """Rename the complete file and delete the record.
+
+        Args:
+            convert: writes the file under its final name from the unfinished one, if it has another format.
 
         Raises:
             InputError: if the file is empty. It is then deleted.
@@ -170,7 +175,11 @@ class ResumableWriter:
             os.fsync(self._file.fileno())
             self._file.close()
         self._file = None
-        os.replace(self.part, self.path)
+        if convert is None:
+            os.replace(self.part, self.path)
+        else:
+            convert(self.part)
+            self.part.unlink()
         self.record.unlink()
 
     def discard(self) -> None:

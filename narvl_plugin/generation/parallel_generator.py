@@ -165,6 +165,7 @@ class ParallelGenerator:
         - `attention`: empty.
         - `confidence`: the student's own probability that the output is correct. It is the output's share of the
           probability of all outputs, or the result of `output_scores`.
+        - `labels` and `label_scores` (N,): the label of each query on the most probable path, and its log-probability.
 
         Raises:
             ValueError: if prefix tokens or constraints are given; a parallel pass does not support them.
@@ -298,7 +299,7 @@ class ParallelGenerator:
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: the first predicted one if there is one, else an implied one."""
-        tokens, score, positional, queries = path
+        tokens, score, positional, queries, labels, label_scores = path
         if float(confidence) < self.abstain_below:
             tokens, positional, queries = tokens[:0], positional[:0], queries[:0]
         ends = (tokens == self.eos).nonzero()
@@ -315,6 +316,8 @@ class ParallelGenerator:
             "attention": torch.empty(0),
             "alignment": queries[:length],
             "positional_scores": positional,
+            "labels": labels,
+            "label_scores": label_scores,
         }
 
     def _write_alignments(self, outputs: Outputs, found: list[list[dict[str, Any]]]) -> None:

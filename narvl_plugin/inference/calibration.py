@@ -24,6 +24,7 @@ from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
 from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.narvl import Calibration, NarvlModel, calibration_layout, calibrations
 from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
@@ -239,11 +240,7 @@ def calibrate(
 
     fitted_on = load(student, data, "student")
     model_options(student, read_checkpoint(existing(student)))
-    if fitted_on.model.members:
-        raise InputError(
-            f"{student}: predicts for several tasks, but has only one temperature; make a student of one task first: "
-            "narvl convert CHECKPOINT OUT --member NAME"
-        )
+    member = fitted_on.model.member if isinstance(fitted_on.model, NarvlModel) else None
     on_test = None if test is None else load(student, test, "student")
     asked = None if teacher is None or test is None else load(teacher, test, "teacher")
     if teacher is not None and asked is not None:
@@ -270,17 +267,33 @@ def calibrate(
         if asked is not None:
             (confidence,), (right,) = judge(asked, batch_size)
             result["systems"]["teacher"] = asdict(Reliability.of(confidence, right))
-    keep_calibration(student, temperature=temperature, confidence_slope=slope, confidence_offset=offset)
+    keep_calibration(student, member, temperature=temperature, slope=slope, offset=offset)
     if out is not None:
         write_whole(out, json.dumps(result, indent=2) + "\n")
     return result
 
 
-def keep_calibration(student: Path, **fitted: float) -> None:
-    """Replace a student's checkpoint, in one step, by one with other options of its model; all else stays."""
+def keep_calibration(
+    student: Path, member: str | None = None, *, temperature: float = 1.0, slope: float = 1.0, offset: float = 0.0
+) -> None:
+    """Write a student's checkpoint anew, in one step, with what was fitted; nothing else in it changes.
+
+    Args:
+        student: the checkpoint.
+        member: of a student of several tasks, the member that it is for.
+        temperature: the divisor of logits.
+        slope: the factor of the log-odds of a confidence.
+        offset: the number added to the scaled log-odds.
+    """
     state = read_checkpoint(existing(student))
-    model_options(student, state).update(fitted)
-    if student.suffix == SAFETENSORS_SUFFIX:  # a file of its own holds the configuration
+    options = model_options(student, state)
+    if member is None:
+        options |= {"temperature": temperature, "confidence_slope": slope, "confidence_offset": offset}
+    else:
+        known = calibrations(str(options.get("member_calibration", "")))
+        known[member] = Calibration(temperature, slope, offset)
+        options["member_calibration"] = calibration_layout(known)
+    if student.suffix == SAFETENSORS_SUFFIX:  # whose configuration is in a file of its own
         file = student.with_suffix(".json")
         description = json.loads(file.read_text(encoding="utf-8")) | {"cfg": state["cfg"]}
         write_whole(file, json.dumps(description, indent=2) + "\n")

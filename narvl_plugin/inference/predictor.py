@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from narvl_plugin.data.any_image import AnyImageReader
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.dataset import TsvDataset
 from narvl_plugin.data.table import Table
@@ -121,7 +122,11 @@ class Predictor:
 
     def collate(self, samples: Any) -> Batch:
         """Return a batch of samples of the TSV file, on the device."""
-        return move_batch(self.dataset.collater(list(samples)), self.device)
+        return self.moved(self.dataset.collater(list(samples)))
+
+    def moved(self, batch: Batch) -> Batch:
+        """Return a batch on the device."""
+        return move_batch(batch, self.device)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield all usable rows in batches of at most `size`."""
@@ -130,15 +135,20 @@ class Predictor:
             if samples:
                 yield self.collate(samples.values())
 
-    def files(self, images: Mapping[str, Path], texts: Mapping[str, Mapping[str, str]] | None = None) -> TsvDataset:
-        """Return image files as a data set of the task.
+    def images(self, images: Mapping[str, Any], texts: Mapping[str, Mapping[str, str]] | None = None) -> TsvDataset:
+        """Return images as a data set of the task. They are seen as people see them.
 
         Args:
-            images: the files by name.
+            images: paths, or any other images that `held` returns, by name.
             texts: the texts that the task reads beside the images, by column name and then by image name.
         """
         table: Any = Table(images, texts or {}, self.task.dataset_class)  # has the used attributes of a TsvFile
-        return self.task.build_dataset(table, SPLIT)
+        dataset = self.task.build_dataset(table, SPLIT)
+        options = self.task.options
+        dataset.read_image = AnyImageReader(
+            options.patch_image_size, imagenet_normalisation=options.imagenet_normalisation
+        )
+        return dataset
 
     @torch.inference_mode()
     def search(self, batch: Batch, model: nn.Module | None = None) -> list[list[dict[str, Any]]]:

@@ -139,6 +139,13 @@ class NarvlConfig(OfaConfig):
             "--task multitask, and empty for a single task"
         },
     )
+    member_calibration: str = field(
+        default="",
+        metadata={
+            "help": "temperature, slope and offset of each member of a mixture of tasks that narvl calibrate has "
+            "fitted, as NAME:T:S:O,NAME:T:S:O"
+        },
+    )
 
 
 LIMITS: dict[str, tuple[float, float]] = {

@@ -18,7 +18,7 @@ from narvl_plugin.errors import InputError
 
 from .config import SIZES, NarvlConfig, OfaConfig
 from .positions import code_position_ids, image_buckets, token_buckets
-from .vision import STRIDE
+from .vision import STRIDE, frozen_weights
 
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
 """Integer tables that OFA stores in its checkpoints. They follow from the configuration."""
@@ -46,6 +46,8 @@ QUERIES = "decoder.query_embed.weight"
 
 ORIGIN = "decoder.origin"
 """Name under which weights carry their `Origin` while they are read, as JSON in bytes."""
+BACKBONE = "encoder.embed_images."
+"""Beginning of the names of the backbone's weights."""
 FAMILY_NAMES = re.compile(r"(ofa|narvl)(_\w+)?")
 """Names of our models and of their sizes in a configuration."""
 
@@ -199,6 +201,21 @@ def config_from_flags(flags: Namespace, config_class: type[OfaConfig]) -> OfaCon
     given["vision_trunk"] = getattr(flags, "resnet_type", None) or given["vision_trunk"]
     size = SIZES.get(str(getattr(flags, "arch", None)).rpartition("_")[2], {})
     return config_class(**size | {name: value for name, value in given.items() if value is not None})
+
+
+def with_frozen_backbone(found: Mapping[str, Tensor], config: OfaConfig) -> dict[str, Tensor]:
+    """Return weights with those of the backbone, which a checkpoint may leave out where they are ImageNet's.
+
+    Args:
+        found: the checkpoint's weights by name.
+        config: the configuration of the model.
+
+    Raises:
+        ValueError: if no installed package has the weights.
+    """
+    if not (config.vision_pretrained and config.freeze_resnet) or any(name.startswith(BACKBONE) for name in found):
+        return dict(found)
+    return {**found, **{BACKBONE + name: tensor for name, tensor in frozen_weights(config.vision_trunk).items()}}
 
 
 def fit_state(

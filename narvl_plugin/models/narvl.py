@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,27 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from narvl_plugin.errors import InputError
 
-from .config import NarvlConfig
+from .config import LIMITS, NarvlConfig
 from .interop import ORIGIN, QUERIES, Origin
 from .memo import run_on_memos
 from .ofa import OfaModel
 from .query_decoder import ALL, QueryDecoder
 
 logger = logging.getLogger(__name__)
+
+
+class Calibration(NamedTuple):
+    """What makes a student's confidence equal to its rate of correct answers; `narvl calibrate` fits it.
+
+    Attributes:
+        temperature: the divisor of logits.
+        slope: the factor of the log-odds of a confidence.
+        offset: the number added to the scaled log-odds.
+    """
+
+    temperature: float
+    slope: float
+    offset: float
 
 
 class NarvlModel(OfaModel):
@@ -57,6 +71,7 @@ class NarvlModel(OfaModel):
                 f"--member-queries {cfg.member_queries}: do not sum up to the {cfg.num_queries} of --num-queries"
             )
         self.member: str | None = None
+        self._calibrations = calibrations(cfg.member_calibration)
         if self.decoder.blank_row is not None:
             self.decoder.blank_row.data.copy_(self.encoder.embed_tokens.weight[self.blank])
 
@@ -70,12 +85,19 @@ class NarvlModel(OfaModel):
     @property
     def temperature(self) -> float:
         """The divisor of logits before the probability of an output is computed. `narvl calibrate` fits it."""
-        return float(self.cfg.temperature)
+        return self._calibration.temperature
 
     @property
     def odds(self) -> tuple[float, float]:
         """The factor and the offset of the log-odds of a confidence. `narvl calibrate` fits them."""
-        return float(self.cfg.confidence_slope), float(self.cfg.confidence_offset)
+        return self._calibration.slope, self._calibration.offset
+
+    @property
+    def _calibration(self) -> Calibration:
+        """That of the member whose queries answer, or of the whole model."""
+        cfg = self.cfg
+        whole = Calibration(float(cfg.temperature), float(cfg.confidence_slope), float(cfg.confidence_offset))
+        return whole if self.member is None else self._calibrations.get(self.member, whole)
 
     @property
     def blank(self) -> int:
@@ -188,6 +210,35 @@ class NarvlModel(OfaModel):
             return self.decoder(None, self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded), rows)
 
         return run_on_memos(run)
+
+
+def calibrations(layout: str) -> dict[str, Calibration]:
+    """Return the calibration of each member by its name.
+
+    Args:
+        layout: `NarvlConfig.member_calibration`; empty where no member was calibrated.
+
+    Raises:
+        InputError: if the layout has another form, or a number is outside of its limits.
+    """
+    found = {}
+    for part in filter(None, layout.split(",")):
+        name, *numbers = part.split(":")
+        try:
+            calibration = Calibration(*map(float, numbers))
+        except (TypeError, ValueError):
+            raise InputError(f"member_calibration {layout!r:.80}: expected NAME:T:S:O,NAME:T:S:O") from None
+        for option, value in zip(("temperature", "confidence_slope", "confidence_offset"), calibration, strict=True):
+            least, most = LIMITS[option]
+            if not least <= value <= most:
+                raise InputError(f"member_calibration {layout!r:.80}: expected numbers from {least:g} to {most:g}")
+        found[name] = calibration
+    return found
+
+
+def calibration_layout(found: Mapping[str, Calibration]) -> str:
+    """Return calibrations in the form that `calibrations` reads."""
+    return ",".join(f"{name}:{':'.join(map(repr, calibration))}" for name, calibration in found.items())
 
 
 def query_rows(layout: str) -> dict[str, slice]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
 from .encoder import OfaEncoder
 from .inference import multiply_in, optimise_backbone, pack_linear_layers
-from .interop import ORIGIN, Origin, Use, fit_state
+from .interop import ORIGIN, Origin, Use, fit_state, with_frozen_backbone
 from .memo import memos_of, run_on_memos
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,31 @@ class OfaModel(nn.Module):
         if cfg.freeze_embedding:
             self.encoder.embed_tokens.requires_grad_(False)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        checkpoint_file: str = "model.pt",
+        data_name_or_path: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return a model that answers, by fairseq's convention; see `narvl.load`.
+
+        Args:
+            model_name_or_path: the folder.
+            checkpoint_file: the file in it.
+            data_name_or_path: folder of the vocabulary, as `bpe_dir` of `narvl.load`.
+            **options: options of `narvl.load`.
+
+        Raises:
+            MissingInput, InputError: the model or its vocabulary cannot be used.
+        """
+        import narvl  # the layer above all others
+
+        if data_name_or_path is not None:
+            options.setdefault("bpe_dir", data_name_or_path)
+        return narvl.load(Path(model_name_or_path) / checkpoint_file, **options)
+
     def load_state_dict(  # type: ignore[override]  # whether tensors are assigned follows from the model
         self, state_dict: Mapping[str, Tensor], strict: bool = True
     ) -> _IncompatibleKeys:
@@ -83,7 +109,7 @@ class OfaModel(nn.Module):
         Raises:
             InputError: if the weights are of another model (see `fit_state`) or for another use (see `Use`).
         """
-        weights = dict(state_dict)
+        weights = with_frozen_backbone(state_dict, self.cfg)
         origin = weights.pop(ORIGIN, None)
         if self.use is not None and origin is not None:
             self.use.check(Origin.read(origin))

@@ -73,6 +73,17 @@ def backbone_features(backbone: Any, images: Tensor) -> Tensor:
     return features[0]
 
 
+def frozen_weights(name: str) -> dict[str, Tensor]:
+    """Return the ImageNet weights of a backbone that `build_backbone` makes, by its parameters' names.
+
+    Raises:
+        ValueError: if timm has no such model, or no package has its weights.
+    """
+    with torch.device("cpu"):
+        weights: dict[str, Tensor] = build_backbone(name, pretrained=True).state_dict()
+    return weights
+
+
 def checkpoint_backbone(backbone: Any) -> None:
     """Let a backbone recompute the activations of its blocks in the backward pass, if timm's model supports it.
 

@@ -4,16 +4,15 @@ Legend: N queries, V labels, T tokens of the answer, P patches of the image.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from narvl_plugin.ctc import collapse, token_posteriors, viterbi
+from narvl_plugin.ctc import slot_kinds, viterbi
+from narvl_plugin.inference.attention import token_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.report.outputs import data_uri
@@ -60,15 +59,6 @@ class QueryView:
     nbest: list[tuple[str, float]]
 
 
-def slot_kinds(labels: Tensor, blank: int) -> list[str]:
-    """Return the kind of each label of a path (N,): ``token``, ``repeat`` or ``blank``."""
-    speaking = set(collapse(labels[None], blank=blank).queries[0].tolist())
-    return [
-        "blank" if label == blank else "token" if query in speaking else "repeat"
-        for query, label in enumerate(labels.tolist())
-    ]
-
-
 @torch.inference_mode()
 def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image.Image]) -> list[QueryView]:
     """Run a student on some rows of its test file and read its N queries.
@@ -97,43 +87,23 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         batch = student.batch(row)
         found = student.hypotheses(batch)
         answer = found[0]["tokens"][None, :-1]
-        with cross_attention(model.decoder) as layers:
-            logits = model(**batch["net_input"])[0].float()
+        logits = model(**batch["net_input"])[0].float()
         log_probs = (logits / model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
         length = torch.tensor([answer.size(1)], device=answer.device)
         labels = viterbi(log_probs, answer, length, blank=blank).labels[0]  # (N,)
         probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
-        attention = torch.stack(layers).mean((0, 2))[0].cpu()  # (N, S): patches, then text
-        patches = attention[:, : attention.size(1) - batch["net_input"]["src_tokens"].size(1)]
-        shares = token_posteriors(log_probs, answer, length, blank=blank)[0]  # (T, N)
-        maps = (shares / shares.sum(1, keepdim=True)) @ patches  # (T, P)
+        maps = token_attention(student, batch, answer[0]).flatten(1)  # (T, P)
         tokens = [student.label_text(label) for label in answer[0].tolist()]
         slots = [
             Slot("" if kind == "blank" else student.label_text(label), probability, kind)
             for label, probability, kind in zip(
-                labels.tolist(), probabilities.tolist(), slot_kinds(labels, blank), strict=True
+                labels.tolist(), probabilities.tolist(), slot_kinds(labels, blank=blank), strict=True
             )
         ]
         nbest = [(student.task.codec.decode(one["tokens"]), float(one["confidence"])) for one in found]
         looks = [AttentionMap(text, spotlight(image, heat)) for text, heat in zip(tokens, maps, strict=True)]
         readings.append(QueryView(slots, looks, nbest))
     return readings
-
-
-@contextmanager
-def cross_attention(decoder: Any) -> Iterator[list[Tensor]]:
-    """Collect a parallel decoder's attention to the source while it runs, layer by layer: (B, H, N, S) each."""
-    collected: list[Tensor] = []
-
-    def keep(attention: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        collected.append(attention.weights(*arguments))
-
-    handles = [layer.encoder_attn.register_forward_hook(keep) for layer in decoder.layers]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def spotlight(image: Image.Image, heat: Tensor) -> str:

@@ -1,11 +1,12 @@
 """The common parts of tasks with short answers: decoder prompts, closed lists of answers, validation accuracy."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 
@@ -98,12 +99,25 @@ class AnswerTask(BaseTask):
     def path_options(self, args: Any) -> dict[str, Any]:
         """Return how a student answers: from a closed list by --val-inference-type, or else freely."""
         options = super().path_options(args)
-        if self.trie is None:
+        if self.trie is None or self.constraint is not None:
             return options
         answers = [tokens[:-1] for tokens in self.trie.tokens]
         if str(self.cfg.val_inference_type) == "allcand":
             return options | {"answers": answers}
         return options | {"constraint": one_of(answer.tolist() for answer in answers)}
+
+    def with_answers(self, answers: Sequence[str]) -> Self:
+        """Return the task with a closed list of answers, all of which are scored."""
+        task = copy(self)
+        task.cfg = copy(self.cfg)
+        task.cfg.val_inference_type = InferenceType.allcand
+        task.trie = AnswerTrie(answers, self.codec)
+        return task
+
+    @property
+    def scores_a_list(self) -> bool:
+        """Whether the probabilities of all answers of the list are computed."""
+        return self.trie is not None and str(self.cfg.val_inference_type) == "allcand"
 
     def teacher_searches(self) -> dict[str, Search]:
         """Return how teachers answer, by name of the system. The first is usual; with a list, it scores all answers."""

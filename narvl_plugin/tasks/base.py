@@ -12,7 +12,7 @@ import torch
 from omegaconf import MISSING
 
 from narvl_plugin.checkpoints.record import Checkpoint
-from narvl_plugin.ctc import LengthRange
+from narvl_plugin.ctc import LengthRange, OutputConstraint
 from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import DatasetOptions, TsvDataset
 from narvl_plugin.data.tsv import TsvFile, no_file
@@ -126,6 +126,9 @@ class BaseTask(CommonTask):
 
     Attributes:
         name: fairseq's name of the task.
+        verb: what a model of the task does with an image, such as `caption`; by default the task's name.
+        text_column: the column with the text that is read beside an image, None where there is none.
+        constraint: the allowed outputs of students, where they are not the task's own.
         config_class: the dataclass of its options.
         validation_metrics: names of the scores of hypotheses, the main one first.
         dataset_class: the class that reads the rows.
@@ -138,6 +141,9 @@ class BaseTask(CommonTask):
     """
 
     name: ClassVar[str]
+    verb: ClassVar[str]
+    text_column: ClassVar[str | None] = None
+    constraint: OutputConstraint | None = None
     config_class: ClassVar[type[BaseTaskConfig]]
     validation_metrics: ClassVar[tuple[str, ...]]
     dataset_class: ClassVar[type[TsvDataset]]
@@ -152,6 +158,8 @@ class BaseTask(CommonTask):
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls):
             TASKS[cls.name] = cls
+            if "verb" not in vars(cls):
+                cls.verb = cls.name
 
     def __init__(self, cfg: BaseTaskConfig, **kwargs: Any) -> None:
         for name, (least, most) in LIMITS.items():
@@ -191,18 +199,37 @@ class BaseTask(CommonTask):
         """
         for checkpoint in checkpoints:
             checkpoint.require(role)
+        task = cls.with_options_of(checkpoints, given)
+        return task, [task.model_of(checkpoint).to(device) for checkpoint in checkpoints]
+
+    @classmethod
+    def with_options_of(cls, checkpoints: Sequence[Checkpoint], given: Mapping[str, Any], **kwargs: Any) -> Self:
+        """Return the task with the options of the training of the first checkpoint.
+
+        Args:
+            checkpoints: one, or several as an ensemble.
+            given: options of the task that differ; those that are None count as not given.
+            **kwargs: arguments of the task, such as a codec.
+
+        Raises:
+            InputError: the options cannot be used.
+        """
         own = {name: value for name, value in given.items() if value is not None}
-        task = cls(cast(BaseTaskConfig, options_of_all(checkpoints, cls.name, cls.config_class, own)))
-        models = []
-        for checkpoint in checkpoints:
-            model = checkpoint.build_model(task.use_of(training=False), len(task.codec.dictionary))
-            try:
-                task.choose_member(model)
-                task.check_model(model)
-            except InputError as error:
-                raise InputError(f"{checkpoint.file}: {error}") from error
-            models.append(model.to(device))
-        return task, models
+        return cls(cast(BaseTaskConfig, options_of_all(checkpoints, cls.name, cls.config_class, own)), **kwargs)
+
+    def model_of(self, checkpoint: Checkpoint) -> OfaModel:
+        """Return a checkpoint's model, which answers as the task.
+
+        Raises:
+            InputError: the checkpoint cannot be used for this task.
+        """
+        model = checkpoint.build_model(self.use_of(training=False), len(self.codec.dictionary))
+        try:
+            self.choose_member(model)
+            self.check_model(model)
+        except InputError as error:
+            raise InputError(f"{checkpoint.file}: {error}") from error
+        return model
 
     @property
     def training_paths(self) -> list[str]:
@@ -307,7 +334,7 @@ class BaseTask(CommonTask):
             )
         return {
             "beam_size": getattr(args, "beam", 1),
-            "constraint": LengthRange(shortest, longest),
+            "constraint": self.constraint or LengthRange(shortest, longest),
             "no_repeat_ngram": getattr(args, "no_repeat_ngram_size", 0),
         }
 
@@ -315,9 +342,26 @@ class BaseTask(CommonTask):
         """Return how to choose among the most probable outputs, and how to score their confidence."""
         return {}
 
+    def with_answers(self, answers: Sequence[str]) -> Self:
+        """Return the task with a closed list of outputs.
+
+        Raises:
+            InputError: the task's outputs are no answers, or the vocabulary spells two answers alike.
+        """
+        raise InputError(f"the task {self.name} has no list of answers")
+
+    @property
+    def scores_a_list(self) -> bool:
+        """Whether the probabilities of all outputs of a closed list are computed."""
+        return False
+
     @property
     def bins(self) -> Bins | None:
         """The labels of box coordinates; None if the outputs are not boxes."""
+        return None
+
+    def box(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[float] | None:
+        """Return the box that tokens spell, for tasks whose outputs are boxes; see `RefcocoTask.box`."""
         return None
 
     def teacher_searches(self) -> dict[str, Search]:

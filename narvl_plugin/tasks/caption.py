@@ -70,6 +70,7 @@ class CaptionTask(BaseTask):
     """Captioning; see CaptionDataset for the columns."""
 
     name = "caption"
+    verb = "caption"
     config_class = CaptionConfig
     validation_metrics = ("cider",)
     dataset_class = CaptionDataset

@@ -12,7 +12,7 @@ from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.options import trained_options
+from narvl_plugin.tasks.options import option_names, trained_options
 from narvl_plugin.tasks.registry import TASKS
 
 
@@ -65,6 +65,46 @@ def load(
     task_class = TASKS.get(str(trained_for)) or TASKS[task_name]
     task, models = task_class.from_checkpoints(checkpoints, given, device=device)
     return Loaded(models, task, checkpoints[-1].cfg)
+
+
+def load_members(
+    checkpoint: Checkpoint,
+    *,
+    task_name: str = "caption",
+    member: str | None = None,
+    task_overrides: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[OfaModel, dict[str, BaseTask]]:
+    """Build the model of a checkpoint, for all tasks that it was trained on.
+
+    Args:
+        checkpoint: the checkpoint.
+        task_name: the task of a checkpoint that was trained on none of ours.
+        member: of a mixture, the one member to load; None loads all.
+        task_overrides: as `load` takes them. Those that a member's task does not have are left out for it.
+        device: where the model goes.
+
+    Returns:
+        The model, and its tasks by the member's name, or by the task's for a model of one task.
+
+    Raises:
+        MissingInput, InputError: as `load` does.
+    """
+    given = dict(task_overrides or {})
+    names: Sequence[str | None] = [member] if member or not checkpoint.members else list(checkpoint.members)
+    tasks: dict[str, BaseTask] = {}
+    for name in names:
+        found = str(trained_options(checkpoint, name or task_name).get("_name"))
+        kind = TASKS.get(found) or TASKS[task_name]
+        own = {option: value for option, value in given.items() if option in option_names(kind.config_class)}
+        # A vocabulary takes longer to read than all other options.
+        shared = {"codec": next(iter(tasks.values())).codec} if tasks else {}
+        tasks[name or kind.name] = kind.with_options_of([checkpoint], own | {"member": name}, **shared)
+    first, *others = tasks.values()
+    model = first.model_of(checkpoint).to(device)
+    for task in others:
+        task.check_model(model)
+    return model, tasks
 
 
 def require_one_task(teacher: Path, asked: BaseTask, student: Path, parallel: BaseTask) -> None:

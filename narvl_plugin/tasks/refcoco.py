@@ -49,6 +49,8 @@ class RefcocoTask(BaseTask):
     """
 
     name = "refcoco"
+    verb = "locate"
+    text_column = "text"
     config_class = RefcocoConfig
     validation_metrics = ("score", "mean_iou", "no_box")
     dataset_class = RefcocoDataset
@@ -137,18 +139,28 @@ class RefcocoTask(BaseTask):
         good = self.agreement([hypothesis["tokens"] for hypothesis in boxes])[0] >= GOOD_IOU
         return float(weights[good].sum())
 
+    def box(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[float] | None:
+        """Return the box that tokens spell, in pixels of the image as it came.
+
+        Args:
+            tokens: (T,).
+            width_ratio: by how much the width of the image was multiplied, a number.
+            height_ratio: by how much its height was multiplied, a number.
+
+        Returns:
+            Left, upper, right and lower edge, or None for tokens that spell no box.
+        """
+        bins = bins_in(self.codec.decode(tokens))
+        if bins is None:
+            return None
+        resized = from_bins(torch.tensor(bins), side=self.cfg.max_image_size, num_bins=self.cfg.num_bins)
+        edges: list[float] = (resized / torch.stack([width_ratio, height_ratio]).cpu().repeat(2)).tolist()
+        return edges
+
     def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
         """Return the best hypotheses as boxes in pixels of the original images, or None for an invalid box."""
-        boxes: list[list[float] | None] = []
-        ratios = torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1).cpu()
-        for beam, ratio in zip(hypotheses, ratios, strict=True):
-            bins = bins_in(self.codec.decode(beam[0]["tokens"]))
-            if bins is None:
-                boxes.append(None)
-                continue
-            resized = from_bins(torch.tensor(bins), side=self.cfg.max_image_size, num_bins=self.cfg.num_bins)
-            boxes.append((resized / ratio.repeat(2)).tolist())
-        return boxes
+        ratios = sample["w_resize_ratios"].cpu(), sample["h_resize_ratios"].cpu()
+        return [self.box(beam[0]["tokens"], *ratio) for beam, *ratio in zip(hypotheses, *ratios, strict=True)]
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return for each hypothesis whether its box is good, the IoU, and whether it is not a box."""

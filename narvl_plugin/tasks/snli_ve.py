@@ -26,6 +26,8 @@ class SnliVeTask(AnswerTask):
     """Visual entailment; see SnliVeDataset for the columns. A student needs 3 queries."""
 
     name = "snli_ve"
+    verb = "entails"
+    text_column = "hypothesis"
     config_class = SnliVeConfig
     validation_metrics = ("snli_score",)
     dataset_class = SnliVeDataset

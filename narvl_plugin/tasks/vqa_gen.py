@@ -33,6 +33,8 @@ class VqaGenTask(AnswerTask):
     """Visual question answering; see VqaGenDataset for the columns. A student needs 6 queries."""
 
     name = "vqa_gen"
+    verb = "answer"
+    text_column = "question"
     config_class = VqaGenConfig
     validation_metrics = ("vqa_score",)
     dataset_class = VqaGenDataset

@@ -17,10 +17,10 @@ from fairseq_cli import validate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from narvl_plugin.api.files import predict_files
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.inference.captioning import caption_images
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.tasks import loading
 
@@ -83,7 +83,7 @@ def run_all(file: Path, data: Path, vocabulary: Path, tmp_path: Path, run_genera
     images.mkdir(exist_ok=True)
     (images / "a.png").write_bytes(b"")
     for run in (
-        lambda: caption_images([images], checkpoint=file, out=None),
+        lambda: predict_files([images], checkpoint=file, out=None),
         lambda: distill(teacher=file, data=data, out=tmp_path / "out.tsv"),
         lambda: convert(file, tmp_path / "converted.pt"),
         lambda: loading.load(file),
@@ -275,7 +275,7 @@ def test_options_of_a_task_are_limited(name: str, value: object, caption_student
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"")
     with pytest.raises(InputError):
-        caption_images([tmp_path / "pictures"], checkpoint=tmp_path / "f.pt", out=None)
+        predict_files([tmp_path / "pictures"], checkpoint=tmp_path / "f.pt", out=None)
 
 
 @pytest.mark.parametrize(

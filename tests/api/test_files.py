@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from narvl_plugin.api.files import predict_files
 from narvl_plugin.cli.app import app
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.image_files import coco_ids, find_images, search_images
 from narvl_plugin.data.images import IMAGE_SUFFIXES
 from narvl_plugin.data.table import Table
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import BadRow, InputError, MissingInput
-from narvl_plugin.inference.captioning import caption_images, coco_ids, find_images, search_images
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks.caption import CaptionTask
 
@@ -157,11 +158,11 @@ def test_ids_that_are_not_cocos_are_named(names: list[str], message: str) -> Non
 def test_ids_are_checked_before_the_model_is_loaded(folder: Path, tmp_path: Path) -> None:
     (folder / "000000000042.jpg").touch()
     with pytest.raises(InputError, match="has no number for an image_id"):
-        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
+        predict_files([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.json")
     with pytest.raises(MissingInput, match="gone.pt"):
-        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
+        predict_files([folder], checkpoint=tmp_path / "gone.pt", out=tmp_path / "out.tsv")
     with pytest.raises(InputError, match=r"--out \S+/pictures: is not a file"):
-        caption_images([folder], checkpoint=tmp_path / "gone.pt", out=folder)
+        predict_files([folder], checkpoint=tmp_path / "gone.pt", out=folder)
 
 
 @pytest.mark.integration
@@ -172,7 +173,7 @@ def test_json_is_cocos_results_format(make_model: Callable[..., Path], tmp_path:
         Image.new("RGB", (8, 6)).save(images / f"COCO_val2014_{number:012}.jpg")
     out = tmp_path / "results" / "captions.json"
     options = {"checkpoint": make_model("narvl_tiny", "qctc"), "out": out, "workers": 0, "device": "cpu"}
-    caption_images([images], **options)
+    predict_files([images], **options)
     records = json.loads(out.read_text())
     assert [record["image_id"] for record in records] == [9, 42]
     assert all(list(record) == ["image_id", "caption"] and isinstance(record["caption"], str) for record in records)
@@ -187,9 +188,9 @@ def test_an_older_output_stays_until_all_is_captioned(
     for out in (tmp_path / "captions.tsv", tmp_path / "captions.json"):
         out.write_text("older")
         with pytest.raises(BadRow, match=r"a.webp: the image is not readable"):
-            caption_images([folder], checkpoint=student, out=out, workers=0, device="cpu")
+            predict_files([folder], checkpoint=student, out=out, workers=0, device="cpu")
         assert out.read_text() == "older"
-    count = caption_images([folder], checkpoint=student, out=out, workers=0, device="cpu", skip_bad_rows=1)
+    count = predict_files([folder], checkpoint=student, out=out, workers=0, device="cpu", skip_bad_rows=1)
     assert count[:2] == (5, 1)
     assert len(json.loads(out.read_text())) == 5
     assert not list(tmp_path.glob("captions.json.*"))
@@ -201,7 +202,7 @@ def test_an_output_that_is_one_of_the_images_is_refused(folder: Path, tmp_path: 
     (tmp_path / "link.txt").symlink_to(image)
     for out in (image, tmp_path / "link.txt"):
         with pytest.raises(InputError, match=f"--out {out}: is one of the images"):
-            caption_images([folder], checkpoint=tmp_path / "none.pt", out=out)
+            predict_files([folder], checkpoint=tmp_path / "none.pt", out=out)
     assert image.read_bytes() == before
 
 
@@ -230,7 +231,7 @@ def test_images_are_read_as_people_see_them(
 
     monkeypatch.setattr(CaptionTask, "inference_step", remember)
     student = make_model("narvl_tiny", "qctc")
-    caption_images([images], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
+    predict_files([images], checkpoint=student, out=tmp_path / "out.tsv", workers=1, device="cpu")
     turned, other, transparent, white = seen
     assert torch.equal(turned, other)
     assert torch.equal(transparent, white)
@@ -262,7 +263,7 @@ def test_captions_hold_no_commands_to_a_terminal(
     student = write_checkpoint("student.pt", "narvl", "caption", bpe_dir=str(vocabulary), patch_image_size=32)
     # as a vocabulary of others, or GPT-2's, may spell
     monkeypatch.setattr(TextCodec, "decode", lambda *_: "a \x1b[2Jcat \x9b31m on\nred")
-    caption_images([folder], checkpoint=student, workers=0, device="cpu")
+    predict_files([folder], checkpoint=student, workers=0, device="cpu")
     assert {line.split("\t")[1] for line in capsys.readouterr().out.splitlines()} == {"a [2Jcat 31m on red"}
 
 
@@ -287,13 +288,13 @@ def test_captions_are_those_of_one_image_at_a_time(
     options = {"checkpoint": student, "beam": 2, "device": "cpu"}
     for workers in (0, 2):
         out = tmp_path / f"captions{workers}.tsv"
-        count = caption_images([folder], out=out, batch_size=4, workers=workers, **options)
+        count = predict_files([folder], out=out, batch_size=4, workers=workers, **options)
         assert pairs(out) == expected
         assert count[:2] == (len(NAMES), 0)
     capsys.readouterr()
-    caption_images([folder], workers=0, **options)
+    predict_files([folder], workers=0, **options)
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == expected
-    caption_images([folder], out=tmp_path / "captions.json", workers=0, **options)
+    predict_files([folder], out=tmp_path / "captions.json", workers=0, **options)
     records = json.loads((tmp_path / "captions.json").read_text())
     assert records == [{"image_id": name, "caption": caption} for name, caption in expected]
 
@@ -305,14 +306,14 @@ def test_broken_images_are_named_or_left_out(make_model: Callable[..., Path], fo
         (folder / name).write_bytes(b"no picture")
     options = {"checkpoint": student, "batch_size": 2, "device": "cpu"}
     with pytest.raises(BadRow, match=r"^\S*pictures/c.png: the image is not readable"):
-        caption_images([folder], workers=1, **options)
+        predict_files([folder], workers=1, **options)
     out = tmp_path / "captions.tsv"
-    count = caption_images([folder], out=out, workers=1, skip_bad_rows=2, **options)
+    count = predict_files([folder], out=out, workers=1, skip_bad_rows=2, **options)
     assert count[:2] == (5, 2)
     assert [name for name, _ in pairs(out)] == sorted(set(NAMES) - {"d.jpg"})
     before = out.read_text()
     with pytest.raises(BadRow, match=r"d.jpg: .*now 1"):
-        caption_images([folder], out=out, workers=1, skip_bad_rows=1, **options)
+        predict_files([folder], out=out, workers=1, skip_bad_rows=1, **options)
     assert out.read_text() == before
     part = tmp_path / "captions.tsv.part"
     assert [name for name, _ in pairs(part)] == ["a.webp", "b.png"], "what was said before stays"
@@ -327,4 +328,4 @@ def test_a_table_of_images_reads_like_a_tsv_file(folder: Path) -> None:
 
 def test_a_missing_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="gone.pt: no such checkpoint"):
-        caption_images([folder], checkpoint=tmp_path / "gone.pt")
+        predict_files([folder], checkpoint=tmp_path / "gone.pt")

@@ -1,0 +1,7 @@
+"""Models that answer: `load` one, and call its verbs."""
+
+from narvl_plugin.api.loading import load
+from narvl_plugin.api.model import Decoding, Model
+from narvl_plugin.api.prediction import Alternative, HeatMap, Prediction, Query, Token
+
+__all__ = ["Alternative", "Decoding", "HeatMap", "Model", "Prediction", "Query", "Token", "load"]

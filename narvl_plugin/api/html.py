@@ -1,0 +1,162 @@
+"""Predictions as HTML, for notebooks and pages. Nothing in it is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from narvl_plugin.data.any_image import as_seen
+from narvl_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from narvl_plugin.api.prediction import Alternative, Box, HeatMap, Prediction, Query
+
+SIDE = 320
+"""Longest side of a shown image, in pixels."""
+DIMMED = 0.3
+"""Brightness of patches without attention."""
+STYLE = """
+.narvl {font: 14px/1.5 system-ui, sans-serif; color: #1a1a1a; display: flex; flex-wrap: wrap; gap: 16px;
+  background: #fff; padding: 8px}
+.narvl > div {flex: 1 1 260px; min-width: 0}
+.narvl svg, .narvl img {max-width: 100%; height: auto; display: block}
+.narvl .text {font-size: 18px; font-weight: 600; overflow-wrap: anywhere}
+.narvl .queries {display: flex; flex-wrap: wrap; gap: 3px; margin: 6px 0}
+.narvl .queries span {padding: 1px 6px; border-radius: 4px; border: 1px solid #0000; min-width: 8px; text-align: center}
+.narvl .token {background: #1f6feb; color: #fff}
+.narvl .repeat {background: #fff; color: #1f6feb; border-color: #1f6feb !important; border-style: dashed !important}
+.narvl .blank {background: #d0d7de; color: #57606a}
+.narvl .unsure {outline: 2px solid #bf3989}
+.narvl table {border-collapse: collapse} .narvl td {padding: 0 10px 0 0} .narvl td + td {text-align: right}
+"""
+UNSURE = 0.5
+"""Probability below which a query's label is marked."""
+
+
+def prediction_html(prediction: Prediction) -> str:
+    """Return a prediction as a piece of HTML: the image with its box, the text, the queries and the alternatives."""
+    prompt = f"<div>{escape(prediction.prompt)}</div>" if prediction.prompt else ""
+    parts = [
+        prompt,
+        f'<div class="text">{escape(prediction.text) or "<i>no output: the model abstained</i>"}</div>',
+        f"<div>confidence {prediction.confidence:.3f}</div>",
+        queries_html(prediction.queries),
+        alternatives_html(prediction.alternatives),
+    ]
+    shown = image_html(prediction)
+    left = f"<div>{shown}</div>" if shown else ""
+    return f'<style>{STYLE}</style><div class="narvl">{left}<div>{"".join(parts)}</div></div>'
+
+
+def queries_html(queries: Sequence[Query]) -> str:
+    """Return the queries of a student in their order, coloured by kind; the title of each tells its probability."""
+    if not queries:
+        return ""
+    slots = []
+    for number, query in enumerate(queries, 1):
+        label = "blank" if query.kind == "blank" else escape(query.text.strip() or query.text)
+        unsure = " unsure" if query.probability < UNSURE else ""
+        title = f"query {number}: {label} ({query.kind}), {query.probability:.3f}"
+        slots.append(
+            f'<span class="{query.kind}{unsure}" title="{title}">{"·" if query.kind == "blank" else label}</span>'
+        )
+    return f'<div class="queries" role="list" aria-label="queries">{"".join(slots)}</div>'
+
+
+def alternatives_html(alternatives: Sequence[Alternative]) -> str:
+    """Return the best outputs as a table, if there are several."""
+    if len(alternatives) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(one.text) or '(empty)'}</td><td>{one.confidence:.3f}</td></tr>" for one in alternatives
+    )
+    return f"<table>{rows}</table>"
+
+
+def image_html(prediction: Prediction) -> str:
+    """Return the image of a prediction, with its box drawn on it; empty if the prediction has no image."""
+    if prediction.image is None:
+        return ""
+    image = as_seen(prediction.image, "image")
+    return boxed_html(image, prediction.box, prediction.text)
+
+
+def boxed_html(image: Image.Image, box: Box | None, text: str = "") -> str:
+    """Return an image as an SVG with a box drawn on it, if there is one."""
+    width, height = image.size
+    scale = min(1.0, SIDE / max(width, height))
+    small = image.resize((max(1, round(width * scale)), max(1, round(height * scale)))) if scale < 1 else image
+    drawn = ""
+    if box is not None:
+        left, upper, right, lower = box
+        stroke = max(width, height) / 100
+        drawn = (
+            f'<rect x="{left:.6g}" y="{upper:.6g}" width="{right - left:.6g}" height="{lower - upper:.6g}" '
+            f'fill="none" stroke="#bf3989" stroke-width="{stroke:.3g}"/>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{min(SIDE, 3 * width)}" '
+        f'role="img" aria-label="{escape(text)}"><image href="{data_uri(small)}" width="{width}" height="{height}" '
+        f'preserveAspectRatio="none"/>{drawn}</svg>'
+    )
+
+
+def overlay(image: Image.Image, heat: HeatMap) -> Image.Image:
+    """Return an image that is bright where a model looked and dark elsewhere."""
+    scale = min(1.0, SIDE / max(image.size))
+    small = image.resize([max(1, round(side * scale)) for side in image.size]) if scale < 1 else image
+    most = float(heat.weights.max()) or 1.0
+    grid = np.round(255 * heat.weights / most).astype(np.uint8)
+    mask = Image.fromarray(grid).resize(small.size, Image.Resampling.BICUBIC)
+    return Image.composite(small, small.point(lambda value: int(DIMMED * value)), mask)
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a data URI, in PNG if it is small, else as a JPEG."""
+    stream = io.BytesIO()
+    kind = "png" if image.width * image.height <= 128 * 128 else "jpeg"
+    image.save(stream, kind.upper(), **({} if kind == "png" else {"quality": 88}))
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def page_html(predictions: Sequence[Prediction], names: Sequence[str], heat_maps: bool = True) -> str:
+    """Return a page of predictions, for `--show`.
+
+    Args:
+        predictions: the predictions, with their images.
+        names: the name of each image.
+        heat_maps: whether to show where the model looked for each token, if it can tell.
+    """
+    parts = []
+    for prediction, name in zip(predictions, names, strict=True):
+        parts.append(f"<h2>{escape(name)}</h2>{prediction_html(prediction)}")
+        if heat_maps and prediction.image is not None:
+            parts.append(heat_maps_html(prediction))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        "<title>narvl</title><style>body {font-family: system-ui, sans-serif; max-width: 960px; margin: 24px auto; "
+        "padding: 0 12px} h2 {font-size: 15px; font-weight: 600} .maps {display: flex; flex-wrap: wrap; gap: 8px} "
+        "figure {margin: 0; width: 96px} figure img {width: 96px} figcaption {text-align: center; font-size: 12px}"
+        f"</style><body>{''.join(parts)}</body></html>"
+    )
+
+
+def heat_maps_html(prediction: Prediction) -> str:
+    """Return the image once for each token, bright where the model looked for it; empty for exported students."""
+    try:
+        maps = prediction.attention()
+    except InputError:
+        return ""
+    image = as_seen(prediction.image, "image")
+    figures = (
+        f'<figure><img src="{data_uri(overlay(image, heat))}" alt="where the model looked for {escape(heat.text)}">'
+        f"<figcaption>{escape(heat.text)}</figcaption></figure>"
+        for heat in maps
+    )
+    return f'<div class="maps">{"".join(figures)}</div>'

@@ -1,0 +1,174 @@
+"""Checkpoints as engines: a trained student or teacher, in torch."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from narvl_plugin.api.model import Decoding, name_of
+from narvl_plugin.api.prediction import Alternative, HeatMap, Prediction, Query, Token
+from narvl_plugin.ctc import slot_kinds
+from narvl_plugin.data.collate import Batch, Sample
+from narvl_plugin.data.table import Table
+from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.inference.attention import token_attention
+from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.narvl import NarvlModel
+
+LISTED = 5
+"""Alternatives of a closed list, where the caller names no number."""
+KEPT = 16
+"""Searches that an engine keeps ready, each for one way to decode."""
+
+
+class TrainedEngine:
+    """One task of a model in torch.
+
+    Attributes:
+        task: the task, such as `caption`.
+        verb: what it does with an image.
+        text_column: the name of the text that is read beside an image, None where there is none.
+    """
+
+    def __init__(self, predictor: Predictor, lock: threading.RLock) -> None:
+        """Wrap a model.
+
+        Args:
+            predictor: the model and one of its tasks.
+            lock: held while the model runs; shared by all engines of a model, which may have to change it.
+        """
+        self.predictor = predictor
+        self.task = predictor.task.name
+        self.verb = predictor.task.verb
+        self.text_column = predictor.task.text_column
+        self._lock = lock
+        self._searches: dict[Any, tuple[Predictor, Any]] = {}
+
+    def prepare(self, image: Any, text: str, where: str) -> Sample:
+        """Return an image and its text as the task reads them; see `Engine`."""
+        texts = {} if self.text_column is None else {self.text_column: {where: text}}
+        dataset = copy(self._dataset)
+        dataset.tsv = Table({where: image}, texts, type(dataset))
+        try:
+            return dataset.sample(0)
+        except BadRow as error:
+            raise BadRow(str(error).removesuffix("; check --selected-cols")) from error
+
+    def predict(self, prepared: Sequence[Sample], decoding: Decoding) -> list[Prediction]:
+        """Predict a batch; see `Engine`."""
+        batch = self._batch(prepared)
+        with self._lock:
+            self.predictor.task.choose_member(self.predictor.model)
+            searching = self._searching(decoding)
+            found = searching.search(batch)
+        return [self._prediction(searching, batch, row, beam) for row, beam in enumerate(found)]
+
+    def attention(self, image: Any, text: str, prediction: Prediction) -> tuple[HeatMap, ...]:
+        """Run the model on an image again, and return its attention for each token; see `Engine`."""
+        batch = self._batch([self.prepare(image, text, name_of(image, 1))])
+        with self._lock:
+            self.predictor.task.choose_member(self.predictor.model)
+            maps = token_attention(self.predictor, batch, torch.tensor(prediction.labels))
+        return tuple(HeatMap(token.text, heat.numpy()) for token, heat in zip(prediction.tokens, maps, strict=True))
+
+    @cached_property
+    def _dataset(self) -> Any:
+        """The data set that reads images; each is a table of its own."""
+        return self.predictor.images({})
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        """Return samples as a batch on the device."""
+        return self.predictor.moved(self._dataset.collater(samples))
+
+    def _searching(self, decoding: Decoding) -> Predictor:
+        """Return the model with a way to decode, which is kept for the next call."""
+        key = (decoding.beam, decoding.nbest, decoding.answers, id(decoding.constraint), decoding.abstain_below)
+        if key not in self._searches:
+            if len(self._searches) >= KEPT:
+                self._searches.pop(next(iter(self._searches)))
+            # The constraint is kept, too, so that its id stays its own.
+            self._searches[key] = (self._new_search(decoding), decoding.constraint)
+        return self._searches[key][0]
+
+    def _new_search(self, decoding: Decoding) -> Predictor:
+        predictor, is_student = self.predictor, self.predictor.model.is_student
+        if not is_student and (decoding.constraint is not None or decoding.abstain_below):
+            raise InputError("constraint and abstain_below are for students; this model is a teacher")
+        if decoding.constraint is not None and predictor.task.bins is not None:
+            raise InputError("constraint: is not for boxes, which always have four edges in order")
+        generation = dict(predictor.generation)
+        if decoding.beam is not None:
+            generation["beam"] = decoding.beam
+        listed = decoding.answers is not None or predictor.task.scores_a_list
+        generation["nbest"] = decoding.nbest or (LISTED if listed else 1)
+        generation["beam"] = max(generation.get("beam", 1), generation["nbest"])
+        options: dict[str, Any] = {"abstain_below": decoding.abstain_below} if is_student else {}
+        changed = predictor.with_options(options, **generation)
+        if decoding.answers is not None:
+            changed.task = changed.task.with_answers(decoding.answers)
+        changed.task.constraint = decoding.constraint
+        return changed
+
+    def _prediction(self, searching: Predictor, batch: Batch, row: int, beam: list[dict[str, Any]]) -> Prediction:
+        """Return what was found for one row of a batch."""
+        task, model = searching.task, searching.model
+        best = beam[0]
+        tokens = best["tokens"][:-1] if int(best["tokens"][-1]) == task.target_dictionary.eos() else best["tokens"]
+        labels = tokens.tolist()
+        probabilities = best["positional_scores"][: len(labels)].exp().tolist()
+        box = self._box(searching, batch, row, best)
+        alternatives = tuple(
+            Alternative(
+                self._text(searching, one, found_box),
+                task.confidence([one, *beam[1:]]) if one is best else _confidence(one),
+                found_box,
+            )
+            for one in beam[: max(1, searching.generation["nbest"])]
+            for found_box in [self._box(searching, batch, row, one)]
+        )
+        return Prediction(
+            text=self._text(searching, best, box),
+            confidence=alternatives[0].confidence,
+            tokens=tuple(map(Token, map(searching.label_text, labels), probabilities)),
+            queries=self._queries(searching, best, model.blank) if isinstance(model, NarvlModel) else (),
+            alternatives=alternatives,
+            box=box,
+            task=self.task,
+            labels=tuple(labels),
+        )
+
+    @staticmethod
+    def _text(searching: Predictor, hypothesis: dict[str, Any], box: Any) -> str:
+        if box is not None:
+            return ",".join(f"{edge:.6g}" for edge in box)
+        return "" if searching.task.bins is not None else " ".join(searching.text([hypothesis]).split())
+
+    @staticmethod
+    def _box(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> Any:
+        """Return the box of a hypothesis in pixels of its image, None where the task has none."""
+        if searching.task.bins is None:
+            return None
+        box = searching.task.box(hypothesis["tokens"], batch["w_resize_ratios"][row], batch["h_resize_ratios"][row])
+        return None if box is None else tuple(box)
+
+    @staticmethod
+    def _queries(searching: Predictor, hypothesis: dict[str, Any], blank: int) -> tuple[Query, ...]:
+        labels = hypothesis["labels"]
+        kinds = slot_kinds(labels, blank=blank)
+        return tuple(
+            Query("" if kind == "blank" else searching.label_text(label), math.exp(score), kind)
+            for label, score, kind in zip(labels.tolist(), hypothesis["label_scores"].tolist(), kinds, strict=True)
+        )
+
+
+def _confidence(hypothesis: dict[str, Any]) -> float:
+    """Return the confidence of an output that is not the best."""
+    if "confidence" in hypothesis:
+        return float(hypothesis["confidence"])
+    return float(hypothesis["positional_scores"].sum().exp())

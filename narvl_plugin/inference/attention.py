@@ -1,0 +1,75 @@
+"""Where a model looks for each token of an output.
+
+Legend: B batch, N queries, T tokens of the output, S source: patches, then text, P patches, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narvl_plugin.ctc import token_posteriors
+from narvl_plugin.data.collate import Batch
+from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.narvl import NarvlModel
+
+
+@torch.inference_mode()
+def token_attention(predictor: Predictor, batch: Batch, tokens: Tensor) -> Tensor:
+    """Return the attention to the image for each token of an output.
+
+    It is the mean over all layers and heads. A student's is also the mean over its queries, weighted by the probability
+    that the query predicts the token.
+
+    Args:
+        predictor: the model.
+        batch: one row, on the device of the model.
+        tokens: (T,), the output without `</s>`.
+
+    Returns:
+        (T, height, width), on the CPU; the patches of a square image.
+    """
+    model, net_input = predictor.model, batch["net_input"]
+    if not len(tokens):
+        return torch.empty(0, 0, 0)
+    with cross_attention(model.decoder) as layers:
+        if isinstance(model, NarvlModel):
+            logits = model(**net_input)[0].float()
+        else:
+            begin = batch.get("decoder_prompts", [tokens.new_tensor([predictor.task.target_dictionary.bos()])])[0]
+            written = torch.cat([begin.cpu(), tokens.cpu()[:-1]])[None].to(net_input["src_tokens"].device)
+            model(**net_input | {"prev_output_tokens": written})
+    attention = torch.stack(layers).mean((0, 2))[0].cpu()  # (N, S) or (T, S)
+    patches = attention[:, : attention.size(1) - net_input["src_tokens"].size(1)]
+    if isinstance(model, NarvlModel):
+        log_probs = (logits / model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
+        length = torch.tensor([len(tokens)])
+        shares = token_posteriors(log_probs, tokens[None].cpu(), length, blank=model.blank)[0]  # (T, N)
+        patches = (shares / shares.sum(1, keepdim=True)) @ patches
+    patches = patches[-len(tokens) :]  # without the prompt of a teacher
+    return patches.unflatten(1, (math.isqrt(patches.size(1)), -1))
+
+
+@contextmanager
+def cross_attention(decoder: Any) -> Iterator[list[Tensor]]:
+    """Collect a decoder's attention to the source while it runs, layer by layer.
+
+    Yields:
+        The list that receives (B, H, N, S) of each layer; T in place of N of a teacher.
+    """
+    collected: list[Tensor] = []
+
+    def keep(attention: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        collected.append(attention.weights(*arguments))
+
+    handles = [layer.encoder_attn.register_forward_hook(keep) for layer in decoder.layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
