@@ -276,11 +276,11 @@ class TestArchive:
     def test_without_a_description_is_refused(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
             archive.writestr("a/model.txt", "x")
-        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: not one data\.pkl"):
+        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: it contains no data\.pkl"):
             read_checkpoint(tmp_path / "a.pt")
 
     def test_with_a_description_beyond_all_use_is_refused(self, archive: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: not one data\.pkl of at most 8388608 bytes"):
+        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: it must contain one data\.pkl of at most 8388608"):
             read_checkpoint(repacked(archive, tmp_path / "a.pt", **{"data.pkl": b")" * (2**23 + 1)}))
 
 

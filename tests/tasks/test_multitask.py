@@ -160,7 +160,7 @@ class TestModels:
     def test_another_ones_checkpoint_is_refused(self, task: MultitaskTask) -> None:
         config = student_config()
         config.num_queries, config.member_queries = 20, "caption:20"
-        with pytest.raises(InputError, match=f"queries {LAYOUT}, and the student was trained with caption:20"):
+        with pytest.raises(InputError, match=f"queries {LAYOUT}, but the student was trained with caption:20"):
             task.build_model(config, from_checkpoint=True)
 
     def test_options_that_the_model_rules_out_are_refused(self, mixture: Path, answer_vocabulary: Path) -> None:
