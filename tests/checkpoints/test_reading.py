@@ -280,7 +280,7 @@ class TestArchive:
             read_checkpoint(tmp_path / "a.pt")
 
     def test_with_a_description_beyond_all_use_is_refused(self, archive: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"a\.pt: is no checkpoint: it must contain one data\.pkl of at most 8388608"):
+        with pytest.raises(InputError, match=r"checkpoint: it must contain one data\.pkl of at most 8388608 bytes"):
             read_checkpoint(repacked(archive, tmp_path / "a.pt", **{"data.pkl": b")" * (2**23 + 1)}))
 
 

@@ -106,7 +106,8 @@ class TestOnlyKnownFormats:
         image = Image.fromarray(noise(3)).convert("F" if file_format == "SPIDER" else "RGB")
         if file_format == "BLP":
             image = image.convert("P")
-        data = encode(image, file_format)
+        sizes = {"sizes": [image.size]} if file_format == "ICO" else {}  # else Pillow 12 leaves small images out
+        data = encode(image, file_format, **sizes)
         for read in (ImageReader(8), image_size, open_image):
             with pytest.raises(BadRow, match="none of JPEG"):
                 read(as_column(data) if isinstance(read, ImageReader) else data, WHERE)

@@ -26,6 +26,7 @@ from narvl_plugin.inference.calibration import (
     log_loss,
 )
 from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.narvl import calibrations
 from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.caption import CaptionTask
 
@@ -182,3 +183,26 @@ def test_what_cannot_rescore_is_refused(make_model: MakeModel, tmp_path: Path) -
     for wrong in ({"rescore_with": str(teacher)}, {"abstain_below": 0.5}):
         with pytest.raises(InputError, match="are for students"):
             _ = Predictor.load(teacher, data, task_overrides=wrong).generator
+
+
+@pytest.mark.integration
+def test_each_member_of_a_mixture_keeps_its_own(
+    several_tasks: Path, write_tsv: Callable[..., Path], caption_rows: list[list[str]], tmp_path: Path
+) -> None:
+    student = tmp_path / "student.pt"
+    student.write_bytes(several_tasks.read_bytes())
+    keep_calibration(student, "snli_ve", temperature=3.0, slope=0.5)
+    data = write_tsv("captions.tsv", caption_rows)
+    fitted = calibrate(student, data, task_overrides={"member": "caption"})["temperature"]
+    for member, temperature, odds in (("caption", fitted, (1, 0)), ("snli_ve", 3.0, (0.5, 0)), ("refcoco", 1, (1, 0))):
+        (model,), *_ = loading.load(student, task_overrides={"member": member})
+        assert (model.temperature, model.odds) == (temperature, odds)
+        convert(student, tmp_path / f"{member}.pt", member=member)
+        (alone,), *_ = loading.load(tmp_path / f"{member}.pt", task_name=member)
+        assert (alone.temperature, alone.odds) == (temperature, odds)
+
+
+@pytest.mark.parametrize("layout", ["caption", "caption:x:1:0", "caption:1:1", "caption:nan:1:0", "caption:-1:1:0"])
+def test_a_calibration_of_another_form_is_refused(layout: str) -> None:
+    with pytest.raises(InputError, match="member_calibration"):
+        calibrations(layout)
