@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from narvl_plugin.api.prediction import Prediction
 from narvl_plugin.data.image_files import coco_ids, search_images
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.errors import BadRow, InputError, SkipBudget, harmless
-from narvl_plugin.whole_files import naming, require_writable, whole_file, write_whole
+from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,9 @@ def _finish_parquet(part: Path, out: Path, names: Sequence[str]) -> None:
     from pyarrow import json as arrow_json
     from pyarrow import parquet
 
-    with naming(out), whole_file(out) as fresh:
-        parquet.write_table(arrow_json.read_json(part), fresh)
+    content = BytesIO()
+    parquet.write_table(arrow_json.read_json(part), content)
+    write_whole(out, content.getvalue())
 
 
 def format_of(out: Path | None, as_json_lines: bool, verb: str) -> Format:
