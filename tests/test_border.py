@@ -37,7 +37,7 @@ import narvl, narvl_plugin
 
 apart = {"narvl_plugin.models.registered", "narvl_plugin.data.for_fairseq"}
 names = ["narvl_plugin"]
-for package in ("ctc", "models", "data", "checkpoints", "export", "inference"):
+for package in ("ctc", "models", "data", "checkpoints", "export", "inference", "api"):
     within = importlib.import_module(f"narvl_plugin.{package}")
     names += [module.name for module in pkgutil.walk_packages(within.__path__, f"{within.__name__}.")]
 for name in names:

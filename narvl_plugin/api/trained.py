@@ -62,16 +62,16 @@ class TrainedEngine:
 
     def predict(self, prepared: Sequence[Sample], decoding: Decoding) -> list[Prediction]:
         """Predict a batch; see `Engine`."""
-        batch = self._batch(prepared)
+        batch = self.batch(prepared)
         with self._lock:
             self.predictor.task.choose_member(self.predictor.model)
-            searching = self._searching(decoding)
+            searching = self.searching(decoding)
             found = searching.search(batch)
         return [self._prediction(searching, batch, row, beam) for row, beam in enumerate(found)]
 
     def attention(self, image: Any, text: str, prediction: Prediction) -> tuple[HeatMap, ...]:
         """Run the model on an image again, and return its attention for each token; see `Engine`."""
-        batch = self._batch([self.prepare(image, text, name_of(image, 1))])
+        batch = self.batch([self.prepare(image, text, name_of(image, 1))])
         with self._lock:
             self.predictor.task.choose_member(self.predictor.model)
             maps = token_attention(self.predictor, batch, torch.tensor(prediction.labels))
@@ -82,11 +82,11 @@ class TrainedEngine:
         """The data set that reads images; each is a table of its own."""
         return self.predictor.images({})
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
+    def batch(self, samples: Sequence[Sample]) -> Batch:
         """Return samples as a batch on the device."""
         return self.predictor.moved(self._dataset.collater(samples))
 
-    def _searching(self, decoding: Decoding) -> Predictor:
+    def searching(self, decoding: Decoding) -> Predictor:
         """Return the model with a way to decode, which is kept for the next call."""
         key = (decoding.beam, decoding.nbest, decoding.answers, id(decoding.constraint), decoding.abstain_below)
         if key not in self._searches:

@@ -23,14 +23,14 @@ def commands(student: Path | None = None, image: Path | None = None) -> dict[str
     """Return the command lines to time by what they are called.
 
     Args:
-        student: the checkpoint of a student of captions; without one no caption is timed.
-        image: the image to caption.
+        student: the checkpoint of a student of captions; without one the model in the box answers.
+        image: the image to caption; without one no caption is timed.
 
     Raises:
-        InputError: only one of them is given.
+        InputError: a student is given without an image.
     """
-    if (student is None) != (image is None):
-        raise InputError("--student and --image: give both, or neither")
+    if student is not None and image is None:
+        raise InputError("--student: give --image, too")
     narvl = [sys.executable, "-m", "narvl"]
     found = {
         TORCH: [sys.executable, "-c", "import torch"],
@@ -39,8 +39,11 @@ def commands(student: Path | None = None, image: Path | None = None) -> dict[str
         "narvl --help": [*narvl, "--help"],
         **{f"narvl {command} --help": [*narvl, command, "--help"] for command in HELPED},
     }
-    if student is not None:
-        found["narvl caption IMAGE"] = [*narvl, "caption", str(image), "--checkpoint", str(student), "--workers", "0"]
+    if image is not None:
+        checkpoint = [] if student is None else ["--checkpoint", str(student)]
+        found["narvl caption IMAGE"] = [*narvl, "caption", str(image), *checkpoint, "--workers", "0"]
+        answer = f"import narvl; narvl.load({'' if student is None else repr(str(student))}).caption({str(image)!r})"
+        found["narvl.load().caption(IMAGE)"] = [sys.executable, "-c", answer]
     return found
 
 

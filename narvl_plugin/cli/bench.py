@@ -397,3 +397,22 @@ def startup(
     from narvl_plugin.bench.startup import commands, startup, table
 
     print(table(startup(commands(student, image), repeats=repeats)))
+
+
+@app.command()
+def api(
+    student: Annotated[
+        Path | None, typer.Option(help="Checkpoint of a student. By default the model in the box.")
+    ] = None,
+    exported: Annotated[Path | None, typer.Option(help="Folder of narvl export, to time it beside its run.py.")] = None,
+    images: TimedImages = 20,
+    repeats: Repeats = 5,
+    threads: Threads = 1,
+) -> None:
+    """Time the API, from an image to a prediction.
+
+    The table compares it with the parts that it cannot do without: image transform, network, search and text.
+    """
+    from narvl_plugin.bench.api import compare, table
+
+    print(table(compare(student, exported, images=images, repeats=repeats, threads=threads)))

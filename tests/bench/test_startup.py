@@ -27,5 +27,5 @@ def test_a_program_that_fails_is_named() -> None:
 
 def test_a_caption_needs_a_student_and_an_image() -> None:
     assert "narvl caption IMAGE" in commands(Path("s.pt"), Path("i.png"))
-    with pytest.raises(InputError, match="give both, or neither"):
+    with pytest.raises(InputError, match="--student: give --image, too"):
         commands(Path("s.pt"), None)
