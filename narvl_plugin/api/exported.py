@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,13 @@ from narvl_plugin.data.any_image import as_seen
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.export.runner import Answer, Student
 from narvl_plugin.tasks import TASKS
+
+SETTINGS_FILE = "student.json"
+"""What tells a folder of `narvl export`."""
+SAFE_FORMATS = ("onnx", "openvino")
+"""Formats whose files are data. torch reads its own by evaluating strings."""
+LARGEST = {"side": 4_096, "prompt_length": 100_000, "max_words": 100_000}
+"""Largest values of sizes."""
 
 
 class Prepared(NamedTuple):
@@ -45,7 +54,10 @@ class ExportedEngine:
             InputError: if the folder is incomplete or damaged, or the runtime of its format is not installed.
         """
         try:
+            _check_settings(folder)
             self.student = Student(folder, threads)
+        except InputError:
+            raise
         except ImportError as error:
             raise InputError(f"{folder}: needs the package {error.name}; pip install {error.name}") from error
         except Exception as error:  # a damaged file raises errors of many types
@@ -103,3 +115,24 @@ class ExportedEngine:
 
     def _query(self, label: int, score: float, kind: Any) -> Query:
         return Query("" if kind == "blank" else self.student.label_text(label), math.exp(score), kind)
+
+
+def _check_settings(folder: Path) -> None:
+    """Check the settings of an exported student, which may be a stranger's.
+
+    Raises:
+        InputError: if it is in a format whose reader runs code, or a size is beyond its limits.
+        Exception: if the file is damaged.
+    """
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if settings["format"] not in SAFE_FORMATS:
+        raise InputError(
+            f"{folder}: is in the format {settings['format']!r:.40}, whose files are programs; load its checkpoint, or "
+            f"export it to {' or '.join(SAFE_FORMATS)}"
+        )
+    for name, most in LARGEST.items():
+        if type(settings[name]) is not int or not 1 <= settings[name] <= most:
+            raise InputError(f"{folder}: {name} is {settings[name]!r:.40}; expected a whole number from 1 to {most:,}")
+    for _, field, form, conversion in string.Formatter().parse(settings["template"]):
+        if field is not None and (not field.isidentifier() or form or conversion):
+            raise InputError(f"{folder}: the template has the field {field!r:.40}; expected a plain name")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from narvl_plugin.api.exported import ExportedEngine
+from narvl_plugin.api.exported import SETTINGS_FILE, ExportedEngine
 from narvl_plugin.api.model import Decoding, Engine, Model
 from narvl_plugin.api.trained import TrainedEngine
 from narvl_plugin.checkpoints.record import Checkpoint
@@ -23,8 +23,6 @@ from narvl_plugin.tasks import TASKS, loading
 
 BOX = Path(__file__).parents[1] / "box" / "student.safetensors"
 """The model in the box: a small student of all tasks, trained on the embedded scenes."""
-SETTINGS_FILE = "student.json"
-"""What tells a folder of `narvl export`."""
 PRECISIONS = ("float32", "bfloat16")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import narvl
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.export import export
 
-TEXTS = {"caption": None, "vqa_gen": "what color is the cat?", "refcoco": "the cat", "snli_ve": "a cat sits"}
+TEXTS = {"refcoco": "the cat", "snli_ve": "a cat sits"}  # an export takes ten seconds
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def exported(several_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         student, out = folder / f"{task}.pt", folder / task
         if not out.exists():
             convert(several_tasks, student, member=task)
-            export(student, out, to="torch-export")
+            export(student, out, to="onnx")
         return student, out
 
     return make
@@ -63,15 +65,35 @@ def test_an_exported_student_answers_as_its_checkpoint(exported: Any, images: li
 
 @pytest.mark.integration
 def test_what_an_exported_student_cannot_do_is_said(exported: Any, images: list[Image.Image], tmp_path: Path) -> None:
-    _, folder = exported("caption")
+    _, folder = exported("snli_ve")
     model = narvl.load(folder)
     with pytest.raises(narvl.InputError, match="beam: an exported student answers as it was exported"):
-        model.caption(images, beam=3)
-    with pytest.raises(narvl.InputError, match="was not trained for locate; it has caption"):
+        model.entails(images, "a cat", beam=3)
+    with pytest.raises(narvl.InputError, match="was not trained for locate; it has entails"):
         model.locate(images[0], "a cat")
     with pytest.raises(narvl.InputError, match="image 1: the image is not readable"):
-        model.caption(b"no image")
-    assert model.caption(images[0], abstain_below=1.0).text == ""
+        model.entails(b"no image", "a cat")
+    assert model.entails(images[0], "a cat", abstain_below=1.0).text == ""
     (tmp_path / "student.json").write_text("{}")
     with pytest.raises(narvl.InputError, match="is no student of narvl export, or is damaged"):
         narvl.load(tmp_path)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": "torch-export"}, "is in the format 'torch-export', whose files are programs"),
+        ({"side": 10**9}, "side is 1000000000; expected a whole number from 1 to 4,096"),
+        ({"side": "32"}, "side is '32'"),
+        ({"template": "{text.__class__}"}, "the template has the field 'text.__class__'; expected a plain name"),
+        ({"task": "os"}, "was exported for the unknown task 'os'"),
+    ],
+)
+def test_a_strangers_folder_is_checked(exported: Any, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    _, folder = exported("snli_ve")
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    settings = json.loads((copied / "student.json").read_text())
+    (copied / "student.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(narvl.InputError, match=message):
+        narvl.load(copied)
