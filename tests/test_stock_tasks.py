@@ -33,7 +33,7 @@ small = [word for side in ("encoder", "decoder") for word in (f"--{side}-layers"
 out = f"{folder}/{'with' if plugin else 'without'}"
 training = [data, *more, "--task", "translation", "--arch", "transformer_iwslt_de_en", *small, "--save-dir", out,
             "--optimizer", "adam", "--lr", 1e-2, "--batch-size", 8, "--cpu", "--no-progress-bar",
-            "--criterion", "label_smoothed_cross_entropy", "--no-epoch-checkpoints"]
+            "--criterion", "label_smoothed_cross_entropy", "--no-epoch-checkpoints", "--num-workers", 0]
 run(train, *training, "--max-epoch", 2)
 run(train, *training, "--max-epoch", 4)
 run(generate, data, *more, "--task", "translation", "--path", f"{out}/checkpoint_last.pt", "--cpu",
