@@ -75,6 +75,7 @@ class _QueryCtc(torch.autograd.Function):
         if query_lengths is None:
             query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
         shape = target_lengths.shape
+        targets = targets[:, :, : logits.size(1)]  # the rest, of excluded targets, would take memory and time
         lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
         labels = lattice.labels.unflatten(0, shape).flatten(1)  # (B, K L): the states of all targets side by side
         normalisers = log_sum_exp(logits)
