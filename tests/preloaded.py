@@ -31,7 +31,8 @@ PROGRAMS = {
 }
 SLOW = (
     *("torch", "torch._dynamo", "fairseq", "timm", "torchvision"),
-    *("emoji", "jinja2", "matplotlib.figure", "sentencepiece", "typer"),
+    *("emoji", "jinja2", "matplotlib.figure", "pycocoevalcap.cider.cider", "sentencepiece", "tokenizers", "typer"),
+    *("fairseq.data.data_utils_fast", "fairseq_cli.generate", "fairseq_cli.train", "PIL.TiffImagePlugin"),
     "quick_hydra",
 )
 
@@ -40,6 +41,7 @@ def serve(address: str) -> NoReturn:
     """Answer each request in a process of its own, for ever."""
     for slow in SLOW:
         importlib.import_module(slow)
+    warm_up()
     logging.root.handlers.clear()  # fairseq logs while it is imported; programs set logging up before
     logging.root.setLevel(logging.WARNING)
     gc.freeze()  # or each fork would spend a second on freeing it all when it ends
@@ -54,6 +56,17 @@ def serve(address: str) -> NoReturn:
             listener.close()
             answer(connection)
         connection.close()
+
+
+def warm_up() -> None:
+    """Have configurations composed and their options parsed, which the first of a process takes twice as long for."""
+    options = importlib.import_module("fairseq.options")
+    utils = importlib.import_module("fairseq.dataclass.utils")
+    for parser, words in (
+        (options.get_training_parser(), ["data", "--arch", "transformer", "--optimizer", "adam"]),
+        (options.get_generation_parser(), ["data", "--path", "none"]),
+    ):
+        utils.convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, words))
 
 
 def answer(connection: socket.socket) -> NoReturn:
