@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -255,25 +256,10 @@ def lives(number: int) -> bool:
         return False
 
 
-@pytest.mark.integration
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-@pytest.mark.parametrize("stage", ["data", "teacher", "generate"])
-@pytest.mark.parametrize(
-    ("number", "to_group", "ending", "status"),
-    [(signal.SIGINT, True, "interrupted", 130), (signal.SIGTERM, False, "terminated", 143)],
-)
-def test_a_run_that_is_asked_to_end_takes_its_programs_along(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: str,
-    number: signal.Signals,
-    to_group: bool,
-    ending: str,
-    status: int,
-) -> None:
-    """In each stage, one of whose programs has a process of its own, and then goes on."""
-    programs, started, run = tmp_path / "programs", tmp_path / "started", tmp_path / "run"
-    programs.mkdir()
+def is_asked_to_end(folder: Path, stage: str, number: signal.Signals, to_group: bool, ending: str, status: int) -> None:
+    """Run a script in a folder, twice, and ask it to end when one of its programs waits for a process of its own."""
+    programs, started, run = folder / "programs", folder / "started", folder / "run"
+    programs.mkdir(parents=True)
     wait = f"sleep 61 & echo $! >{started}.part; echo $$ >>{started}.part; mv {started}.part {started}; wait"
     make = 'for word; do case $word in */*) mkdir -p "$(dirname "$word")"; touch "$word";; esac; done'
     does = {"narvl": make, "fairseq-train": "true", "fairseq-generate": wait}
@@ -282,7 +268,7 @@ def test_a_run_that_is_asked_to_end_takes_its_programs_along(
         path_first = '[ "$1" != path ] || exit 0\n' if name == "narvl" else ""
         (programs / name).write_text(f"#!/bin/sh\n{path_first}{lines}\n")
         (programs / name).chmod(0o755)
-    shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
+    shutil.copytree(ROOT / "run_scripts", folder / "run_scripts")
     for done in ("data/caption/train.tsv", "data/caption/valid.tsv", "data/caption/test.tsv")[: 3 * (stage != "data")]:
         (run / done).parent.mkdir(parents=True, exist_ok=True)
         (run / done).touch()
@@ -295,17 +281,35 @@ def test_a_run_that_is_asked_to_end_takes_its_programs_along(
     if stage == "generate":
         (run / "teacher").mkdir()
         (run / "teacher" / "train.jsonl").touch()
-    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
-    command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={run}", "PROCESSES=1", "DISTIL=0"]
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(folder / "run_scripts" / "caption.sh"), f"OUT={run}", "PROCESSES=1", "DISTIL=0"]
     for _ in range(2):  # the second run is refused by nothing that the first has left behind
-        script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        script = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
         wait_for(started)
         numbers = [int(line) for line in started.read_text().split()]
         (os.killpg if to_group else os.kill)(script.pid, number)
         _, errors = script.communicate(timeout=20)
-        assert (script.returncode, errors) == (status, f"{ending}; start the same command again to go on\n")
-        assert not [left for left in numbers if lives(left)]
+        assert (script.returncode, errors) == (status, f"{ending}; start the same command again to go on\n"), folder
+        assert not [left for left in numbers if lives(left)], folder
         started.unlink()  # which a second program may have written anew
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_run_that_is_asked_to_end_takes_its_programs_along(tmp_path: Path) -> None:
+    """In each stage, one of whose programs has a process of its own, and then goes on.
+
+    All cases run at once, because each waits for two seconds, twice, before processes that do not end are killed.
+    """
+    signals = [(signal.SIGINT, True, "interrupted", 130), (signal.SIGTERM, False, "terminated", 143)]
+    with ThreadPoolExecutor(6) as pool:
+        cases = [
+            pool.submit(is_asked_to_end, tmp_path / ending / stage, stage, number, to_group, ending, status)
+            for stage in ("data", "teacher", "generate")
+            for number, to_group, ending, status in signals
+        ]
+    for case in cases:
+        case.result()
 
 
 def test_a_run_that_was_killed_with_its_programs_refuses_no_other(
