@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -196,13 +197,14 @@ def write_split(
         if writer.finished:
             return Outcome(path, None)
         entries = load()
+        column = lru_cache(maxsize=1)(partial(images.column, tsv=path))  # questions of one image follow each other
         for batch in writer.batches(len(entries), BATCH_ROWS, path.stem):
             lines, counts = [], Counter[str]()
             for index in batch:
                 notes = Counter({WRITTEN: 1})
                 try:
                     row = columns(entries[index], notes)
-                    lines.append("\t".join(images.column(c, path) if isinstance(c, Path) else c for c in row))
+                    lines.append("\t".join(column(c) if isinstance(c, Path) else c for c in row))
                     counts += notes
                 except Dropped as reason:
                     counts[f"dropped ({reason})"] += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from narvl_plugin.data.sources import writing
+from narvl_plugin.data.sources import coco, writing
 from narvl_plugin.data.sources.coco import convert_coco
 from narvl_plugin.data.sources.writing import ImageFolder
 from narvl_plugin.errors import BadRow, InputError, MissingInput
@@ -92,15 +92,15 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes_and_counts(
     whole = [outcome.counts for outcome in convert_coco(raw, tmp_path / "whole", ImageFolder(raw))]
     seen = 0
 
-    def column(self: ImageFolder, path: Path, tsv: Path, real: Any = ImageFolder.column) -> str:
+    def row(entry: Any, notes: Any, real: Any = coco.caption_row) -> list[str | Path]:
         nonlocal seen
         if seen == kill_at:
             raise KeyboardInterrupt
         seen += 1
-        return real(self, path, tsv)
+        return real(entry, notes)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ImageFolder, "column", column)
+        patch.setattr(coco, "caption_row", row)
         list(convert_coco(raw, tmp_path / "killed", ImageFolder(raw)))
     again = [outcome.counts for outcome in convert_coco(raw, tmp_path / "killed", ImageFolder(raw))]
     assert again[-2:] == whole[-2:]
