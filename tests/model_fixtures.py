@@ -21,6 +21,10 @@ from narvl_plugin.checkpoints.reading import whole_checkpoint
 from narvl_plugin.data.text import TextCodec, load_codec, train_sentencepiece
 from narvl_plugin.models.registered import FAMILIES
 
+# fairseq has what is logged printed, from debug messages of all libraries on, which pytest would keep for each test.
+logging.root.handlers.clear()
+logging.root.setLevel(logging.INFO)
+
 
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
