@@ -32,7 +32,7 @@ PROGRAMS = {
 SLOW = (
     *("torch", "torch._dynamo", "fairseq", "timm", "torchvision"),
     *("emoji", "jinja2", "matplotlib.figure", "pycocoevalcap.cider.cider", "sentencepiece", "tokenizers", "typer"),
-    *("fairseq.data.data_utils_fast", "fairseq_cli.generate", "fairseq_cli.train", "PIL.TiffImagePlugin"),
+    *("fairseq.data.data_utils_fast", "fairseq.trainer", "PIL.TiffImagePlugin"),
     "quick_hydra",
 )
 
