@@ -10,6 +10,8 @@ NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_
 
 # What `narvl export` writes and runs.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
+# What --out NAME.parquet takes.
+PARQUET = ["pyarrow>=15"]
 
 setup(
     name="narvl",
@@ -22,7 +24,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
     py_modules=["narvl"],
-    package_data={"narvl_plugin": ["report/templates/*", "py.typed"], "criterions": ["py.typed"]},
+    package_data={"narvl_plugin": ["report/templates/*", "box/*", "py.typed"], "criterions": ["py.typed"]},
     entry_points={"console_scripts": ["narvl = narvl:main"]},
     install_requires=[
         f"ve-fairseq==0.12.3; {HAS_WHEEL}",
@@ -51,8 +53,10 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "parquet": PARQUET,
         "dev": [
             *EXPORT,
+            *PARQUET,
             "pytest>=8",
             "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6",

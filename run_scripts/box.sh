@@ -6,7 +6,8 @@
 #   OUT       folder of the run. A stage is skipped if its output exists (runs/box)
 #   SEED      seed of the scenes and of training (7)
 #   TRAIN     number of images to train on; each gives a row to every task (16000)
-#   UPDATES   number of updates of 64 rows (9000)
+#   UPDATES   number of updates of 64 rows (5005)
+#   SECOND_UPDATES   number of updates of 128 rows that follow (2000)
 #   SMOKE     1: tiny sizes, to test the script (0)
 #   SHIP      folder for the finished model, its vocabulary and its card (OUT/box)
 #
@@ -19,11 +20,11 @@ source "$root/run_scripts/common.sh"
 trap 'end_programs 2>/dev/null' EXIT
 trap 'end_run 130 interrupted' INT
 trap 'end_run 143 terminated' TERM
-KEYS="SEED TRAIN VALID TEST NOUNS SIDE UPDATES SMOKE"
+KEYS="SEED TRAIN VALID TEST NOUNS SIDE UPDATES SECOND_UPDATES SMOKE"
 read_settings "$KEYS OUT SHIP" "$@"
 defaults OUT=runs/box SEED=7 SMOKE=0
-((!SMOKE)) || defaults TRAIN=16 VALID=8 TEST=8 NOUNS=6 SIDE=64 UPDATES=4
-defaults TRAIN=16000 VALID=1000 TEST=1000 NOUNS=24 SIDE=96 UPDATES=9000
+((!SMOKE)) || defaults TRAIN=16 VALID=8 TEST=8 NOUNS=6 SIDE=64 UPDATES=5 SECOND_UPDATES=2
+defaults TRAIN=16000 VALID=1000 TEST=1000 NOUNS=24 SIDE=96 UPDATES=5005 SECOND_UPDATES=2000
 OUT=$(realpath -m "$OUT")
 defaults SHIP="$OUT/box"
 mkdir -p "$OUT"
@@ -45,13 +46,14 @@ for task in "${tasks[@]}"; do
   done
 done
 
-# mixture: describes the members. Questions and statements are read twice in an epoch, because they take longer to learn.
+# mixture FILE CAPTION REFCOCO SNLI_VE VQA_GEN: describes the members with how often each is read in an epoch.
 mixture() {
   cat >"$1.part" <<YAML
 caption:
   data: $OUT/features/caption/train.tsv,$OUT/features/caption/valid.tsv
   patch_image_size: $SIDE
   num_queries: 24
+  weight: $2
   any_reference: true
   eval_cider: true
   eval_args: '{"beam": 1, "max_len_b": 22}'
@@ -60,49 +62,58 @@ refcoco:
   patch_image_size: $SIDE
   max_image_size: $SIDE
   num_queries: 7
+  weight: $3
   eval_acc: true
   eval_args: '{"beam": 5, "min_len": 4, "max_len_b": 4}'
 snli_ve:
   data: $OUT/features/snli_ve/train.tsv,$OUT/features/snli_ve/valid.tsv
   patch_image_size: $SIDE
   num_queries: 3
-  weight: 2
+  weight: $4
   eval_acc: true
 vqa_gen:
   data: $OUT/features/vqa_gen/train.tsv,$OUT/features/vqa_gen/valid.tsv
   patch_image_size: $SIDE
   num_queries: 6
-  weight: 2
+  weight: $5
   val_inference_type: beamsearch
   eval_acc: true
 YAML
   mv "$1.part" "$1"
 }
-stage mixture "$OUT/mixture.yaml" mixture "$OUT/mixture.yaml"
+stage mixture "$OUT/mixture.yaml" mixture "$OUT/mixture.yaml" 1 1 2 2
+stage "second mixture" "$OUT/second.yaml" mixture "$OUT/second.yaml" 0.5 1 3 1.5
 stage vocab "$OUT/vocab/spm.model" narvl vocab "$OUT/mixture.yaml" --out "$OUT/vocab" --vocab-size 600
 
-# train: trains the student and resumes where it stopped.
+# train FOLDER MIXTURE UPDATES BATCH LR OPTION...: trains the student and resumes where it stopped.
 train() {
-  local every=$((UPDATES / 9 + 1))
-  mkdir -p "$OUT/student"
-  fairseq-train "$OUT/mixture.yaml" --user-dir "$(narvl path)" --task multitask --bpe-dir "$OUT/vocab" --num-bins 64 \
-    --arch narvl_nano --criterion qctc --bigram-weight 10 --dropout 0.05 --seed "$SEED" \
-    --batch-size 64 --optimizer fused_adam --adam-betas "(0.9, 0.98)" --adam-eps 1e-8 --weight-decay 0.01 \
-    --clip-norm 1.0 --lr-scheduler polynomial_decay_ratio --lr 1e-3 --warmup-ratio 0.06 --max-update "$UPDATES" \
+  local folder=$1 data=$2 updates=$3 batch=$4 lr=$5
+  local every=$((updates < 1000 ? updates / 4 + 1 : 1001))
+  shift 5
+  mkdir -p "$folder"
+  fairseq-train "$data" --user-dir "$(narvl path)" --task multitask --bpe-dir "$OUT/vocab" --num-bins 64 \
+    --arch narvl_nano --criterion qctc --bigram-weight 10 --seed "$SEED" \
+    --batch-size "$batch" --optimizer fused_adam --adam-betas "(0.9, 0.98)" --adam-eps 1e-8 --weight-decay 0.01 \
+    --clip-norm 1.0 --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio 0.06 --max-update "$updates" \
     --save-interval 1000000 --save-interval-updates "$every" --validate-interval 1000000 \
     --validate-interval-updates "$every" --keep-interval-updates 1 --log-interval 100 --num-workers 0 \
-    --save-dir "$OUT/student" --log-format json 2>&1 | tee -a "$OUT/student/train.log" | show_training ||
-    die_of "$OUT/student/train.log"
-  touch "$OUT/student/trained"
+    --save-dir "$folder" --log-format json "$@" 2>&1 | tee -a "$folder/train.log" | show_training ||
+    die_of "$folder/train.log"
+  touch "$folder/trained"
 }
-stage student "$OUT/student/trained" train
+
+# With small batches all tasks are learned but entailment, which stays at guessing yes or no. Larger ones end that.
+stage student "$OUT/student/trained" train "$OUT/student" "$OUT/mixture.yaml" "$UPDATES" 64 1e-3 --dropout 0.05 \
+  --total-num-update $((UPDATES + 3995)) # the rate falls to less than half
+stage refined "$OUT/refined/trained" train "$OUT/refined" "$OUT/second.yaml" "$SECOND_UPDATES" 128 5e-4 --dropout 0 \
+  --finetune-from-model "$OUT/student/checkpoint_last.pt"
 
 # --- Confidence, scores, and the files to hand on ---------------------------------------------------------------------
 
 declare -A scoring=([caption]=coco_caption [refcoco]=grounding [snli_ve]=entailment [vqa_gen]=gqa)
 declare -A search=([caption]="--beam 1 --max-len-b 22" [refcoco]="--beam 5 --min-len 4 --max-len-b 4"
   [snli_ve]="--beam 1" [vqa_gen]="--beam 1")
-student=$OUT/student/checkpoint_last.pt
+student=$OUT/refined/checkpoint_last.pt
 for task in "${tasks[@]}"; do
   stage "calibrate $task" "$OUT/calibration/$task.json" narvl calibrate "$student" "$OUT/data/$task/valid.tsv" \
     --test "$OUT/data/$task/test.tsv" --member "$task" --out "$OUT/calibration/$task.json" --bpe-dir "$OUT/vocab"
@@ -121,7 +132,11 @@ for task in "${tasks[@]}"; do
   stage "generate $task" "$OUT/generate/$task" generate "$task"
 done
 
-# card: writes the model card. Its scores are the last lines of fairseq-generate.
+# scores FILE: prints the scores in the last line of fairseq-generate. card: writes the model card.
+scores() {
+  tail -n 1 "$1" | sed 's/|/,/g; s/^[^:]*: //'
+}
+
 card() {
   local task
   cat <<CARD
@@ -137,15 +152,15 @@ shaded ground, $SIDE pixels wide (\`narvl data scenes\`), and English in the wor
 **It cannot** describe photos, read text, count beyond two, or understand other words. It then still answers, and may be
 sure of it: its confidence was fitted on scenes.
 
-Trained by \`bash run_scripts/box.sh\` with seed $SEED: $TRAIN images, $UPDATES updates of 64 rows, Query-CTC with bigrams,
-no teacher. Scores on $TEST test scenes, whose pairs of objects were never seen together, by \`fairseq-generate\`, and
-the expected calibration error by \`narvl calibrate\`:
+Trained by \`bash run_scripts/box.sh\` with seed $SEED: $TRAIN images, $UPDATES updates of 64 rows and $SECOND_UPDATES of 128,
+Query-CTC with bigrams, no teacher. Scores on $TEST test scenes, whose pairs of objects were never seen together, by \`fairseq-generate\`, and
+expected calibration errors of its confidence:
 
 | task | scores | calibration error |
 | --- | --- | ---: |
 CARD
   for task in "${tasks[@]}"; do
-    printf '| %s | %s | %s |\n' "$task" "$(tail -n 1 "$OUT/generate/$task/generate-test.txt" | sed 's/|/,/g; s/^[^:]*: //')" \
+    printf '| %s | %s | %s |\n' "$task" "$(scores "$OUT/generate/$task/generate-test.txt")" \
       "$(python3 -c 'import json, sys; print("%.3f" % json.load(open(sys.argv[1]))["systems"]["student"]["error"])' \
         "$OUT/calibration/$task.json")"
   done

@@ -66,7 +66,8 @@ def assert_same(task: BaseTask, model: FixedLogits, confidence: float = 1e-4) ->
     log_probs = torch.log_softmax(model.logits / model.temperature, -1).numpy()
     said = []
     for (best, *_), row in zip(expected, log_probs, strict=True):
-        tokens, queries, sure = search(row)
+        tokens, queries, sure, path, _ = search(row)
+        assert path.tolist() == best["labels"].tolist()
         assert [*tokens, task.target_dictionary.eos()] == best["tokens"].tolist()
         np.testing.assert_allclose(row[queries, tokens], best["positional_scores"][: len(tokens)], atol=1e-4)
         assert sure == pytest.approx(float(best["confidence"]), abs=confidence)
@@ -149,7 +150,9 @@ def test_confidence_of_an_answer_is_its_share_of_the_list(make_task: Callable[..
             sums[said] += float(sum(log_probs[query, label] for query, label in enumerate(path)).exp())
     best = max(sums, key=sums.__getitem__)
     settings = search_settings(task, model)["search"]
-    tokens, _, confidence = Search(settings)(log_probs.numpy())
+    tokens, _, confidence, _, ranked = Search(settings)(log_probs.numpy())
+    assert ranked[0] == (tokens, confidence)
+    assert [sure for _, sure in ranked] == sorted((sure for _, sure in ranked), reverse=True)
     assert tuple(tokens) == best
     assert confidence == pytest.approx(sums[best] / sum(sums.values()), rel=1e-4)
 

@@ -115,7 +115,7 @@ def format_of(out: Path | None, as_json_lines: bool, verb: str) -> Format:
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            raise InputError(f"--out {out}: needs the package pyarrow; pip install pyarrow") from None
+            raise InputError(f"--out {out}: needs the package pyarrow; pip install 'narvl[parquet]'") from None
         return Format(as_json, _finish_parquet)
     if suffix == ".json":
         return Format(as_json, _finish_coco if verb == "caption" else _finish_json)

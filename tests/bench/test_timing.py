@@ -26,10 +26,12 @@ from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.teacher import TrieSequenceGenerator
+from narvl_plugin.inference import attention
+from narvl_plugin.inference.attention import cross_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
-from narvl_plugin.report.readings import QueryView, cross_attention, spotlight, view_queries
+from narvl_plugin.report.readings import QueryView, spotlight, view_queries
 from narvl_plugin.tasks.registered import (
     CaptionConfig,
     CaptionTask,
@@ -336,7 +338,7 @@ def test_a_token_looks_where_its_queries_do(
     student = make_predictor("narvl_nano", num_queries=8)
     shares = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0, 0.3, 0.0, 0.0])
     heats: list[torch.Tensor] = []
-    monkeypatch.setattr(readings, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
+    monkeypatch.setattr(attention, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
     monkeypatch.setattr(readings, "spotlight", lambda image, heat: heats.append(heat) or "")
     view_queries(student, [0], [Image.new("RGB", (8, 8))])
     net_input = student.batch(0)["net_input"]
