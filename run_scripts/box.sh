@@ -153,8 +153,8 @@ shaded ground, $SIDE pixels wide (\`narvl data scenes\`), and English in the wor
 sure of it: its confidence was fitted on scenes.
 
 Trained by \`bash run_scripts/box.sh\` with seed $SEED: $TRAIN images, $UPDATES updates of 64 rows and $SECOND_UPDATES of 128,
-Query-CTC with bigrams, no teacher. Scores on $TEST test scenes, whose pairs of objects were never seen together, by \`fairseq-generate\`, and
-expected calibration errors of its confidence:
+Query-CTC with bigrams, no teacher. Scores on $TEST test scenes, whose pairs of objects were never seen together, are
+those of \`fairseq-generate\`; the last column is the expected calibration error of its confidence:
 
 | task | scores | calibration error |
 | --- | --- | ---: |
