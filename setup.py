@@ -12,6 +12,8 @@ NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
 # What --out NAME.parquet takes.
 PARQUET = ["pyarrow>=15"]
+# What `narvl serve` runs on. httptools reads HTTP in C.
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "httptools>=0.6", "python-multipart>=0.0.18", "prometheus-client>=0.20"]
 
 setup(
     name="narvl",
@@ -54,9 +56,11 @@ setup(
     extras_require={
         "export": EXPORT,
         "parquet": PARQUET,
+        "serve": SERVE,
         "dev": [
             *EXPORT,
             *PARQUET,
+            *SERVE,
             "pytest>=8",
             "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6",

@@ -36,6 +36,7 @@ from narvl_plugin.cli.options import (
     Teacher,
     overrides,
 )
+from narvl_plugin.cli.serve import serve
 from narvl_plugin.errors import InputError, check_arguments, harmless
 
 SETTINGS_FILE = "settings.txt"
@@ -529,6 +530,9 @@ def _run_settings(out: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     return dict(line.split("=", 1) for line in file.read_text(encoding="utf-8").splitlines() if "=" in line)
+
+
+app.command()(serve)
 
 
 def _say(out: Path, written: bool) -> None:
