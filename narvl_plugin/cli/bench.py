@@ -416,3 +416,41 @@ def api(
     from narvl_plugin.bench.api import compare, table
 
     print(table(compare(student, exported, images=images, repeats=repeats, threads=threads)))
+
+
+@app.command()
+def serve(
+    student: Student,
+    out: JsonFile,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that send at once.")] = 32,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests in each turn.")] = 512,
+    images: Annotated[int, typer.Option(min=1, help="Number of images, which the requests repeat.")] = 512,
+    bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad requests, which must be refused.")] = 0.0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of the server with batching.")] = 8,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
+    bpe_dir: BpeDir = None,
+    device: TimedDevice = "cpu",
+) -> None:
+    """Time narvl serve under load, with batching and without.
+
+    The servers take turns with one process that captions the same images. Each answer is compared with that process's.
+
+    Example of a long check: narvl bench serve --student CKPT --out FILE.json --requests 10000 --clients 64 --bad 0.05
+    """
+    from narvl_plugin.bench import serving
+
+    result = serving.serving(
+        out,
+        student=student,
+        bpe_dir=bpe_dir,
+        images=images,
+        requests=requests,
+        clients=clients,
+        bad=bad,
+        max_batch_size=max_batch_size,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    print(serving.table(result))
