@@ -53,7 +53,7 @@ async def read_question(request: Request, verb: str, schema: type[RequestFields]
         raise HTTPException(400, "the connection ended before the body did") from None
     try:
         if kind == JSON:
-            fields = schema.model_validate_json(body)
+            fields = schema.model_validate_json(body, strict=True)
         else:
             fields = schema.model_validate(await _form_fields(request, body, schema))
     except ValidationError as error:
@@ -89,7 +89,7 @@ async def _form_fields(request: Request, body: bytes, schema: type[RequestFields
     parser = InMemoryParser(
         request.headers,
         stream(),
-        max_files=1,
+        max_files=FIELDS,
         max_fields=MAX_ANSWERS + FIELDS,
         max_part_size=len(body),  # the schema limits texts
     )
