@@ -189,7 +189,7 @@ class Service:
 
         There is no page of documentation, which would load scripts from elsewhere: `/openapi.json` alone.
         """
-        app = FastAPI(title="narvl", docs_url=None, redoc_url=None)
+        app = FastAPI(title="narvl", docs_url=None, redoc_url=None, redirect_slashes=False)
         responses: dict[int | str, dict[str, Any]] = {200: {"model": Prediction}}
         responses |= {status: {"model": Problem, "description": reason} for status, reason in REASONS.items()}
         for verb, schema in self._schemas.items():

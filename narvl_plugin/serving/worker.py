@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -115,7 +115,7 @@ class Worker:
                         f"image: has {width} x {height} pixels; this server takes up to {self.settings.max_pixels:,}"
                     )
             prepared = engine.prepare(question.image, text, "image")
-        except InputError as error:
+        except (InputError, ValueError) as error:
             self.answer(number, Answer(UNUSABLE, 0, _reason(error)))
         except Exception:
             logger.exception("a question could not be read")
@@ -129,23 +129,33 @@ class Worker:
         Raises:
             Exception: any that is not about the questions. The model may be in an undefined state then.
         """
-        from narvl_plugin.api.model import with_input
-
         (verb, decoding), batch = self._batcher.take()
-        engine = self.model.engine(verb)
         numbers, texts, prepared = zip(*batch, strict=True)
         try:
-            found = engine.predict(prepared, decoding)
-            complete = [with_input(one, engine, None, text) for one, text in zip(found, texts, strict=True)]
-            answers = [(OK, json.dumps(one.to_dict(), ensure_ascii=False).encode()) for one in complete]
-        except InputError as error:
-            answers = [(UNUSABLE, _reason(error))] * len(batch)
+            answers = self._answers(self.model.engine(verb), decoding, texts, prepared)
         except Exception:
             for number in numbers:
                 self.answer(number, Answer(BROKEN, 0, b"the server failed to answer this request"))
             raise
         for place, (number, (status, body)) in enumerate(zip(numbers, answers, strict=True)):
             self.answer(number, Answer(status, 0 if place else len(batch), body))
+
+    def _answers(
+        self, engine: Any, decoding: Any, texts: Sequence[str], prepared: Sequence[Any]
+    ) -> list[tuple[int, bytes]]:
+        """Return the status and the body of the answer to each image."""
+        from narvl_plugin.api.model import with_input
+
+        try:
+            found = engine.predict(prepared, decoding)
+            complete = [with_input(one, engine, None, text) for one, text in zip(found, texts, strict=True)]
+            return [(OK, json.dumps(one.to_dict(), ensure_ascii=False).encode()) for one in complete]
+        except (InputError, ValueError) as error:
+            if len(prepared) == 1:
+                return [(UNUSABLE, _reason(error))]
+        # One image may be the reason: each is predicted alone.
+        alone = zip(texts, prepared, strict=True)
+        return [answer for text, one in alone for answer in self._answers(engine, decoding, [text], [one])]
 
     def run(self, questions: BinaryIO) -> None:
         """Answer questions until there are no more."""
@@ -191,6 +201,7 @@ def main() -> None:
         output.write(Answer(UNUSABLE, 0, _reason(error)).packed(READY))
         output.flush()
         return
+    logging.getLogger().setLevel(logging.ERROR)  # warnings would quote what clients send
     worker = Worker(model, settings, output)
     worker.answer(READY, Answer(OK, 0, json.dumps(model.verbs).encode()))
     worker.run(sys.stdin.buffer)

@@ -32,7 +32,7 @@ TEXTS = {
     "locate": {"text": "the cat"},
     "entails": {"statement": "a cat sits"},
 }
-MAX_BYTES, MAX_PIXELS, MAX_TEXT = 100_000, 1_000_000, 200
+MAX_BYTES, MAX_PIXELS, MAX_TEXT, MAX_QUEUE = 100_000, 1_000_000, 200, 30
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -57,7 +57,8 @@ def student(several_tasks: Path) -> narvl.Model:
 
 @pytest.fixture(scope="module")
 def client(start_server: Callable[..., Any]) -> Any:
-    return start_server("--max-bytes", MAX_BYTES, "--max-pixels", MAX_PIXELS, "--max-text", MAX_TEXT)
+    limits = ("--max-bytes", MAX_BYTES, "--max-pixels", MAX_PIXELS, "--max-text", MAX_TEXT, "--max-queue", MAX_QUEUE)
+    return start_server(*limits)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -143,6 +144,7 @@ def test_a_bad_form_is_refused_with_the_reason(
         ({"image": BASE64, "question": None}, "question: .*valid string"),
         ({"image": BASE64, "question": "what?", "answers": []}, "answers: .*at least 1 item"),
         ({"image": BASE64, "question": "what?", "answers": "red"}, "answers: .*valid array"),
+        ({"image": BASE64, "question": "what?", "answers": ["yes " * 9, "no " * 9]}, "no path to any of the answers"),
         ({"image": BASE64, "question": "what?", "beam": True}, "beam: "),
         ({"image": BASE64, "question": "what?", "__class__": "x"}, "__class__: Extra inputs"),
     ],
@@ -336,23 +338,25 @@ def test_a_killed_worker_is_replaced_and_no_request_hangs(start_server: Callable
 
 
 @needs_proc
-def test_too_many_requests_get_503_and_health_follows_the_workers(start_server: Callable[..., Any]) -> None:
-    client = start_server("--max-queue", 3)
+def test_too_many_requests_get_503_and_health_follows_the_workers(client: Any) -> None:
     (worker,) = children(client.pid)
     os.kill(worker, signal.SIGSTOP)
-    waiting = [threading.Thread(target=send, args=(client.port, [Sent("", FORM, form(image=IMAGE))], 1)) for _ in "abc"]
-    for thread in waiting:
-        thread.start()
-    wait_until(lambda: b"narvl_requests_under_way 3.0" in client.get("/metrics").body)
+    answers: list[Any] = []
+    sent = [Sent("", FORM, form(image=IMAGE))] * MAX_QUEUE
+    waiting = threading.Thread(target=lambda: answers.extend(send(client.port, sent, MAX_QUEUE)[0]))
+    waiting.start()
+    wait_until(lambda: f"narvl_requests_under_way {MAX_QUEUE}.0".encode() in client.get("/metrics").body)
+    assert f"narvl_queue_length {MAX_QUEUE - 24}.0".encode() in client.get("/metrics").body
     refused = client.form("/caption", image=IMAGE)
-    assert_refused(refused, 503, "3 requests are under way; try again later")
+    assert_refused(refused, 503, f"{MAX_QUEUE} requests are under way; try again later")
     assert int(refused.headers["retry-after"]) >= 1
     assert client.get("/health").status == 200
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: client.get("/health").status == 503)
-    for thread in waiting:
-        thread.join()
-    wait_until(lambda: client.get("/health").status == 200)
+    waiting.join()
+    # The worker had three batches of eight; the others waited for the new worker.
+    assert sorted(one.status for one in answers) == [200] * (MAX_QUEUE - 24) + [503] * 24
+    assert client.get("/health").status == 200
     assert client.form("/caption", image=IMAGE).status == 200
 
 
@@ -365,7 +369,7 @@ def test_with_a_key_only_those_who_have_it_are_answered(start_server: Callable[.
         refused = client.request("POST", "/caption", body, **wrong)
         assert_refused(refused, 401, "the key is missing or wrong")
         assert refused.headers["www-authenticate"] == "Bearer"
-    for path in ("/", "/metrics", "/openapi.json", "/nothing", "/health/"):
+    for path in ("/", "/metrics", "/openapi.json", "/nothing", "/health/", "//health"):
         assert client.get(path).status == 401
     assert client.get("/health").status == 200
 

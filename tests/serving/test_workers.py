@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from narvl_plugin.api import Prediction
 from narvl_plugin.errors import InputError
 from narvl_plugin.serving import pool as pools
 from narvl_plugin.serving.messages import ANSWER, ASK, Question, WorkerSettings, question_of
@@ -23,9 +25,9 @@ from narvl_plugin.serving.pool import Pool, Unavailable
 from narvl_plugin.serving.worker import Batcher, Worker
 
 
-def image_bytes() -> bytes:
+def image_bytes(width: int = 8) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (8, 6), (200, 30, 30)).save(stream, format="PNG")
+    Image.new("RGB", (width, 6), (200, 30, 30)).save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -73,22 +75,27 @@ def test_a_question_survives_its_message() -> None:
 
 
 class Failing:
-    """A model, and its engine, whose predictions fail."""
+    """A model, and its engine, whose predictions fail for images of a width."""
 
     text_column = None
     verb = "caption"
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, width: int = 8) -> None:
+        self.error, self.width = error, width
 
     def engine(self, verb: str) -> Any:
         return self
 
-    def prepare(self, image: bytes, text: str, where: str) -> bytes:
-        return image
+    def attention(self, *_: object) -> None:
+        raise AssertionError("nobody asks for it")
 
-    def predict(self, prepared: Any, decoding: Any) -> Any:
-        raise self.error
+    def prepare(self, image: bytes, text: str, where: str) -> int:
+        return Image.open(io.BytesIO(image)).width
+
+    def predict(self, prepared: Sequence[int], decoding: Any) -> list[Prediction]:
+        if self.width in prepared:
+            raise self.error
+        return [Prediction(str(width), 1.0, (), (), ()) for width in prepared]
 
 
 def answers(written: bytes) -> list[tuple[int, int, bytes]]:
@@ -101,13 +108,17 @@ def answers(written: bytes) -> list[tuple[int, int, bytes]]:
     return found
 
 
-def test_options_that_a_model_lacks_are_told_to_all_of_a_batch() -> None:
+@pytest.mark.parametrize("kind", [InputError, ValueError])
+def test_what_is_wrong_with_one_image_of_a_batch_is_told_to_its_sender_alone(kind: type[Exception]) -> None:
     output = io.BytesIO()
-    worker = Worker(Failing(InputError("beam: is\nnot for this model")), settings(), output)
-    for number in (1, 2):
-        worker.read(number, Question("caption", None, image_bytes()))
+    worker = Worker(Failing(kind("image: is\nunusual")), settings(), output)
+    for width in (7, 8, 9):
+        worker.read(width, Question("caption", None, image_bytes(width)))
     worker.predict()
-    assert answers(output.getvalue()) == [(number, 422, b"beam: is not for this model") for number in (1, 2)]
+    found = answers(output.getvalue())
+    assert [(number, status) for number, status, _ in found] == [(7, 200), (8, 422), (9, 200)]
+    assert [json.loads(body)["text"] for _, status, body in found if status == 200] == ["7", "9"]
+    assert found[1][2] == b"image: is unusual"
 
 
 def test_an_unexpected_error_is_answered_without_its_words_and_raised() -> None:
