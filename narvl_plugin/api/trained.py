@@ -66,7 +66,10 @@ class TrainedEngine:
         with self._lock:
             self.predictor.task.choose_member(self.predictor.model)
             searching = self.searching(decoding)
-            found = searching.search(batch)
+            try:
+                found = searching.search(batch)
+            except ValueError as error:  # no allowed output fits into the queries
+                raise InputError(f"{error}; allow shorter outputs by answers or constraint") from error
         return [self._prediction(searching, batch, row, beam) for row, beam in enumerate(found)]
 
     def attention(self, image: Any, text: str, prediction: Prediction) -> tuple[HeatMap, ...]:

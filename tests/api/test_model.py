@@ -127,6 +127,8 @@ def test_options_say_how_to_search(student: narvl.Model, image: Image.Image) -> 
         ("caption", {"answers": ["a"]}, "the task caption has no list of answers"),
         ("answer", {"answers": []}, "answers: the list is empty"),
         ("answer", {"answers": "red"}, "answers: expected a list of texts"),
+        ("answer", {"answers": ["a cat " * 20]}, "queries have no path .*; allow shorter outputs by answers"),
+        ("caption", {"constraint": LengthRange(20, 20)}, "; allow shorter outputs by answers or constraint"),
         ("locate", {"constraint": LengthRange(1, 2)}, "constraint: is not for boxes"),
     ],
 )

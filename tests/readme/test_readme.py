@@ -6,6 +6,7 @@ comment says why. A block that no test is about is an error.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
@@ -26,6 +27,8 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from PIL import Image
 
+from narvl_plugin.api.loading import BOX
+from narvl_plugin.bench.serving import running_server
 from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
 from narvl_plugin.cli.app import app
 from narvl_plugin.data.scenes import write_scenes
@@ -218,6 +221,50 @@ def test_the_loss(block: str) -> None:
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["loss"].isfinite() and names["logits"].grad.abs().sum() > 0
+
+
+def draw_scene(folder: Path) -> None:
+    """Write scene.png, a scene that the model in the box may know."""
+    write_scenes(folder, train=1, valid=1, test=1, size=96, seed=99, nouns=24, max_objects=1, tasks=("caption",))
+    image = (folder / "caption" / "test.tsv").read_text().split("\t")[4]
+    (folder / "scene.png").write_bytes(base64.b64decode(image))
+
+
+@pytest.mark.integration
+@of_block("import narvl\n")
+def test_a_model_answers_in_python(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_scene(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    caption, answer, box, alternatives = capsys.readouterr().out.splitlines()
+    assert caption.startswith("Prediction(text='") and answer
+    assert len(box.split(",")) == 4
+    assert {word in alternatives for word in ("'yes'", "'no'", "'maybe'")} == {True}
+
+
+@pytest.mark.integration
+@of_block("narvl caption scene.png")
+def test_a_model_answers_on_the_command_line(block: str, tmp_path: Path, programs: Path) -> None:
+    draw_scene(tmp_path)
+    newcomer = Newcomer(tmp_path, programs)
+    caption, answer, _, entailed = map(newcomer.types, commands(block))
+    assert caption.startswith("scene.png\t") and len(answer.split("\t")) == 3
+    assert "<rect " in (tmp_path / "found.html").read_text()
+    assert json.loads(entailed)["text"] in ("yes", "no", "maybe")
+
+
+@pytest.mark.integration
+@of_block("curl -F image")
+def test_a_model_answers_over_http(block: str, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    draw_scene(tmp_path)
+    with running_server(BOX, "--device", "cpu", environment={"OMP_NUM_THREADS": "1"}) as server:
+        command = block.replace(":8000/", f":{server.port}/")
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["text"]
 
 
 @pytest.mark.integration
