@@ -27,11 +27,13 @@ STYLE = """
 .narvl > div {flex: 1 1 260px; min-width: 0}
 .narvl svg, .narvl img {max-width: 100%; height: auto; display: block}
 .narvl .text {font-size: 18px; font-weight: 600; overflow-wrap: anywhere}
-.narvl .queries {display: flex; flex-wrap: wrap; gap: 3px; margin: 6px 0}
-.narvl .queries span {padding: 1px 6px; border-radius: 4px; border: 1px solid #0000; min-width: 8px; text-align: center}
+.narvl .queries {display: flex; flex-wrap: wrap; gap: 3px; margin: 6px 0; padding: 0; list-style: none}
+.narvl .queries li {margin: 0}
+.narvl .queries li > * {display: block; padding: 1px 6px; border-radius: 4px; border: 1px solid #0000; min-width: 8px;
+  text-align: center; font: inherit}
 .narvl .token {background: #1f6feb; color: #fff}
 .narvl .repeat {background: #fff; color: #1f6feb; border-color: #1f6feb !important; border-style: dashed !important}
-.narvl .blank {background: #d0d7de; color: #57606a}
+.narvl .blank {background: #d0d7de; color: #424a53}
 .narvl .unsure {outline: 2px solid #bf3989}
 .narvl table {border-collapse: collapse} .narvl td {padding: 0 10px 0 0} .narvl td + td {text-align: right}
 """
@@ -54,19 +56,28 @@ def prediction_html(prediction: Prediction) -> str:
     return f'<style>{STYLE}</style><div class="narvl">{left}<div>{"".join(parts)}</div></div>'
 
 
-def queries_html(queries: Sequence[Query]) -> str:
-    """Return the queries of a student in their order, coloured by kind; the title of each tells its probability."""
+def queries_html(queries: Sequence[Query], buttons: bool = False) -> str:
+    """Return the queries of a student in their order, coloured by kind; the title of each tells its probability.
+
+    Args:
+        queries: the queries.
+        buttons: whether queries that predict a token are buttons; `data-token` of each is the token's number, from 0.
+    """
     if not queries:
         return ""
-    slots = []
+    slots, token = [], -1
     for number, query in enumerate(queries, 1):
-        label = "blank" if query.kind == "blank" else escape(query.text.strip() or query.text)
+        token += query.kind == "token"
+        shown = "·" if query.kind == "blank" else escape(query.text.strip() or query.text)
         unsure = " unsure" if query.probability < UNSURE else ""
-        title = f"query {number}: {label} ({query.kind}), {query.probability:.3f}"
-        slots.append(
-            f'<span class="{query.kind}{unsure}" title="{title}">{"·" if query.kind == "blank" else label}</span>'
-        )
-    return f'<div class="queries" role="list" aria-label="queries">{"".join(slots)}</div>'
+        title = f"{'blank' if query.kind == 'blank' else shown}: query {number}, {query.kind}, {query.probability:.3f}"
+        about = f'class="{query.kind}{unsure}" title="{title}" aria-label="{title}"'
+        if buttons and query.kind != "blank":
+            slot = f'<button type="button" {about} aria-pressed="false" data-token="{token}">{shown}</button>'
+        else:
+            slot = f'<span role="img" {about}>{shown}</span>'
+        slots.append(f"<li>{slot}</li>")
+    return f'<ol class="queries" aria-label="queries">{"".join(slots)}</ol>'
 
 
 def alternatives_html(alternatives: Sequence[Alternative]) -> str:
@@ -96,9 +107,10 @@ def boxed_html(image: Image.Image, box: Box | None, text: str = "") -> str:
     if box is not None:
         left, upper, right, lower = box
         stroke = max(width, height) / 100
-        drawn = (
-            f'<rect x="{left:.6g}" y="{upper:.6g}" width="{right - left:.6g}" height="{lower - upper:.6g}" '
-            f'fill="none" stroke="#bf3989" stroke-width="{stroke:.3g}"/>'
+        edges = f'x="{left:.6g}" y="{upper:.6g}" width="{right - left:.6g}" height="{lower - upper:.6g}" fill="none"'
+        drawn = (  # the white rim keeps the box visible on any image
+            f'<rect {edges} stroke="#fff" stroke-width="{2 * stroke:.3g}"/>'
+            f'<rect {edges} stroke="#bf3989" stroke-width="{stroke:.3g}"/>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{min(SIDE, 3 * width)}" '
