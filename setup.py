@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HAS_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and platform_python_implementation == 'CPython'"
 NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_python_implementation != 'CPython'"
 
+# What `narvl demo` runs on.
+DEMO = ["gradio>=6"]
+
 # What `narvl export` writes and runs.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
 # What --out NAME.parquet takes.
@@ -26,7 +29,10 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
     py_modules=["narvl"],
-    package_data={"narvl_plugin": ["report/templates/*", "box/*", "py.typed"], "criterions": ["py.typed"]},
+    package_data={
+        "narvl_plugin": ["demo/*.css", "demo/*.js", "box/*", "report/templates/*", "py.typed"],
+        "criterions": ["py.typed"],
+    },
     entry_points={"console_scripts": ["narvl = narvl:main"]},
     install_requires=[
         f"ve-fairseq==0.12.3; {HAS_WHEEL}",
@@ -54,10 +60,12 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "demo": DEMO,
         "export": EXPORT,
         "parquet": PARQUET,
         "serve": SERVE,
         "dev": [
+            *DEMO,
             *EXPORT,
             *PARQUET,
             *SERVE,
@@ -68,6 +76,7 @@ setup(
             "mypy>=1.13",
             "import-linter>=2.6",
             "easy-vqa==1.0",
+            "playwright>=1.40",  # drives a browser that is there
             # Other decoders of CTC, to compare with.
             f"fast-ctc-decode>=0.3.6; {HAS_WHEEL}",
             f"ctc-beam-decoder>=0.2; {HAS_WHEEL}",

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 import narvl_plugin
-from narvl_plugin.cli import bench, data
+from narvl_plugin.cli import bench, data, demo
 from narvl_plugin.cli.options import (
     AbstainBelow,
     Ans2LabelFile,
@@ -522,6 +522,9 @@ def report(
     build_report(
         out, task=task, test_tsv=data, settings=_run_settings(out), task_overrides=overrides(bpe_dir, ans2label_file)
     )
+
+
+app.command()(demo.demo)
 
 
 def _run_settings(out: Path) -> dict[str, str]:

@@ -1,0 +1,38 @@
+"""The command `narvl demo`. It imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from narvl_plugin.cli.options import BpeDir, Device
+
+
+def demo(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that "
+            "comes with narvl and knows scenes of emoji art."
+        ),
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher, to show beside the student.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. At 0.0.0.0 other machines can use the page, too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 7860,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Show a model on a page in the browser.
+
+    The page takes uploaded images, the webcam and examples. It shows the answer, the queries, and where the model
+    looked for each token. It loads nothing from the internet. It needs the package gradio: pip install 'narvl[demo]'.
+
+    Example: narvl demo student.pt --teacher teacher.pt
+    """
+    from narvl_plugin.demo.server import serve
+
+    serve(checkpoint, teacher=teacher, host=host, port=port, bpe_dir=bpe_dir, device=device)
