@@ -130,7 +130,7 @@ def test_a_page_shows_what_was_predicted(several_tasks: Path, folder: Path, tmp_
     page = tmp_path / "page.html"
     predict_files([folder], verb="locate", text="<b>the cat", checkpoint=several_tasks, show=page, workers=0)
     html = page.read_text()
-    assert html.count("<h2>") == 5 and html.count("<rect ") == 5
+    assert html.count("<h2>") == 5 and html.count("<rect ") == 10  # a white rim and the box
     assert "&lt;b&gt;the cat" in html and "<b>the" not in html
     assert "where the model looked" in html
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "") and "https://" not in html
