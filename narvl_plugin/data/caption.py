@@ -107,7 +107,7 @@ class CaptionDataset(TsvDataset):
     def _references(self, row: int, caption: str) -> list[str]:
         references = split_references(caption)
         if not references:
-            raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words; check --selected-cols")
+            raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words{self.tsv.advice}")
         return references
 
     def _tokens(self, reference: str) -> torch.Tensor:

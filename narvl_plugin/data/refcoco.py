@@ -80,7 +80,7 @@ class RefcocoDataset(TsvDataset):
         text = columns[2]
         words = clean_caption(text, self.options.max_src_length)
         if not words:
-            raise BadRow(f"{self.tsv.where(row)}: the text {text!r} has no words; check --selected-cols")
+            raise BadRow(f"{self.tsv.where(row)}: the text {text!r} has no words{self.tsv.advice}")
         return self.with_specials(self.options.codec.encode(PROMPTS["refcoco"].format(text=words)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:

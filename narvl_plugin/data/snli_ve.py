@@ -78,5 +78,5 @@ class SnliVeDataset(AnswerDataset):
     def _cleaned(self, row: int, name: str, text: str) -> str:
         cleaned = clean_caption(text, self.options.max_src_length)
         if not cleaned:
-            raise BadRow(f"{self.tsv.where(row)}: the {name} {text!r} has no words; check --selected-cols")
+            raise BadRow(f"{self.tsv.where(row)}: the {name} {text!r} has no words{self.tsv.advice}")
         return cleaned

@@ -15,10 +15,12 @@ class Table:
     Attributes:
         path: the folder that relative paths refer to.
         columns: numbers of the columns, in the order of the task.
+        advice: the end of an error about a text, empty because no one selected its column.
         rows: name and image of each row. An image is whatever the reader of the data set reads.
     """
 
     path = "images"
+    advice = ""
 
     def __init__(
         self, images: Mapping[str, Any], texts: Mapping[str, Mapping[str, str]], kind: type[TsvDataset]

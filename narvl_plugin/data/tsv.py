@@ -55,11 +55,14 @@ class TsvFile:
     Attributes:
         path: the path, as it was given.
         columns: the numbers of the selected columns.
+        advice: the end of an error about a text in a column.
 
     Raises:
         MissingInput: if the file does not exist.
         InputError: if it is empty, or not UTF-8 text with line ends.
     """
+
+    advice = "; check --selected-cols"
 
     def __init__(self, path: str | os.PathLike[str], selected_cols: str | Sequence[int]) -> None:
         self.path = str(path)

@@ -75,7 +75,7 @@ class VqaGenDataset(AnswerDataset):
         where = self.tsv.where(row)
         cleaned = clean_question(question, self.options.max_src_length).removesuffix("?")
         if not cleaned:
-            raise BadRow(f"{where}: the question {question!r} has no words; check --selected-cols")
+            raise BadRow(f"{where}: the question {question!r} has no words{self.tsv.advice}")
         source = PROMPTS["vqa_gen"].format(question=cleaned)
         if self.max_objects is not None:
             names = objects.strip().split(REFERENCE_SEPARATOR)[: self.max_objects]
