@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from narvl_plugin.api.html import page_html
 from narvl_plugin.api.loading import BOX, load
-from narvl_plugin.api.model import Decoding, Engine, Model, checked_text, with_input
+from narvl_plugin.api.model import Decoding, Engine, checked_text, with_input
 from narvl_plugin.api.prediction import Prediction
 from narvl_plugin.data.image_files import coco_ids, search_images
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
@@ -186,10 +186,16 @@ def predict_files(
     if others:
         shown = ", ".join(repr(str(file)) for file in others[:5]) + (", …" if len(others) > 5 else "")
         logger.warning("%d file(s) left out, of unsupported image formats: %s", len(others), shown)
-    decoding = Decoding(beam, nbest, None if answers is None else tuple(answers), None, abstain_below)
-    model = load(checkpoint, bpe_dir=bpe_dir, device=device, batch_size=batch_size)
-    model.decoding = decoding
-    engine = model.engine(verb)
+    model = load(
+        checkpoint,
+        bpe_dir=bpe_dir,
+        device=device,
+        beam=beam,
+        nbest=nbest,
+        answers=answers,
+        abstain_below=abstain_below,
+    )
+    engine, decoding = model.engine(verb), model.decoding
     run = Run(engine, decoding, files, checked_text(engine, text), batch_size, workers, SkipBudget(skip_bad_rows))
     start = time.perf_counter()
     if out is None:
@@ -202,7 +208,7 @@ def predict_files(
         run.write(out, kind, settings)
     seconds = time.perf_counter() - start
     if show is not None:
-        write_whole(show, run.page(model))
+        write_whole(show, run.page())
     return Count(run.answered, len(files) - run.answered, seconds, len(others))
 
 
@@ -266,7 +272,7 @@ class Run:
             finish = kind.finish
             writer.finish(None if finish is None else lambda part: finish(part, out, list(self.files)))
 
-    def page(self, model: Model) -> str:
+    def page(self) -> str:
         """Return a page of the first images with their predictions."""
         names, predictions = [], []
         for name, file in list(self.files.items())[:SHOWN]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from narvl_plugin.data.any_image import as_seen
+from narvl_plugin.data.shown_images import data_uri, spotlight
 from narvl_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,9 +99,7 @@ def image_html(prediction: Prediction) -> str:
 def boxed_html(image: Image.Image, box: Box | None, text: str = "") -> str:
     """Return an image as an SVG with a box drawn on it, if there is one."""
     width, height = image.size
-    scale = min(1.0, SIDE / max(width, height))
-    small = image.resize((max(1, round(width * scale)), max(1, round(height * scale)))) if scale < 1 else image
-    drawn = ""
+    shown, drawn = image_uri(shrunk(image)), ""
     if box is not None:
         left, upper, right, lower = box
         stroke = max(width, height) / 100
@@ -114,41 +110,39 @@ def boxed_html(image: Image.Image, box: Box | None, text: str = "") -> str:
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{min(SIDE, 3 * width)}" '
-        f'role="img" aria-label="{escape(text)}"><image href="{data_uri(small)}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{escape(text)}"><image href="{shown}" width="{width}" height="{height}" '
         f'preserveAspectRatio="none"/>{drawn}</svg>'
     )
 
 
+def shrunk(image: Image.Image) -> Image.Image:
+    """Return an image with sides of at most `SIDE` pixels."""
+    scale = min(1.0, SIDE / max(image.size))
+    return image.resize([max(1, round(side * scale)) for side in image.size]) if scale < 1 else image
+
+
 def overlay(image: Image.Image, heat: HeatMap) -> Image.Image:
     """Return an image that is bright where a model looked and dark elsewhere."""
-    scale = min(1.0, SIDE / max(image.size))
-    small = image.resize([max(1, round(side * scale)) for side in image.size]) if scale < 1 else image
-    most = float(heat.weights.max()) or 1.0
-    grid = np.round(255 * heat.weights / most).astype(np.uint8)
-    mask = Image.fromarray(grid).resize(small.size, Image.Resampling.BICUBIC)
-    return Image.composite(small, small.point(lambda value: int(DIMMED * value)), mask)
+    return spotlight(shrunk(image), heat.weights, DIMMED)
 
 
-def data_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
     """Return an image as a data URI, in PNG if it is small, else as a JPEG."""
-    stream = io.BytesIO()
-    kind = "png" if image.width * image.height <= 128 * 128 else "jpeg"
-    image.save(stream, kind.upper(), **({} if kind == "png" else {"quality": 88}))
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    small = image.width * image.height <= 128 * 128
+    return data_uri(image, "png") if small else data_uri(image, "jpeg", quality=88)
 
 
-def page_html(predictions: Sequence[Prediction], names: Sequence[str], heat_maps: bool = True) -> str:
+def page_html(predictions: Sequence[Prediction], names: Sequence[str]) -> str:
     """Return a page of predictions, for `--show`.
 
     Args:
         predictions: the predictions, with their images.
         names: the name of each image.
-        heat_maps: whether to show where the model looked for each token, if it can tell.
     """
     parts = []
     for prediction, name in zip(predictions, names, strict=True):
         parts.append(f"<h2>{escape(name)}</h2>{prediction_html(prediction)}")
-        if heat_maps and prediction.image is not None:
+        if prediction.image is not None:
             parts.append(heat_maps_html(prediction))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -167,7 +161,7 @@ def heat_maps_html(prediction: Prediction) -> str:
         return ""
     image = as_seen(prediction.image, "image")
     figures = (
-        f'<figure><img src="{data_uri(overlay(image, heat))}" alt="where the model looked for {escape(heat.text)}">'
+        f'<figure><img src="{image_uri(overlay(image, heat))}" alt="where the model looked for {escape(heat.text)}">'
         f"<figcaption>{escape(heat.text)}</figcaption></figure>"
         for heat in maps
     )

@@ -67,7 +67,7 @@ def load(
     Raises:
         MissingInput, InputError: the model or its vocabulary cannot be used.
     """
-    decoding = Decoding(beam, nbest, None if answers is None else tuple(answers), constraint, abstain_below)
+    decoding = Decoding(beam, nbest, answers, constraint, abstain_below)
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
     if task not in TASKS:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, overload
 
 from narvl_plugin.api.prediction import HeatMap, Prediction
 from narvl_plugin.ctc import OutputConstraint
@@ -16,7 +16,6 @@ from narvl_plugin.errors import InputError
 
 Images = AnyImage | Sequence[AnyImage]
 """One image, or a list of them."""
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Decoding:
 
     beam: int | None = None
     nbest: int | None = None
-    answers: tuple[str, ...] | None = None
+    answers: Sequence[str] | None = None
     constraint: OutputConstraint | None = None
     abstain_below: float = 0.0
 
@@ -44,8 +43,13 @@ class Decoding:
                 raise InputError(f"{name}={value!r}: expected a whole number above 0")
         if not 0 <= self.abstain_below <= 1:
             raise InputError(f"abstain_below={self.abstain_below!r}: expected a confidence from 0 to 1")
-        if self.answers is not None and not self.answers:
-            raise InputError("answers: the list is empty; give at least one answer")
+        if self.answers is not None:
+            given: Any = self.answers
+            if isinstance(given, str) or not all(isinstance(one, str) and one.strip() for one in given):
+                raise InputError("answers: expected a list of texts that are not empty")
+            object.__setattr__(self, "answers", tuple(given))
+            if not self.answers:
+                raise InputError("answers: the list is empty; give at least one answer")
 
 
 class Engine(Protocol):
@@ -255,19 +259,10 @@ class Model:
         names = vars(self.decoding).keys()
         if unknown := [name for name in options if name not in names]:
             raise InputError(f"there is no option {unknown[0]}; the options are {', '.join([*names, 'batch_size'])}")
-        if "answers" in options and options["answers"] is not None:
-            options["answers"] = _answers(options["answers"])
         return replace(self.decoding, **options) if options else self.decoding
 
     def __repr__(self) -> str:
         return f"<narvl model {self.name}: {', '.join(self.verbs)}>"
-
-
-def _answers(answers: Any) -> tuple[str, ...]:
-    """Return a list of answers as a tuple."""
-    if isinstance(answers, str) or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise InputError("answers: expected a list of texts that are not empty")
-    return tuple(answers)
 
 
 def name_of(image: Any, number: int) -> str:

@@ -16,10 +16,11 @@ from narvl_plugin.api.prediction import Alternative, HeatMap, Prediction, Query,
 from narvl_plugin.ctc import slot_kinds
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.table import Table
-from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.errors import InputError
 from narvl_plugin.inference.attention import token_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.tasks.base import BaseTask
 
 LISTED = 5
 """Alternatives of a closed list, where the caller names no number."""
@@ -55,10 +56,8 @@ class TrainedEngine:
         texts = {} if self.text_column is None else {self.text_column: {where: text}}
         dataset = copy(self._dataset)
         dataset.tsv = Table({where: image}, texts, type(dataset))
-        try:
-            return dataset.sample(0)
-        except BadRow as error:
-            raise BadRow(str(error).removesuffix("; check --selected-cols")) from error
+        sample: Sample = dataset.sample(0)
+        return sample
 
     def predict(self, prepared: Sequence[Sample], decoding: Decoding) -> list[Prediction]:
         """Predict a batch; see `Engine`."""
@@ -129,7 +128,7 @@ class TrainedEngine:
         alternatives = tuple(
             Alternative(
                 self._text(searching, one, found_box),
-                task.confidence([one, *beam[1:]]) if one is best else _confidence(one),
+                task.confidence(beam) if one is best else BaseTask.confidence(task, [one]),
                 found_box,
             )
             for one in beam[: max(1, searching.generation["nbest"])]
@@ -168,10 +167,3 @@ class TrainedEngine:
             Query("" if kind == "blank" else searching.label_text(label), math.exp(score), kind)
             for label, score, kind in zip(labels.tolist(), hypothesis["label_scores"].tolist(), kinds, strict=True)
         )
-
-
-def _confidence(hypothesis: dict[str, Any]) -> float:
-    """Return the confidence of an output that is not the best."""
-    if "confidence" in hypothesis:
-        return float(hypothesis["confidence"])
-    return float(hypothesis["positional_scores"].sum().exp())

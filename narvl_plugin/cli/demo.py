@@ -7,17 +7,11 @@ from typing import Annotated
 
 import typer
 
-from narvl_plugin.cli.options import BpeDir, Device
+from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device
 
 
 def demo(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that "
-            "comes with narvl and knows scenes of emoji art."
-        ),
-    ] = None,
+    checkpoint: AnyModelArgument = None,
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher, to show beside the student.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. At 0.0.0.0 other machines can use the page, too.")

@@ -42,13 +42,12 @@ ImagesAndText = Annotated[
         help="Image files, patterns, and folders, which are searched recursively; then the text, in quotes."
     ),
 ]
-AnyModel = Annotated[
-    Path | None,
-    typer.Option(
-        help="Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that comes "
-        "with narvl and knows scenes of emoji art."
-    ),
-]
+_ANY_MODEL = (
+    "Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that comes with narvl "
+    "and knows scenes of emoji art."
+)
+AnyModel = Annotated[Path | None, typer.Option(help=_ANY_MODEL)]
+AnyModelArgument = Annotated[Path | None, typer.Argument(help=_ANY_MODEL)]
 Predictions = Annotated[
     Path | None,
     typer.Option(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from narvl_plugin.cli.options import BpeDir, Device
+from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device
 from narvl_plugin.errors import InputError
 
 
 def serve(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that comes "
-            "with narvl and knows scenes of emoji art."
-        ),
-    ] = None,
+    checkpoint: AnyModelArgument = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at. The default takes requests of this machine only.")
     ] = "127.0.0.1",

@@ -9,7 +9,7 @@ from html import escape
 from PIL import Image
 
 from narvl_plugin.api import Prediction, Query
-from narvl_plugin.api.html import STYLE, UNSURE, alternatives_html, boxed_html, data_uri, overlay, queries_html
+from narvl_plugin.api.html import STYLE, UNSURE, alternatives_html, boxed_html, image_uri, overlay, queries_html
 from narvl_plugin.api.prediction import Box
 from narvl_plugin.demo.answers import Answer, Asked
 from narvl_plugin.demo.examples import Example
@@ -52,7 +52,7 @@ def examples_html(examples: Sequence[Example]) -> str:
     """Return the examples as buttons; `data-number` of each is its number, from 0."""
     buttons = "".join(
         f'<button type="button" data-number="{number}" aria-label="{escape(one.name)}" title="{escape(one.name)}">'
-        f'<img src="{data_uri(one.image.resize((THUMBNAIL, THUMBNAIL)))}" alt=""></button>'
+        f'<img src="{image_uri(one.image.resize((THUMBNAIL, THUMBNAIL)))}" alt=""></button>'
         for number, one in enumerate(examples)
     )
     return f'<h2>Examples</h2><div role="group" aria-label="Examples">{buttons}</div>'
@@ -83,7 +83,7 @@ def _answer_html(title: str, answer: Answer, image: Image.Image, slowdown: int) 
 
 def _figure_html(answer: Answer, prediction: Prediction, image: Image.Image) -> str:
     """Return the image with its box, and the images that take its place when a token is touched."""
-    heats = [[heat.text.strip(), data_uri(overlay(image, heat))] for heat in answer.heat_maps]
+    heats = [[heat.text.strip(), image_uri(overlay(image, heat))] for heat in answer.heat_maps]
     about = f"the image, with a {_text(prediction.text, prediction.box)}" if prediction.box else "the image"
     return (
         f'<figure data-heats="{escape(json.dumps(heats))}">{boxed_html(image, prediction.box, about)}'

@@ -6,7 +6,7 @@ Legend: B batch, N queries, T tokens of the output, S source: patches, then text
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,21 +37,56 @@ def token_attention(predictor: Predictor, batch: Batch, tokens: Tensor) -> Tenso
     model, net_input = predictor.model, batch["net_input"]
     if not len(tokens):
         return torch.empty(0, 0, 0)
-    with cross_attention(model.decoder) as layers:
-        if isinstance(model, NarvlModel):
-            logits = model(**net_input)[0].float()
-        else:
-            begin = batch.get("decoder_prompts", [tokens.new_tensor([predictor.task.target_dictionary.bos()])])[0]
-            written = torch.cat([begin.cpu(), tokens.cpu()[:-1]])[None].to(net_input["src_tokens"].device)
-            model(**net_input | {"prev_output_tokens": written})
-    attention = torch.stack(layers).mean((0, 2))[0].cpu()  # (N, S) or (T, S)
-    patches = attention[:, : attention.size(1) - net_input["src_tokens"].size(1)]
     if isinstance(model, NarvlModel):
-        log_probs = (logits / model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
-        length = torch.tensor([len(tokens)])
-        shares = token_posteriors(log_probs, tokens[None].cpu(), length, blank=model.blank)[0]  # (T, N)
-        patches = (shares / shares.sum(1, keepdim=True)) @ patches
-    patches = patches[-len(tokens) :]  # without the prompt of a teacher
+        return attention_of_tokens(*query_attention(model, batch), tokens, blank=model.blank)
+    begin = batch.get("decoder_prompts", [tokens.new_tensor([predictor.task.target_dictionary.bos()])])[0]
+    written = torch.cat([begin.cpu(), tokens.cpu()[:-1]])[None].to(net_input["src_tokens"].device)
+    with cross_attention(model.decoder) as layers:
+        model(**net_input | {"prev_output_tokens": written})
+    return as_squares(to_patches(layers, net_input)[-len(tokens) :])  # without the prompt
+
+
+@torch.inference_mode()
+def query_attention(model: NarvlModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run a student on one row.
+
+    Args:
+        model: the student.
+        batch: one row, on its device.
+
+    Returns:
+        The log-probabilities of the labels, (1, N, V), and each query's attention to the image, (N, P), on the CPU.
+    """
+    with cross_attention(model.decoder) as layers:
+        logits = model(**batch["net_input"])[0].float()
+    return (logits / model.temperature).log_softmax(dim=-1).cpu(), to_patches(layers, batch["net_input"])
+
+
+def attention_of_tokens(log_probs: Tensor, patches: Tensor, tokens: Tensor, *, blank: int) -> Tensor:
+    """Return the attention for each token of a student's output.
+
+    Args:
+        log_probs: (1, N, V).
+        patches: (N, P), the attention of each query.
+        tokens: (T,), the output without `</s>`.
+        blank: the label of the blank.
+
+    Returns:
+        (T, height, width).
+    """
+    answer, length = tokens[None].cpu(), torch.tensor([len(tokens)])
+    shares = token_posteriors(log_probs, answer, length, blank=blank)[0]  # (T, N)
+    return as_squares((shares / shares.sum(1, keepdim=True)) @ patches)
+
+
+def to_patches(layers: Sequence[Tensor], net_input: Mapping[str, Any]) -> Tensor:
+    """Return the mean attention to the image, without the text, of one row: layers of (1, H, N, S) -> (N, P)."""
+    attention = torch.stack(list(layers)).mean((0, 2))[0].cpu()
+    return attention[:, : attention.size(1) - net_input["src_tokens"].size(1)]
+
+
+def as_squares(patches: Tensor) -> Tensor:
+    """Return the patches of square images in rows: (T, P) -> (T, height, width)."""
     return patches.unflatten(1, (math.isqrt(patches.size(1)), -1))
 
 

@@ -1,7 +1,5 @@
 """The files of a run: training logs, test rows with their images, and the row of each output."""
 
-import base64
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -103,13 +101,6 @@ def read_images(tsv_path: Path, column: int, rows: Sequence[int], side: int) -> 
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         images.append(image)
     return images
-
-
-def data_uri(image: Image.Image, quality: int) -> str:
-    """Return an image as a JPEG file in a data URI."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from narvl_plugin.report.outputs import data_uri
+from narvl_plugin.data.shown_images import data_uri
 from narvl_plugin.report.readings import AttentionMap, QueryView, Slot
 from narvl_plugin.report.results import TEACHER_WAYS, SystemResult, headings
 from narvl_plugin.report.subjects import Row, Table, TaskReport
@@ -113,7 +113,7 @@ def make_cards(
     return [
         Card(
             name=row.ids[-1],
-            image=data_uri(images[place], quality=90),
+            image=data_uri(images[place], "jpeg", quality=90),
             prompt=row.prompt,
             references=row.references,
             region=subject.reference_region(row),

@@ -3,7 +3,6 @@
 Legend: N queries, V labels, T tokens of the answer, P patches of the image.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from narvl_plugin.ctc import slot_kinds, viterbi
-from narvl_plugin.inference.attention import token_attention
+from narvl_plugin.data import shown_images
+from narvl_plugin.data.shown_images import data_uri
+from narvl_plugin.inference.attention import as_squares, attention_of_tokens, query_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
-from narvl_plugin.report.outputs import data_uri
 
 NBEST = 3
 MAP_SIDE = 72  # pixels of a heat map
@@ -87,12 +87,11 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         batch = student.batch(row)
         found = student.hypotheses(batch)
         answer = found[0]["tokens"][None, :-1]
-        logits = model(**batch["net_input"])[0].float()
-        log_probs = (logits / model.temperature).log_softmax(dim=-1).cpu()  # (1, N, V)
+        log_probs, patches = query_attention(model, batch)  # (1, N, V), (N, P)
         length = torch.tensor([answer.size(1)], device=answer.device)
         labels = viterbi(log_probs, answer, length, blank=blank).labels[0]  # (N,)
         probabilities = log_probs[0].gather(1, labels[:, None])[:, 0].exp()  # (N,)
-        maps = token_attention(student, batch, answer[0]).flatten(1)  # (T, P)
+        maps = attention_of_tokens(log_probs, patches, answer[0], blank=blank).flatten(1)  # (T, P)
         tokens = [student.label_text(label) for label in answer[0].tolist()]
         slots = [
             Slot("" if kind == "blank" else student.label_text(label), probability, kind)
@@ -108,8 +107,5 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
 
 def spotlight(image: Image.Image, heat: Tensor) -> str:
     """Return an image as a data URI, brightest at the largest heat (P,) of a square of patches."""
-    side = math.isqrt(len(heat))
-    grid = (255 * heat / heat.max()).round().byte().view(side, side).cpu().numpy()
-    small = image.resize((MAP_SIDE, MAP_SIDE))
-    mask = Image.fromarray(grid).resize(small.size, Image.Resampling.BICUBIC)
-    return data_uri(Image.composite(small, small.point(lambda value: int(DIMMED * value)), mask), quality=80)
+    grid = as_squares(heat[None])[0].cpu().numpy()
+    return data_uri(shown_images.spotlight(image.resize((MAP_SIDE, MAP_SIDE)), grid, DIMMED), "jpeg", quality=80)

@@ -61,10 +61,15 @@ def load(
     checkpoints = [Checkpoint.read(file, averaged=bool(given.get("ema_eval"))) for file in files]
     for checkpoint in checkpoints:
         checkpoint.require(role)
-    trained_for = trained_options(checkpoints[0], str(given.get("member") or task_name)).get("_name")
-    task_class = TASKS.get(str(trained_for)) or TASKS[task_name]
+    task_class = _task_class(checkpoints[0], given.get("member"), task_name)
     task, models = task_class.from_checkpoints(checkpoints, given, device=device)
     return Loaded(models, task, checkpoints[-1].cfg)
+
+
+def _task_class(checkpoint: Checkpoint, member: Any, task_name: str) -> type[BaseTask]:
+    """Return the task that a checkpoint, or a member of its mixture, was trained on; else the one with this name."""
+    trained_for = trained_options(checkpoint, str(member or task_name)).get("_name")
+    return TASKS.get(str(trained_for)) or TASKS[task_name]
 
 
 def load_members(
@@ -94,8 +99,7 @@ def load_members(
     names: Sequence[str | None] = [member] if member or not checkpoint.members else list(checkpoint.members)
     tasks: dict[str, BaseTask] = {}
     for name in names:
-        found = str(trained_options(checkpoint, name or task_name).get("_name"))
-        kind = TASKS.get(found) or TASKS[task_name]
+        kind = _task_class(checkpoint, name, task_name)
         own = {option: value for option, value in given.items() if option in option_names(kind.config_class)}
         # A vocabulary takes longer to read than all other options.
         shared = {"codec": next(iter(tasks.values())).codec} if tasks else {}

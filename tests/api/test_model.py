@@ -279,6 +279,7 @@ def test_the_convention_of_fairseq_works(several_tasks: Path, image: Image.Image
         ({"precision": "int4"}, "precision='int4': choose float32 or bfloat16"),
         ({"device": "gpu7"}, "device='gpu7': cannot be used"),
         ({"task": "ocr"}, "task='ocr': choose one of"),
+        ({"answers": "red"}, "answers: expected a list of texts"),
         ({"member": "ocr"}, "not on 'ocr'"),
     ],
 )
