@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,6 +219,8 @@ class Pool:
 
     async def _bury(self, worker: WorkerProcess) -> None:
         """Forget a worker that has ended, and its questions."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(worker.process.wait(), PAUSE)  # to kill a process that has ended loses its status
         await worker.kill()
         self._processes.remove(worker)
         for asked in worker.asked.values():
