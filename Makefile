@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all test test-fast check
+.PHONY: help setup demo demo-all test test-fast docs check
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(INSTALLED) ## Run all tests
 
 test-fast: $(INSTALLED) ## Run the quick tests, of less than a second each (1 to 2 minutes)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not integration"
+
+docs: $(INSTALLED) ## Build the documentation into docs/_build/html, without a network
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 check: $(INSTALLED) ## Lint, check the formatting, the types, and that imports keep to their borders
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,16 @@ NO_WHEEL = "sys_platform != 'linux' or platform_machine != 'x86_64' or platform_
 # What `narvl demo` runs on.
 DEMO = ["gradio>=6"]
 
+# What `make docs` runs on.
+DOCS = [
+    "sphinx>=8",
+    "furo>=2024.8",
+    "myst-nb>=1.2",
+    "sphinx-click>=6",
+    "sphinx-copybutton>=0.5",
+    "jupytext>=1.16",
+    "ipykernel>=6",
+]
 # What `narvl export` writes and runs.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
 # What --out NAME.parquet takes.
@@ -61,11 +71,13 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "docs": DOCS,
         "export": EXPORT,
         "parquet": PARQUET,
         "serve": SERVE,
         "dev": [
             *DEMO,
+            *DOCS,
             *EXPORT,
             *PARQUET,
             *SERVE,

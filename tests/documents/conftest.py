@@ -7,16 +7,56 @@ import pickle
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, lines_of
 from PIL import Image
 
 from narvl_plugin.compat import command_lines
+from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.data.text import train_sentencepiece
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with data, embedded scenes of 32 pixels, and a vocabulary of them."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_scenes(folder, train=4, valid=2, test=2, size=32, nouns=8, max_objects=1, tasks=("caption", "vqa_gen"))
+    (folder / "vqa_gen").rename(folder / "gqa")
+    shutil.copyfile(folder / "gqa" / "test.tsv", folder / "gqa_test.tsv")
+    for split in ("train", "valid", "test"):
+        shutil.copyfile(folder / "caption" / f"{split}.tsv", folder / f"{split}.tsv")
+    rows = [line.split("\t") for file in folder.rglob("*.tsv") for line in lines_of(file)]
+    (folder / "texts").write_text("".join(f"{row[2]} {row[3]}\n" for row in rows), encoding="utf-8")
+    train_sentencepiece(folder / "texts", [0], folder / "vocab", 400)
+    return folder
+
+
+@pytest.fixture
+def newcomer(files: Path, programs: Path, tmp_path: Path) -> Iterator[Newcomer]:
+    """Give a newcomer in a folder of those files, which goes with the test: some checkpoints are of half a gigabyte."""
+    shutil.copytree(files, tmp_path / "folder")
+    yield Newcomer(tmp_path / "folder", programs)
+    shutil.rmtree(tmp_path / "folder")
+
+
+@pytest.fixture(scope="module")
+def captioner(
+    files: Path, programs: Path, save_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Newcomer:
+    """Give a newcomer who has trained a student of captions, student.pt, as README does first."""
+    newcomer = Newcomer(tmp_path_factory.mktemp("captioner") / "folder", programs)
+    shutil.copytree(files, newcomer.folder)
+    save_checkpoint(newcomer.folder / "teacher.pt", "ofa", "caption", bpe_dir=str(newcomer.folder / "vocab"))
+    train, *_ = commands(
+        next(block.text for block in Page("README.md").blocks if block.text.startswith("fairseq-train train"))
+    )
+    newcomer.types(train, f"{SMALL} {SHORT} --patch-image-size 32")
+    newcomer.keep_last("student.pt")
+    return newcomer
 
 
 @pytest.fixture

@@ -6,177 +6,39 @@ comment says why. A block that no test is about is an error.
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import click
 import pytest
-import torch
-import typer
-from fairseq import options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from pages import ROOT, SHORT, SMALL, Newcomer, Page, command_of, commands, draw_scene, lines_of, parsed, save_model
 from PIL import Image
 
 from narvl_plugin.api.loading import BOX
 from narvl_plugin.bench.serving import running_server
-from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
-from narvl_plugin.cli.app import app
-from narvl_plugin.data.scenes import write_scenes
-from narvl_plugin.data.text import load_codec, train_sentencepiece
-from narvl_plugin.models import build
-from narvl_plugin.models.config import SIZES, OfaConfig
-from narvl_plugin.models.interop import flags_of, tables_of
+from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.data.text import load_codec
+from narvl_plugin.models.interop import flags_of
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = (
-    "--encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --encoder-layers 1 "
-    "--decoder-layers 1 --vision-trunk test_resnet --freeze-resnet"
-)
-"""Sizes of a model that is trained in no time."""
-SHORT = "--max-update 1 --batch-size 2 --optimizer adam --lr 1e-4 --cpu --num-workers 0 --no-epoch-checkpoints"
-LONE = re.compile(r"(?<!\S)…(?!\S)")
-
-
-class Block(NamedTuple):
-    """A fenced block of README."""
-
-    constraint: str
-    text: str
-
-
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-BLOCKS = [Block(*found) for found in FENCED.findall(README)]
-IN_TEXT = sorted({" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCED.sub("", README))})
-TESTED: list[Block] = []
-
-
-def of_block(beginning: str, name: str = "block") -> pytest.MarkDecorator:
-    """Hand a test the one block that begins so, as its argument of that name, and take note that it is tested."""
-    found = [block for block in BLOCKS if block.text.startswith(beginning)]
-    assert len(found) == 1, f"README has {len(found)} blocks that begin with {beginning!r}"
-    TESTED.extend(found)
-    return pytest.mark.parametrize(name, [found[0].text], ids=[found[0].constraint])
-
-
-def commands(block: str) -> list[str]:
-    """Return the commands of a block, with their comments; a line that ends in a backslash goes on in the next."""
-    return re.findall(r"(?:[^\n]*\\\n)*[^\n]+", block)
-
-
-def in_text(beginning: str) -> str:
-    """Return the one command in README's text that begins so."""
-    found = [span for span in IN_TEXT if span.startswith(beginning)]
-    assert len(found) == 1, f"README's text has {len(found)} commands that begin with {beginning!r}"
-    return found[0]
-
-
-class Newcomer:
-    """Someone who types README's commands in a folder."""
-
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self.programs = folder, programs
-
-    def types(self, command: str, more: str = "") -> str:
-        """Run a command, with `more` in the place of its `…`, and return what it printed."""
-        assert bool(LONE.search(command.partition("  # ")[0])) == bool(more), f"`…` in: {command}"
-        command = LONE.sub(lambda _: more, command)
-        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert "was trained with" not in done.stderr, "options of generation differ from those of the training"
-        return done.stdout
-
-    def keep_last(self, name: str) -> None:
-        """Keep the checkpoint that a training has left under a name of README's."""
-        shutil.copyfile(self.folder / "checkpoints" / "checkpoint_last.pt", self.folder / name)
-
-    def generated(self, command: str, more: str = "") -> list[str]:
-        """Run a fairseq-generate, and return the lines of what it says."""
-        return [line for line in self.types(command, more).splitlines() if line.startswith("D-")]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with data, embedded scenes of 32 pixels, and a vocabulary of them."""
-    folder = tmp_path_factory.mktemp("readme")
-    write_scenes(folder, train=4, valid=2, test=2, size=32, nouns=8, max_objects=1, tasks=("caption", "vqa_gen"))
-    (folder / "vqa_gen").rename(folder / "gqa")
-    shutil.copyfile(folder / "gqa" / "test.tsv", folder / "gqa_test.tsv")
-    for split in ("train", "valid", "test"):
-        shutil.copyfile(folder / "caption" / f"{split}.tsv", folder / f"{split}.tsv")
-    rows = [line.split("\t") for file in folder.rglob("*.tsv") for line in lines_of(file)]
-    (folder / "texts").write_text("".join(f"{row[2]} {row[3]}\n" for row in rows), encoding="utf-8")
-    train_sentencepiece(folder / "texts", [0], folder / "vocab", 400)
-    return folder
-
-
-def lines_of(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines()
-
-
-@pytest.fixture
-def newcomer(files: Path, programs: Path, tmp_path: Path) -> Iterator[Newcomer]:
-    """Give a newcomer in a folder of those files, which goes with the test: some checkpoints are of half a gigabyte."""
-    shutil.copytree(files, tmp_path / "folder")
-    yield Newcomer(tmp_path / "folder", programs)
-    shutil.rmtree(tmp_path / "folder")
+PAGE = Page("README.md")
 
 
 def test_every_block_is_tested() -> None:
-    assert len(re.findall(r"^\s*(?:```|~~~)", README, flags=re.MULTILINE)) == 2 * len(BLOCKS)
-    untested = [block for block in BLOCKS if block not in TESTED]
-    assert [block.constraint for block in untested] == [""], f"README's blocks without a test: {untested}"
-    assert "─ encoder ─>" in untested[0].text  # the drawing of how data flow
+    PAGE.require_tests()
 
 
 # --- Scripts: with programs that write down how they are called, as trainings of hours cannot be part of a test ------
 
 
-def parsed(call: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of a program's call as the program itself reads them; it ends at those that are wrong."""
-    program, *words = call
-    if program == "narvl":
-        command, words = command_of(words)
-        return command.make_context(program, words).params
-    training = program == "fairseq-train"
-    parser = options.get_training_parser() if training else options.get_generation_parser()
-    arguments = options.parse_args_and_arch(parser, words)
-    convert_namespace_to_omegaconf(arguments)
-    return vars(arguments)
-
-
-def command_of(words: Sequence[str]) -> tuple[click.Command, list[str]]:
-    """Return the command of `narvl` that some words name, and the words after its name."""
-    command: Any = typer.main.get_command(app)
-    words = list(words)
-    while hasattr(command, "commands") and words:
-        assert words[0] in command.commands, f"narvl has no command {words[0]}"
-        command = command.commands[words.pop(0)]
-    return command, words
-
-
 @pytest.mark.integration
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@of_block("make demo")
+@PAGE.block("make demo")
 def test_make(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
     """The scripts run for real, with the preset smoke, in test_pipeline.py."""
     demo, demo_all, test = commands(block)
@@ -196,7 +58,7 @@ def test_make(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[s
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of hydra, which reads the options of a training
-@of_block("bash run_scripts/caption.sh DATA=coco")
+@PAGE.block("bash run_scripts/caption.sh DATA=coco")
 def test_the_road_of_published_sizes(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
     (newcomer.folder / "coco").mkdir()
     for split in ("train", "val", "test"):  # the files of narvl data coco
@@ -216,22 +78,15 @@ def test_the_road_of_published_sizes(block: str, newcomer: Newcomer, recorded: C
 # --- Python ----------------------------------------------------------------------------------------------------------
 
 
-@of_block("import torch\nfrom narvl_plugin.ctc.loss")
+@PAGE.block("import torch\nfrom narvl_plugin.ctc.loss")
 def test_the_loss(block: str) -> None:
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["loss"].isfinite() and names["logits"].grad.abs().sum() > 0
 
 
-def draw_scene(folder: Path) -> None:
-    """Write scene.png, a scene that the model in the box may know."""
-    write_scenes(folder, train=1, valid=1, test=1, size=96, seed=99, nouns=24, max_objects=1, tasks=("caption",))
-    image = (folder / "caption" / "test.tsv").read_text().split("\t")[4]
-    (folder / "scene.png").write_bytes(base64.b64decode(image))
-
-
 @pytest.mark.integration
-@of_block("import narvl\n")
+@PAGE.block("import narvl\n")
 def test_a_model_answers_in_python(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +100,7 @@ def test_a_model_answers_in_python(
 
 
 @pytest.mark.integration
-@of_block("narvl caption scene.png")
+@PAGE.block("narvl caption scene.png")
 def test_a_model_answers_on_the_command_line(block: str, tmp_path: Path, programs: Path) -> None:
     draw_scene(tmp_path)
     newcomer = Newcomer(tmp_path, programs)
@@ -256,7 +111,7 @@ def test_a_model_answers_on_the_command_line(block: str, tmp_path: Path, program
 
 
 @pytest.mark.integration
-@of_block("curl -F image")
+@PAGE.block("curl -F image")
 def test_a_model_answers_over_http(block: str, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -268,7 +123,7 @@ def test_a_model_answers_over_http(block: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-@of_block("import torch\nfrom narvl_plugin.models import build")
+@PAGE.block("import torch\nfrom narvl_plugin.models import build")
 def test_a_model_without_a_task(block: str) -> None:
     names: dict[str, Any] = {}
     exec(block, names)
@@ -279,22 +134,8 @@ def test_a_model_without_a_task(block: str) -> None:
 # --- Training and generation -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def captioner(
-    files: Path, programs: Path, save_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Newcomer:
-    """Give a newcomer who has trained a student of captions, student.pt, as README does first."""
-    newcomer = Newcomer(tmp_path_factory.mktemp("captioner") / "folder", programs)
-    shutil.copytree(files, newcomer.folder)
-    save_checkpoint(newcomer.folder / "teacher.pt", "ofa", "caption", bpe_dir=str(newcomer.folder / "vocab"))
-    train, _ = commands(next(block.text for block in BLOCKS if block.text.startswith("fairseq-train train.tsv")))
-    newcomer.types(train, f"{SMALL} {SHORT} --patch-image-size 32")
-    newcomer.keep_last("student.pt")
-    return newcomer
-
-
 @pytest.mark.integration
-@of_block("fairseq-train train.tsv")
+@PAGE.block("fairseq-train train.tsv")
 def test_a_student_says_captions_in_the_sizes_of_its_training(block: str, captioner: Newcomer) -> None:
     _, generate = commands(block)
     assert "size" not in generate
@@ -314,12 +155,12 @@ def test_a_student_says_captions_in_the_sizes_of_its_training(block: str, captio
 def test_commands_in_the_text(beginning: str, placeholders: dict[str, str], output: str, captioner: Newcomer) -> None:
     (captioner.folder / "pictures").mkdir(exist_ok=True)
     Image.new("RGB", (32, 24), "red").save(captioner.folder / "pictures" / "red.png")
-    words = [placeholders.get(word, word) for word in in_text(beginning).split()]
+    words = [placeholders.get(word, word) for word in PAGE.in_text(beginning).split()]
     captioner.types(" ".join(words))
     assert (captioner.folder / output).stat().st_size > 0
 
 
-@pytest.mark.parametrize("command", [span for span in IN_TEXT if re.match("narvl [a-z]", span)])
+@pytest.mark.parametrize("command", [span for span in PAGE.spans if re.match("narvl [a-z]", span)])
 def test_commands_and_options_in_the_text_exist(command: str) -> None:
     found, _ = command_of(re.findall(r"^(?:[a-z-]+ ?)+", command.removeprefix("narvl "))[0].split())
     known = {option for parameter in found.params for option in parameter.opts}
@@ -327,25 +168,25 @@ def test_commands_and_options_in_the_text_exist(command: str) -> None:
 
 
 @pytest.mark.integration
-@of_block("caption:  ", "mixture")
-@of_block("narvl vocab mixture.yaml")
+@PAGE.block("caption:  ", "mixture")
+@PAGE.block("narvl vocab mixture.yaml")
 def test_one_file_trains_a_teacher_and_a_student_of_several_tasks(mixture: str, block: str, newcomer: Newcomer) -> None:
     (newcomer.folder / "mixture.yaml").write_text(mixture, encoding="utf-8")
     shutil.rmtree(newcomer.folder / "vocab")
     vocabulary, train, generate = commands(block)
     newcomer.types(vocabulary)
-    teacher = train.replace("--arch narvl_base --criterion qctc", in_text("--arch ofa_base --criterion"))
+    teacher = train.replace("--arch narvl_base --criterion qctc", PAGE.in_text("--arch ofa_base --criterion"))
     assert teacher != train
     newcomer.types(teacher, f"{SMALL} {SHORT} --save-dir teacher")
     newcomer.types(train, f"{SMALL} {SHORT} --finetune-from-model teacher/checkpoint_last.pt")
     newcomer.keep_last("student.pt")
     assert len(newcomer.generated(generate, "--cpu")) == len(lines_of(newcomer.folder / "gqa_test.tsv"))
-    newcomer.types(in_text("narvl convert student.pt gqa.pt"))
+    newcomer.types(PAGE.in_text("narvl convert student.pt gqa.pt"))
     assert read_checkpoint(newcomer.folder / "gqa.pt")["model"]["decoder.query_embed.weight"].shape == (6, 16)
 
 
 @pytest.mark.integration
-@of_block("fairseq-hydra-train")
+@PAGE.block("fairseq-hydra-train")
 def test_a_configuration(block: str, newcomer: Newcomer, save_checkpoint: Callable[..., Path]) -> None:
     """With small sizes added, since size base on images of 480 pixels takes minutes on a CPU."""
     shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts")
@@ -359,7 +200,7 @@ def test_a_configuration(block: str, newcomer: Newcomer, save_checkpoint: Callab
 
 
 @pytest.mark.integration
-@of_block("python out/run.py")
+@PAGE.block("python out/run.py")
 def test_exported_students(
     block: str, captioner: Newcomer, newcomer: Newcomer, save_checkpoint: Callable[..., Path]
 ) -> None:
@@ -367,7 +208,7 @@ def test_exported_students(
         pytest.importorskip(package, reason="pip install 'narvl[export]'")
     trained = {"bpe_dir": str(newcomer.folder / "vocab"), "patch_image_size": 32}
     save_checkpoint(newcomer.folder / "student.pt", "narvl", "vqa_gen", **trained)
-    export = in_text("narvl export student.pt out")
+    export = PAGE.in_text("narvl export student.pt out")
     quicker = export.replace("onnx", "torch-export")  # the other format that README names is written in half the time
     for user, first, command in zip((captioner, newcomer), (export, quicker), commands(block), strict=True):
         Image.new("RGB", (32, 24), "red").save(user.folder / "image.jpg")
@@ -380,7 +221,7 @@ def test_exported_students(
 
 
 @pytest.mark.integration
-@of_block("fairseq-train … --arch narvl_base")
+@PAGE.block("fairseq-train … --arch narvl_base")
 def test_published_checkpoints(block: str, newcomer: Newcomer) -> None:
     """With stand-ins of OFA's sizes, of random weights and few words."""
     folder = newcomer.folder
@@ -405,20 +246,12 @@ def test_published_checkpoints(block: str, newcomer: Newcomer) -> None:
     assert description["cfg"]["model"]["num_queries"] == 20
 
 
-def save_model(file: Path, size: str, labels: int, layout: Callable[[OfaConfig], Any] = asdict) -> None:
-    """Write a teacher of random weights in one of OFA's sizes, with its configuration in our layout or in OFA's."""
-    config = OfaConfig(_name="ofa", **SIZES[size])
-    cfg = {"model": layout(config), "task": {"_name": "unify_task", "bpe_dir": "../../utils/BPE"}}
-    tables = tables_of(config) if layout is flags_of else {}
-    torch.save(whole_checkpoint(build(f"ofa_{size}", vocab_size=labels).state_dict() | tables, cfg), file)
-
-
 # --- Data sets and benchmarks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
-@of_block("narvl data coco", "data")
-@of_block("narvl predictions", "benchmarks")
+@PAGE.block("narvl data coco", "data")
+@PAGE.block("narvl predictions", "benchmarks")
 def test_from_raw_data_to_scores(
     data: str,
     benchmarks: str,
