@@ -50,7 +50,8 @@ def captioner(
     """Give a newcomer who has trained a student of captions, student.pt, as README does first."""
     newcomer = Newcomer(tmp_path_factory.mktemp("captioner") / "folder", programs)
     shutil.copytree(files, newcomer.folder)
-    save_checkpoint(newcomer.folder / "teacher.pt", "ofa", "caption", bpe_dir=str(newcomer.folder / "vocab"))
+    for name in ("ofa_base.pt", "teacher.pt"):
+        save_checkpoint(newcomer.folder / name, "ofa", "caption", bpe_dir=str(newcomer.folder / "vocab"))
     train, *_ = commands(
         next(block.text for block in Page("README.md").blocks if block.text.startswith("fairseq-train train"))
     )

@@ -1,6 +1,6 @@
-"""What README and other files say of commands, options, settings and files outside of README's blocks is there.
+"""What README and the pages of docs/ say of commands, options, settings and files outside of their blocks is there.
 
-README's blocks are run by test_readme.py. A command in its text that no rule here is about is an error.
+The blocks are run by the other tests of this folder. A command in a text that no rule here is about is an error.
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ from narvl_plugin.cli.app import app
 from narvl_plugin.models.config import SIZES
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "SECURITY.md")
-SOURCES = ("narvl_plugin/**/*.py", "criterions/*.py", "run_scripts/*.sh", "run_scripts/config/**/*.yaml", "*.md")
+PAGES = sorted(file.relative_to(ROOT) for file in (ROOT / "docs").rglob("*.md"))
+DOCUMENTS = (
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    *(str(page) for page in PAGES if page.parts[1] not in ("_build", "results")),
+)
+"""The pages of results name what was there at the commit of each."""
+SOURCES = ("narvl_plugin/**/*.py", "criterions/*.py", "run_scripts/*.sh", "run_scripts/config/**/*.yaml", *DOCUMENTS)
 CONFIGS = ROOT / "run_scripts" / "config"
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OTHERS = {"--config-dir", "--config-name"}
@@ -76,10 +83,11 @@ def test_every_command_in_the_text_has_a_rule(file: str) -> None:
     assert [command for command in commands if not any(re.fullmatch(rule, command) for rule in RULES)] == []
 
 
-def test_targets_and_scripts_and_extras_that_the_readme_names_are_there() -> None:
-    whole = " ".join(spans("README.md")) + text_of("README.md")
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_targets_and_scripts_and_extras_that_documents_name_are_there(file: str) -> None:
+    whole = " ".join(spans(file)) + text_of(file)
     targets = set(re.findall(r"^([a-z-]+):.*##", text_of("Makefile"), flags=re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)(?=[`\s]+(?:#|`|$|ends|draws|runs))", whole)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)(?=[`\s])", whole, flags=re.MULTILINE)) <= targets
     for listed in re.findall(r"run_scripts/\{([\w,]+)\}\.sh", whole):
         assert all((ROOT / "run_scripts" / f"{name}.sh").is_file() for name in listed.split(","))
     for script in re.findall(r"run_scripts/\w+\.sh", whole):
@@ -99,9 +107,10 @@ def test_commands_of_narvl_that_comments_messages_and_documents_name_are_there(p
             assert first not in groups or not second or (first, second) in NARVL, f"{file}: narvl {first} {second}"
 
 
-def test_blocks_of_commands_are_well_formed() -> None:
-    for constraint, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of("README.md"), flags=re.MULTILINE | re.DOTALL):
-        if constraint == "bash":
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_blocks_of_commands_are_well_formed(file: str) -> None:
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text_of(file), flags=re.MULTILINE | re.DOTALL):
+        if language == "bash":
             subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
@@ -132,15 +141,16 @@ def test_options_that_documents_name_are_there(file: str) -> None:
     assert named - known_options() == set()
 
 
-def test_settings_that_the_readme_names_are_those_of_the_scripts() -> None:
+def test_settings_that_documents_name_are_those_of_the_scripts() -> None:
     scripts = "".join(text_of(f"run_scripts/{file.name}") for file in (ROOT / "run_scripts").glob("*.sh"))
     keys = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(re.findall(r'(?:KEPT_KEYS|task_keys)="([^"]*)"', scripts))))
     keys |= set(
         re.findall(r"[A-Z_]+", "".join(re.findall(r'^read_settings "\$KEPT_KEYS (.*?)"', scripts, re.MULTILINE)))
     )
-    named = {span.partition("=")[0] for span in spans("README.md") if re.fullmatch(r"[A-Z_]+=\S+", span)}
-    for command in re.findall(r"bash run_scripts/\S+ (.*)", text_of("README.md")):
-        named |= set(re.findall(r"\b([A-Z_]+)=", command))
+    named = set()
+    for file in DOCUMENTS:
+        for command in re.findall(r"bash run_scripts/\S+ (.*)", text_of(file)):
+            named |= set(re.findall(r"\b([A-Z_]+)=", command))
     assert len(named) >= 8
     assert named - {"KEY"} <= keys
 
@@ -156,15 +166,13 @@ def test_scripts_are_well_formed_and_their_headers_name_them() -> None:
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def test_files_of_the_repository_that_the_readme_names_are_there() -> None:
-    made = {"generate-test.txt", "spm.model", "dict.txt", "run.py", "runs/", "NAME.json", "vqa.sh"}
-    for span in spans("README.md"):
-        if not re.fullmatch(r"[\w*./-]+(/|\.py|\.sh|\.md|\.yaml)", span) or span in made:
-            continue
-        places = (ROOT, ROOT / "narvl_plugin", ROOT / "run_scripts")
-        assert any(list(place.glob(span.rstrip("/"))) for place in places), span
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text_of("README.md")):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_files_of_the_repository_that_documents_name_are_there(file: str) -> None:
+    """A path with a folder of the repository at its beginning; other names are those of files that users have."""
+    for span in spans(file):
+        first, _, rest = span.partition("/")
+        if rest and re.fullmatch(r"[\w*./-]+", span) and (ROOT / first).is_dir() and "_build" not in span:
+            assert list(ROOT.glob(span.rstrip("/"))), span
 
 
 # --- Hydra -----------------------------------------------------------------------------------------------------------
@@ -205,13 +213,20 @@ def test_commands_in_the_comments_of_configurations_compose(composes: Any, file:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_overrides_in_the_readme_compose(composes: Any) -> None:
-    found = [word for span in spans("README.md") for word in span.split() if re.fullmatch(r"\+?[a-z0-9_.]+=\S+", word)]
+def test_overrides_in_documents_compose(composes: Any) -> None:
+    found = [
+        word
+        for file in DOCUMENTS
+        for span in spans(file)
+        for word in span.split()
+        if re.fullmatch(r"\+?[a-z0-9_.]+=\S+", word)
+    ]
     found = [word for word in found if re.match(r"\+?(task|model|role|optimization|common)[.=]", word)]
     assert len(found) >= 4
     composes("gqa_base", found)
 
 
-def test_sizes_that_the_readme_names_are_there() -> None:
-    for family, first, last in re.findall(r"--arch (\w+?)_(\w+) … \1_(\w+)", text_of("README.md")):
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_sizes_that_documents_name_are_there(file: str) -> None:
+    for family, first, last in re.findall(r"--arch (\w+?)_(\w+) … \1_(\w+)", text_of(file)):
         assert family in ("ofa", "narvl") and {first, last} <= set(SIZES)
