@@ -203,7 +203,7 @@ def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for program in ("narvl", "fairseq-train", "fairseq-generate"):
-        recorder = ROOT / "tests" / "readme" / "recorder.py"
+        recorder = ROOT / "tests" / "documents" / "recorder.py"
         (programs / program).write_text(f'#!/bin/sh\nexec {sys.executable} -SE {recorder} {program} "$@"\n')
         (programs / program).chmod(0o755)
     environment = {**os.environ, "RECORD": str(tmp_path / "record"), "PLUGIN": str(ROOT / "narvl_plugin")}
@@ -217,12 +217,12 @@ def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_nano")])
-def test_files_that_other_configurations_read_are_named_in_the_readme(composed: Any, name: str) -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_files_that_other_configurations_read_are_named_in_their_guide(composed: Any, name: str) -> None:
+    guide = (ROOT / "docs" / "how-to" / "hydra.md").read_text()
     cfg = composed(name, "task.data=DATA", "task.bpe_dir=BPE")
     assert files_named(cfg) == {"DATA", "BPE", "teacher.pt"}
     for option in ("task.data", "task.bpe_dir", "checkpoint.finetune_from_model=teacher.pt"):
-        assert option in readme
+        assert option in guide
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
