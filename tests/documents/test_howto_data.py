@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.registry import REGISTRIES
-from pages import SHORT, SMALL, Newcomer, Page, commands, draw_scene, lines_of, save_model
+from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, draw_scene, lines_of, save_model
 from PIL import Image
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
@@ -263,9 +263,13 @@ def test_sizes_are_those_of_the_code() -> None:
         assert [*map(str, found), config.vision_trunk.removeprefix("resnet")] == numbers
 
 
-def test_the_pipeline_of_a_published_teacher_is_that_of_the_readme() -> None:
-    (readme,) = [block.text for block in Page("README.md").blocks if block.text.startswith("bash run_scripts/caption")]
-    assert OFA.in_text("bash run_scripts/caption.sh").split()[:-1] == readme.split()[:-1]
+@pytest.mark.parametrize("page", [RAW, OFA], ids=["raw-data-sets", "ofa-checkpoints"])
+def test_pipelines_that_the_pages_name_are_there(page: Page) -> None:
+    """test_readme.py runs such a command."""
+    _, script, *settings = page.in_text("bash run_scripts/").split()
+    assert (ROOT / script).is_file() and settings
+    listed = (ROOT / "run_scripts" / "pipeline.sh").read_text(encoding="utf-8")
+    assert [one for one in settings if f"#   {one.partition('=')[0]} " not in listed] == []
 
 
 def test_files_of_a_vocabulary_may_lie_beside_dict(tmp_path: Path) -> None:
