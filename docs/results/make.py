@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +140,13 @@ def code_lines(command: str) -> str:
     return " \\\n    ".join(lines)
 
 
-def measured(*used: Measurement) -> str:
+def measured(*used: Measurement, title: str = "How it was measured") -> str:
     """Return how some measurements were made, folded: command, seed, commit, date, machine, torch."""
     runs = {tuple(run.items()): run for measurement in used for run in measurement.runs}
     by_command: dict[str, list[Row]] = {}
     for run in runs.values():
         by_command.setdefault(run["command"] or "", []).append(run)
-    parts = ["<details>\n<summary>How it was measured</summary>"]
+    parts = [f"<details>\n<summary>{title}</summary>"]
     for command, known in by_command.items():
         if command:
             parts.append(f"```text\n{code_lines(command)}\n```")
@@ -171,19 +171,29 @@ FENCE = re.compile(r"^(```.*?^```)$", flags=re.MULTILINE | re.DOTALL)
 
 
 def tidy(text: str) -> str:
-    """Return a page with lines of at most `WIDTH` characters, and one empty line between blocks."""
+    """Return a page with paragraphs of lines of at most `WIDTH` characters, and one empty line between blocks."""
     parts = FENCE.split(text)
-    parts[::2] = [re.sub(r"\n{3,}", "\n\n", "\n".join(map(_wrapped, part.split("\n")))) for part in parts[::2]]
+    parts[::2] = [re.sub(r"\n{3,}", "\n\n", "\n".join(_filled(part.split("\n")))) for part in parts[::2]]
     return "".join(parts).strip() + "\n"
 
 
-def _wrapped(line: str) -> str:
-    """Return a line of text in several, if it is longer than `WIDTH`; tables, images and headings stay."""
-    line = line.rstrip()
-    if len(line) <= WIDTH or line.startswith(("|", "!", "#", "<")):
-        return line
-    indent = "  " if line.startswith("- ") else ""
-    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def _filled(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines, where each paragraph and each item of a list is filled anew; tables, images and headings stay."""
+    block: list[str] = []
+    for line in [*lines, ""]:
+        line = line.rstrip()
+        fixed_line = not line or line.startswith(("|", "!", "#", "<"))
+        if block and (fixed_line or line.startswith("- ")):
+            indent = "  " if block[0].startswith("- ") else ""
+            text = " ".join(part.strip() for part in block)
+            yield from textwrap.wrap(
+                text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+            block = []
+        if fixed_line:
+            yield line
+        else:
+            block.append(line)
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
