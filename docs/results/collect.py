@@ -4,7 +4,8 @@
     python docs/results/collect.py models_caption models.json --kind models --command "narvl bench models …"
     python docs/results/collect.py floor_cpu floor.txt --kind floor --command "narvl bench floor" --commit 3baabde
 
-A result replaces the file of its name, and keeps that file's question and facts. Long lists and paths of this machine stay out.
+A result replaces the file of its name, and those of its parts. The file's question and facts stay. Long lists and paths
+of this machine are left out.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def collect(name: str, source: Path, kind: str, run: dict[str, Any]) -> Path:
     run = {key: (known | run).get(key) for key in RUN}
     content = {**kept, "kind": kind, "run": run, "result": result}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for part in filter(None, KINDS[kind](result)):
+        (DATA / f"{name}_{part}.json").unlink(missing_ok=True)
     return file
 
 

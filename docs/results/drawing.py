@@ -99,7 +99,7 @@ def _bound(data: Measurements) -> str:
         axes.set_xticks([1, 5, 10, 15, 20])
         axes.set_xlabel("tokens of the output")
         axes.set_ylabel("times as fast as the teacher")
-        axes.legend(frameon=False, fontsize=11)
+        axes.legend(frameon=False, fontsize=11, ncols=2, loc="lower center", bbox_to_anchor=(0.45, 1))
     return into["svg"]
 
 

@@ -7,19 +7,15 @@ between ``<!-- results -->`` and ``<!-- /results -->``. The same data always giv
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drawing import plots
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from drawing import plots  # noqa: E402 - beside this file
-from measurements import Measurement, Row, read_all  # noqa: E402
+from measurements import Measurement, Row, read_all
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -17,6 +17,8 @@ from typing import Any
 Row = dict[str, Any]
 RUN = ("command", "seed", "commit", "date", "machine", "torch", "note")
 """What is known of each run; None where it is not known."""
+TEACHERS = ("teacher_allcand", "teacher_beam5")
+"""Teachers that scores are compared with; a report lists the better one first."""
 LENGTHS = (1, 3, 5, 10, 20)
 """Numbers of tokens for which `narvl bench limit` prints the speed-up."""
 
@@ -128,13 +130,16 @@ Tables = dict[str, list[Row]]
 
 def _report(result: Any) -> Tables:
     """Return the tables of a run's ``results.json``: systems, confidence, settings."""
-    systems = []
+    systems: list[Row] = []
     for name, found in result["systems"].items():
         scores = found["scores"]
         score = scores["CIDEr" if "CIDEr" in scores else "accuracy"]
         p50 = found["latency"] and found["latency"]["p50_ms"]
         recall = found.get("object_recall")
         systems.append({"system": name, "score": score, **scores, "object_recall": recall, "p50_ms": p50})
+    teachers = [row["score"] for row in systems if row["system"] in TEACHERS]
+    for row in systems:
+        row["ratio"] = row["score"] / teachers[0] if teachers else None
     confidence = (result.get("calibration") or {}).get("systems", {})
     named = {
         "images": "TRAIN",
