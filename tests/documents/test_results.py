@@ -117,7 +117,7 @@ def test_a_page_names_its_template_first_and_starts_with_an_answer(file: Path) -
     assert (ROOT / template).is_file()
     title, answer = text.strip().split("\n\n")[:2]
     assert title.startswith("# ")
-    assert re.match(r"[A-Z]", answer) and ". " in f"{answer} "
+    assert re.match(r"[A-Z`]", answer) and ". " in f"{answer} "
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
