@@ -60,8 +60,8 @@ TASKS = {
     "caption": ("Captions", "CIDEr"),
     "refcoco": ("Boxes", "accuracy at IoU 0.5"),
     "snli_ve": ("Entailment", "accuracy"),
-    "gqa": ("Questions about scenes", "accuracy"),
-    "vqa": ("Questions of easy-VQA", "accuracy"),
+    "gqa": ("Questions, scenes", "accuracy"),
+    "vqa": ("Questions, easy-VQA", "accuracy"),
 }
 """Label and measure of each run of `make demo-all`."""
 
@@ -214,7 +214,7 @@ def rendered() -> tuple[dict[Path, str], str]:
         **{"measured": measured, "plots": drawn.keys(), "machines": data["machines"]},
     }
     modules = {name: environment.get_template(f"{name}.md.j2").module for name in (*PAGES, *FURTHER)}
-    listed = [{"name": name, "title": modules[name].title, "answer": modules[name].answer} for name in PAGES]
+    listed = [{"name": name, "title": modules[name].title, "short": modules[name].short} for name in PAGES]
     made = {HERE / f"{name}.md": _page(name, str(module)) for name, module in modules.items()}
     for name, file, folder in (("index", HERE / "index.md", ""), ("RESULTS", ROOT / "RESULTS.md", "docs/results/")):
         text = environment.get_template(f"{name}.md.j2").render(pages=listed, folder=folder)
