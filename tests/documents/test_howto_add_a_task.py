@@ -72,7 +72,8 @@ def folder(tmp_path: Path) -> Path:
 def test_the_worked_example_trains_and_answers(
     dataset: str, task: str, registered: str, command: str, folder: Path
 ) -> None:
-    whole = command.replace("--user-dir narvl_plugin", f"--user-dir {ROOT / 'narvl_plugin'}").replace("…", SMALL)
+    whole = command.replace("\\\n", " ").replace("…", SMALL)
+    whole = whole.replace("--user-dir narvl_plugin", f"--user-dir {ROOT / 'narvl_plugin'}")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "\n".join((START, dataset, task, registered, RUN)), whole],
         capture_output=True,
@@ -82,7 +83,7 @@ def test_the_worked_example_trains_and_answers(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "answered"
-    assert "colour_score" in done.stderr
+    assert "colour_score" in done.stdout + done.stderr
 
 
 def test_places_that_the_page_names_are_there() -> None:
