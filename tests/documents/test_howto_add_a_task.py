@@ -1,4 +1,4 @@
-"""The worked example of a task in docs/how-to/add-a-task.md runs as it stands."""
+"""The worked example of a task in docs/how-to/add-a-task.md runs as it stands, and CONTRIBUTING leads to it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import ROOT, Page
+from pages import ROOT, Page, commands
 from PIL import Image
 
 from narvl_plugin.data.text import train_sentencepiece
 
 PAGE = Page("docs/how-to/add-a-task.md")
+CONTRIBUTING = Page("CONTRIBUTING.md")
 SMALL = (
     "--num-bins 10 --patch-image-size 32 --vision-trunk test_resnet --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
     "--encoder-attention-heads 2 --encoder-layers 1 --decoder-layers 1 --optimizer adam --lr 0.01 --batch-size 3 "
@@ -94,8 +95,21 @@ def test_places_that_the_page_names_are_there() -> None:
 
 
 def test_contributing_leads_to_the_example() -> None:
-    assert f"({PAGE.name})" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"({PAGE.name})" in CONTRIBUTING.text
 
 
-def test_every_block_is_tested() -> None:
-    PAGE.require_tests()
+@CONTRIBUTING.block("make setup")
+def test_contributing_names_what_is_there(block: str) -> None:
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {re.split(r"\s+", command)[1] for command in commands(block)} <= set(targets)
+    packages = {
+        name for row in re.findall(r"^\| (`.*?) \|", CONTRIBUTING.text, re.M) for name in re.findall(r"\w+", row)
+    }
+    assert len(packages) >= 15
+    for name in packages - {"criterions"}:
+        assert (ROOT / "narvl_plugin" / name).is_dir(), name
+
+
+@pytest.mark.parametrize("page", [PAGE, CONTRIBUTING], ids=lambda page: page.name)
+def test_every_block_is_tested(page: Page) -> None:
+    page.require_tests()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import Newcomer, Page, command_of, commands, draw_scene, lines_of, parsed
+from pages import ROOT, Newcomer, Page, command_of, commands, draw_scene, lines_of, parsed
 from PIL import Image
 
 from narvl_plugin.api.exported import SAFE_FORMATS
@@ -71,7 +71,7 @@ def parses(block: str) -> None:
         words = [word for word in shlex.split(command, comments=True) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
         if words[0] == "pip":
             extra = re.fullmatch(r"narvl\[(\w+)\]", words[2])
-            assert extra and f'"{extra[1]}": ' in Path("setup.py").read_text(encoding="utf-8")
+            assert extra and f'"{extra[1]}": ' in (ROOT / "setup.py").read_text(encoding="utf-8")
         elif words[0] == "narvl":
             assert parsed(words)
 
