@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer
+from docutils import nodes
 
 from narvl_plugin.cli.app import app as narvl
 
 DOCS = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- from the code: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
-FLAG = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
+CODE = re.compile(r"(?<![\w`-])--[a-z][\w-]*|</?\w+>|\bnarvl (?:calibrate|data|distill|export|predictions|serve)\b")
+"""What help texts write without the marks of code: flags, tokens, commands."""
 LINK = re.compile(r"^(?:- |\| |\d\. )?\**\[[^]]+\]\(([\w/-]+)\.md\)", re.MULTILINE)
 """A link at the start of a line, a list item or a table's row."""
 
@@ -31,8 +33,8 @@ LINK = re.compile(r"^(?:- |\| |\d\. )?\**\[[^]]+\]\(([\w/-]+)\.md\)", re.MULTILI
 
 
 def plain(text: str) -> str:
-    """Return a help text as Markdown: flags as code, and no character that Markdown would read."""
-    parts = re.split(r"(`[^`]*`)", FLAG.sub(lambda flag: f"`{flag[0]}`", " ".join(text.split())))
+    """Return a help text as Markdown, in which no character has a meaning that is not wanted."""
+    parts = re.split(r"(`[^`]*`)", CODE.sub(lambda found: f"`{found[0]}`", " ".join(text.split())))
     escaped = (part if place % 2 else re.sub(r"([*<\[\]])", r"\\\1", part) for place, part in enumerate(parts))
     return "".join(escaped).replace("|", r"\|")
 
@@ -235,7 +237,9 @@ def with_contents(name: str, text: str) -> str:
 def read(app: Any, name: str, content: list[str]) -> None:
     """Complete a page before Sphinx parses it."""
     if MARKED.search(content[0]):
-        for module in [module for key, module in sys.modules.items() if key.startswith(("narvl_plugin.", "criterions"))]:
+        for module in [
+            module for key, module in sys.modules.items() if key.startswith(("narvl_plugin.", "criterions"))
+        ]:
             app.env.note_dependency(inspect.getfile(module), docname=name)
     content[0] = with_contents(name, with_parts(content[0]))
 
@@ -245,9 +249,16 @@ def skip_fields(app: Any, what: str, name: str, member: Any, skip: bool, options
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
+def draw_dashes(app: Any, document: nodes.document) -> None:
+    """Write a dash between an argument and its description, where Sphinx leaves two hyphens."""
+    for text in [text for text in document.findall(nodes.Text) if text == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register with Sphinx."""
     app.connect("source-read", read)
+    app.connect("doctree-read", draw_dashes)
     app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
