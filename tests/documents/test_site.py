@@ -5,6 +5,7 @@ Notebooks among the pages are not run here.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -190,6 +191,24 @@ def test_nothing_is_loaded_from_another_host(site: Path, pages: dict[Path, Tags]
         text = re.sub(r"/\*.*?\*/", "", style.read_text(encoding="utf-8"), flags=re.DOTALL)
         named = re.findall(r"url\([\"']?([^)\"']+)|@import\s+[\"']([^\"']+)", text)
         assert [one for one in map("".join, named) if re.match(r"(https?:)?//", one)] == [], style
+
+
+@pytest.mark.parametrize(
+    ("formula", "parts"),
+    [
+        (r"p(y) = \sum_{i < j} \prod_i z_i", ["<munder>", "∑", "∏", "&lt;"]),
+        (r"\Big( \frac{1}{n} \big| \text{share} \big|", ["<mfrac>", "<mtext>share</mtext>", "|"]),
+        (r"y_1, \dots, y_K", ["<msub>", "…"]),
+    ],
+)
+def test_formulas_are_drawn_by_the_browser_itself(
+    formula: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = pytest.importorskip("docutils.nodes", reason="the site needs the extra docs: pip install 'narvl[docs]'")
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    mathml = importlib.import_module("mathml")
+    written = mathml.formula(nodes.math(formula, formula), is_block=True)
+    assert written.startswith("<math") and all(part in written for part in parts)
 
 
 @pytest.mark.integration
