@@ -186,7 +186,7 @@ def test_a_data_file_says_how_it_was_measured(file: Path) -> None:
         assert run.keys() == set(measurements.RUN)
         assert run["command"] or run["note"]
         assert bool(run["commit"]) == bool(run["date"])
-    assert "/work/" not in read(file) and "/tmp/" not in read(file)
+    assert not re.search(r'"/\w', read(file)), "a path of one machine"
 
 
 def test_rows_need_names_of_their_own_and_a_known_kind() -> None:
