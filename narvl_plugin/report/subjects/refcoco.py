@@ -45,6 +45,9 @@ class RefcocoReport(TaskReport[RegionRow]):
     teachers = BEAM_5
     curve = ("valid_score", f"accuracy at IoU {GOOD_IOU}")
     baselines = {WHOLE: "Whole image", MEAN: "Mean box"}
+    confidence = (
+        f"Confidence: how sure a system is that its box overlaps the correct one by an IoU of at least {GOOD_IOU}."
+    )
     title = "Boxes in one pass"
     lead = (
         "Which region of the image does a phrase describe? A teacher predicts the four edges of a box one by one. Its "

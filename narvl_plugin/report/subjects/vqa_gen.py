@@ -36,6 +36,10 @@ class VqaGenReport(TaskReport[QuestionRow]):
     teachers = ALL_CANDIDATES_AND_BEAM_5
     curve = ("valid_vqa_score", "soft accuracy")
     baselines = {MOST_FREQUENT: "Most frequent answer"}
+    confidence = (
+        "Confidence: how sure a system is that its answer is correct. An answer that only some people gave counts in "
+        "part, by its soft accuracy."
+    )
     title = "Answers in one pass"
     lead = (
         "A teacher answers questions about images token by token, or scores every answer of a list. Its student "
