@@ -5,7 +5,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from narvl_plugin.report.readings import HEAT, AttentionMap, QueryView, Slot, he
 from narvl_plugin.report.subjects import Row
 from narvl_plugin.report.subjects.caption import CaptionReport
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCENES = [
     ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
     ("two cats on a blue background&&a pair of cats", "cat"),
@@ -178,7 +179,7 @@ def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatc
     assert page.count('style="--pale: url(data:image/jpeg;base64,BBBB)"') == 2
     assert page.count("<li>an eagle<small>25.0 %</small></li>") == 2
     assert page.count("<li>a hen<small>&lt; 0.1 %</small></li>") == 2
-    assert "The percentage after such an output is its probability." in page
+    assert "A percentage after an output is the student's probability." in page
     assert page.count('<li class="slot token" title="query 1: owl, 87.5 %"') == 2
     assert page.count('<li class="slot repeat"') == 2
     assert page.count('<li class="slot blank" title="query 3: blank, 99.0 %">·<small>99</small>') == 2
@@ -189,7 +190,7 @@ def test_an_output_without_others_is_not_listed_again(run_folder: Path, monkeypa
     monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
     build_report(run_folder)
     page = (run_folder / "report.html").read_text()
-    assert "considered" not in page and "<small>50.0 %" not in page and "such an output" not in page
+    assert "considered" not in page and "<small>50.0 %" not in page and "A percentage" not in page
 
 
 def test_confidence_in_a_caption_is_in_the_results_alone(run_folder: Path) -> None:
@@ -202,6 +203,54 @@ def test_confidence_in_a_caption_is_in_the_results_alone(run_folder: Path) -> No
     assert content["calibration"] == measured
     assert "onfidence" not in (run_folder / "report.html").read_text()
     assert "onfidence" not in (run_folder / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Give a browser; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(run_folder: Path, browser: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """On a phone the table scrolls within its box and says so; attention is enlarged by the keyboard alone."""
+    picture = Image.new("RGB", (30, 20), "red")
+    looks = [AttentionMap(text, heat_map(torch.tensor([0.0, 0.1, 0.2, 0.3]))) for text in ("an", "owl")]
+    reading = QueryView([Slot("owl", 0.875, "token")], looks, pale(picture), [("an owl", 0.5), ("a hen", 0.25)])
+    monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
+    build_report(run_folder, settings={"SEED": "17", "TEACHER_LR": "2e-3"})
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(f"file://{run_folder / 'report.html'}")
+
+    phone = width == 390
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator(".scroll").first.evaluate("box => box.scrollWidth > box.clientWidth") == phone
+    assert page.locator(".hint").first.is_visible() == phone
+    chart = page.locator(".chart svg").first
+    box, label = chart.bounding_box(), chart.locator("text").first.bounding_box()
+    assert label["height"] >= 11 and (box["width"] > 0.8 * width) == phone
+
+    look = page.locator("details.look summary").first
+    look.focus()
+    small = look.locator(".map").bounding_box()
+    assert small["width"] == small["height"] >= 96
+    page.keyboard.press("Enter")
+    large = look.locator(".map").bounding_box()
+    assert large["width"] == large["height"] > 300
+    assert large["x"] >= 0 and large["x"] + large["width"] <= width
+    page.keyboard.press("Enter")
+    assert look.locator(".map").bounding_box() == small
+    assert complaints == []
+    page.close()
 
 
 class TestBrokenSentences:
