@@ -95,7 +95,7 @@ def test_page_shows_how_far_confidence_can_be_trusted(
     assert report_on("vqa_gen", vqa_rows, QUESTIONS)["calibration"] == measured
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
-    assert "how sure a system is that its answer is correct" in page
+    assert "probability that its answer is correct" in page and "by its soft accuracy" in page
     assert "temperature is 1.50, log-odds are taken 1.20 times -0.10, fitted on 4" in page
     row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
     assert row in (tmp_path / "table.md").read_text()

@@ -27,6 +27,8 @@ CONFIDENCE_STYLES = {
     "student_uncalibrated": (COLOURS["student"], ":"),
     "student": (COLOURS["student"], "-"),
 }
+LONG_LABEL = 20
+"""Characters of the longest label of a legend with two columns."""
 LEAST_CHANGE = 0.02
 """Share of queries: a curve of blanks that changes less is left out."""
 _BITS = "bits per token"
@@ -102,7 +104,9 @@ def line_chart(
         An ``<svg>`` element.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, 3.0), layout="constrained")
+        columns = 1 if max(map(len, curves)) > LONG_LABEL else 2
+        height = 3.0 + 0.22 * -(-len(curves) // columns)  # the legend lies above the axes
+        figure = Figure(figsize=(4.3, height), layout="constrained")
         axes = figure.add_subplot()
         for label, (colour, points, style) in curves.items():
             places, values = zip(*points, strict=True)
@@ -126,7 +130,7 @@ def line_chart(
             axes.set_xlim(0, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
-        axes.legend(frameon=False, fontsize=11, handlelength=1.6)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=11, handlelength=1.6)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
     return _for_html(stream.getvalue(), description)

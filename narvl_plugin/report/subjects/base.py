@@ -100,7 +100,10 @@ class TaskReport(ABC, Generic[RowT]):
     title: ClassVar[str]
     lead: ClassVar[str]
     beside: ClassVar[str] = "whether it is correct"
-    confidence: ClassVar[str] = "Confidence: how sure a system is that its answer is correct."
+    confidence: ClassVar[str] = (
+        "Confidence is a system's own probability that its answer is correct. A teacher's is the probability of its "
+        "output."
+    )
 
     def __init__(self, task: BaseTask | None, folder: Path) -> None:
         """Create the subject.

@@ -46,7 +46,8 @@ class RefcocoReport(TaskReport[RegionRow]):
     curve = ("valid_score", f"accuracy at IoU {GOOD_IOU}")
     baselines = {WHOLE: "Whole image", MEAN: "Mean box"}
     confidence = (
-        f"Confidence: how sure a system is that its box overlaps the correct one by an IoU of at least {GOOD_IOU}."
+        f"Confidence is a student's own probability that its box overlaps the correct one with an IoU of at least "
+        f"{GOOD_IOU}. A teacher's is the probability of its output, and lower: it is that of exactly this box."
     )
     title = "Boxes in one pass"
     lead = (

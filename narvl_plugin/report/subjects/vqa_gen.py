@@ -37,8 +37,7 @@ class VqaGenReport(TaskReport[QuestionRow]):
     curve = ("valid_vqa_score", "soft accuracy")
     baselines = {MOST_FREQUENT: "Most frequent answer"}
     confidence = (
-        "Confidence: how sure a system is that its answer is correct. An answer that only some people gave counts in "
-        "part, by its soft accuracy."
+        f"{TaskReport.confidence} An answer that only some people gave counts as correct in part, by its soft accuracy."
     )
     title = "Answers in one pass"
     lead = (
