@@ -34,7 +34,7 @@ sizes() {
 
 task_options() {
   local eval_args="\"max_len_b\": $MAX_LEN, \"no_repeat_ngram_size\": $NO_REPEAT_NGRAM}"
-  task_options=(--selected-cols 0,4,2 --eval-args "{\"beam\": $BEAM, $eval_args")
+  task_options=(--selected-cols 0,4,2 --eval-cider --eval-args "{\"beam\": $BEAM, $eval_args")
   local decoding="--max-len-b $MAX_LEN --no-repeat-ngram-size $NO_REPEAT_NGRAM"
   teachers=("teacher_beam5=--beam 5 $decoding" "teacher_greedy=--beam 1 $decoding")
   # shellcheck disable=SC2206 # options are words

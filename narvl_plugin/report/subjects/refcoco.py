@@ -45,6 +45,10 @@ class RefcocoReport(TaskReport[RegionRow]):
     teachers = BEAM_5
     curve = ("valid_score", f"accuracy at IoU {GOOD_IOU}")
     baselines = {WHOLE: "Whole image", MEAN: "Mean box"}
+    confidence = (
+        f"Confidence is a student's own probability that its box overlaps the correct one with an IoU of at least "
+        f"{GOOD_IOU}. A teacher's is the probability of its output, and lower: it is that of exactly this box."
+    )
     title = "Boxes in one pass"
     lead = (
         "Which region of the image does a phrase describe? A teacher predicts the four edges of a box one by one. Its "
