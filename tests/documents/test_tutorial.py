@@ -210,7 +210,7 @@ def recipe(call: list[str]) -> tuple[str, dict[str, Any]]:
     options = parsed(call)
     if call[0] == "fairseq-generate":  # the other options are those of the checkpoint
         return call[0], {name: options[name] for name in ("beam", "max_len_b", "no_repeat_ngram_size", "scoring")}
-    found = {name: options[name] for name in RECIPE.split() if name in options}
+    found = {name: options[name] for name in RECIPE.split() if not isinstance(options.get(name, Path()), Path)}
     if call[0] == "fairseq-train":
         found["batch"] = options["batch_size"] * options["distributed_world_size"]
         found |= {f"eval {name}": value for name, value in json.loads(options["eval_args"]).items() if value}
