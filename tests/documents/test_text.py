@@ -71,6 +71,7 @@ RULES = {
     r"bash run_scripts/\{.*\}\.sh \[.*\]": "the scripts are there, and the settings are looked up",
     r"fairseq-(train|generate|validate|hydra-train)( .*)?": "the options are looked up; blocks run the programs",
     r"torchrun( .*)?": "a program of PyTorch",
+    r"python docs/\S+\.py": "the script is there",
     r"python OUT/run\.py .*": "a block of README runs it",
     r"pip install ('narvl\[\w+\]'|\.)": "not run, since it downloads packages; what it names is looked up",
 }
