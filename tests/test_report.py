@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from narvl_plugin.data.scenes.backgrounds import Background
+from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.report import build, build_report
@@ -31,6 +33,7 @@ from narvl_plugin.report.readings import HEAT, AttentionMap, QueryView, Slot, he
 from narvl_plugin.report.subjects import Row
 from narvl_plugin.report.subjects.caption import CaptionReport
 
+RED = Background("red", "plain", 0)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCENES = [
     ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
@@ -79,7 +82,7 @@ def generated_file(captions: Sequence[str]) -> str:
 
 def caption_rows(tsv: Path) -> Sequence[Row]:
     """Read a test file of captions."""
-    return read_rows(tsv, CaptionReport(None, tsv.parent))
+    return read_rows(tsv, CaptionReport(None, tsv))
 
 
 @pytest.fixture
@@ -288,6 +291,56 @@ class TestBrokenSentences:
         test_tsv.write_text(test_tsv.read_text().replace("dog&&bus", "surfboard&&bus"))
         assert "broken" not in build_report(run_folder)["systems"]["student"]
         assert "broken" not in (run_folder / "table.md").read_text().lower()
+
+
+class TestTruth:
+    """Where the content of the scenes is known: the columns and the headline of sentences and of true ones."""
+
+    LEFT, RIGHT, TOP = Thing((0.0, 0.4, 0.2, 0.6)), Thing((0.6, 0.4, 0.9, 0.6)), Thing((0.4, 0.0, 0.6, 0.2))
+    BOTTOM = Thing((0.4, 0.6, 0.6, 0.8))
+    SCENES = [
+        Scene((Group("dog", "", (LEFT,)), Group("bus", "big", (RIGHT,))), RED),
+        Scene((Group("cat", "", (LEFT, RIGHT)),), RED),
+        Scene((Group("owl", "", (TOP,)), Group("apple", "", (BOTTOM,))), RED),
+    ]
+    SAID = {
+        "teacher_beam5": ["a dog left of a bus", "two cats side by side", "an owl above an apple"],
+        "teacher_greedy": ["a dog left of a bus", "two cats", "an owl below an apple"],
+        "student": ["a dog left of a dog", "two cats", "an owl below an apple"],
+    }
+
+    @pytest.fixture
+    def scenes(self, run_folder: Path) -> Path:
+        """Write the content of the scenes, and captions of them."""
+        for name, captions in self.SAID.items():
+            whole = [f"{caption} on a red background" for caption in captions]
+            (run_folder / "generate" / name / "generate-test.txt").write_text(generated_file(whole))
+        lines = [json.dumps({"id": f"test-{row:06d}", **scene_as_json(scene)}) for row, scene in enumerate(self.SCENES)]
+        file = run_folder / "data" / "caption" / "test.scenes.jsonl"
+        file.write_text("\n".join(lines) + "\n")
+        return file
+
+    def test_table_and_headline(self, scenes: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        systems = build_report(run_folder)["systems"]
+        shares = {
+            name: [round(systems[name][key], 2) for key in ("sentences", "true", "complete")] for name in self.SAID
+        }
+        assert shares == {
+            "teacher_beam5": [1.0, 1.0, 1.0],
+            "teacher_greedy": [1.0, 0.67, 1.0],
+            "student": [0.67, 0.33, 0.67],
+        }
+        table = (run_folder / "table.md").read_text()
+        assert "| CIDEr | sentences | true | p50 ms |" in table
+        assert "| 66.7 % | 33.3 % | 10.0 |" in table
+        page = (run_folder / "report.html").read_text()
+        assert "<dt>33.3 %</dt><dd>of the student&#39;s captions are true sentences (teacher: 100.0 %)</dd>" in page
+        assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+    def test_content_of_other_images_is_refused(self, scenes: Path, run_folder: Path) -> None:
+        scenes.write_text("\n".join(scenes.read_text().splitlines()[:2]) + "\n")
+        with pytest.raises(InputError, match="test-000002: the file of scenes has no image of this id"):
+            build_report(run_folder)
 
 
 def test_images_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:

@@ -160,7 +160,7 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
 
 def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
     assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
@@ -172,7 +172,7 @@ def test_features_of_unknown_size_are_a_bad_row(tmp_path: Path, refcoco_rows: Ro
     np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
     refcoco_rows[0][4] = "features.npy"
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     with pytest.raises(BadRow, match=r"test\.tsv:1: the image column holds features that do not tell the size"):
         subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
 

@@ -75,7 +75,7 @@ def build_report(
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
-    subject = TASK_REPORTS[task](student.task if student else None, test_tsv.parent)
+    subject = TASK_REPORTS[task](student.task if student else None, test_tsv)
     rows = read_rows(test_tsv, subject)
     outputs = _read_systems(out_dir, rows)
     scored = [row for row in rows if all(row.number in said for said in outputs.values())]

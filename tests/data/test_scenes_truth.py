@@ -10,7 +10,7 @@ from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.scenes.backgrounds import Background
 from narvl_plugin.data.scenes.reading import is_complete, is_true, read_caption
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing
-from narvl_plugin.data.scenes.truth import CaptionTruth, measure_truth, read_scenes, scenes_file
+from narvl_plugin.data.scenes.truth import CaptionTruth, mean_truth, read_scenes, scenes_file
 from narvl_plugin.errors import InputError
 
 
@@ -158,10 +158,10 @@ def test_shares() -> None:
         "4": "an owl in the top right on a gray background",
     }
     scenes = dict.fromkeys("123", CAT_LEFT_OF_DOGS) | {"4": LONE_OWL}
-    assert measure_truth(captions, scenes) == CaptionTruth(sentences=0.75, true=0.5, complete=1.0)
-    assert measure_truth({"4": "a cat on a red background"}, scenes) == CaptionTruth(1.0, 0.0, 0.0)
+    assert mean_truth(captions, scenes) == CaptionTruth(sentences=0.75, true=0.5, complete=1.0)
+    assert mean_truth({"4": "a cat on a red background"}, scenes) == CaptionTruth(1.0, 0.0, 0.0)
     with pytest.raises(InputError, match="5: the file of scenes has no image of this id"):
-        measure_truth({"5": ""}, scenes)
+        mean_truth({"5": ""}, scenes)
 
 
 @pytest.mark.parametrize(

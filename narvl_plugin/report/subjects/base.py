@@ -105,12 +105,12 @@ class TaskReport(ABC, Generic[RowT]):
         "output."
     )
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         """Create the subject.
 
         Args:
             task: the student's task; None without its checkpoint.
-            folder: the folder of the test file, to which image paths are relative.
+            test_tsv: the test file. Image paths are relative to its folder.
         """
 
     @abstractmethod

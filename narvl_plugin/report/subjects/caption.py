@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from narvl_plugin.data.scenes.nouns import NOUNS
+from narvl_plugin.data.scenes.truth import mean_truth, scenes_beside
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
@@ -18,6 +19,8 @@ from narvl_plugin.tasks.base import BaseTask
 
 NOUNS_ONLY = "nouns_only"
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+_IN_TABLE = ("sentences", "true", "broken")
+"""The measures of wording that stand in the table, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class CaptionReport(TaskReport[CaptionRow]):
     # little about the quality of other captions. `results.json` has the numbers.
     confidence = ""
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
-        self._training_file = folder / "train.tsv"
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
+        self._training_file = test_tsv.with_name("train.tsv")
+        self._scenes = scenes_beside(test_tsv)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> CaptionRow:
         """Return the row; see `TaskReport.read`. A caption without words raises BadRow."""
@@ -71,20 +75,15 @@ class CaptionReport(TaskReport[CaptionRow]):
         objects = {str(row.number): row.objects for row in rows}
         texts = {name: {str(row.number): said[row.number] for row in rows} for name, said in systems.items()}
         scored = score_systems(texts, {str(row.number): row.references for row in rows})
-        known, kinds = self._known_runs(rows), scene_kinds()
+        known = self._known_runs(rows) if self._scenes is None else set()
         scores = {}
         for name, result in scored.items():
             recall = object_recall(texts[name], objects) if any(objects.values()) else None
             cells: dict[str, float | str | None] = {metric: result.values.get(metric) for metric in METRICS}
-            cells["object recall"] = recall
-            broken = {}
-            if known:
-                references = [text for row in rows for text in row.references]
-                broken = {
-                    "broken": broken_share(list(texts[name].values()), known, kinds),
-                    "broken_references": broken_share(references, known, kinds),
-                }
-                cells["broken"] = percent(broken["broken"])
+            wording = self._truth(rows, systems[name]) or _broken(rows, list(texts[name].values()), known)
+            if self._scenes is None:
+                cells["object recall"] = recall
+            cells |= {column: percent(wording[column]) for column in _IN_TABLE if column in wording}
             scores[name] = Scores(
                 values=result.values,
                 cells=cells,
@@ -93,10 +92,16 @@ class CaptionReport(TaskReport[CaptionRow]):
                     "missing_scores": asdict(result)["missing"],
                     "tokenizer": result.tokenizer,
                     "object_recall": recall,
-                    **broken,
+                    **wording,
                 },
             )
         return scores
+
+    def _truth(self, rows: Sequence[CaptionRow], said: Outputs) -> dict[str, float]:
+        """Return the shares of `CaptionTruth` of a system's captions; empty if the content of images is not known."""
+        if self._scenes is None:
+            return {}
+        return mean_truth({row.ids[0]: said[row.number] for row in rows}, self._scenes)._asdict()
 
     def _known_runs(self, rows: Sequence[CaptionRow]) -> set[Run]:
         """Return the runs of words of the training captions; empty for images that are not embedded scenes.
@@ -122,12 +127,18 @@ class CaptionReport(TaskReport[CaptionRow]):
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
         """Return the definitions of object recall and of broken captions, and the reason for a missing metric."""
         sentences = []
-        if NOUNS_ONLY in scores:
+        if NOUNS_ONLY in scores and self._scenes is None:
             nouns = scores[NOUNS_ONLY].values
             sentences.append(
                 "Object recall: share of the nouns in the images that the captions name. No single score suffices. A "
                 "list of the correct nouns is no sentence, but it has recall 1 and "
                 f"CIDEr {nouns['CIDEr']:.2f}; its BLEU-4 is {nouns['BLEU-4']:.2f}."
+            )
+        if self._scenes is not None:
+            sentences.append(
+                "Sentences: share of captions that the grammar of the scenes can make. True: share that are sentences "
+                "and whose every claim holds in the image: objects, numbers, sizes, places, relations, background. "
+                "CIDEr notices neither."
             )
         if "broken_references" in (details := next(iter(scores.values())).details):
             sentences.append(
@@ -141,8 +152,9 @@ class CaptionReport(TaskReport[CaptionRow]):
         return sentences + [f"No METEOR: {reason}." for reason in reasons]
 
     def headlines(self, student: Scores, teacher: Scores | None) -> list[tuple[str, str]]:
-        """Return the share of broken captions and the object recall, if they were measured."""
+        """Return the shares of true and of broken captions and the object recall, if they were measured."""
         named = {
+            "true": "of the student's captions are true sentences",
             "broken": "of the student's captions are broken sentences",
             "object_recall": "of the objects are named by the student",
         }
@@ -155,3 +167,14 @@ class CaptionReport(TaskReport[CaptionRow]):
     def verdict(self, score: float) -> tuple[str, str]:
         """Return the CIDEr of a caption, which is neither correct nor wrong."""
         return f"CIDEr {score:.2f}", ""
+
+
+def _broken(rows: Sequence[CaptionRow], captions: Sequence[str], known: set[Run]) -> dict[str, float]:
+    """Return the shares of captions and references that hold an unknown run of words; empty if no run is known."""
+    if not known:
+        return {}
+    kinds = scene_kinds()
+    return {
+        "broken": broken_share(captions, known, kinds),
+        "broken_references": broken_share([text for row in rows for text in row.references], known, kinds),
+    }

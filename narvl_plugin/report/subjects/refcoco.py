@@ -57,14 +57,14 @@ class RefcocoReport(TaskReport[RegionRow]):
     )
     beside = "the overlap of its box with the correct one (IoU: intersection over union)"
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         if task is None:
             raise InputError(
                 "student/checkpoint_last.pt is not there; the sizes of boxes are its options --num-bins, "
                 "--max-image-size and --patch-image-size"
             )
         self._cfg: Any = task.cfg
-        self._reader = ImageReader(task.cfg.patch_image_size, folder=folder)
+        self._reader = ImageReader(task.cfg.patch_image_size, folder=test_tsv.parent)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> RegionRow:
         """Return the row; see `TaskReport.read`. A box or an image that cannot be used raises BadRow."""
