@@ -17,6 +17,7 @@ from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.scenes.backgrounds import Background
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
 from narvl_plugin.data.scenes.truth import scenes_file
+from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.sentences import BatchwiseCider
 from narvl_plugin.scoring.tokenization import plain_words
@@ -63,7 +64,6 @@ def test_validation_logs_the_cider_of_what_is_generated(
 
 
 def test_validation_logs_which_captions_of_scenes_are_true_sentences(
-    vocabulary: Path,
     write_tsv: Callable[..., Path],
     caption_rows: Rows,
     validated: Callable[..., dict[str, float]],
@@ -72,10 +72,11 @@ def test_validation_logs_which_captions_of_scenes_are_true_sentences(
     cat = Scene((Group("cat", "", (Thing((0.4, 0.0, 0.6, 0.2)),)),), Background("red", "plain", 0))
     lines = [json.dumps({"id": row[0], **scene_as_json(cat)}) for row in caption_rows]
     scenes_file(path).write_text("\n".join(lines))
-    config = CaptionConfig(
-        data=f"{path},{path}", bpe_dir=str(vocabulary), patch_image_size=8, num_bins=10, eval_cider=True
-    )
     said = ["a cat at the top on a red background", "two cats on a red background", "hat", "a cat a cat", "", "one"]
+    train_sentencepiece(write_tsv("said.tsv", [[text] for text in said if text]), [0], path.parent, 60)
+    config = CaptionConfig(
+        data=f"{path},{path}", bpe_dir=str(path.parent), patch_image_size=8, num_bins=10, eval_cider=True
+    )
     logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
     shares = [logged[name] for name in ("sentences", "true", "complete")]
     assert shares == pytest.approx([2 / 6, 1 / 6, 3 / 6], abs=1e-4)
