@@ -1,8 +1,10 @@
 """Settings of the documentation: Sphinx with MyST, in furo's theme. ``make docs`` builds it."""
 
+import shutil
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -49,3 +51,15 @@ html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["narvl.css"]
 html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")
+
+
+def copy_notebooks(app: Any, error: Exception | None) -> None:
+    """Copy the notebooks beside their pages. The links in HTML work on GitHub, too."""
+    for notebook in Path(app.srcdir).glob("tutorial/*.ipynb"):
+        if error is None:
+            shutil.copy(notebook, Path(app.outdir) / "tutorial")
+
+
+def setup(app: Any) -> None:
+    """Register what happens at the end of a build."""
+    app.connect("build-finished", copy_notebooks)

@@ -71,7 +71,7 @@ def _speed(models: Measurement, labels: Mapping[str, str]) -> str:
                 f"{ms:.1f} ms, {base / ms:.1f} ×", (ms, place), xytext=(5, 0), textcoords="offset points", va="center"
             )
         axes.set_yticks(range(len(rows)), [labels[row["system"]] for row in rows])
-        axes.set_xlim(0, 1.3 * rows[-1]["p50_ms"])
+        axes.set_xlim(0, 1.5 * rows[-1]["p50_ms"])
         axes.set_xlabel("ms for an image, median")
         axes.tick_params(axis="y", length=0)
     return into["svg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -144,7 +145,8 @@ def predict_files(
     """Write a prediction for each image, in the order of `find_images`.
 
     Images are seen as people see them: turned by their EXIF orientation, and on a white background if they are
-    transparent. The output is written as NAME.part and renamed when all images are done. A killed run resumes there.
+    transparent. The output is written as NAME.part and renamed when all images are done. A killed run resumes there,
+    if the images have the same names and sizes as before.
 
     Args:
         given: folders, image files and patterns, see `find_images`.
@@ -203,13 +205,35 @@ def predict_files(
             print(kind.line(name, prediction), flush=True)
     else:
         settings = {"verb": verb, "text": text, "images": len(files), "batch_size": batch_size}
-        settings |= {"model": fingerprint(checkpoint or BOX) if not (checkpoint or BOX).is_dir() else str(checkpoint)}
+        settings |= {"inputs": inputs_record(files), "model": model_record(checkpoint or BOX)}
         settings |= {name: value for name, value in vars(decoding).items() if value is not None}
         run.write(out, kind, settings)
     seconds = time.perf_counter() - start
     if show is not None:
         write_whole(show, run.page())
     return Count(run.answered, len(files) - run.answered, seconds, len(others))
+
+
+def inputs_record(files: Mapping[str, Path]) -> str:
+    """Return what tells these image files from others: the first and the last name, and a hash of all names and sizes.
+
+    Args:
+        files: the files by name, in their order; some may be gone.
+    """
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        size = file.stat().st_size if file.exists() else -1
+        digest.update(f"{name}\t{size}\n".encode())
+    names = list(files)
+    return f"{names[0]} … {names[-1]} ({digest.hexdigest()[:12]})"
+
+
+def model_record(path: Path) -> str:
+    """Return what tells a checkpoint, or the files of an exported folder, from others."""
+    if not path.is_dir():
+        return fingerprint(path)
+    prints = (f"{file.name} {fingerprint(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 
 class Run:

@@ -45,13 +45,19 @@ def prediction_html(prediction: Prediction) -> str:
     parts = [
         prompt,
         f'<div class="text">{escape(prediction.text) or "<i>no output: the model abstained</i>"}</div>',
-        f"<div>confidence {prediction.confidence:.3f}</div>",
+        f"<div>{confidence_text(prediction)}</div>",
         queries_html(prediction.queries),
         alternatives_html(prediction.alternatives),
     ]
     shown = image_html(prediction)
     left = f"<div>{shown}</div>" if shown else ""
     return f'<style>{STYLE}</style><div class="narvl">{left}<div>{"".join(parts)}</div></div>'
+
+
+def confidence_text(prediction: Prediction) -> str:
+    """Return the confidence of a prediction in words. That of a caption is about its exact wording."""
+    meaning = " in exactly these words" if prediction.task == "caption" else ""
+    return f"confidence {prediction.confidence:.3f}{meaning}"
 
 
 def queries_html(queries: Sequence[Query], buttons: bool = False) -> str:

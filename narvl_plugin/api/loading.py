@@ -23,6 +23,8 @@ from narvl_plugin.tasks import TASKS, loading
 
 BOX = Path(__file__).parents[1] / "box" / "student.safetensors"
 """The model in the box: a small student of all tasks, trained on the embedded scenes."""
+IN_THE_BOX = "the model in the box"
+"""Its name."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -92,7 +94,7 @@ def load(
     for one in tasks.values():
         # Of two members with one task the first answers; the other is loaded by its name.
         engines.setdefault(one.verb, TrainedEngine(Predictor(model, one, {}, chosen), lock))
-    return Model(str(path) if checkpoint is not None else "the model in the box", engines, decoding, batch_size)
+    return Model(str(path) if checkpoint is not None else IN_THE_BOX, engines, decoding, batch_size)
 
 
 def _device(name: str | None) -> torch.device:

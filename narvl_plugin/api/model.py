@@ -94,8 +94,8 @@ class Model:
     """A model that answers about images: a student or a teacher, in fairseq's format or exported.
 
     Each verb takes one image or a list, and returns one `Prediction` or a list. An image is a path, bytes, an open
-    binary file, an image of Pillow, or an array or tensor of pixels. All verbs take the options of `narvl.load` by
-    name, for one call. Threads may share a model.
+    binary file, an image of Pillow, or an array or tensor of pixels. All verbs take `batch_size` and
+    the options of `Decoding` by name, for one call. Threads may share a model.
 
     Attributes:
         name: the file or folder that was loaded.
@@ -113,7 +113,7 @@ class Model:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """What the model can do: caption, answer, locate, entails."""
+        """The methods that this model has, of caption, answer, locate and entails."""
         return tuple(self.engines)
 
     @overload
@@ -262,7 +262,7 @@ class Model:
         return replace(self.decoding, **options) if options else self.decoding
 
     def __repr__(self) -> str:
-        return f"<narvl model {self.name}: {', '.join(self.verbs)}>"
+        return f"<narvl.Model ({self.name}): {', '.join(self.verbs)}>"
 
 
 def name_of(image: Any, number: int) -> str:

@@ -66,7 +66,8 @@ class Prediction:
 
     Attributes:
         text: a caption, an answer, `x0,y0,x1,y1` of a box, or yes, no or maybe. Empty if the model abstained.
-        confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was.
+        confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was. A caption is
+            correct if it equals a reference word by word, so its confidence is small.
         tokens: the tokens of the output.
         queries: the queries of a student; empty for a teacher, which has none.
         alternatives: the best outputs, this one first.

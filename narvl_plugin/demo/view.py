@@ -9,7 +9,16 @@ from html import escape
 from PIL import Image
 
 from narvl_plugin.api import Prediction, Query
-from narvl_plugin.api.html import STYLE, UNSURE, alternatives_html, boxed_html, image_uri, overlay, queries_html
+from narvl_plugin.api.html import (
+    STYLE,
+    UNSURE,
+    alternatives_html,
+    boxed_html,
+    confidence_text,
+    image_uri,
+    overlay,
+    queries_html,
+)
 from narvl_plugin.api.prediction import Box
 from narvl_plugin.demo.answers import Answer, Asked
 from narvl_plugin.demo.examples import Example
@@ -72,7 +81,7 @@ def _answer_html(title: str, answer: Answer, image: Image.Image, slowdown: int) 
     text = escape(_text(prediction.text, prediction.box)) or "<i>no output: the model abstained</i>"
     facts = (
         f'<p class="facts"><i class="bar" style="--share: {prediction.confidence:.1%}" aria-hidden="true"></i>'
-        f"<span>confidence {prediction.confidence:.3f}</span><span>{_time(answer, steps)}</span></p>"
+        f"<span>{confidence_text(prediction)}</span><span>{_time(answer, steps)}</span></p>"
     )
     parts = [f'<p class="text">{text}</p>', facts, _tokens_html(answer, prediction), _alternatives(prediction)]
     return (

@@ -46,6 +46,7 @@ def rows_of(scenes: Path, task: str, columns: str) -> tuple[list[bytes], list[li
 def test_it_knows_scenes(scenes: Path) -> None:
     model = narvl.load(device="cpu")
     assert model.verbs == ("caption", "locate", "entails", "answer")
+    assert repr(model) == "<narvl.Model (the model in the box): caption, locate, entails, answer>"
     images, rows = rows_of(scenes, "refcoco", "4,2,3")
     found = model.locate(images, [text for text, _ in rows])
     hits = [

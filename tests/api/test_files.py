@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from narvl_plugin.api.files import predict_files
+from narvl_plugin.api.files import model_record, predict_files
 from narvl_plugin.cli.app import app
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.image_files import coco_ids, find_images, search_images
@@ -317,6 +317,18 @@ def test_broken_images_are_named_or_left_out(make_model: Callable[..., Path], fo
     assert out.read_text() == before
     part = tmp_path / "captions.tsv.part"
     assert [name for name, _ in pairs(part)] == ["a.webp", "b.png"], "what was said before stays"
+
+
+def test_a_killed_run_is_not_resumed_with_another_exported_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "narvl_student").mkdir(parents=True)
+    (folder / "student.json").write_text("{}")
+    before = model_record(folder)
+    (folder / "student.onnx").write_bytes(b"graph")
+    assert len({before, model_record(folder), model_record(folder / "student.onnx")}) == 3
+    again = model_record(folder)
+    (folder / "narvl_student" / "cache").touch()
+    assert model_record(folder) == again, "what Python leaves there counts for nothing"
 
 
 def test_a_table_of_images_reads_like_a_tsv_file(folder: Path) -> None:

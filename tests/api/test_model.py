@@ -60,6 +60,7 @@ def test_each_verb_predicts(student: narvl.Model, image: Image.Image, verb: str)
     record = json.loads(json.dumps(found.to_dict()))
     assert record["text"] == found.text and len(record["queries"]) == len(found.queries)
     assert 'class="narvl"' in found._repr_html_()
+    assert ("in exactly these words" in found._repr_html_()) == (verb == "caption")
 
 
 def test_an_image_may_come_in_any_form(student: narvl.Model, image: Image.Image, tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_a_killed_run_goes_on_where_it_stopped(
     monkeypatch.setattr(TrainedEngine, "predict", lambda *given: read.append(len(given[1])) or predict(*given))
     with pytest.raises(InputError, match="was begun with text='what.', now text='who.'"):
         predict_files([folder], out=out, batch_size=2, skip_bad_rows=1, **options | {"text": "who?"})
+    (folder / "d.png").rename(folder / "z.png")  # as many images as before
+    with pytest.raises(InputError, match=r"was begun with inputs='a.png … e.png \(\w+\)', now inputs='a.png … z.png "):
+        predict_files([folder], out=out, batch_size=2, skip_bad_rows=1, **options)
+    (folder / "z.png").rename(folder / "d.png")
+    content = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(content + b"more")
+    with pytest.raises(InputError, match="part: was begun with inputs="):
+        predict_files([folder], out=out, batch_size=2, skip_bad_rows=1, **options)
+    (folder / "a.png").write_bytes(content)
     assert predict_files([folder], out=out, batch_size=2, skip_bad_rows=1, **options)[:2] == (4, 1)
     assert read == [1, 2, 1]
     assert out.read_bytes() == whole.read_bytes()

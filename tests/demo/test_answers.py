@@ -44,7 +44,8 @@ def test_an_answer_has_its_time_and_a_heat_map_for_each_token(
     assert answer.prediction is not None and answer.seconds > 0
     assert len(answer.heat_maps) == len(answer.prediction.tokens)
     shown = asked_html(asked)
-    assert f"confidence {answer.prediction.confidence:.3f}" in shown
+    meaning = " in exactly these words" if verb == "caption" else ""
+    assert f"confidence {answer.prediction.confidence:.3f}{meaning}</span>" in shown
     assert f"{len(answer.prediction.queries)} queries, all at once" in shown
     heats = json.loads(html.unescape(re.findall(r'data-heats="([^"]*)"', shown)[0]))
     assert [text for text, _ in heats] == [token.text.strip() for token in answer.prediction.tokens]

@@ -31,13 +31,14 @@ from narvl_plugin.serving.pool import PATIENCE
 from narvl_plugin.serving.requests import UPLOAD_SECONDS
 from narvl_plugin.serving.schemas import TEXT_NAMES, Prediction, RequestFields
 
+INSTALL = Page("docs/how-to/install.md")
 EXPORT = Page("docs/how-to/export.md")
 SERVE = Page("docs/how-to/serve.md")
 BULK = Page("docs/how-to/bulk-inference.md")
 QUICKLY = {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("one", [EXPORT, SERVE, BULK], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [INSTALL, EXPORT, SERVE, BULK], ids=lambda one: one.name)
 def test_every_block_is_tested(one: Page) -> None:
     one.require_tests()
 
@@ -74,6 +75,26 @@ def parses(block: str) -> None:
             assert extra and f'"{extra[1]}": ' in (ROOT / "setup.py").read_text(encoding="utf-8")
         elif words[0] == "narvl":
             assert parsed(words)
+
+
+# --- Installation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+@INSTALL.block("python -m venv")
+def test_what_is_installed_captions(block: str, programs: Path) -> None:
+    *steps, caption = commands(block)
+    assert steps == ["python -m venv .venv", "source .venv/bin/activate", "pip install ."]  # not run: they download
+    assert "banana" in Newcomer(ROOT, programs).types(caption)
+
+
+def test_what_the_page_says_of_versions_and_parts_is_in_setup_py() -> None:
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert 'python_requires=">=3.11,<3.13"' in setup and '"torch>=2.6,<3"' in setup
+    assert "ve-fairseq==0.12.3;" in setup and "fairseq-fixed==" in setup
+    parts = set(re.findall(r"narvl\[(\w+)\]", INSTALL.text))
+    extras = setup.partition("extras_require")[2]
+    assert parts | {"docs", "dev"} == set(re.findall(r'^ {8}"(\w+)": ', extras, re.MULTILINE))
 
 
 # --- Export ----------------------------------------------------------------------------------------------------------

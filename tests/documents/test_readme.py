@@ -82,11 +82,13 @@ def test_a_model_answers_in_python(
 ) -> None:
     monkeypatch.chdir(ROOT)
     exec(block, {})
-    caption, box, confidence = capsys.readouterr().out.splitlines()
+    caption, box, judged = capsys.readouterr().out.splitlines()
     (promised,) = re.findall(r"caption\(.*\.text\)  # (.*)", block)
     assert caption == promised
     x0, y0, x1, y1 = (float(edge) for edge in box.strip("()").split(","))
     assert 0 <= x0 < x1 <= 96 and 0 <= y0 < y1 <= 96
+    answer, confidence = judged.split()
+    assert f"judged.confidence)  # {answer}, " in block
     assert 1 / 3 < float(confidence) < 1
 
 

@@ -187,7 +187,7 @@ def test_the_glossary_has_the_terms_in_order() -> None:
     assert set(terms) >= {
         *("query", "blank", "collapse", "path", "alignment", "any reference", "teacher", "student", "distillation"),
         *("beam", "n-best", "constraint", "automaton", "calibration", "temperature", "coverage and risk", "backbone"),
-        *("patch", "bins", "TSV", "user-dir"),
+        *("patch", "bins", "TSV", "user-dir", "CIDEr", "IoU", "model in the box", "Query-CTC", "scene", "verb"),
     }
 
 

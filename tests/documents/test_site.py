@@ -279,6 +279,9 @@ def page(browser: Any, address: str) -> Iterator[Any]:
         ("why is it only 1.4 times as fast on my CPU", "concepts/speed-up"),
         ("calibrate confidence", "how-to/calibrate"),
         ("export a student", "how-to/export"),
+        ("install", "how-to/install"),
+        ("where do I get a checkpoint", "how-to/ofa-checkpoints"),
+        ("security", "reference/security"),
         ("prefix_beam_search", "reference/python"),
     ],
 )

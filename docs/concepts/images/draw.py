@@ -25,7 +25,7 @@ BLUE, ORANGE, GREY = "#1f77b4", "#ff7f0e", "#7f7f7f"
 @contextmanager
 def axes_of(file: Path, width: float, height: float) -> Iterator[Axes]:
     """Yield axes on white, and write them as SVG. The same drawing gives the same bytes."""
-    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 10}):
+    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 12}):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         yield figure.add_subplot()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -64,7 +64,7 @@ def draw_lattice(file: Path) -> None:
                 axes.scatter(query, -state, s=1500, facecolor="white", edgecolor=color, linewidth=1.6, zorder=3)
                 if used:
                     text = f"{float(sums[query, state]):.3f}"
-                    axes.text(query, -state, text, ha="center", va="center", fontsize=9, color="black", zorder=4)
+                    axes.text(query, -state, text, ha="center", va="center", fontsize=11, color="black", zorder=4)
         axes.set_xticks(range(3), [f"query {number}" for number in (1, 2, 3)])
         axes.set_yticks([-state for state in range(5)], names)
         axes.set_xlim(-0.5, 2.5)
@@ -77,25 +77,25 @@ def draw_lattice(file: Path) -> None:
 def draw_speed_up(file: Path) -> None:
     """Draw the parts of a teacher's and a student's time, as shares of the encoder's.
 
-    The figures are those of RESULTS.md, "What bounds the speed-up": base, one image, 20 tokens, beam of 5.
+    The figures are those of docs/results/bound.md: base, one image, 20 tokens, beam of 5.
     """
     rows = {
-        "two CPU cores: teacher": (2171.3, 3520.9 - 2171.3),
-        "two CPU cores: student": (2171.3, 2465.8 - 2171.3),
-        "GPU (H200): teacher": (7.5, 15.71 * 7.5 - 7.5),
-        "GPU (H200): student": (7.5, 5.6),
+        "CPU: teacher": (2171.3, 3520.9 - 2171.3),
+        "CPU: student": (2171.3, 2465.8 - 2171.3),
+        "H200: teacher": (7.5, 15.71 * 7.5 - 7.5),
+        "H200: student": (7.5, 5.6),
     }
-    with axes_of(file, 7.2, 2.6) as axes:
+    with axes_of(file, 5.6, 2.8) as axes:
         for place, (encoder, rest) in enumerate(rows.values()):
             axes.barh(-place, 1, color=BLUE, label="encoder" if place == 0 else None)
             axes.barh(-place, rest / encoder, left=1, color=ORANGE, label="decoder" if place == 0 else None)
-            axes.text(1.15 + rest / encoder, -place, f"{1 + rest / encoder:.2f}", va="center", fontsize=9)
+            axes.text(1.15 + rest / encoder, -place, f"{1 + rest / encoder:.2f}", va="center")
         axes.set_yticks([-place for place in range(len(rows))], list(rows))
         axes.set_xlabel("time, in times of the encoder")
-        axes.set_xlim(0, 17.5)
+        axes.set_xlim(0, 18.5)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="upper right", fontsize=9)
+        axes.legend(frameon=False, loc="upper right")
 
 
 def draw_scenes(file: Path) -> None:
