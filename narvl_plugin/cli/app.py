@@ -36,6 +36,7 @@ from narvl_plugin.cli.options import (
     Teacher,
     overrides,
 )
+from narvl_plugin.cli.run import WithKeys, run as run_recipe
 from narvl_plugin.cli.serve import serve
 from narvl_plugin.errors import InputError, check_arguments, harmless
 
@@ -536,6 +537,7 @@ def _run_settings(out: Path) -> dict[str, str]:
 
 
 app.command()(serve)
+app.command("run", cls=WithKeys, context_settings={"ignore_unknown_options": True})(run_recipe)
 
 
 def _say(out: Path, written: bool) -> None:

@@ -22,7 +22,7 @@ def main() -> None:
     for file in outputs(program, words):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    if program == "fairseq-train":
+    if program == "fairseq-hydra-train":
         print('time | INFO | train | {"epoch": 1}')
 
 
@@ -30,8 +30,8 @@ def outputs(program: str, words: list[str]) -> list[Path]:
     """Return the files that the program would write, as far as a script needs them."""
     given = {option: Path(value) for option, value in zip(words, words[1:], strict=False) if option.startswith("--")}
     match program, *words:
-        case "fairseq-train", *_:
-            return [given["--save-dir"] / "checkpoint_last.pt"]
+        case "fairseq-hydra-train", *_:
+            return [given["--config-dir"] / "checkpoint_last.pt"]  # where a run writes a training's configuration
         case "fairseq-generate", *_:
             return [given["--results-path"] / "generate-test.txt"]
         case "narvl", "vocab", *_:
