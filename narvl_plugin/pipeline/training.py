@@ -201,14 +201,14 @@ def _fit(
             output = main.stdout.read()
             for line in log.add(output) if output else ():
                 _show(line, bar, epochs, reporter)
-            failed = [program for program in others if programs.finished(program) and program.returncode]
-            if failed and not ended:
+            failed = [program for program in (main, *others) if programs.finished(program) and program.returncode]
+            if failed:  # the others would wait for it
                 raise ProgramFailed(last_lines(logs), failed[0].returncode)
             if not ended:
                 yield
-    while not all([programs.finished(program) for program in others]):
-        yield
-    for program in (main, *others):
+    for program in others:
+        while not programs.finished(program):
+            yield
         if program.returncode:
             raise ProgramFailed(last_lines(logs), program.returncode)
 
