@@ -30,6 +30,8 @@ def outputs(program: str, words: list[str]) -> list[Path]:
     """Return the files that the program would write, as far as a script needs them."""
     given = {option: Path(value) for option, value in zip(words, words[1:], strict=False) if option.startswith("--")}
     match program, *words:
+        case "fairseq-train", *_:
+            return [given["--save-dir"] / "checkpoint_last.pt"]
         case "fairseq-hydra-train", *_:
             return [given["--config-dir"] / "checkpoint_last.pt"]  # where a run writes a training's configuration
         case "fairseq-generate", *_:
