@@ -1,4 +1,4 @@
-"""The whole roads of run_scripts with their smoke presets, and what they refuse."""
+"""The whole pipelines of run_scripts with their smoke presets, what they refuse, and how they stop and go on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+REAL = f"{sys.executable} {ROOT / 'narvl.py'}"
+RUN_FOR_REAL = f'[ "$1" != run ] || exec {REAL} "$@"'
+"""Beginning of a stand-in of narvl: the engine of the run scripts is no stand-in."""
 STAGES = [
     "data",
     "vocab",
@@ -48,8 +51,14 @@ def root_without_programs(tmp_path: Path) -> Path:
     """A folder with the scripts, for runs that are refused before the first program."""
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "narvl").symlink_to("/bin/false")
+    write_program(tmp_path / ".venv" / "bin" / "narvl", f"{RUN_FOR_REAL}\nexit 1")
     return tmp_path
+
+
+def write_program(file: Path, lines: str) -> None:
+    """Write a stand-in of a program."""
+    file.write_text(f"#!/bin/sh\n{lines}\n")
+    file.chmod(0o755)
 
 
 def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +69,7 @@ def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.integration
-def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
+def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
     run = tmp_path / "run"
     done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
@@ -109,7 +118,7 @@ def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
         ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
     ],
 )
-def test_other_tasks_take_the_same_road(
+def test_other_tasks_take_the_same_pipeline(
     root: Path, tmp_path: Path, name: str, teachers: list[str], settings: list[str]
 ) -> None:
     out = tmp_path / "run"
@@ -134,8 +143,8 @@ def test_other_tasks_take_the_same_road(
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         (
-            "TEACHER=run_scripts/pipeline.sh",
-            "run_scripts/pipeline.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
+            "TEACHER=run_scripts/box.sh",
+            "run_scripts/box.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
         ),
     ],
 )
@@ -162,18 +171,18 @@ def test_two_processes_share_a_batch_however_many_threads_each_has(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-5", "EPOCHS": "5", "QUERIES": "20"}),
-        ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "7"}),
-        ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "5", "QUERIES": "3"}),
-        ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
-        ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
+        ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-05", "EPOCHS": "5", "QUERIES": "20"}),
+        ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "7"}),
+        ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "5", "QUERIES": "3"}),
+        ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),
+        ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),
     ],
 )
 def test_larger_models_are_trained_as_published(tmp_path: Path, name: str, expected: dict[str, str]) -> None:
     """Their recipe is settled before anything runs, and here training fails at once."""
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
-    (tmp_path / "narvl").symlink_to("/bin/true")
-    (tmp_path / "fairseq-train").symlink_to("/bin/false")
+    write_program(tmp_path / "narvl", RUN_FOR_REAL)
+    (tmp_path / "fairseq-hydra-train").symlink_to("/bin/false")
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").touch()
     command = ["bash", str(tmp_path / "run_scripts" / f"{name}.sh"), "ARCH=narvl_base", f"DATA={tmp_path}"]
@@ -198,45 +207,43 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("with_flock", [True, False])
-def test_of_two_runs_in_one_folder_the_second_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_flock: bool
-) -> None:
-    """Until the first has ended, and until a program that it has started, which outlives its killed script."""
-    if with_flock and shutil.which("flock") is None:
-        pytest.skip("flock of util-linux is not at hand")
-    programs, started = tmp_path / "programs", tmp_path / "started"
-    programs.mkdir()
-    tools = ["bash", "dirname", "grep", "mkdir", "mv", "nproc", "env", "realpath", "sleep"]
-    for tool in [*tools, "flock"] if with_flock else tools:
-        (programs / tool).symlink_to(str(shutil.which(tool)))
-    (programs / "python3").symlink_to(sys.executable)
-    (programs / "narvl").write_text(f"#!/bin/sh\necho $$ >{started}.part\nmv {started}.part {started}\nexec sleep 60\n")
-    (programs / "narvl").chmod(0o755)
+def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first has ended. If it is killed, its program ends with it, and the next run goes on."""
+    started = tmp_path / "started"
+    lines = f"echo $$ >{started}.part\nmv {started}.part {started}\nexec sleep 60"
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\n{lines}")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
-    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
 
-    for killed in (False, True, False):
-        started.unlink(missing_ok=True)
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(started)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert re.fullmatch(r"error: OUT=.*/run: another run, .* is writing there\. .*\n", second.stderr)
+    assert second.stdout == ""
+    os.kill(int(started.read_text()), signal.SIGKILL)
+    assert "another run" not in str(first.communicate()[1])
+
+    for _ in range(2):
+        started.unlink()
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for(started)
-        if killed:
-            first.kill()
-            first.wait()
-        second = subprocess.run(command, capture_output=True, text=True)
-        assert second.returncode == 1
-        assert re.fullmatch(r"error: OUT=.*/run: another run, .* is writing there\. .*\n", second.stderr)
-        assert second.stdout == ""
-        os.kill(int(started.read_text()), signal.SIGKILL)
-        assert "another run" not in str(first.communicate()[1])
+        program = int(started.read_text())
+        killed.kill()
+        killed.communicate()
+        deadline = time.monotonic() + 5
+        while lives(program):
+            assert time.monotonic() < deadline, "the program has outlived its run"
+            time.sleep(0.01)
 
 
 def test_a_stopped_run_goes_on_with_another_skip_budget_and_with_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "narvl").symlink_to("/bin/false")
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\nexit 1")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def said(*settings: str) -> str:
         return subprocess.run([*command, *settings], env=environment, capture_output=True, text=True).stderr
@@ -262,12 +269,10 @@ def is_asked_to_end(folder: Path, stage: str, number: signal.Signals, to_group: 
     programs.mkdir(parents=True)
     wait = f"sleep 61 & echo $! >{started}.part; echo $$ >>{started}.part; mv {started}.part {started}; wait"
     make = 'for word; do case $word in */*) mkdir -p "$(dirname "$word")"; touch "$word";; esac; done'
-    does = {"narvl": make, "fairseq-train": "true", "fairseq-generate": wait}
-    does |= {"narvl" if stage == "data" else "fairseq-train": wait} if stage != "generate" else {}
+    does = {"narvl": make, "fairseq-hydra-train": "true", "fairseq-generate": wait}
+    does |= {"narvl" if stage == "data" else "fairseq-hydra-train": wait} if stage != "generate" else {}
     for name, lines in does.items():
-        path_first = '[ "$1" != path ] || exit 0\n' if name == "narvl" else ""
-        (programs / name).write_text(f"#!/bin/sh\n{path_first}{lines}\n")
-        (programs / name).chmod(0o755)
+        write_program(programs / name, f"{RUN_FOR_REAL}\n{lines}" if name == "narvl" else lines)
     shutil.copytree(ROOT / "run_scripts", folder / "run_scripts")
     for done in ("data/caption/train.tsv", "data/caption/valid.tsv", "data/caption/test.tsv")[: 3 * (stage != "data")]:
         (run / done).parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +286,8 @@ def is_asked_to_end(folder: Path, stage: str, number: signal.Signals, to_group: 
     if stage == "generate":
         (run / "teacher").mkdir()
         (run / "teacher" / "train.jsonl").touch()
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     command = ["bash", str(folder / "run_scripts" / "caption.sh"), f"OUT={run}", "PROCESSES=1", "DISTIL=0"]
     for _ in range(2):  # the second run is refused by nothing that the first has left behind
         script = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -316,14 +322,14 @@ def test_a_run_that_was_killed_with_its_programs_refuses_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = tmp_path / "started"
-    (tmp_path / "narvl").write_text(f'#!/bin/sh\n[ "$1" = path ] || {{ touch {started}; exec sleep 61; }}\n')
-    (tmp_path / "narvl").chmod(0o755)
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\ntouch {started}\nexec sleep 61")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
     for _ in range(3):
         script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         wait_for(started)
-        started.unlink()
         os.killpg(script.pid, signal.SIGKILL)
         assert script.communicate(timeout=20)[1] == ""
+        started.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.pipeline.keys import translate
-from narvl_plugin.pipeline.programs import ENDINGS, ProgramFailed, Programs, Stopped, stopped_by_signals
+from narvl_plugin.pipeline.programs import ENDINGS, ProgramFailed, Programs, Stopped, noting_signals
 from narvl_plugin.pipeline.run import Run
 from narvl_plugin.pipeline.settings import RunConfig, Settings, find_tree
 from narvl_plugin.pipeline.stages import Reporter, sole_run
@@ -37,16 +38,18 @@ def run_recipe(config: DictConfig, config_dir: Path | None, log_file: Path | Non
     with sole_run(settings.out) as lock:
         settings.keep()
         programs = Programs(lock)
+        signal.signal(signal.SIGTSTP, lambda *_: programs.pause())
         try:
             Run(settings, programs, reporter)()
         finally:
             programs.end()
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
 def _run(config: DictConfig, config_dir: Path | None, log_file: Path | None) -> None:
     """Run a recipe. Errors that a user can fix, and signals, end the program with one line."""
     try:
-        with stopped_by_signals():
+        with noting_signals():
             run_recipe(config, config_dir, log_file)
     except Stopped as stopped:
         end = f"{ENDINGS[stopped.number]}; start the same command again to go on"  # type: ignore[index]

@@ -37,7 +37,6 @@ class Key:
 
 KEYS = (
     Key("PRESET", "preset", "smoke, quick or full: sizes of the data and of the trainings (quick)", number=False),
-    Key("OUT", "out", "folder of the run (runs/RECIPE_PRESET_seedSEED)", number=False, kept=False),
     Key("SEED", "seed", "seed of the scenes and of training (1)"),
     Key("ARCH", "size", "narvl_SIZE, the student's size; the teacher has the same (nano)", number=False),
     Key("DATA", "data", "folder with {train,valid,test}.tsv, also with OFA's file names (embedded data)", number=False),
@@ -77,6 +76,7 @@ KEYS = (
     Key("MAX_LEN", "max_len", "longest caption in tokens", recipes=("caption",)),
     Key("NO_REPEAT_NGRAM", "no_repeat_ngram", "length of sequences that no caption repeats", recipes=("caption",)),
     Key("ADD_CAPTION", "add_caption", "1: the input has the caption (0 on scenes, else 1)", recipes=("snli_ve",)),
+    Key("OUT", "out", "folder of the run (runs/RECIPE_PRESET_seedSEED)", number=False, kept=False),
     Key("BASELINES", "baselines", "1: also train a student on the other targets, and one with cross entropy (0)", kept=False),
     Key("PROCESSES", "processes", "processes that share a batch in training on CPU (2; 1 on one core or with a GPU)", kept=False),
     Key("THREADS", "threads", "number of torch's threads per process (1)", kept=False),

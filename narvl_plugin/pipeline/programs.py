@@ -56,24 +56,40 @@ class ProgramFailed(InputError):
         self.status = status
 
 
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise `Stopped` in the block for each signal in `ENDINGS` that is not ignored, as under nohup."""
+_asked: list[int] = []
+"""The signals that have asked the run to end."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in ENDINGS:
-            signal.signal(other, signal.SIG_IGN)  # the programs are ended meanwhile
-        raise Stopped(number)
+
+@contextmanager
+def noting_signals() -> Iterator[None]:
+    """Note each signal in `ENDINGS` that comes in the block, but those that are ignored, as under nohup.
+
+    `end_if_asked` raises `Stopped`, so that no signal interrupts the start of a program, or the writing of a file.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _asked.append(number)
 
     before = {number: signal.getsignal(number) for number in ENDINGS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
+            signal.signal(number, note)
+    _asked.clear()
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_if_asked() -> None:
+    """End the run if a signal has come.
+
+    Raises:
+        Stopped: if one has.
+    """
+    if _asked:
+        raise Stopped(_asked[0])
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -101,7 +117,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Programs:
-    """The programs that a run has started.
+    """The programs that a run has started. Each is the first of a process group, with all that it starts.
 
     Args:
         held: number of an open file that all programs hold open, too: the run's lock.
@@ -138,6 +154,7 @@ class Programs:
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=[self._held],
+                process_group=0,  # a signal of the terminal reaches the run, which ends its programs
                 preexec_fn=None if _LIBRARY is None else lambda: _end_with(parent),
             )
         except FileNotFoundError:
@@ -154,30 +171,35 @@ class Programs:
         return True
 
     def end(self) -> None:
-        """End all programs, and kill those that have not ended after two seconds, with all that they have started."""
-        running = [program for program in self._running if program.poll() is None]
-        below = [number for program in running for number in _descendants(program.pid)]
-        for program in running:
-            with suppress(OSError):
+        """End all programs, and kill what is left of them and of all that they have started after two seconds."""
+        for program in self._running:
+            if program.poll() is None:
                 program.terminate()
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and any([program.poll() is None for program in running]):
+        while time.monotonic() < deadline and any([program.poll() is None for program in self._running]):
             time.sleep(0.02)
-        while time.monotonic() < deadline and any(map(_lives, below)):
-            time.sleep(0.02)
-        for program in running:
-            if program.poll() is None:
-                below += _descendants(program.pid)
-                program.kill()
-        for number in below:
-            with suppress(OSError):
-                os.kill(number, signal.SIGKILL)
-        for program in running:
+        self._signal(signal.SIGKILL)
+        for program in self._running:
             program.wait()
         deadline = time.monotonic() + 1
-        while time.monotonic() < deadline and any(map(_lives, below)):
+        while time.monotonic() < deadline and self._signal(0):
             time.sleep(0.02)
         self._running.clear()
+
+    def pause(self) -> None:
+        """Stop all programs and this one, as Ctrl-Z does, until this one is continued."""
+        self._signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> bool:
+        """Send a signal to all programs and all that they have started. Return whether there are any."""
+        found = False
+        for program in self._running:
+            with suppress(OSError):
+                os.killpg(program.pid, number)
+                found = True
+        return found
 
 
 def _end_with(parent: int) -> None:
@@ -186,24 +208,6 @@ def _end_with(parent: int) -> None:
     _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)
-
-
-def _descendants(number: int) -> list[int]:
-    """Return the ids of all processes that a process has started, directly or not, where /proc tells."""
-    found: list[int] = []
-    for file in Path(f"/proc/{number}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in map(int, file.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
-
-
-def _lives(number: int) -> bool:
-    """Return whether there is a process of this id that has not ended."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def last_lines(files: Iterable[Path]) -> str:

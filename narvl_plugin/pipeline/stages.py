@@ -15,6 +15,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from narvl_plugin.errors import InputError
+from narvl_plugin.pipeline.programs import end_if_asked
 from narvl_plugin.whole_files import NO_LOCKS, naming
 
 Work = Iterator[None]
@@ -63,6 +64,7 @@ def _lock(number: int, folder: Path, file: Path) -> None:
                     f"OUT={folder}: another run, or a program that a killed run left behind, is writing there. Wait "
                     f"until it ends, or choose another OUT (fuser {file} shows its process)"
                 ) from None
+            end_if_asked()
             time.sleep(0.1)
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -144,9 +146,14 @@ class Stages:
 
 
 def together(*works: Work) -> None:
-    """Do several works at the same time, until all are done."""
+    """Do several works at the same time, until all are done.
+
+    Raises:
+        Stopped: if a signal asks the run to end.
+    """
     waiting = list(works)
     while waiting:
+        end_if_asked()
         for work in list(waiting):
             try:
                 next(work)
