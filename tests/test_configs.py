@@ -293,7 +293,15 @@ def test_a_flag_switches_on_also_what_a_size_has_on(flags: list[str]) -> None:
 
 def hydra_train(programs: Path, folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run fairseq-hydra-train in a folder, from this source tree."""
-    command = ["fairseq-hydra-train", "--config-dir", str(CONFIGS), "--config-name", "train", *choices(name), *overrides]
+    command = [
+        "fairseq-hydra-train",
+        "--config-dir",
+        str(CONFIGS),
+        "--config-name",
+        "train",
+        *choices(name),
+        *overrides,
+    ]
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     environment["OMP_NUM_THREADS"] = "1"
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -5,27 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from narvl_plugin.pipeline.keys import table
 
-
-class WithKeys(typer.core.TyperCommand):
-    """A command whose help ends with the settings of the run scripts."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the settings."""
-        with formatter.section("Settings, as the run scripts spell them, and below each its option"):
-            for line in table().splitlines():
-                formatter.write(f"  {line}\n")
+SETTINGS = f"Settings, as the run scripts spell them, and below each its option:\n\n\b\n{table()}"
+"""The end of the command's help."""
 
 
 def run(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, and flags of Hydra.")
     ] = None,
-    config_dir: Annotated[Path | None, typer.Option(help="Folder of the recipes, run_scripts/config of a clone.")] = None,
+    config_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the recipes, run_scripts/config of a clone.")
+    ] = None,
     log_file: Annotated[Path | None, typer.Option(help="File to append all messages to, but progress bars.")] = None,
 ) -> None:
     """Run a recipe from data to report.

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -62,10 +63,8 @@ def _run(config: DictConfig, config_dir: Path | None, log_file: Path | None) -> 
 
 def _end(message: str, status: int) -> None:
     """End the program with a message."""
-    try:
+    with suppress(OSError):  # the terminal may be closed
         print(message, file=sys.stderr, flush=True)
-    except OSError:  # the terminal was closed
-        pass
     sys.exit(status)
 
 

@@ -77,8 +77,18 @@ KEYS = (
     Key("NO_REPEAT_NGRAM", "no_repeat_ngram", "length of sequences that no caption repeats", recipes=("caption",)),
     Key("ADD_CAPTION", "add_caption", "1: the input has the caption (0 on scenes, else 1)", recipes=("snli_ve",)),
     Key("OUT", "out", "folder of the run (runs/RECIPE_PRESET_seedSEED)", number=False, kept=False),
-    Key("BASELINES", "baselines", "1: also train a student on the other targets, and one with cross entropy (0)", kept=False),
-    Key("PROCESSES", "processes", "processes that share a batch in training on CPU (2; 1 on one core or with a GPU)", kept=False),
+    Key(
+        "BASELINES",
+        "baselines",
+        "1: also train a student on the other targets, and one with cross entropy (0)",
+        kept=False,
+    ),
+    Key(
+        "PROCESSES",
+        "processes",
+        "processes that share a batch in training on CPU (2; 1 on one core or with a GPU)",
+        kept=False,
+    ),
     Key("THREADS", "threads", "number of torch's threads per process (1)", kept=False),
     Key("WORKERS", "workers", "workers per process that read images (1). Nano's features need none", kept=False),
     Key("SKIP_BAD_ROWS", "skip_bad_rows", "number of bad rows that may be skipped (0)", kept=False),
@@ -144,9 +154,7 @@ def _option(key: Key, value: str) -> str:
     if key.name == "ARCH":
         size = value.removeprefix("narvl_")
         if size == value or not size:
-            raise InputError(
-                f"ARCH={value}: give a student's architecture, such as narvl_nano or narvl_base"
-            )
+            raise InputError(f"ARCH={value}: give a student's architecture, such as narvl_nano or narvl_base")
         return f"size={size}"
     if key.number:
         try:

@@ -16,8 +16,6 @@ from narvl_plugin.pipeline.stages import Reporter, Stages, Work, together
 from narvl_plugin.pipeline.training import configuration, train, wait_for
 from narvl_plugin.whole_files import naming
 
-SHOWN_OPTIONS = ("max_tgt_length", "patch_image_size", "num_bins")
-
 
 class Run:
     """A run of a recipe in its folder.
@@ -94,7 +92,6 @@ class Run:
     def _find_answers(self) -> None:
         """Set the options of the task, some of which depend on whether there is a closed list of answers."""
         config, recipe = self.settings.config, self.recipe
-        # nothing but options of the task that generation and both trainings share
         self.teachers = {name: shlex.split(words) for name, words in recipe["teachers"].items()}
         self.distil_options = shlex.split(recipe["distil_options"])
         self.latency_options = shlex.split(recipe["latency_options"])
@@ -195,9 +192,7 @@ class Run:
             workers=0 if settings.nano else settings.config.workers,
         )
         cfg["task"] |= self.answers
-        return train(
-            folder, cfg, title=folder.name, programs=self.programs, env=self.env, reporter=self.reporter
-        )
+        return train(folder, cfg, title=folder.name, programs=self.programs, env=self.env, reporter=self.reporter)
 
     # --- Results -----------------------------------------------------------------------------------------------------
 
@@ -236,9 +231,7 @@ class Run:
         work = partial(self._generate, name, model, options, env or self.env, shown)
         return self.stages.stage(f"generate {name}", output, work)
 
-    def _generate(
-        self, name: str, model: str, options: list[str], env: Mapping[str, str], shown: bool
-    ) -> Work:
+    def _generate(self, name: str, model: str, options: list[str], env: Mapping[str, str], shown: bool) -> Work:
         """Write the outputs of a model, and print its scores."""
         part, test = self.out / "generate.part" / name, self.splits["test"]
         written, log = part / "generate-test.txt", part / "log"

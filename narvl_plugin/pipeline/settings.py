@@ -103,9 +103,7 @@ class Settings:
         self.task: str = self.teacher["task"]["_name"]
         batch = self.teacher["dataset"]["batch_size"]
         if batch % self.processes:
-            raise InputError(
-                f"BATCH={batch}: is not divisible by PROCESSES={self.processes}, which share each batch"
-            )
+            raise InputError(f"BATCH={batch}: is not divisible by PROCESSES={self.processes}, which share each batch")
         self.splits = self._splits()
 
     @property
@@ -242,9 +240,7 @@ def _require(config: DictConfig) -> None:
     if config.preset not in PRESETS:
         raise InputError(f"PRESET={config.preset}: choose smoke, quick or full")
     if config.size != "nano" and not config.bpe_dir:
-        raise InputError(
-            f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints"
-        )
+        raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
     for key in KEYS:
         if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint"):
             value = config[key.target]

@@ -35,7 +35,14 @@ HYDRA = {
 
 
 def configuration(
-    base: Mapping[str, Any], *, folder: Path, data: str, bpe_dir: Path, teacher: Path | None, processes: int, workers: int
+    base: Mapping[str, Any],
+    *,
+    folder: Path,
+    data: str,
+    bpe_dir: Path,
+    teacher: Path | None,
+    processes: int,
+    workers: int,
 ) -> dict[str, Any]:
     """Return the complete configuration of a training.
 
@@ -81,7 +88,7 @@ def configuration(
 
 
 def write_configuration(cfg: Mapping[str, Any], folder: Path) -> None:
-    """Write a training's configuration into its folder, for `fairseq-hydra-train --config-dir FOLDER --config-name train`."""
+    """Write a training's configuration into its folder, as `fairseq-hydra-train` reads it."""
     whole = {"defaults": ["_self_", {"override hydra/job_logging": "none"}], "hydra": HYDRA, **cfg}
     head = f"# A training of a run. To repeat it: fairseq-hydra-train --config-dir {folder} --config-name {CONFIG}\n"
     if cfg["common"]["cpu"]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, lines_of
 from omegaconf import OmegaConf
+from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, lines_of
 from PIL import Image
 
 from narvl_plugin.compat import command_lines
@@ -72,7 +72,11 @@ def as_fairseq_train(call: list[str]) -> list[str]:
     for section in sorted(cfg.keys() - {"hydra", "defaults"}):
         for key, value in cfg[section].items():
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            given = [] if value is None or value is False else [f"--{key.replace('_', '-')}", *([] if value is True else [text])]
+            given = (
+                []
+                if value is None or value is False
+                else [f"--{key.replace('_', '-')}", *([] if value is True else [text])]
+            )
             words += given
     return words
 
