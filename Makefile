@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all test test-fast docs check
+.PHONY: help setup demo demo-all test test-fast docs results check
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-fast: $(INSTALLED) ## Run the quick tests, of less than a second each (1 to
 
 docs: $(INSTALLED) ## Build the documentation into docs/_build/html, without a network
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+results: $(INSTALLED) ## Render docs/results/, RESULTS.md and README's table from docs/results/data/
+	$(VENV)/bin/python docs/results/make.py
 
 check: $(INSTALLED) ## Lint, check the formatting, the types, and that imports keep to their borders
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,6 @@ DOCS = [
     "sphinx>=8",
     "furo>=2024.8",
     "myst-nb>=1.2",
-    "sphinx-click>=6",
     "sphinx-copybutton>=0.5",
     "jupytext>=1.16",
     "ipykernel>=6",

@@ -138,7 +138,7 @@ end_run() {
 }
 
 # stage NAME OUTPUT COMMAND...: runs the command unless OUTPUT exists. The command must make OUTPUT in one step at its
-# end. Its time in seconds is added to $OUT/stages.tsv.
+# end. Its name, its time in seconds and the moment of its end, in UTC, are added to $OUT/stages.tsv.
 stage() {
   local name=$1 output=$2 start seconds
   shift 2
@@ -155,7 +155,7 @@ stage() {
   seconds=$(((${EPOCHREALTIME/[.,]/} - start) / 100000))
   seconds=${seconds%?}.${seconds: -1}
   [[ $seconds == .* ]] && seconds=0$seconds
-  printf '%s\t%s\n' "$name" "$seconds" >>"$OUT/stages.tsv"
+  TZ=UTC0 printf '%s\t%s\t%(%FT%TZ)T\n' "$name" "$seconds" -1 >>"$OUT/stages.tsv"
   echo "[$name] took $seconds s"
 }
 

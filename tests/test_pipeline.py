@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,14 @@ def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProce
 @pytest.mark.integration
 def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
-    run = tmp_path / "run"
+    run, began = tmp_path / "run", datetime.now(UTC).replace(microsecond=0)
     done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
     assert done.returncode == 0, done.stdout + done.stderr
     timed = [line.split("\t") for line in (run / "stages.tsv").read_text().splitlines()]
-    assert sorted(name for name, _ in timed) == sorted(STAGES)
-    assert all(float(seconds) > 0 for _, seconds in timed)
+    assert sorted(name for name, *_ in timed) == sorted(STAGES)
+    assert all(float(seconds) > 0 for _, seconds, _ in timed)
+    ends = [datetime.fromisoformat(end) for *_, end in timed]
+    assert began <= ends[0] and ends[-1] <= datetime.now(UTC)
     for name in ("data/caption/test.tsv", "vocab/spm.model", "results.json", "table.md", "report.html"):
         assert (run / name).stat().st_size > 0
     assert not list(run.rglob("*.part*"))
@@ -88,7 +91,7 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     for model in ("teacher", "student"):
         records = [json.loads(line) for line in (run / model / "train.jsonl").read_text().splitlines()]
         assert {record["num_updates"] for record in records if "num_updates" in record} >= {"1", "4"}
-        assert any("valid_loss" in record for record in records)
+        assert any("valid_loss" in record and "valid_cider" in record for record in records)
     assert "new: decoder.query_embed.weight[0:24], queries" in (run / "student" / "train.log").read_text()
 
     results = json.loads((run / "results.json").read_text())

@@ -5,29 +5,36 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from narvl_plugin.data.scenes.backgrounds import Background
+from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.report import build, build_report
-from narvl_plugin.report.charts import training_charts
+from narvl_plugin.report.about import SETTINGS, Stage, about, count_parameters, duration, read_stages
+from narvl_plugin.report.charts import Targets, training_charts
 from narvl_plugin.report.outputs import (
     TrainingLog,
     outputs_by_row,
     read_rows,
     read_training_log,
 )
-from narvl_plugin.report.readings import AttentionMap, QueryView, Slot, slot_kinds
+from narvl_plugin.report.readings import HEAT, AttentionMap, QueryView, Slot, heat_map, pale, slot_kinds
 from narvl_plugin.report.subjects import Row
 from narvl_plugin.report.subjects.caption import CaptionReport
 
+RED = Background("red", "plain", 0)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCENES = [
     ("a red dog left of a big bus&&one dog and a bus", "dog&&bus"),
     ("two cats on a blue background&&a pair of cats", "cat"),
@@ -75,7 +82,7 @@ def generated_file(captions: Sequence[str]) -> str:
 
 def caption_rows(tsv: Path) -> Sequence[Row]:
     """Read a test file of captions."""
-    return read_rows(tsv, CaptionReport(None, tsv.parent))
+    return read_rows(tsv, CaptionReport(None, tsv))
 
 
 @pytest.fixture
@@ -151,7 +158,7 @@ def test_page_stands_alone(run_folder: Path) -> None:
         assert text in page
     assert "an owl &lt;b&gt;above&lt;/b&gt;" in page
     assert page.count("data:image/jpeg;base64,") == len(SCENES)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "<script" not in page
     assert "4.0 ×" in page
     # Nothing is fetched: every address is inline data or a place in the page itself.
@@ -163,30 +170,177 @@ def test_page_stands_alone(run_folder: Path) -> None:
 def test_page_shows_the_queries(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [Slot("owl", 0.875, "token"), Slot("owl", 0.5, "repeat"), Slot("", 0.99, "blank")]
     reading = QueryView(
-        slots, [AttentionMap("owl", "data:image/jpeg;base64,AAAA")], [("an owl", 0.5), ("an eagle", 0.25)]
+        slots,
+        [AttentionMap("owl", "data:image/png;base64,AAAA")],
+        "data:image/jpeg;base64,BBBB",
+        [("an owl", 0.5), ("an eagle", 0.25), ("a hen", 0.0001)],
     )
     monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
     build_report(run_folder, num_images=2)
     page = (run_folder / "report.html").read_text()
-    assert page.count('<img src="data:image/jpeg;base64,AAAA" alt="">owl') == 2
+    assert page.count('<img src="data:image/png;base64,AAAA" alt=""></span>owl') == 2
+    assert page.count('style="--pale: url(data:image/jpeg;base64,BBBB)"') == 2
     assert page.count("<li>an eagle<small>25.0 %</small></li>") == 2
+    assert page.count("<li>a hen<small>&lt; 0.1 %</small></li>") == 2
+    assert "A percentage after an output is the student's probability." in page
     assert page.count('<li class="slot token" title="query 1: owl, 87.5 %"') == 2
     assert page.count('<li class="slot repeat"') == 2
     assert page.count('<li class="slot blank" title="query 3: blank, 99.0 %">·<small>99</small>') == 2
 
 
-def test_page_shows_how_far_confidence_can_be_trusted(run_folder: Path) -> None:
+def test_an_output_without_others_is_not_listed_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = QueryView([], [], "", [("an owl", 0.5)])
+    monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
+    build_report(run_folder)
+    page = (run_folder / "report.html").read_text()
+    assert "considered" not in page and "<small>50.0 %" not in page and "A percentage" not in page
+
+
+def test_confidence_in_a_caption_is_in_the_results_alone(run_folder: Path) -> None:
+    """A caption is correct only if it equals a reference word by word, which says little about the others."""
     sure = Reliability.of(np.array([0.95, 0.9, 0.4, 0.35]), np.array([1.0, 1.0, 1.0, 0.0]))
     systems = dict.fromkeys(("student_uncalibrated", "student", "teacher"), asdict(sure))
     measured = {"temperature": 1.5, "slope": 1.2, "offset": -0.1, "fitted_on": 4, "systems": systems}
     (run_folder / "calibration.json").write_text(json.dumps(measured))
     content = build_report(run_folder)
     assert content["calibration"] == measured
-    page = (run_folder / "report.html").read_text()
-    assert page.count("<svg") == 6
-    assert "temperature is 1.50, log-odds are taken 1.20 times -0.10, fitted on 4" in page
-    row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
-    assert row in (run_folder / "table.md").read_text()
+    assert "onfidence" not in (run_folder / "report.html").read_text()
+    assert "onfidence" not in (run_folder / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Give a browser; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(run_folder: Path, browser: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """On a phone the table scrolls within its box and says so; attention is enlarged by the keyboard alone."""
+    picture = Image.new("RGB", (30, 20), "red")
+    looks = [AttentionMap(text, heat_map(torch.tensor([0.0, 0.1, 0.2, 0.3]))) for text in ("an", "owl")]
+    reading = QueryView([Slot("owl", 0.875, "token")], looks, pale(picture), [("an owl", 0.5), ("a hen", 0.25)])
+    monkeypatch.setattr(build, "_readings", lambda student, shown, images: [reading for _ in shown])
+    build_report(run_folder, settings={"SEED": "17", "TEACHER_LR": "2e-3"})
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(f"file://{run_folder / 'report.html'}")
+
+    phone = width == 390
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator(".scroll").first.evaluate("box => box.scrollWidth > box.clientWidth") == phone
+    assert page.locator(".hint").first.is_visible() == phone
+    chart = page.locator(".chart svg").first
+    box, label = chart.bounding_box(), chart.locator("text").first.bounding_box()
+    assert label["height"] >= 11 and (box["width"] > 0.8 * width) == phone
+
+    look = page.locator("details.look summary").first
+    look.focus()
+    small = look.locator(".map").bounding_box()
+    assert small["width"] == small["height"] >= 96
+    page.keyboard.press("Enter")
+    large = look.locator(".map").bounding_box()
+    assert large["width"] == large["height"] > 300
+    assert large["x"] >= 0 and large["x"] + large["width"] <= width
+    page.keyboard.press("Enter")
+    assert look.locator(".map").bounding_box() == small
+    assert complaints == []
+    page.close()
+
+
+class TestBrokenSentences:
+    """The column, the headline and the note on captions with words that no training caption has in a row."""
+
+    @pytest.fixture
+    def training_file(self, run_folder: Path) -> Path:
+        """Write a training file of embedded scenes, which knows the teacher's sentences."""
+        captions = [*GENERATED["teacher_beam5"], "one cat and a bus", "a pair of cats", "apples below an owl"]
+        captions += ["an owl above three apples", "a red dog left of a bus"]
+        file = run_folder / "data" / "caption" / "train.tsv"
+        file.write_text(f"train-0\ttrain-0\t{'&&'.join(captions)}\tdog\tAAAA\n")
+        return file
+
+    def test_table_headline_and_note(
+        self, training_file: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        systems = build_report(run_folder)["systems"]
+        # "two cats" alone, and "an owl <b>above</b>" with its tags, are no training captions.
+        assert [systems[name]["broken"] for name in ("teacher_beam5", "student", "nouns_only")] == [0, 2 / 3, 1]
+        assert systems["student"]["broken_references"] == 0
+        table = (run_folder / "table.md").read_text()
+        assert "| object recall | broken | p50 ms |" in table
+        assert "| 0.800 | 66.7 % | 10.0 |" in table
+        assert "Of the references, 0.0 % are broken." in table
+        page = (run_folder / "report.html").read_text()
+        assert "<dt>66.7 %</dt><dd>of the student&#39;s captions are broken sentences (teacher: 0.0 %)</dd>" in page
+        printed = capsys.readouterr().out
+        assert "66.7 %" in printed and "…" not in printed
+        assert all(len(line) <= 80 for line in printed.splitlines())
+
+    def test_other_captions_have_none(self, training_file: Path, run_folder: Path) -> None:
+        """New words in a row are not broken where the vocabulary is open."""
+        test_tsv = training_file.with_name("test.tsv")
+        test_tsv.write_text(test_tsv.read_text().replace("dog&&bus", "surfboard&&bus"))
+        assert "broken" not in build_report(run_folder)["systems"]["student"]
+        assert "broken" not in (run_folder / "table.md").read_text().lower()
+
+
+class TestTruth:
+    """Where the content of the scenes is known: the columns and the headline of sentences and of true ones."""
+
+    LEFT, RIGHT, TOP = Thing((0.0, 0.4, 0.2, 0.6)), Thing((0.6, 0.4, 0.9, 0.6)), Thing((0.4, 0.0, 0.6, 0.2))
+    BOTTOM = Thing((0.4, 0.6, 0.6, 0.8))
+    SCENES = [
+        Scene((Group("dog", "", (LEFT,)), Group("bus", "big", (RIGHT,))), RED),
+        Scene((Group("cat", "", (LEFT, RIGHT)),), RED),
+        Scene((Group("owl", "", (TOP,)), Group("apple", "", (BOTTOM,))), RED),
+    ]
+    SAID = {
+        "teacher_beam5": ["a dog left of a bus", "two cats side by side", "an owl above an apple"],
+        "teacher_greedy": ["a dog left of a bus", "two cats", "an owl below an apple"],
+        "student": ["a dog left of a dog", "two cats", "an owl below an apple"],
+    }
+
+    @pytest.fixture
+    def scenes(self, run_folder: Path) -> Path:
+        """Write the content of the scenes, and captions of them."""
+        for name, captions in self.SAID.items():
+            whole = [f"{caption} on a red background" for caption in captions]
+            (run_folder / "generate" / name / "generate-test.txt").write_text(generated_file(whole))
+        lines = [json.dumps({"id": f"test-{row:06d}", **scene_as_json(scene)}) for row, scene in enumerate(self.SCENES)]
+        file = run_folder / "data" / "caption" / "test.scenes.jsonl"
+        file.write_text("\n".join(lines) + "\n")
+        return file
+
+    def test_table_and_headline(self, scenes: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        systems = build_report(run_folder)["systems"]
+        shares = {
+            name: [round(systems[name][key], 2) for key in ("sentences", "true", "complete")] for name in self.SAID
+        }
+        assert shares == {
+            "teacher_beam5": [1.0, 1.0, 1.0],
+            "teacher_greedy": [1.0, 0.67, 1.0],
+            "student": [0.67, 0.33, 0.67],
+        }
+        table = (run_folder / "table.md").read_text()
+        assert "| CIDEr | sentences | true | p50 ms |" in table
+        assert "| 66.7 % | 33.3 % | 10.0 |" in table
+        page = (run_folder / "report.html").read_text()
+        assert "<dt>33.3 %</dt><dd>of the student&#39;s captions are true sentences (teacher: 100.0 %)</dd>" in page
+        assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+    def test_content_of_other_images_is_refused(self, scenes: Path, run_folder: Path) -> None:
+        scenes.write_text("\n".join(scenes.read_text().splitlines()[:2]) + "\n")
+        with pytest.raises(InputError, match="test-000002: the file of scenes has no image of this id"):
+            build_report(run_folder)
 
 
 def test_images_without_a_caption_are_left_out_and_said(run_folder: Path) -> None:
@@ -294,11 +448,157 @@ class TestTrainingLog:
         path.write_text("".join(f'{{"loss": "{loss}", "num_updates": "{step}"}}\n' for step, loss in steps))
         assert read_training_log(path).curves["loss"] == [(10, 5.0), (20, 4.5), (30, 3.5)]
 
+
+LABELS = {"teacher": "Teacher", "student": "Student", "student_ce": "Student, cross entropy"}
+
+
+class TestTrainingCharts:
+    """Which curves share a chart, and what is said of them."""
+
+    def charts(self, targets: Targets, **curves: list[tuple[int, float]]) -> dict[str, Any]:
+        """Draw the same curves of a teacher and a student; return the charts by title."""
+        log = TrainingLog(curves)
+        charts = training_charts(
+            {"teacher": log, "student": log}, LABELS, ("valid_cider", "CIDEr"), {"student": targets}
+        )
+        return {chart.title: chart for chart in charts}
+
     def test_only_curves_with_points_become_charts(self) -> None:
         log = TrainingLog({"nll_loss": [(1, 2.0), (2, 1.0)]})
-        charts = training_charts({"teacher": log}, {"teacher": "Teacher"}, ("valid_cider", "CIDEr"))
-        assert [title for title, _ in charts] == ["Teacher: loss"]
-        assert charts[0][1].startswith("<svg")
+        charts = training_charts({"teacher": log}, {"teacher": "Teacher"}, ("valid_cider", "CIDEr"), {})
+        assert [chart.title for chart in charts] == ["Teacher: loss"]
+        assert charts[0].svg.startswith("<svg")
+
+    @pytest.mark.parametrize(
+        ("targets", "words"),
+        [
+            (Targets(taught=True, any_of_row=True), "any of the outputs that the teacher wrote for a row"),
+            (Targets(taught=True, any_of_row=False), "one of the outputs that the teacher wrote for a row"),
+            (Targets(taught=False, any_of_row=True), "any of the outputs that the data has for a row"),
+            (Targets(), "the outputs that the training file has for a row"),
+        ],
+    )
+    def test_losses_of_different_targets_are_apart(self, targets: Targets, words: str) -> None:
+        charts = self.charts(targets, nll_loss=[(1, 2.0), (2, 1.0)], valid_nll_loss=[(2, 7.0)])
+        assert list(charts) == ["Teacher: loss", "Student: loss in training", "Student: loss in validation"]
+        assert charts["Student: loss in training"].note == f"Bits per token of {words}."
+        assert "the first output that the data has" in charts["Student: loss in validation"].note
+        assert "validation" not in charts["Student: loss in training"].svg
+
+    def test_losses_of_the_same_targets_share_a_chart(self) -> None:
+        targets = Targets(taught=False, any_of_row=False)
+        charts = self.charts(targets, nll_loss=[(1, 2.0), (2, 1.0)], valid_nll_loss=[(2, 7.0)])
+        assert list(charts) == ["Teacher: loss", "Student: loss"]
+        for label in ("Student, training", "Student, validation"):
+            assert label in charts["Student: loss"].svg
+
+    def test_the_score_comes_first(self) -> None:
+        charts = self.charts(Targets(), nll_loss=[(1, 2.0)], valid_cider=[(1, 3.0), (2, 4.0)])
+        assert next(iter(charts)) == "CIDEr in validation"
+
+    @pytest.mark.parametrize(("shares", "drawn"), [([0.0, 0.0], False), ([0.3, 0.31], False), ([0.0, 0.2], True)])
+    def test_blanks_are_drawn_where_they_change(self, shares: list[float], drawn: bool) -> None:
+        charts = self.charts(Targets(), blank_share=list(enumerate(shares)))
+        assert ("Blanks" in charts) == drawn
+
+
+def test_what_the_students_learned() -> None:
+    any_reference = SimpleNamespace(task=SimpleNamespace(cfg=SimpleNamespace(any_reference=True)))
+    found = build._targets({"DISTIL": "1"}, any_reference)
+    assert found["student"] == found["student_ce"] == Targets(taught=True, any_of_row=True)
+    assert found["student_nodistill"] == Targets(taught=False, any_of_row=True)
+    boxes = SimpleNamespace(task=SimpleNamespace(cfg=SimpleNamespace()))
+    assert build._targets({"DISTIL": "0"}, boxes)["student"].as_in_validation
+    assert build._targets({}, None)["student"] == Targets()
+
+
+class TestAbout:
+    """What the page says about the run."""
+
+    def test_settings_in_groups_and_words(self) -> None:
+        settings = {"SEED": "17", "DISTIL": "0", "DATA": "", "QUERIES": "24", "SCORE_WEIGHT": "0", "TEACHER_LR": "2e-3"}
+        found = about(settings | {"NEW": "x"}, {}, {"processor": "Abacus 3"}, [])
+        assert {group: [fact.value for fact in facts] for group, facts in found.groups.items()} == {
+            "Run": ["17"],
+            "Data": ["embedded, made by narvl data"],
+            "Models": ["24"],
+            "Training": ["the outputs of the data"],
+            "Machine": ["Abacus 3"],
+        }
+        assert [(group, fact.name, fact.value) for group, fact in found.rest] == [
+            ("Training", "TEACHER_LR", "2e-3"),
+            ("Training", "SCORE_WEIGHT", "0"),
+            ("Other", "NEW", "x"),
+        ]
+        assert found.rest[0][1].words == "learning rate of the teacher"
+
+    def test_every_setting_of_the_scripts_has_words(self) -> None:
+        scripts = Path(__file__).parents[1] / "run_scripts"
+        kept = re.search(r'KEPT_KEYS="([^"]*)"', (scripts / "pipeline.sh").read_text())
+        own = [re.search(r'task_keys="(.*)"', file.read_text()) for file in scripts.glob("*.sh")]
+        keys = " ".join(found[1] for found in [kept, *own] if found).replace("${task_keys:-}", "").split()
+        assert len(keys) > 35 and set(keys) <= SETTINGS.keys()
+
+    def test_stages_with_and_without_the_moment_of_their_end(self, tmp_path: Path) -> None:
+        file = tmp_path / "stages.tsv"
+        assert read_stages(file) == []
+        file.write_text("teacher\t94.5\nstudent\t3700\t2025-01-31T12:00:05Z\nbroken\n")
+        stages = read_stages(file)
+        assert stages == [Stage("teacher", 94.5, ""), Stage("student", 3700.0, "2025-01-31T12:00:05Z")]
+        found = about({}, {}, {}, stages)
+        assert [(fact.words, fact.value) for fact in found.groups["Run"]] == [
+            ("last stage ended", "2025-01-31 12:00:05 UTC"),
+            ("training of the teacher", "1 min 34 s"),
+            ("training of the student", "1 h 2 min"),
+            ("all stages, added up", "1 h 3 min"),
+        ]
+        assert [fact.value for fact in found.stages] == ["1 min 34 s", "1 h 2 min"]
+
+    def test_durations(self) -> None:
+        assert [duration(seconds) for seconds in (4.44, 59.9, 61, 3599.6)] == [
+            "4.4 s",
+            "59.9 s",
+            "1 min 1 s",
+            "1 h 0 min",
+        ]
+
+    def test_parameters(self) -> None:
+        encoder = torch.nn.ModuleDict({"embed_images": torch.nn.Linear(3, 4), "layer": torch.nn.Linear(2, 2)})
+        assert count_parameters(torch.nn.ModuleDict({"encoder": encoder})) == {"backbone": 16, "others": 6}
+        sizes = {"teacher": {"others": 2_270_000, "backbone": 701_000}, "student": {"others": 40_000, "backbone": 0}}
+        assert [(fact.words, fact.value) for fact in about({}, sizes, {}, []).groups["Models"]] == [
+            ("parameters of the teacher", "2.27 million"),
+            ("parameters of the student", "0.04 million"),
+            ("parameters of the vision backbone", "0.70 million"),
+        ]
+
+    def test_all_of_it_is_on_the_page(self, run_folder: Path) -> None:
+        (run_folder / "stages.tsv").write_text("teacher\t94.5\t2025-01-31T12:00:05Z\n")
+        content = build_report(run_folder, settings={"SEED": "17", "TEACHER_LR": "2e-3"})
+        page = (run_folder / "report.html").read_text()
+        assert "<dt>seed of the scenes and of training <code>SEED</code></dt><dd>17</dd>" in page
+        assert "<dt>last stage ended</dt><dd>2025-01-31 12:00:05 UTC</dd>" in page
+        assert "<code>TEACHER_LR</code></td><td>Training: learning rate of the teacher</td><td>2e-3</td>" in page
+        assert content["stages"] == [{"name": "teacher", "seconds": 94.5, "ended": "2025-01-31T12:00:05Z"}]
+
+
+def opened(uri: str) -> Image.Image:
+    """Open the image of a data URI."""
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def test_heat_has_the_colours_of_the_legend() -> None:
+    heat = opened(heat_map(torch.tensor([0.0, 0.1, 0.2, 0.3])))
+    assert heat.size == (2, 2)
+    assert [heat.getpixel(place) for place in ((0, 0), (1, 0), (0, 1), (1, 1))] == list(HEAT)
+
+
+def test_heat_lies_on_a_light_square(run_folder: Path) -> None:
+    picture = Image.new("RGB", (400, 300), "black")
+    picture.paste("white", (0, 0, 200, 300))
+    square = opened(pale(picture))
+    assert square.size == (240, 240) and square.mode == "L"
+    assert square.getextrema()[0] >= 160
 
 
 def test_slot_kinds() -> None:

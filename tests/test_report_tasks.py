@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.report import build_report
 from narvl_plugin.report.subjects.refcoco import RefcocoReport
 from narvl_plugin.report.subjects.vqa_gen import VqaGenReport
@@ -83,6 +85,22 @@ def test_questions(report_on: Callable[..., dict[str, Any]], vqa_rows: Rows, tmp
     assert "8.0 ×" in page and "4.0 ×" in page
 
 
+def test_page_shows_how_far_confidence_can_be_trusted(
+    report_on: Callable[..., dict[str, Any]], vqa_rows: Rows, tmp_path: Path
+) -> None:
+    sure = Reliability.of(np.array([0.95, 0.9, 0.4, 0.35]), np.array([1.0, 1.0, 1.0, 0.0]))
+    systems = dict.fromkeys(("student_uncalibrated", "student", "teacher"), asdict(sure))
+    measured = {"temperature": 1.5, "slope": 1.2, "offset": -0.1, "fitted_on": 4, "systems": systems}
+    (tmp_path / "calibration.json").write_text(json.dumps(measured))
+    assert report_on("vqa_gen", vqa_rows, QUESTIONS)["calibration"] == measured
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "probability that its answer is correct" in page and "by its soft accuracy" in page
+    assert "temperature is 1.50, log-odds are taken 1.20 times -0.10, fitted on 4" in page
+    row = "| Student, calibrated | 0.750 | 0.650 | 0.275 | 0.267 | 0.062 |"
+    assert row in (tmp_path / "table.md").read_text()
+
+
 def test_without_a_list_of_answers_beam_search_is_the_base(
     report_on: Callable[..., dict[str, Any]], vqa_rows: Rows
 ) -> None:
@@ -142,7 +160,7 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
 
 def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
     assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
@@ -154,7 +172,7 @@ def test_features_of_unknown_size_are_a_bad_row(tmp_path: Path, refcoco_rows: Ro
     np.save(tmp_path / "features.npy", np.zeros((3, 2, 2), dtype=np.float32))
     refcoco_rows[0][4] = "features.npy"
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
-    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path)
+    subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     with pytest.raises(BadRow, match=r"test\.tsv:1: the image column holds features that do not tell the size"):
         subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from narvl_plugin.data import images
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import whole_rows
+from narvl_plugin.data.scenes.truth import scenes_file
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.inference import optimise_backbone
 from narvl_plugin.models.vision import backbone_features, build_backbone
+from narvl_plugin.whole_files import write_whole
 
 BATCH_SIZE = 16
 """Images in a batch. Their largest activations should stay below 32 MiB. Above, the C library requests every block
@@ -40,7 +42,7 @@ def write_features(
 
     The image column then holds the base64 of two `.npy` files: the features, float16 (C, size / 16, size / 16), and the
     image's width and height, which boxes need. A stopped run resumes, see `ResumableWriter`. All other columns of a row
-    stay as they are, byte by byte. Line ends become `\n`.
+    stay as they are, byte by byte. Line ends become `\n`. The content of scenes beside `data` is copied, too.
 
     Args:
         data: TSV file with images.
@@ -82,6 +84,8 @@ def write_features(
         if writer.finished:
             return False
         budget.charge(writer.counts[SKIPPED])
+        if scenes_file(data).is_file():
+            write_whole(scenes_file(out), scenes_file(data).read_text(encoding="utf-8"))
         chosen = choose_device(device)
         backbone = build_backbone(backbone_name, pretrained=True).eval().to(chosen)
         optimise_backbone(backbone)

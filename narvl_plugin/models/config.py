@@ -118,6 +118,14 @@ class NarvlConfig(OfaConfig):
             "captions, 7 for boxes (four bins and three repeats), 6 for answers of VQA, 3 for entailment"
         },
     )
+    query_input: str = field(
+        default="learned",
+        metadata={
+            "help": "input of the decoder: `learned` embeddings of the queries, as in the paper; or, for comparison, "
+            "the embeddings of their `positions` alone; or a uniform copy of the `source`, the encoder's states, as "
+            "plain CTC takes it"
+        },
+    )
     temperature: float = field(
         default=1.0,
         metadata={
@@ -175,6 +183,10 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Smallest and largest value of each number: beyond any published size, but small enough for memory."""
 
 
+CHOICES = {"query_input": ("learned", "positions", "source")}
+"""The values of each option that takes only these."""
+
+
 def _check_value(name: str, value: Any, kind: Any) -> None:
     """Check that a value has the type of its option and lies within its limits.
 
@@ -184,6 +196,8 @@ def _check_value(name: str, value: Any, kind: Any) -> None:
     accepted = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[kind]
     if type(value) not in accepted:
         raise InputError(f"{name}={value!r:.80}: is a {type(value).__name__}; expected {kind.__name__}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise InputError(f"{name}={value!r:.80}: choose one of {', '.join(CHOICES[name])}")
     if name in LIMITS:
         least, most = LIMITS[name]
         if not (math.isfinite(value) and least <= value <= most):

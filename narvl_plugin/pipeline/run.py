@@ -106,7 +106,7 @@ class Run:
         for name in ("max_image_size", "eval_args"):
             if self._task(name) is not None:
                 self.options += [f"--{name.replace('_', '-')}", self._task(name)]
-        for name in ("eval_acc", "add_caption"):
+        for name in ("eval_cider", "eval_acc", "add_caption"):
             self.options += [f"--{name.replace('_', '-')}"] if self._task(name) else []
         self.answers: dict[str, Any] = {}
         if recipe["answers"]:

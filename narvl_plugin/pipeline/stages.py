@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,7 +111,10 @@ class Reporter:
 
 
 class Stages:
-    """The stages of a run in its folder."""
+    """The stages of a run in its folder.
+
+    Its file stages.tsv has a line for each: the name, the time in seconds, and the moment of the end in UTC.
+    """
 
     def __init__(self, out: Path, reporter: Reporter) -> None:
         self.out = out
@@ -141,7 +144,7 @@ class Stages:
         seconds = f"{max(time.monotonic() - start, 0.1):.1f}"
         times = self.out / "stages.tsv"
         with naming(times), open(times, "a", encoding="utf-8") as file:
-            file.write(f"{name}\t{seconds}\n")
+            file.write(f"{name}\t{seconds}\t{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
         self.reporter.say(f"[{name}] took {seconds} s")
 
 

@@ -5,6 +5,8 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.inference.predictor import Predictor
-from narvl_plugin.report.charts import confidence_charts, training_charts
+from narvl_plugin.report.about import about, count_parameters, read_stages
+from narvl_plugin.report.charts import Targets, confidence_charts, training_charts
 from narvl_plugin.report.outputs import outputs_by_row, read_images, read_rows, read_training_log
-from narvl_plugin.report.page import IMAGE_SIDE, TRAINING_LABELS, render_page
+from narvl_plugin.report.page import IMAGE_SIDE, STUDENT, TRAINING_LABELS, Section, render_page
 from narvl_plugin.report.readings import QueryView, view_queries
 from narvl_plugin.report.results import (
     SystemResult,
@@ -47,8 +51,9 @@ def build_report(
 ) -> dict[str, Any]:
     """Score the outputs of a run; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
 
-    It reads ``generate/*/generate-test.txt``. If they exist, it also reads ``latency.json``, ``calibration.json``, the
-    ``train.jsonl`` of each model and ``student/checkpoint_last.pt``. It prints the table.
+    It reads ``generate/*/generate-test.txt``. If they exist, it also reads ``latency.json``, ``calibration.json``,
+    ``stages.tsv``, the ``train.jsonl`` of each model, and ``checkpoint_last.pt`` of teacher and student. It prints the
+    table.
 
     Args:
         out_dir: the run's folder.
@@ -70,7 +75,7 @@ def build_report(
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
-    subject = TASK_REPORTS[task](student.task if student else None, test_tsv.parent)
+    subject = TASK_REPORTS[task](student.task if student else None, test_tsv)
     rows = read_rows(test_tsv, subject)
     outputs = _read_systems(out_dir, rows)
     scored = [row for row in rows if all(row.number in said for said in outputs.values())]
@@ -87,13 +92,20 @@ def build_report(
     with _blaming(out_dir / "calibration.json"):
         confidence = confidence_tables(calibration)
         calibration_charts = confidence_charts(calibration["systems"]) if calibration else []
+    if not subject.confidence:
+        confidence, calibration_charts = [], []
+    settings = dict(settings or {})
+    parameters = _count_parameters(student, out_dir)
+    stages = read_stages(out_dir / "stages.tsv")
     tables = further_tables(subject, results) + confidence
     content = {
         "systems": {result.name: result.as_json() for result in results},
         "test": {"file": str(test_tsv), subject.unit: len(scored), "left_out": left_out},
         "machine": measured["machine"],
         "calibration": calibration,
-        "settings": dict(settings or {}),
+        "settings": settings,
+        "parameters": parameters,
+        "stages": [asdict(stage) for stage in stages],
     }
     write_whole(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_whole(out_dir / "table.md", markdown(subject, results, sentences, tables))
@@ -107,14 +119,14 @@ def build_report(
         results=results,
         notes=sentences,
         tables=tables,
-        charts={
-            "Training": training_charts(logs, TRAINING_LABELS, subject.curve),
-            "Confidence": calibration_charts,
-        },
+        sections=[
+            Section("Training", "", training_charts(logs, TRAINING_LABELS, subject.curve, _targets(settings, student))),
+            Section("Confidence", subject.confidence, calibration_charts),
+        ],
         rows=shown,
         readings=_readings(student, shown, images),
         images=images,
-        settings=content["settings"],
+        about=about(settings, parameters, measured["machine"], stages),
     )
     write_whole(out_dir / "report.html", page)
     print_table(headings(subject, results), results, sentences)
@@ -126,7 +138,7 @@ def print_table(columns: Sequence[str], results: Sequence[SystemResult], sentenc
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column, name in enumerate(columns):
         heading = name.replace(" ", "\n").replace("/", "/\n")
-        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
     for result in results:
         table.add_row(*(Text(harmless(cell)) for cell in result.cells()))
     console = Console()
@@ -167,6 +179,28 @@ def _load_student(
     if student.task.cfg._name != task:
         raise InputError(f"{checkpoint}: was trained for {student.task.cfg._name}, and the report is --task {task}")
     return student
+
+
+def _count_parameters(student: Predictor | None, out_dir: Path) -> dict[str, dict[str, int]]:
+    """Count the parameters of teacher and student; a checkpoint that does not fit the student's task is left out."""
+    counts = {}
+    for name in ("teacher", STUDENT):
+        checkpoint = out_dir / name / "checkpoint_last.pt"
+        if student is None or not checkpoint.exists():
+            continue
+        try:
+            counts[name] = count_parameters(copy(student.task).model_of(Checkpoint.read(checkpoint)))
+        except InputError as error:
+            logger.warning("the parameters of the %s are not counted: %s", name, error)
+    return counts
+
+
+def _targets(settings: Mapping[str, str], student: Predictor | None) -> dict[str, Targets]:
+    """Return what the students of the run scripts learned, as far as the settings and the student's options tell."""
+    taught = {"1": True, "0": False}.get(settings.get("DISTIL", ""))
+    any_of_row = None if student is None else bool(getattr(student.task.cfg, "any_reference", False))
+    found = {STUDENT: taught, "student_ce": taught, "student_distilled": True, "student_nodistill": False}
+    return {name: Targets(taught, any_of_row) for name, taught in found.items()}
 
 
 def _read_calibration(path: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -25,12 +27,17 @@ CONFIDENCE_STYLES = {
     "student_uncalibrated": (COLOURS["student"], ":"),
     "student": (COLOURS["student"], "-"),
 }
-_INK, _RULE = "#1c2430", "#d5dae1"
+LONG_LABEL = 20
+"""Characters of the longest label of a legend with two columns."""
+LEAST_CHANGE = 0.02
+"""Share of queries: a curve of blanks that changes less is left out."""
+_BITS = "bits per token"
+_INK, _RULE, _GUIDE = "#1c2430", "#d5dae1", "#8b95a3"
 _STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
     "svg.fonttype": "none",
     "svg.hashsalt": "narvl",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 12,
     "text.color": _INK,
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _INK,
@@ -40,6 +47,46 @@ _STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        title: its title.
+        note: what it shows, in sentences.
+        svg: an ``<svg>`` element; empty if there is nothing to draw.
+    """
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The outputs that a student learned.
+
+    Attributes:
+        taught: whether a teacher wrote them; None if unknown.
+        any_of_row: whether any of a row's outputs was correct in training; None if unknown.
+    """
+
+    taught: bool | None = None
+    any_of_row: bool | None = None
+
+    @property
+    def as_in_validation(self) -> bool:
+        """Whether a loss in training has the targets of validation: one output of the data a row."""
+        return self.taught is False and self.any_of_row is False
+
+    @property
+    def in_words(self) -> str:
+        """The target of a row, to follow "the loss of"."""
+        writer = {True: "that the teacher wrote", False: "that the data has", None: "that the training file has"}
+        number = {True: "any of the outputs", False: "one of the outputs", None: "the outputs"}
+        return f"{number[self.any_of_row]} {writer[self.taught]} for a row"
 
 
 def line_chart(
@@ -57,7 +104,9 @@ def line_chart(
         An ``<svg>`` element.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        columns = 1 if max(map(len, curves)) > LONG_LABEL else 2
+        height = 3.0 + 0.22 * -(-len(curves) // columns)  # the legend lies above the axes
+        figure = Figure(figsize=(4.3, height), layout="constrained")
         axes = figure.add_subplot()
         for label, (colour, points, style) in curves.items():
             places, values = zip(*points, strict=True)
@@ -75,12 +124,13 @@ def line_chart(
         axes.set_xlabel(xlabel or "updates")
         axes.set_ylabel(ylabel)
         if xlabel is None:
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.set_ylim(bottom=0)
         else:
             axes.set_xlim(0, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=11, handlelength=1.6)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
     return _for_html(stream.getvalue(), description)
@@ -91,54 +141,102 @@ def _for_html(svg: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{description}">{rest}'
+    return f'{opening} role="img" aria-label="{escape(description)}">{rest}'
 
 
 def training_charts(
-    logs: Mapping[str, TrainingLog], labels: Mapping[str, str], score: tuple[str, str]
-) -> list[tuple[str, str]]:
-    """Draw the training logs: losses (negative log-likelihood), validation score, share of blanks.
+    logs: Mapping[str, TrainingLog],
+    labels: Mapping[str, str],
+    score: tuple[str, str],
+    targets: Mapping[str, Targets],
+) -> list[Chart]:
+    """Draw the training logs: validation score, losses (negative log-likelihood), share of blanks.
+
+    A loss in training and a loss in validation share a chart only if they measure the same.
 
     Args:
         logs: the logs by folder name, a key of ``COLOURS``.
         labels: the labels of the systems, by folder name.
         score: the curve of the validation score, and its name.
+        targets: what the students learned, by folder name; unknown for those that are missing.
 
     Returns:
-        Pairs of title and ``<svg>`` element; charts without any point are left out.
+        The charts; those without any point are left out, and so is a share of blanks that does not change.
     """
-    teachers = {name: log for name, log in logs.items() if name == TEACHER}
-    students = {name: log for name, log in logs.items() if name != TEACHER}
-    score_curve, score_name = score
-    plans = [
-        ("Teacher: loss", teachers, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
-        ("Students: loss", students, {"nll_loss": "-", "valid_nll_loss": "--"}, "bits per token"),
-        (f"Validation {score_name}", logs, {score_curve: "-"}, score_name),
-        ("Queries that predict the blank", students, {"blank_share": "-"}, "share of queries"),
+    teachers = [name for name in logs if name == TEACHER]
+    students = [name for name in logs if name != TEACHER]
+    learned = {name: targets.get(name, Targets()) for name in students}
+    alike = [name for name in students if learned[name].as_in_validation]
+    apart = [name for name in students if name not in alike]
+    trained_on = " or ".join(dict.fromkeys(learned[name].in_words for name in apart))
+    telling = [name for name in students if _varies(logs[name].curves.get("blank_share", ()))]
+    curve, score_name = score
+
+    def draw(title: str, note: str, names: Sequence[str], curves: Mapping[str, tuple[str, str]], ylabel: str) -> Chart:
+        """Draw curves of some systems, each with its line style and with what follows the system in the legend."""
+        drawn = {
+            labels[name] + suffix: (COLOURS[name], logs[name].curves[curve], style)
+            for name in names
+            for curve, (style, suffix) in curves.items()
+            if curve in logs[name].curves
+        }
+        svg = line_chart(drawn, ylabel=ylabel, description=f"{title}, over updates") if drawn else ""
+        return Chart(title, note, svg)
+
+    both = {"nll_loss": ("-", ", training"), "valid_nll_loss": ("--", ", validation")}
+    same = "Bits per token of one correct output a row. Dropout acts in training only."
+    charts = [
+        draw(
+            f"{score_name[0].upper()}{score_name[1:]} in validation",
+            "Score of the outputs for the validation file. Higher is better.",
+            list(logs),
+            {curve: ("-", "")},
+            score_name,
+        ),
+        draw("Teacher: loss", same, teachers, both, _BITS),
+        draw("Student: loss", same, alike, both, _BITS),
+        draw(
+            "Student: loss in training",
+            f"Bits per token of {trained_on}.",
+            apart,
+            {"nll_loss": ("-", "")},
+            _BITS,
+        ),
+        draw(
+            "Student: loss in validation",
+            "Bits per token of the first output that the data has for a row. Training measures another quantity. "
+            "This one may rise while the score rises.",
+            apart,
+            {"valid_nll_loss": ("--", "")},
+            _BITS,
+        ),
+        draw(
+            "Blanks",
+            "Share of a student's queries whose most probable label is the blank, in training. A blank adds no token.",
+            telling,
+            {"blank_share": ("-", "")},
+            "share of queries",
+        ),
     ]
-    charts = []
-    for title, chosen, styles, ylabel in plans:
-        curves = {}
-        for name, log in chosen.items():
-            for curve, style in styles.items():
-                if curve in log.curves:
-                    suffix = ", validation" if curve == "valid_nll_loss" else ""
-                    curves[labels[name] + suffix] = (COLOURS[name], log.curves[curve], style)
-        if curves:
-            charts.append((title, line_chart(curves, ylabel=ylabel, description=f"{title} over updates")))
-    return charts
+    return [chart for chart in charts if chart.svg]
 
 
-def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _varies(points: Curve) -> bool:
+    """Return whether the values of a curve differ enough to be seen."""
+    values = [value for _, value in points]
+    return bool(values) and max(values) - min(values) >= LEAST_CHANGE
+
+
+def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     """Draw the accuracy of systems by their confidence, and their error rate among their most confident answers.
 
     Args:
         measured: by system, `Reliability` as `narvl calibrate` writes it.
 
     Returns:
-        Pairs of title and ``<svg>`` element.
+        Two charts.
     """
-    reliability: dict[str, tuple[str, Curve, str]] = {"perfect calibration": (_RULE, [(0.0, 0.0), (1.0, 1.0)], "-")}
+    reliability: dict[str, tuple[str, Curve, str]] = {"perfect calibration": (_GUIDE, [(0.0, 0.0), (1.0, 1.0)], "-")}
     risk = {}
     for name, (colour, style) in CONFIDENCE_STYLES.items():
         if name not in measured:
@@ -148,6 +246,14 @@ def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[s
         risk[label] = (colour, list(zip(values["coverage"], values["risk"], strict=True)), style)
     titles = ("Accuracy by confidence", "Error rate among the most confident answers")
     return [
-        (titles[0], line_chart(reliability, xlabel="confidence", ylabel="accuracy", description=titles[0])),
-        (titles[1], line_chart(risk, xlabel="share answered", ylabel="error rate", description=titles[1])),
+        Chart(
+            titles[0],
+            "Share of correct answers among those of about the same confidence. Best is the diagonal.",
+            line_chart(reliability, xlabel="confidence", ylabel="accuracy", description=titles[0]),
+        ),
+        Chart(
+            titles[1],
+            "Share of wrong answers if a system answers only where it is most confident. Lower is better.",
+            line_chart(risk, xlabel="share answered", ylabel="error rate", description=titles[1]),
+        ),
     ]

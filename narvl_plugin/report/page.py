@@ -1,6 +1,6 @@
 """The HTML page of a run: one file without scripts and without network access."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,10 +8,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from narvl_plugin.data.shown_images import data_uri
-from narvl_plugin.report.readings import AttentionMap, QueryView, Slot
+from narvl_plugin.report.about import About
+from narvl_plugin.report.charts import Chart
+from narvl_plugin.report.readings import HEAT, AttentionMap, QueryView, Slot
 from narvl_plugin.report.results import TEACHER_WAYS, SystemResult, headings
 from narvl_plugin.report.subjects import Row, Table, TaskReport
-from narvl_plugin.report.subjects.base import Region
+from narvl_plugin.report.subjects.base import Region, percent
 
 TRAINING_LABELS = {
     "teacher": "Teacher",
@@ -65,7 +67,17 @@ class Card:
     outputs: list[Output]
     slots: list[Slot] | None
     looks: list[AttentionMap]
+    pale: str
     nbest: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some charts with their heading, and with a paragraph that may be empty."""
+
+    heading: str
+    lead: str
+    charts: Sequence[Chart]
 
 
 def headlines(subject: TaskReport, results: Sequence[SystemResult]) -> list[Headline]:
@@ -75,16 +87,16 @@ def headlines(subject: TaskReport, results: Sequence[SystemResult]) -> list[Head
     numbers = []
     if student and student.score_ratio is not None:
         numbers.append(
-            Headline(f"{student.score_ratio:.1%}", f"of the teacher's {subject.main} reached by the student")
+            Headline(percent(student.score_ratio), f"of the teacher's {subject.main} reached by the student")
         )
+    if student:
+        scores = subject.headlines(student.scores, teacher.scores if teacher else None)
+        numbers += [Headline(*number) for number in scores]
     for name, ratio in student.latency_ratios.items() if student else ():
         if ratio:
             numbers.append(Headline(f"{1 / ratio:.1f} ×", f"the speed of the teacher {TEACHER_WAYS[name]}"))
     if student and student.latency:
         numbers.append(Headline(f"{student.latency['p50_ms']:.1f} ms", "student, median time for one image"))
-    for label, result in (("teacher", teacher), ("student", student)):
-        if result:
-            numbers += [Headline(*number) for number in subject.headlines(label, result.scores)]
     return numbers
 
 
@@ -120,6 +132,7 @@ def make_cards(
             outputs=[_output(subject, row, result) for result in shown],
             slots=readings[place].slots if readings else None,
             looks=readings[place].looks if readings else [],
+            pale=readings[place].pale if readings else "",
             nbest=[(subject.shown(row, text), sure) for text, sure in readings[place].nbest] if readings else [],
         )
         for place, row in enumerate(rows)
@@ -146,11 +159,11 @@ def render_page(
     results: Sequence[SystemResult],
     notes: Sequence[str],
     tables: Sequence[Table],
-    charts: Mapping[str, Sequence[tuple[str, str]]],
+    sections: Sequence[Section],
     rows: Sequence[Row],
     readings: Sequence[QueryView] | None,
     images: Sequence[Image.Image],
-    settings: Mapping[str, str],
+    about: About,
 ) -> str:
     """Render the page.
 
@@ -159,11 +172,11 @@ def render_page(
         results: all systems.
         notes: sentences below the table.
         tables: further tables.
-        charts: the title and ``<svg>`` element of each chart, by heading.
+        sections: the charts.
         rows: the test rows to show.
         readings: the student's queries on each row, or None.
         images: the images of the rows.
-        settings: the settings of the run.
+        about: what is known about the run.
 
     Returns:
         The HTML page.
@@ -175,6 +188,8 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    cards = make_cards(subject, rows, results, readings, images)
+    environment.filters["markup"] = Markup  # of charts, whose texts are escaped
     return environment.get_template("report.html.j2").render(
         subject=subject,
         headlines=headlines(subject, results),
@@ -182,8 +197,10 @@ def render_page(
         results=results,
         notes=notes,
         tables=tables,
-        charts={heading: [(title, Markup(svg)) for title, svg in drawn] for heading, drawn in charts.items() if drawn},
-        cards=make_cards(subject, rows, results, readings, images),
+        sections=[section for section in sections if section.charts],
+        cards=cards,
         has_slots=readings is not None,
-        settings=settings,
+        has_others=any(len(card.nbest) > 1 for card in cards),
+        heat=[f"rgba({red}, {green}, {blue}, {opacity / 255:.2f})" for red, green, blue, opacity in HEAT],
+        about=about,
     )

@@ -1,25 +1,31 @@
-"""The queries of a parallel student on an image: their labels, their attention, and the next best answers.
+"""The queries of a parallel student on an image: their labels, their attention, and the next best outputs.
 
 Legend: N queries, V labels, T tokens of the answer, P patches of the image.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from narvl_plugin.ctc import slot_kinds, viterbi
-from narvl_plugin.data import shown_images
 from narvl_plugin.data.shown_images import data_uri
 from narvl_plugin.inference.attention import as_squares, attention_of_tokens, query_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
 
 NBEST = 3
-MAP_SIDE = 72  # pixels of a heat map
-DIMMED = 0.35  # brightness of patches without attention
+BEAM = 5
+"""Width of the search for other outputs, if the student itself takes the most probable path."""
+HEAT = ((255, 224, 102, 0), (255, 196, 61, 110), (240, 110, 20, 180), (176, 0, 46, 225))
+"""Colours of attention from none to the most, evenly spaced, as red, green, blue and opacity of 255."""
+PALE_SIDE = 240
+"""Largest side of a pale image, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class AttentionMap:
 
     Attributes:
         text: the token.
-        image: the image as a data URI, dark where the attention is low.
+        image: its colours as a data URI, a pixel a patch, to be drawn over the pale image.
     """
 
     text: str
@@ -52,10 +58,18 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class QueryView:
-    """What is shown of a student's answer: its queries, its attention, and its best answers with their confidence."""
+    """What is shown of a student's output.
+
+    Attributes:
+        slots: its queries.
+        looks: the attention of each token.
+        pale: the image as a data URI, pale and gray, to draw the attention on.
+        nbest: the output, then other outputs that the student found probable, with their confidence.
+    """
 
     slots: list[Slot]
     looks: list[AttentionMap]
+    pale: str
     nbest: list[tuple[str, float]]
 
 
@@ -64,7 +78,8 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
     """Run a student on some rows of its test file and read its N queries.
 
     Slots lie on the most probable path to the student's answer without a `</s>`. A token's attention is the mean over
-    all layers, heads and queries, weighted by the probability that the query predicts the token.
+    all layers, heads and queries, weighted by the probability that the query predicts the token. A student that takes
+    the most probable path finds no other outputs; a beam search then finds them.
 
     Args:
         student: the student and its data.
@@ -81,6 +96,7 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
     model = student.model
     student = student.with_options({}, nbest=NBEST)
+    wide = student.with_options({}, nbest=NBEST, beam=BEAM)
     blank = model.blank
     readings = []
     for row, image in zip(rows, images, strict=True):
@@ -99,13 +115,41 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
                 labels.tolist(), probabilities.tolist(), slot_kinds(labels, blank=blank), strict=True
             )
         ]
-        nbest = [(student.task.codec.decode(one["tokens"]), float(one["confidence"])) for one in found]
-        looks = [AttentionMap(text, spotlight(image, heat)) for text, heat in zip(tokens, maps, strict=True)]
-        readings.append(QueryView(slots, looks, nbest))
+        others = found if len(found) > 1 else wide.hypotheses(batch)
+        looks = [AttentionMap(text, heat_map(heat)) for text, heat in zip(tokens, maps, strict=True)]
+        readings.append(QueryView(slots, looks, pale(image), ranked(student, found[0], others)))
     return readings
 
 
-def spotlight(image: Image.Image, heat: Tensor) -> str:
-    """Return an image as a data URI, brightest at the largest heat (P,) of a square of patches."""
+def ranked(student: Predictor, output: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Return an output and at most `NBEST` - 1 others as texts with their confidence.
+
+    The confidence of a task that shows none is the probability of the output.
+
+    Args:
+        student: the student.
+        output: its output, in fairseq's form.
+        others: the outputs that it found, best first; the output may be among them.
+    """
+    sure: dict[str, float] = {}
+    for one in (output, *others):
+        text = student.task.codec.decode(one["tokens"])
+        value = float(one["confidence"] if student.task.shows_confidence else math.exp(one["score"]))
+        sure[text] = max(value, sure.get(text, 0.0))  # a search adds up more paths to it than the most probable one
+    return list(sure.items())[:NBEST]
+
+
+def heat_map(heat: Tensor) -> str:
+    """Return the colours of the heat (P,) of a square of patches as a data URI, relative to the largest heat."""
     grid = as_squares(heat[None])[0].cpu().numpy()
-    return data_uri(shown_images.spotlight(image.resize((MAP_SIDE, MAP_SIDE)), grid, DIMMED), "jpeg", quality=80)
+    stops = np.linspace(0, 1, len(HEAT))
+    share = grid / (float(grid.max()) or 1.0)
+    colours = np.stack([np.interp(share, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+    return data_uri(Image.fromarray(colours.round().astype(np.uint8), "RGBA"), "png", optimize=True)
+
+
+def pale(image: Image.Image) -> str:
+    """Return an image as a data URI: square, as the model sees it, gray, and light enough to draw on."""
+    side = min(PALE_SIDE, max(image.size))
+    gray = ImageOps.autocontrast(image.convert("L")).resize((side, side)).point(lambda value: 170 + value * 85 // 255)
+    return data_uri(gray, "jpeg", quality=80)

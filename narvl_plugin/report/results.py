@@ -83,9 +83,11 @@ class SystemResult:
         }
 
 
-def _number(value: float | None, digits: int) -> str:
-    """Format a value, or a dash for None."""
-    return _MISSING if value is None else f"{value:.{digits}f}"
+def _number(value: float | str | None, digits: int) -> str:
+    """Format a number, or a dash for None; text stays unchanged."""
+    if value is None:
+        return _MISSING
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
 def evaluate(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Optional, cast
 import torch
 
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.scenes.scene import Scene
+from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside, truth_of
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError
@@ -41,7 +43,10 @@ class CaptionConfig(BaseTaskConfig):
     )
     eval_cider: bool = field(
         default=False,
-        metadata={"help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric)"},
+        metadata={
+            "help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric); of embedded "
+            "scenes, also the shares of captions that are `sentences`, `true` and `complete`"
+        },
     )
     mbr: Agreement = field(
         default=Agreement.none,
@@ -72,7 +77,7 @@ class CaptionTask(BaseTask):
     name = "caption"
     verb = "caption"
     config_class = CaptionConfig
-    validation_metrics = ("cider",)
+    validation_metrics = ("cider", *CaptionTruth._fields)
     dataset_class = CaptionDataset
     target_place = 2
     holds_several_targets = True
@@ -80,6 +85,7 @@ class CaptionTask(BaseTask):
     cfg: CaptionConfig
     _judged: CaptionDataset
     _cider: "BatchwiseCider | None" = None
+    _scenes: dict[str, Scene] | None = None
 
     @property
     def generates_in_validation(self) -> bool:
@@ -95,6 +101,7 @@ class CaptionTask(BaseTask):
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
+            self._scenes = scenes_beside(Path(self._judged.tsv.path)) if self.cfg.eval_cider else None
 
     @property
     def cider(self) -> "BatchwiseCider":
@@ -155,9 +162,14 @@ class CaptionTask(BaseTask):
         ]
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return the CIDEr of each caption."""
+        """Return the CIDEr of each caption and, of embedded scenes whose content is known, its `CaptionTruth`."""
         captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
-        return {"cider": self.cider(captions, sample["references"])}
+        scores = {"cider": self.cider(captions, sample["references"])}
+        if self._scenes is None:
+            return scores
+        ids = [str(unique_id) for unique_id in sample["id"]]
+        truth = [truth_of(text, scene_of(one, self._scenes)) for one, text in zip(ids, captions, strict=True)]
+        return scores | {name: [getattr(each, name) for each in truth] for name in CaptionTruth._fields}
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
         """Return the distinct captions of each sample, joined by `&&`."""

@@ -15,7 +15,7 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins, Hypotheses, Search
 
 BOXES_COMPARED = 64
-"""Number of boxes that compete for the largest expected IoU. Fewer boxes give worse results (RESULTS.md)."""
+"""Number of boxes that compete for the largest expected IoU. Fewer boxes give worse results (docs/results/log.md)."""
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Latency measurement: order of the calls, percentiles, and what is refused."""
 
 import base64
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from narvl_plugin.inference.attention import cross_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models import build
 from narvl_plugin.report import readings
-from narvl_plugin.report.readings import QueryView, spotlight, view_queries
+from narvl_plugin.report.readings import QueryView, view_queries
 from narvl_plugin.tasks.registered import (
     CaptionConfig,
     CaptionTask,
@@ -288,6 +287,17 @@ def test_queries_spell_the_caption(make_predictor: Callable[..., Predictor]) -> 
         assert len({text for text, _ in reading.nbest}) == 3
 
 
+def test_a_beam_search_finds_what_the_most_probable_path_leaves_out(make_predictor: Callable[..., Predictor]) -> None:
+    made = make_predictor("narvl_nano", num_queries=8)
+    made.task.cfg.eval_args = '{"beam": 1}'
+    student = Predictor(made.model, made.task, {}, torch.device("cpu"))
+    assert len(student.hypotheses(student.batch(0))) == 1
+    for row, reading in enumerate(read_four(student)):
+        assert reading.nbest[0][0] == student(row)
+        assert len({text for text, _ in reading.nbest}) == 3
+        assert all(0 < sure < 1 for _, sure in reading.nbest)
+
+
 def test_queries_spell_an_answer_of_the_list(
     write_tsv: Callable[..., Path], snli_ve_rows: list[list[str]], answer_vocabulary: Path
 ) -> None:
@@ -339,7 +349,7 @@ def test_a_token_looks_where_its_queries_do(
     shares = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0, 0.3, 0.0, 0.0])
     heats: list[torch.Tensor] = []
     monkeypatch.setattr(attention, "token_posteriors", lambda _, answer, *__, **___: shares.expand(*answer.shape, 8))
-    monkeypatch.setattr(readings, "spotlight", lambda image, heat: heats.append(heat) or "")
+    monkeypatch.setattr(readings, "heat_map", lambda heat: heats.append(heat) or "")
     view_queries(student, [0], [Image.new("RGB", (8, 8))])
     net_input = student.batch(0)["net_input"]
     with torch.inference_mode(), cross_attention(student.model.decoder) as layers:
@@ -349,14 +359,6 @@ def test_a_token_looks_where_its_queries_do(
     for heat in heats:
         torch.testing.assert_close(heat, 0.75 * mean[2] + 0.25 * mean[5])
     assert heats
-
-
-def test_a_spotlight_is_bright_where_the_heat_is() -> None:
-    uri = spotlight(Image.new("RGB", (40, 30), "white"), torch.tensor([0.0, 0.0, 0.0, 0.5]))
-    image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")
-    assert image.size == (72, 72)
-    assert image.getpixel((68, 68)) > 230
-    assert image.getpixel((4, 4)) < 90
 
 
 def entailment_teacher(data: Path, vocabulary: Path, **options: Any) -> Predictor:

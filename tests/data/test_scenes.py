@@ -42,11 +42,11 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch
         if name == "second":  # the same from several processes
             monkeypatch.setattr(writer, "_IMAGES_PER_PROCESS", 3)
         write_scenes(tmp_path / name, train=12, valid=3, test=3, seed=seed, nouns=20, tasks=TASKS)
-    for path in sorted((tmp_path / "first").rglob("*.tsv")):
+    for path in sorted((tmp_path / "first").rglob("*.[tj]s*")):
         inside = path.relative_to(tmp_path / "first")
         assert path.read_bytes() == (tmp_path / "second" / inside).read_bytes()
         assert path.read_bytes() != (tmp_path / "other" / inside).read_bytes()
-    assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3 + 1, "nothing but the finished files is left"
+    assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3 + 1 + 3, "nothing but the finished files is left"
 
 
 def test_a_second_process_is_refused_before_it_writes_anything(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
+from narvl_plugin.data.scenes.truth import scenes_file
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.inference import features
 from narvl_plugin.inference.features import frozen_backbone, write_features
@@ -43,6 +44,7 @@ def test_a_model_says_the_same_of_features_as_of_the_image(data: Path, tmp_path:
     assert write_features(data, out, arch="narvl_nano", patch_image_size=SIZE, batch_size=2)
     images, features = columns(data), columns(out)
     assert [row[:4] for row in features] == [row[:4] for row in images]
+    assert scenes_file(out).read_bytes() == scenes_file(data).read_bytes()
 
     torch.manual_seed(0)
     model = build("narvl_nano", vocab_size=30, num_queries=4).eval()

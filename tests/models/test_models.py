@@ -49,6 +49,49 @@ def test_shapes():
     assert extra["encoder_out"].shape == (4 * 6 + 6, 2, 32)
 
 
+def uniform(features, number):
+    """Return evenly spread rows of (S, D)."""
+    return torch.stack([features[int((query + 0.5) / number * len(features))] for query in range(number)])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_input_may_be_a_copy_of_the_source(padded):
+    """Of patches and text, without padding: here the image of the first sample and the end of the second text."""
+    model, inputs = make("narvl_tiny", num_queries=7, query_input="source"), batch()
+    if padded:
+        inputs["patch_masks"] = torch.tensor([False, True])
+        inputs["src_tokens"][1, 4:] = 1
+    seen = []
+    model.decoder.layernorm_embedding.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        _, extra = model(**inputs)
+    features = extra["encoder_out"].transpose(0, 1)
+    kept = [features[0][24:], features[1][:28]] if padded else list(features)
+    torch.testing.assert_close(seen[0], torch.stack([uniform(states, 7) for states in kept]))
+
+
+def test_the_input_may_be_the_positions_alone():
+    model, inputs = make("narvl_tiny", num_queries=7, query_input="positions"), batch()
+    learned = make("narvl_tiny", num_queries=7)
+    with torch.no_grad():
+        before = model(**inputs)[0]
+        model.decoder.query_embed.weight.normal_()
+        torch.testing.assert_close(model(**inputs)[0], before, rtol=0, atol=0)
+        learned.decoder.query_embed.weight.copy_(model.decoder.embed_positions.weight[:7])
+        torch.testing.assert_close(learned(**inputs)[0], before)
+        model.decoder.embed_positions.weight[:7] += 1
+        assert not torch.equal(model(**inputs)[0], before)
+
+
+@pytest.mark.parametrize("query_input", ["positions", "source"])
+def test_queries_that_nothing_reads_are_not_trained(query_input):
+    model = make("narvl_tiny", num_queries=7, query_input=query_input).train()
+    model(**batch())[0].sum().backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.requires_grad is False}
+    assert without == {"decoder.query_embed.weight"}
+    assert all(model.decoder.layers[0].self_attn.q_proj.weight.grad.abs().sum(0) > 0)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 def test_a_text_longer_than_the_positions_is_refused_before_it_takes_memory(arch):
@@ -173,6 +216,7 @@ def test_a_frozen_trunk_keeps_its_statistics():
         ("ofa_tiny", {"vision_trunk": "vit_tiny_patch16_224"}, None),
         ("ofa_tiny", {"encoder_attention_heads": 3}, "not divisible"),
         ("ofa_tiny", {"vision_trunk": "resnet18", "vision_pretrained": True}, "no installed package"),
+        ("narvl_tiny", {"query_input": "zeros"}, "query_input='zeros': choose one of learned, positions, source"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arch, options, message):

@@ -1,5 +1,6 @@
 """The caption task: CIDEr in validation, and fairseq's own programs from TSV to text."""
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.data.scenes.backgrounds import Background
+from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
+from narvl_plugin.data.scenes.truth import scenes_file
+from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.sentences import BatchwiseCider
 from narvl_plugin.scoring.tokenization import plain_words
@@ -56,6 +61,30 @@ def test_validation_logs_the_cider_of_what_is_generated(
     logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
     expected = cider(said, [[row[2]] for row in caption_rows])
     assert logged["cider"] == pytest.approx(sum(expected) / 6, abs=1e-4)
+
+
+def test_validation_logs_which_captions_of_scenes_are_true_sentences(
+    write_tsv: Callable[..., Path],
+    caption_rows: Rows,
+    validated: Callable[..., dict[str, float]],
+) -> None:
+    path = write_tsv("valid.tsv", caption_rows)
+    cat = Scene((Group("cat", "", (Thing((0.4, 0.0, 0.6, 0.2)),)),), Background("red", "plain", 0))
+    lines = [json.dumps({"id": row[0], **scene_as_json(cat)}) for row in caption_rows]
+    scenes_file(path).write_text("\n".join(lines))
+    said = ["a cat at the top on a red background", "two cats on a red background", "hat", "a cat a cat", "", "one"]
+    train_sentencepiece(write_tsv("said.tsv", [[text] for text in said if text]), [0], path.parent, 60)
+    config = CaptionConfig(
+        data=f"{path},{path}", bpe_dir=str(path.parent), patch_image_size=8, num_bins=10, eval_cider=True
+    )
+    logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
+    shares = [logged[name] for name in ("sentences", "true", "complete")]
+    assert shares == pytest.approx([2 / 6, 1 / 6, 3 / 6], abs=1e-4)
+    assert "cider" in logged
+
+    scenes_file(path).unlink()
+    logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
+    assert "cider" in logged and "true" not in logged
 
 
 def test_captions_of_a_beam_are_compared_by_bleu_or_cider(

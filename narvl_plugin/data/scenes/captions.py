@@ -12,11 +12,11 @@ from narvl_plugin.data.scenes.scene import (
     relations,
     thing_relations,
 )
-from narvl_plugin.data.scenes.words import background_phrase, definite, maybe, noun_phrase, relation_phrase
+from narvl_plugin.data.scenes.words import NEAR, background_phrase, definite, maybe, noun_phrase, relation_phrase
 
 MAX_WORDS = 20
 REFERENCES = 5
-_KINDS_OF_IMAGE = ("picture", "image", "photo", "drawing")
+KINDS_OF_IMAGE = ("picture", "image", "photo", "drawing")
 _TEMPLATES = ("plain", "existential", "picture", "background_first", "background_subject", "verb")
 # How often each template opens a caption; the others follow without repetition.
 _TEMPLATE_WEIGHTS = (4, 3, 3, 2, 1, 3)
@@ -69,7 +69,7 @@ def _fill(template: str, content: "_Content", ground: str, random: Random) -> st
         case "existential":
             return f"there {be} {content} on {ground}"
         case "picture":
-            kind = random.choice(_KINDS_OF_IMAGE)
+            kind = random.choice(KINDS_OF_IMAGE)
             opening = f"{'an' if kind == 'image' else 'a'} {kind} of"
             return f"{opening} {content} on {ground}"
         case "background_first":
@@ -115,7 +115,7 @@ class _Content:
         found = relations(a, b)
         near = a.count == b.count == 1 and are_near(a.things[0], b.things[0])
         if near and (not found or maybe(self._random, 0.12)):
-            return self._random.choice(("next to", "beside", "near"))
+            return self._random.choice(NEAR)
         return relation_phrase(self._random.choice(found), self._random) if found else None
 
     def _clause(self, a: Group, b: Group) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from random import Random
+from typing import Any
 
 from narvl_plugin.data.scenes.backgrounds import Background
 
@@ -68,6 +69,40 @@ class Scene:
     def nouns(self) -> tuple[str, ...]:
         """The nouns in the image, each once."""
         return tuple(group.noun for group in self.groups)
+
+
+def scene_as_json(scene: Scene) -> dict[str, Any]:
+    """Return a scene as values of JSON, which `scene_of_json` reads back."""
+    groups = [
+        {"noun": group.noun, "size": group.size, "boxes": [list(thing.box) for thing in group.things]}
+        for group in scene.groups
+    ]
+    background = {"color": scene.background.color, "pattern": scene.background.pattern}
+    return {"groups": groups, "background": {**background, "variant": scene.background.variant}}
+
+
+def scene_of_json(values: Any) -> Scene:
+    """Return the scene of `scene_as_json`.
+
+    Raises:
+        ValueError: if the values are of another form.
+    """
+    try:
+        groups = tuple(
+            Group(
+                str(group["noun"]),
+                str(group["size"]),
+                tuple(Thing((float(x0), float(y0), float(x1), float(y1))) for x0, y0, x1, y1 in group["boxes"]),
+            )
+            for group in values["groups"]
+        )
+        ground = values["background"]
+        background = Background(str(ground["color"]), str(ground["pattern"]), int(ground["variant"]))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"is no scene ({type(error).__name__}: {error})") from None
+    if not all(group.things for group in groups):
+        raise ValueError("is no scene (a group has no box)")
+    return Scene(groups, background)
 
 
 def absent_noun(scene: Scene, nouns: Sequence[str], random: Random) -> str:

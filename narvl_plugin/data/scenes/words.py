@@ -15,8 +15,9 @@ RELATIONS = {
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
-_PATTERN_NOUNS = {"striped": "stripes", "dotted": "dots", "checked": "checks"}
-_GROUNDS = ("background", "background", "backdrop")
+NEAR = ("next to", "beside", "near")
+PATTERN_NOUNS = {"striped": "stripes", "dotted": "dots", "checked": "checks"}
+GROUNDS = ("background", "background", "backdrop")
 
 
 def maybe(random: Random, probability: float) -> bool:
@@ -69,8 +70,8 @@ def background_phrase(background: Background, random: Random, *, with_pattern: b
     """
     if background.pattern == "plain":
         plain = "plain " if maybe(random, 0.3) else ""
-        return with_article(f"{plain}{background.color} {random.choice(_GROUNDS)}")
+        return with_article(f"{plain}{background.color} {random.choice(GROUNDS)}")
     if with_pattern and maybe(random, 0.2):
-        return f"a background with {background.color} {_PATTERN_NOUNS[background.pattern]}"
+        return f"a background with {background.color} {PATTERN_NOUNS[background.pattern]}"
     pattern = random.choice(PATTERNS[background.pattern])
-    return with_article(f"{background.color} {pattern} {random.choice(_GROUNDS)}")
+    return with_article(f"{background.color} {pattern} {random.choice(GROUNDS)}")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from narvl_plugin.data.scenes.art import load_art
 from narvl_plugin.data.scenes.compose import MAX_OBJECTS, Composer, HeldOutPairs
 from narvl_plugin.data.scenes.nouns import NOUNS
 from narvl_plugin.data.scenes.rows import ROWS, Example
+from narvl_plugin.data.scenes.scene import scene_as_json
+from narvl_plugin.data.scenes.truth import scenes_file
 from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.whole_files import naming, sole_writer
@@ -50,7 +53,8 @@ def write_scenes(
 ) -> None:
     """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
 
-    The folder of questions also gets trainval_ans2label.pkl, the list of all answers in train and valid.
+    The folder of questions also gets trainval_ans2label.pkl, the list of all answers in train and valid. The folder of
+    captions gets the content of each scene, SPLIT.scenes.jsonl.
 
     A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes. A pair of
     nouns held out by the seed never shares an image of train or valid. Every test image of several nouns has such a
@@ -119,7 +123,7 @@ def _check_settings(counts: dict[str, int], size: int, nouns: int, max_objects: 
 
 
 @dataclass(frozen=True)
-class _Rows(Dataset[list[str]]):
+class _Rows(Dataset[tuple[list[str], str]]):
     """The scenes of a split by their number: a row for each task."""
 
     split: str
@@ -131,29 +135,33 @@ class _Rows(Dataset[list[str]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> list[str]:
+    def __getitem__(self, index: int) -> tuple[list[str], str]:
+        """Return a row for each task, and the scene's content as a line of JSON."""
         name = f"{self.seed}/{self.split}/{index}"
         scene, image = self.composer.compose(Random(f"{name}/scene"), unseen_pairs=self.split == "test")
         image_id, nouns = f"{self.split}-{index:06d}", tuple(self.composer.glyphs)
         example = Example(image_id, scene, _encode(image), self.composer.side, nouns)
-        return ["\t".join(ROWS[task](example, Random(f"{name}/{task}"))) for task in self.tasks]
+        rows = ["\t".join(ROWS[task](example, Random(f"{name}/{task}"))) for task in self.tasks]
+        return rows, json.dumps({"id": image_id, **scene_as_json(scene)})
 
 
 def _write_split(out: Path, rows: _Rows) -> None:
-    """Write one split of every task, under temporary names until the files are complete.
+    """Write one split of every task, and its scenes, under temporary names until the files are complete.
 
     Raises:
         InputError: if the disk is full.
     """
     paths = [out / task / f"{rows.split}.tsv" for task in rows.tasks]
+    if "caption" in rows.tasks:
+        paths.append(scenes_file(paths[rows.tasks.index("caption")]))
     parts = [path.with_name(f"{path.name}.part") for path in paths]
     workers = min(os.cpu_count() or 1, len(rows) // _IMAGES_PER_PROCESS)
     drawn = DataLoader(rows, batch_size=None, num_workers=workers)  # in order
     with ExitStack() as stack:
         stack.enter_context(naming(paths[0]))
         files = [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
-        for lines in tqdm(drawn, desc=f"scenes {rows.split}", unit="image"):
-            for file, line in zip(files, lines, strict=True):
+        for lines, content in tqdm(drawn, desc=f"scenes {rows.split}", unit="image"):
+            for file, line in zip(files, [*lines, content], strict=False):  # without captions, no content
                 file.write(line + "\n")
     for part, path in zip(parts, paths, strict=True):
         part.replace(path)

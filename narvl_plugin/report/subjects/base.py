@@ -42,13 +42,13 @@ class Scores:
 
     Attributes:
         values: the scores by name, as in results.json; the subject's `main` is one of them.
-        cells: the scores by heading of the table; None for no value.
+        cells: the scores by heading of the table, as numbers or as text; None for no value.
         each: the score that the page shows beside an output, by row.
         details: further entries of results.json.
     """
 
     values: dict[str, float]
-    cells: dict[str, float | None]
+    cells: dict[str, float | str | None]
     each: dict[int, float]
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -86,6 +86,7 @@ class TaskReport(ABC, Generic[RowT]):
         title: the title of the page.
         lead: the first paragraph of the page.
         beside: what the page shows beside an output.
+        confidence: what the confidence is about, in sentences; empty for a task whose confidence is not reported.
     """
 
     task: ClassVar[str]
@@ -99,13 +100,17 @@ class TaskReport(ABC, Generic[RowT]):
     title: ClassVar[str]
     lead: ClassVar[str]
     beside: ClassVar[str] = "whether it is correct"
+    confidence: ClassVar[str] = (
+        "Confidence is a system's own probability that its answer is correct. A teacher's is the probability of its "
+        "output."
+    )
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         """Create the subject.
 
         Args:
             task: the student's task; None without its checkpoint.
-            folder: the folder of relative image paths.
+            test_tsv: the test file. Image paths are relative to its folder.
         """
 
     @abstractmethod
@@ -144,9 +149,10 @@ class TaskReport(ABC, Generic[RowT]):
         """Return further tables of systems, given their labels and scores by name."""
         return []
 
-    def headlines(self, label: str, scores: Scores) -> list[tuple[str, str]]:
-        """Return numbers in large type, with captions, of the teacher or the student (`label`)."""
-        return [(f"{scores.values[self.main]:.1%}", f"{self.main} of the {label}")]
+    def headlines(self, student: Scores, teacher: Scores | None) -> list[tuple[str, str]]:
+        """Return numbers in large type, with captions: the student's scores, and the teacher's if it was scored."""
+        compared = and_teacher(teacher.values[self.main] if teacher else None)
+        return [(percent(student.values[self.main]), f"{self.main} of the student{compared}")]
 
     def verdict(self, score: float) -> tuple[str, str]:
         """Return the text beside an output of this score, and its mark: ``right``, ``wrong`` or empty."""
@@ -163,6 +169,16 @@ class TaskReport(ABC, Generic[RowT]):
     def region(self, row: RowT, output: str) -> Region | None:
         """Return the region of the image that an output names, if any."""
         return None
+
+
+def percent(share: float) -> str:
+    """Format a share from 0 to 1."""
+    return f"{100 * share:.1f} %"
+
+
+def and_teacher(share: float | None) -> str:
+    """Return the teacher's share in brackets, to follow the student's; empty without a teacher."""
+    return "" if share is None else f" (teacher: {percent(share)})"
 
 
 def fill(scorer: AnyScorer, references: Sequence[str], outputs: Sequence[str]) -> None:

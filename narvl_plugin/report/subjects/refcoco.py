@@ -45,6 +45,10 @@ class RefcocoReport(TaskReport[RegionRow]):
     teachers = BEAM_5
     curve = ("valid_score", f"accuracy at IoU {GOOD_IOU}")
     baselines = {WHOLE: "Whole image", MEAN: "Mean box"}
+    confidence = (
+        f"Confidence is a student's own probability that its box overlaps the correct one with an IoU of at least "
+        f"{GOOD_IOU}. A teacher's is the probability of its output, and lower: it is that of exactly this box."
+    )
     title = "Boxes in one pass"
     lead = (
         "Which region of the image does a phrase describe? A teacher predicts the four edges of a box one by one. Its "
@@ -53,14 +57,14 @@ class RefcocoReport(TaskReport[RegionRow]):
     )
     beside = "the overlap of its box with the correct one (IoU: intersection over union)"
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         if task is None:
             raise InputError(
                 "student/checkpoint_last.pt is not there; the sizes of boxes are its options --num-bins, "
                 "--max-image-size and --patch-image-size"
             )
         self._cfg: Any = task.cfg
-        self._reader = ImageReader(task.cfg.patch_image_size, folder=folder)
+        self._reader = ImageReader(task.cfg.patch_image_size, folder=test_tsv.parent)
 
     def read(self, number: int, columns: Sequence[str], where: str) -> RegionRow:
         """Return the row; see `TaskReport.read`. A box or an image that cannot be used raises BadRow."""

@@ -47,7 +47,7 @@ class SnliVeReport(TaskReport[HypothesisRow]):
         "their quality and speed on images that neither has seen."
     )
 
-    def __init__(self, task: BaseTask | None, folder: Path) -> None:
+    def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         self._with_caption = task is not None and bool(getattr(task.cfg, "add_caption"))  # noqa: B009 - an option of this task alone
 
     def read(self, number: int, columns: Sequence[str], where: str) -> HypothesisRow:

@@ -36,6 +36,9 @@ class VqaGenReport(TaskReport[QuestionRow]):
     teachers = ALL_CANDIDATES_AND_BEAM_5
     curve = ("valid_vqa_score", "soft accuracy")
     baselines = {MOST_FREQUENT: "Most frequent answer"}
+    confidence = (
+        f"{TaskReport.confidence} An answer that only some people gave counts as correct in part, by its soft accuracy."
+    )
     title = "Answers in one pass"
     lead = (
         "A teacher answers questions about images token by token, or scores every answer of a list. Its student "
