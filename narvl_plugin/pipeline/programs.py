@@ -203,11 +203,14 @@ class Programs:
 
 
 def _end_with(parent: int) -> None:
-    """Let this process, which is about to become a program, end when its parent ends."""
+    """Let this process, which is about to become a program, be killed when its parent ends.
+
+    Parts of a training wait for each other in C++. They would note a milder signal only after a long time.
+    """
     assert _LIBRARY is not None
-    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(128 + signal.SIGTERM)
+        os._exit(128 + signal.SIGKILL)
 
 
 def last_lines(files: Iterable[Path]) -> str:

@@ -24,8 +24,8 @@ Work = Iterator[None]
 PAUSE = 0.05
 """Seconds between two looks at the programs."""
 
-WAIT_FOR_LOCK = 5.0
-"""Seconds that the programs of a killed run have to end."""
+WAIT_FOR_LOCK = 8.0
+"""Seconds that what a killed run has started has to end: data workers see after five that their program is gone."""
 
 
 @contextmanager
