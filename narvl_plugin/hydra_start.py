@@ -23,10 +23,12 @@ class ImportPlugin(Callback):
 
     Attributes:
         made_by: the command that makes the files in the configuration, or None.
+        folder: the folder in which it makes them, to which the configuration refers.
     """
 
-    def __init__(self, made_by: str | None = None) -> None:
+    def __init__(self, made_by: str | None = None, folder: str | None = None) -> None:
         self.made_by = made_by
+        self.folder = folder
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the program before a training if the command lacks required options."""

@@ -1,4 +1,4 @@
-# Functions of the run scripts: settings KEY=value, stages that are skipped when done, and their times.
+# Functions of box.sh: settings KEY=value, stages that are skipped when done, and their times.
 # shellcheck shell=bash
 
 die() {

@@ -3,24 +3,13 @@
 #
 #   bash run_scripts/gqa.sh [KEY=value ...]
 #
-# pipeline.sh lists the settings of all tasks. If DATA holds trainval_ans2label.pkl, a list of all answers, the teacher
-# chooses from it.
+# --help prints the settings, and config/pipeline/gqa.yaml and config/embedded/ hold their defaults.
 
-source "$(dirname "${BASH_SOURCE[0]}")/questions.sh"
-name=gqa
-scoring=gqa
-
-sizes() {
-  ((nano)) || published_sizes
-  case $PRESET in
-    quick)
-      defaults PATCH_IMAGE_SIZE=64 TRAIN=20000 VALID=500 TEST=1000 NOUNS=6 OBJECTS=2 \
-        TEACHER_UPDATES=800 STUDENT_UPDATES=300
-      ;;
-    full) defaults TRAIN=32000 VALID=400 TEST=1000 NOUNS=100 OBJECTS=4 TEACHER_UPDATES=6000 STUDENT_UPDATES=3000 ;;
-  esac
-  # At higher learning rates, the model guesses yes or no for thousands of updates.
-  defaults QUERIES=6 BATCH=128 TEACHER_LR=5e-4 STUDENT_LR=5e-4 DROPOUT=0
-}
-
-source "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
+if ! command -v narvl >/dev/null; then
+  echo "error: narvl is not installed; run: make setup" >&2
+  exit 1
+fi
+exec narvl run --config-dir "$root/run_scripts/config" recipe=gqa "$@"

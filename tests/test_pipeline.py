@@ -1,4 +1,4 @@
-"""The whole roads of run_scripts with their smoke presets, and what they refuse."""
+"""The whole pipelines of run_scripts with their smoke presets, what they refuse, and how they stop and go on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from narvl_plugin.pipeline.training import Log, records_of
 
 ROOT = Path(__file__).parents[1]
+REAL = f"{sys.executable} {ROOT / 'narvl.py'}"
+RUN_FOR_REAL = f'[ "$1" != run ] || exec {REAL} "$@"'
+"""Beginning of a stand-in of narvl: the engine of the run scripts is no stand-in."""
 STAGES = [
     "data",
     "vocab",
@@ -49,8 +55,14 @@ def root_without_programs(tmp_path: Path) -> Path:
     """A folder with the scripts, for runs that are refused before the first program."""
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "narvl").symlink_to("/bin/false")
+    write_program(tmp_path / ".venv" / "bin" / "narvl", f"{RUN_FOR_REAL}\nexit 1")
     return tmp_path
+
+
+def write_program(file: Path, lines: str) -> None:
+    """Write a stand-in of a program."""
+    file.write_text(f"#!/bin/sh\n{lines}\n")
+    file.chmod(0o755)
 
 
 def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +73,7 @@ def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.integration
-def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
+def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
     run, began = tmp_path / "run", datetime.now(UTC).replace(microsecond=0)
     done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
@@ -112,7 +124,7 @@ def test_the_road_of_captions(root: Path, tmp_path: Path) -> None:
         ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
     ],
 )
-def test_other_tasks_take_the_same_road(
+def test_other_tasks_take_the_same_pipeline(
     root: Path, tmp_path: Path, name: str, teachers: list[str], settings: list[str]
 ) -> None:
     out = tmp_path / "run"
@@ -137,8 +149,8 @@ def test_other_tasks_take_the_same_road(
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         (
-            "TEACHER=run_scripts/pipeline.sh",
-            "run_scripts/pipeline.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
+            "TEACHER=run_scripts/box.sh",
+            "run_scripts/box.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
         ),
     ],
 )
@@ -165,18 +177,18 @@ def test_two_processes_share_a_batch_however_many_threads_each_has(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-5", "EPOCHS": "5", "QUERIES": "20"}),
-        ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "7"}),
-        ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "5", "QUERIES": "3"}),
-        ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
-        ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-5", "EPOCHS": "10", "QUERIES": "6"}),
+        ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-05", "EPOCHS": "5", "QUERIES": "20"}),
+        ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "7"}),
+        ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "5", "QUERIES": "3"}),
+        ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),
+        ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),
     ],
 )
 def test_larger_models_are_trained_as_published(tmp_path: Path, name: str, expected: dict[str, str]) -> None:
     """Their recipe is settled before anything runs, and here training fails at once."""
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
-    (tmp_path / "narvl").symlink_to("/bin/true")
-    (tmp_path / "fairseq-train").symlink_to("/bin/false")
+    write_program(tmp_path / "narvl", RUN_FOR_REAL)
+    (tmp_path / "fairseq-hydra-train").symlink_to("/bin/false")
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").touch()
     command = ["bash", str(tmp_path / "run_scripts" / f"{name}.sh"), "ARCH=narvl_base", f"DATA={tmp_path}"]
@@ -201,45 +213,43 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("with_flock", [True, False])
-def test_of_two_runs_in_one_folder_the_second_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_flock: bool
-) -> None:
-    """Until the first has ended, and until a program that it has started, which outlives its killed script."""
-    if with_flock and shutil.which("flock") is None:
-        pytest.skip("flock of util-linux is not at hand")
-    programs, started = tmp_path / "programs", tmp_path / "started"
-    programs.mkdir()
-    tools = ["bash", "dirname", "grep", "mkdir", "mv", "nproc", "env", "realpath", "sleep"]
-    for tool in [*tools, "flock"] if with_flock else tools:
-        (programs / tool).symlink_to(str(shutil.which(tool)))
-    (programs / "python3").symlink_to(sys.executable)
-    (programs / "narvl").write_text(f"#!/bin/sh\necho $$ >{started}.part\nmv {started}.part {started}\nexec sleep 60\n")
-    (programs / "narvl").chmod(0o755)
+def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first has ended. If it is killed, its program ends with it, and the next run goes on."""
+    started = tmp_path / "started"
+    lines = f"echo $$ >{started}.part\nmv {started}.part {started}\nexec sleep 60"
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\n{lines}")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
-    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
 
-    for killed in (False, True, False):
-        started.unlink(missing_ok=True)
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(started)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert re.fullmatch(r"error: OUT=.*/run: another run, .* is writing there\. .*\n", second.stderr)
+    assert second.stdout == ""
+    os.kill(int(started.read_text()), signal.SIGKILL)
+    assert "another run" not in str(first.communicate()[1])
+
+    for _ in range(2):
+        started.unlink()
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for(started)
-        if killed:
-            first.kill()
-            first.wait()
-        second = subprocess.run(command, capture_output=True, text=True)
-        assert second.returncode == 1
-        assert re.fullmatch(r"error: OUT=.*/run: another run, .* is writing there\. .*\n", second.stderr)
-        assert second.stdout == ""
-        os.kill(int(started.read_text()), signal.SIGKILL)
-        assert "another run" not in str(first.communicate()[1])
+        program = int(started.read_text())
+        killed.kill()
+        killed.communicate()
+        deadline = time.monotonic() + 5
+        while lives(program):
+            assert time.monotonic() < deadline, "the program has outlived its run"
+            time.sleep(0.01)
 
 
 def test_a_stopped_run_goes_on_with_another_skip_budget_and_with_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "narvl").symlink_to("/bin/false")
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\nexit 1")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def said(*settings: str) -> str:
         return subprocess.run([*command, *settings], env=environment, capture_output=True, text=True).stderr
@@ -265,12 +275,10 @@ def is_asked_to_end(folder: Path, stage: str, number: signal.Signals, to_group: 
     programs.mkdir(parents=True)
     wait = f"sleep 61 & echo $! >{started}.part; echo $$ >>{started}.part; mv {started}.part {started}; wait"
     make = 'for word; do case $word in */*) mkdir -p "$(dirname "$word")"; touch "$word";; esac; done'
-    does = {"narvl": make, "fairseq-train": "true", "fairseq-generate": wait}
-    does |= {"narvl" if stage == "data" else "fairseq-train": wait} if stage != "generate" else {}
+    does = {"narvl": make, "fairseq-hydra-train": "true", "fairseq-generate": wait}
+    does |= {"narvl" if stage == "data" else "fairseq-hydra-train": wait} if stage != "generate" else {}
     for name, lines in does.items():
-        path_first = '[ "$1" != path ] || exit 0\n' if name == "narvl" else ""
-        (programs / name).write_text(f"#!/bin/sh\n{path_first}{lines}\n")
-        (programs / name).chmod(0o755)
+        write_program(programs / name, f"{RUN_FOR_REAL}\n{lines}" if name == "narvl" else lines)
     shutil.copytree(ROOT / "run_scripts", folder / "run_scripts")
     for done in ("data/caption/train.tsv", "data/caption/valid.tsv", "data/caption/test.tsv")[: 3 * (stage != "data")]:
         (run / done).parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +292,8 @@ def is_asked_to_end(folder: Path, stage: str, number: signal.Signals, to_group: 
     if stage == "generate":
         (run / "teacher").mkdir()
         (run / "teacher" / "train.jsonl").touch()
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     command = ["bash", str(folder / "run_scripts" / "caption.sh"), f"OUT={run}", "PROCESSES=1", "DISTIL=0"]
     for _ in range(2):  # the second run is refused by nothing that the first has left behind
         script = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -319,14 +328,127 @@ def test_a_run_that_was_killed_with_its_programs_refuses_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = tmp_path / "started"
-    (tmp_path / "narvl").write_text(f'#!/bin/sh\n[ "$1" = path ] || {{ touch {started}; exec sleep 61; }}\n')
-    (tmp_path / "narvl").chmod(0o755)
+    write_program(tmp_path / "narvl", f"{RUN_FOR_REAL}\ntouch {started}\nexec sleep 61")
     shutil.copytree(ROOT / "run_scripts", tmp_path / "run_scripts")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = ["bash", str(tmp_path / "run_scripts" / "caption.sh"), f"OUT={tmp_path / 'run'}", "PROCESSES=1"]
     for _ in range(3):
         script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         wait_for(started)
-        started.unlink()
         os.killpg(script.pid, signal.SIGKILL)
         assert script.communicate(timeout=20)[1] == ""
+        started.unlink()
+
+
+# --- The engine, with stand-ins of the programs ----------------------------------------------------------------------
+
+RECORDER = ROOT / "tests" / "documents" / "recorder.py"
+TRAINING = f"""{sys.executable} -SE {RECORDER} fairseq-hydra-train "$@"
+echo 'time | INFO | fairseq.trainer | No existing checkpoint found x'
+echo 'time | INFO | fairseq_cli.train | {{"epoch": 1, "update": 0.5, "loss": "3.5", "num_updates": "4"}}'
+"""
+
+
+def stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put stand-ins of all programs, which make the files of the real ones, into PATH."""
+    folder.mkdir()
+    for program in ("narvl", "fairseq-generate"):
+        first = f"{RUN_FOR_REAL}\n" if program == "narvl" else ""
+        write_program(folder / program, f'{first}exec {sys.executable} -SE {RECORDER} {program} "$@"')
+    write_program(folder / "fairseq-hydra-train", TRAINING)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("RECORD", str(folder / "record"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def narvl_run(folder: Path, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Type narvl run in a folder."""
+    command = ["bash", "-c", f'{before} exec narvl run "$@"', "bash", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.integration
+def test_options_of_hydra_and_of_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep does one run after another, and each folder says how its trainings are repeated."""
+    stand_ins(tmp_path / "programs", monkeypatch)
+    words = ["preset=smoke", "processes=1", "student.model.num_queries=9", "training.dataset.batch_size=4"]
+    done = narvl_run(tmp_path, "--multirun", "recipe=caption,refcoco", *words, "--log-file", "logs/run")
+    assert done.returncode == 0, done.stderr
+    for recipe, (teacher, own) in {"caption": (24, 16), "refcoco": (7, 64)}.items():
+        run = tmp_path / "runs" / f"{recipe}_smoke_seed1"
+        cfg = {role: OmegaConf.load(run / role / "train.yaml") for role in ("teacher", "student")}
+        assert teacher != 9 != cfg["teacher"].model.get("num_queries")
+        assert cfg["student"].model.num_queries == 9
+        assert [one.dataset.batch_size for one in cfg.values()] == [4, 4] != [own, own]
+        assert cfg["student"].checkpoint.finetune_from_model == str(run / "teacher" / "checkpoint_last.pt")
+        assert (run / "report.html").exists()
+    log = (tmp_path / "logs" / "run").read_text()
+    assert log.count("[report] took") == 2 and "  update 4: loss 3.5" in log
+
+    for change, complaint in (
+        ("student.model.num_queries=8", "QUERIES (was '9', now '8')"),
+        ("student.model.encoder_layers=1", "student.model.encoder_layers (was '', now '1')"),
+    ):
+        done = narvl_run(tmp_path, "recipe=caption", *words, change)
+        assert done.returncode == 1 and complaint in done.stderr
+    for word, complaint in (
+        ("trian=5", "Could not override 'trian'"),
+        ("recipe=coco", "recipe=coco: choose one of caption gqa"),
+        ("TEACHER_LR=fast", "TEACHER_LR=fast: give a number"),
+        ("ADD_CAPTION=1", "'ADD_CAPTION=1' is no setting"),
+    ):
+        done = narvl_run(tmp_path, word)
+        assert done.returncode == 1 and complaint in done.stderr
+    done = narvl_run(tmp_path, "--config-dir", str(tmp_path))
+    assert "holds no recipes (train.yaml); give the folder run_scripts/config of a clone" in done.stderr
+
+
+@pytest.mark.integration
+def test_a_run_goes_on_after_a_full_disk_and_after_a_program_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins(tmp_path / "programs", monkeypatch)
+    words = ["PRESET=smoke", "PROCESSES=1", "EMA_DECAY=0.9", f"OUT={tmp_path / 'run'}"]
+    train = tmp_path / "programs" / "fairseq-hydra-train"
+    write_program(train, f"{TRAINING}head -c 100000 /dev/zero")
+    done = narvl_run(tmp_path, *words, before="ulimit -f 60;")  # files of 60 KiB at most
+    assert done.returncode == 1
+    error = f"error: {tmp_path / 'run' / 'teacher' / 'train.log'}: File too large; make room, and start the same"
+    assert done.stderr.splitlines()[-1].startswith(error)
+
+    write_program(train, "echo 'error: bad row'\nexit 3")
+    done = narvl_run(tmp_path, *words)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("error: bad row")
+
+    write_program(train, TRAINING)
+    convert, narvl = tmp_path / "programs" / "convert", tmp_path / "programs" / "narvl"
+    first = f"{RUN_FOR_REAL}\n"
+    narvl.write_text(narvl.read_text().replace(first, f"{first}[ $1 != convert -o -e {convert} ] || exit 4\n"))
+    assert narvl_run(tmp_path, *words).returncode == 4
+    convert.touch()
+    (tmp_path / "programs" / "record").unlink()
+    done = narvl_run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    calls = [json.loads(line) for line in (tmp_path / "programs" / "record").read_text().splitlines()]
+    trained = [call[2] for call in calls if call[0] == "fairseq-hydra-train"]
+    assert trained == [str(tmp_path / "run" / "student")]  # the teacher is averaged, and not trained again
+    assert len([call for call in calls if call[:2] == ["narvl", "convert"]]) == 2
+    assert len((tmp_path / "run" / "teacher" / "train.jsonl").read_text().splitlines()) == 1
+    assert not list((tmp_path / "run").rglob("trained.pt"))
+
+
+def test_numbers_of_updates_that_a_stopped_training_repeats_count_once(tmp_path: Path) -> None:
+    def line(updates: int, loss: float) -> str:
+        return f'now | INFO | train_inner | {{"loss": "{loss}", "num_updates": "{updates}"}}'
+
+    validated = 'now | INFO | valid | {"valid_loss": "2", "valid_num_updates": "10"}'
+    file = tmp_path / "train.log"
+    file.write_text("\n".join([line(5, 1), line(10, 2), validated, line(15, 3), line(20, 4)[:50]]))
+    log = Log(file)
+    log.add(b"now | INFO | fairseq.trainer | Loaded checkpoint x/checkpoint_last.pt (epoch 3 @ 10 updates)\n")
+    assert log.add(f"{line(15, 5)}\n{line(20, 6)[:9]}".encode()) == [line(15, 5)]
+    assert log.add(f"{line(20, 6)[9:]}\n".encode()) == [line(20, 6)]
+    losses = [record.get("loss", record.get("valid_loss")) for record in records_of(file.read_text().split("\n"))]
+    assert losses == ["1", "2", "2", "5", "6"]

@@ -20,6 +20,7 @@ from narvl_plugin.data.scenes.backgrounds import Background
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.inference.calibration import Reliability
+from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.report import build, build_report
 from narvl_plugin.report.about import SETTINGS, Stage, about, count_parameters, duration, read_stages
 from narvl_plugin.report.charts import Targets, training_charts
@@ -533,10 +534,7 @@ class TestAbout:
         assert found.rest[0][1].words == "learning rate of the teacher"
 
     def test_every_setting_of_the_scripts_has_words(self) -> None:
-        scripts = Path(__file__).parents[1] / "run_scripts"
-        kept = re.search(r'KEPT_KEYS="([^"]*)"', (scripts / "pipeline.sh").read_text())
-        own = [re.search(r'task_keys="(.*)"', file.read_text()) for file in scripts.glob("*.sh")]
-        keys = " ".join(found[1] for found in [kept, *own] if found).replace("${task_keys:-}", "").split()
+        keys = [key.name for key in KEYS if key.kept]
         assert len(keys) > 35 and set(keys) <= SETTINGS.keys()
 
     def test_stages_with_and_without_the_moment_of_their_end(self, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from narvl_plugin.cli.options import (
     Teacher,
     overrides,
 )
+from narvl_plugin.cli.run import SETTINGS
+from narvl_plugin.cli.run import run as run_recipe
 from narvl_plugin.cli.serve import serve
 from narvl_plugin.errors import InputError, check_arguments, harmless
 
@@ -536,6 +538,7 @@ def _run_settings(out: Path) -> dict[str, str]:
 
 
 app.command()(serve)
+app.command("run", epilog=SETTINGS, context_settings={"ignore_unknown_options": True})(run_recipe)
 
 
 def _say(out: Path, written: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, lines_of
 from PIL import Image
 
@@ -60,6 +61,26 @@ def captioner(
     return newcomer
 
 
+def as_fairseq_train(call: list[str]) -> list[str]:
+    """Return a training's call with the options of its configuration, as those of fairseq-train."""
+    cfg = OmegaConf.to_container(OmegaConf.load(Path(call[call.index("--config-dir") + 1]) / "train.yaml"))
+    assert isinstance(cfg, dict)
+    words = ["fairseq-train", cfg["task"].pop("data")]
+    names = {"task": "task", "model": "arch", "criterion": "criterion", "optimizer": "optimizer"}
+    for section, name in {**names, "lr_scheduler": "lr-scheduler"}.items():
+        words += [f"--{name}", cfg[section].pop("_name")]
+    for section in sorted(cfg.keys() - {"hydra", "defaults"}):
+        for key, value in cfg[section].items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            given = (
+                []
+                if value is None or value is False
+                else [f"--{key.replace('_', '-')}", *([] if value is True else [text])]
+            )
+            words += given
+    return words
+
+
 @pytest.fixture
 def recorded(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
     """Put stand-ins of the programs into .venv, and give a function that reads how they were called."""
@@ -68,9 +89,10 @@ def recorded(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts")
     programs = newcomer.folder / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for program in ("narvl", "fairseq-train", "fairseq-generate", "python"):
+    for program in ("narvl", "fairseq-hydra-train", "fairseq-generate", "python"):
         stand_in = shlex.join([sys.executable, "-SE", str(Path(__file__).with_name("recorder.py"))])
-        (programs / program).write_text(f'#!/bin/sh\nexec {stand_in} {program} "$@"\n')
+        real = f'[ "$1" != run ] || exec {newcomer.programs / "narvl"} "$@"\n' if program == "narvl" else ""
+        (programs / program).write_text(f'#!/bin/sh\n{real}exec {stand_in} {program} "$@"\n')
         (programs / program).chmod(0o755)
     (newcomer.folder / ".venv" / ".installed").touch()  # newer than setup.py: all is installed
     record = newcomer.folder / "record"
@@ -83,7 +105,7 @@ def recorded(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     def read() -> list[list[str]]:
         calls = [json.loads(line) for line in record.read_text().splitlines()]
         record.unlink()
-        return calls
+        return [as_fairseq_train(call) if call[0] == "fairseq-hydra-train" else call for call in calls]
 
     return read
 

@@ -22,7 +22,7 @@ def main() -> None:
     for file in outputs(program, words):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    if program == "fairseq-train":
+    if program == "fairseq-hydra-train":
         print('time | INFO | train | {"epoch": 1}')
 
 
@@ -32,6 +32,8 @@ def outputs(program: str, words: list[str]) -> list[Path]:
     match program, *words:
         case "fairseq-train", *_:
             return [given["--save-dir"] / "checkpoint_last.pt"]
+        case "fairseq-hydra-train", *_:
+            return [given["--config-dir"] / "checkpoint_last.pt"]  # where a run writes a training's configuration
         case "fairseq-generate", *_:
             return [given["--results-path"] / "generate-test.txt"]
         case "narvl", "vocab", *_:

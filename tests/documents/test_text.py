@@ -24,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 import narvl_plugin.hydra_start  # noqa: F401 - registers ${narvl_path:}
 from narvl_plugin.cli.app import app
 from narvl_plugin.models.config import SIZES
+from narvl_plugin.pipeline.keys import KEYS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(file.relative_to(ROOT) for file in (ROOT / "docs").rglob("*.md"))
@@ -147,17 +148,12 @@ def test_options_that_documents_name_are_there(file: str) -> None:
 
 
 def test_settings_that_documents_name_are_those_of_the_scripts() -> None:
-    scripts = "".join(text_of(f"run_scripts/{file.name}") for file in (ROOT / "run_scripts").glob("*.sh"))
-    keys = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(re.findall(r'(?:KEPT_KEYS|task_keys)="([^"]*)"', scripts))))
-    keys |= set(
-        re.findall(r"[A-Z_]+", "".join(re.findall(r'^read_settings "\$KEPT_KEYS (.*?)"', scripts, re.MULTILINE)))
-    )
     named = set()
     for file in DOCUMENTS:
         for command in re.findall(r"bash run_scripts/\S+ (.*)", text_of(file)):
             named |= set(re.findall(r"\b([A-Z_]+)=", command))
-    assert len(named) >= 8
-    assert named - {"KEY"} <= keys
+    assert len(named) >= 3
+    assert named - {"KEY"} <= {key.name for key in KEYS}
 
 
 def test_scripts_are_well_formed_and_their_headers_name_them() -> None:
@@ -165,7 +161,7 @@ def test_scripts_are_well_formed_and_their_headers_name_them() -> None:
         subprocess.run(["bash", "-n", script], check=True)
         usage = re.findall(r"^#   bash (\S+)", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert usage in ([], [f"run_scripts/{script.name}"]), script
-        assert usage or script.name in ("pipeline.sh", "common.sh", "questions.sh")  # which others source
+        assert usage or script.name == "common.sh"  # which box.sh sources
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -197,34 +193,36 @@ def test_files_of_the_repository_that_documents_name_are_there(file: str) -> Non
 def composes() -> Iterator[Any]:
     """Give a function that composes a configuration, which raises for options that are not there."""
 
-    def run(name: str, overrides: list[str]) -> Any:
-        hydra_init(name)
+    def run(overrides: list[str]) -> Any:
+        hydra_init("train")
         with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-            return compose(name, overrides)
+            return compose("train", overrides)
 
     yield run
     GlobalHydra.instance().clear()
 
 
-def commented_commands(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the configuration and the overrides of each command in a YAML file's comments."""
+def commented_commands(file: Path) -> Iterator[list[str]]:
+    """Yield the overrides of each command in a YAML file's comments."""
     text = re.sub(r"\\\n#", " ", file.read_text(encoding="utf-8"))
-    for name, overrides in re.findall(r"--config-name (\S+)(.*)", text):
-        yield name, shlex.split(overrides)
+    for overrides in re.findall(r"--config-name train (.*)", text):
+        yield shlex.split(overrides)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    "file", sorted((*CONFIGS.glob("recipe/*.yaml"), *CONFIGS.glob("embedded/*.yaml"))), ids=lambda f: f.stem
+    "file",
+    [CONFIGS / "train.yaml", CONFIGS / "embedded" / "common.yaml", *sorted(CONFIGS.glob("recipe/*.yaml"))],
+    ids=lambda f: f.stem,
 )
 def test_commands_in_the_comments_of_configurations_compose(composes: Any, file: Path) -> None:
-    for name, overrides in commented_commands(file):
-        for each in ("caption_nano", "gqa_nano") if name == "TASK_nano" else (name,):
-            composes(each, overrides)
-    for added in re.findall(r"(role=teacher(?: \S+=\S+)+),", file.read_text(encoding="utf-8").replace("\n# ", " ")):
-        words = added.split()
-        cfg = composes(f"{'vqa' if file.stem == 'vqa' else 'gqa'}_base", words)
-        assert cfg.model._name == "ofa_base"
+    found = list(commented_commands(file))
+    assert found or file.stem in ("common", "refcocog")
+    for overrides in found:
+        composes(overrides)
+    for added in re.findall(r"(role=teacher(?: \S+=\S+)*),", file.read_text(encoding="utf-8").replace("\n# ", " ")):
+        cfg = composes([f"recipe={file.stem}", *added.split()])
+        assert cfg.criterion._name == "adjust_label_smoothed_cross_entropy"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -238,7 +236,7 @@ def test_overrides_in_documents_compose(composes: Any) -> None:
     ]
     found = [word for word in found if re.match(r"\+?(task|model|role|optimization|common)[.=]", word)]
     assert len(found) >= 4
-    composes("gqa_base", found)
+    composes(["recipe=gqa", *found])
 
 
 @pytest.mark.parametrize("file", DOCUMENTS)
