@@ -26,6 +26,7 @@ from narvl_plugin.models.config import SIZES
 TRAIN = Page("docs/how-to/train.md")
 GPUS = Page("docs/how-to/several-gpus.md")
 HYDRA = Page("docs/how-to/hydra.md")
+HYDRA_TRAIN = "fairseq-hydra-train --config-dir run_scripts/config --config-name train recipe=caption size=base"
 MULTITASK = Page("docs/how-to/multitask.md")
 RESUME = Page("docs/how-to/resume.md")
 PAGES = (TRAIN, GPUS, HYDRA, MULTITASK, RESUME)
@@ -230,8 +231,8 @@ def composes() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.mark.integration
-@HYDRA.block('fairseq-hydra-train --config-dir run_scripts/config --config-name caption_base \\\n    "task', "student")
-@HYDRA.block("fairseq-hydra-train --config-dir run_scripts/config --config-name caption_base role", "teacher")
+@HYDRA.block(f"{HYDRA_TRAIN} role=student", "student")
+@HYDRA.block(f"{HYDRA_TRAIN} role=teacher", "teacher")
 def test_a_configuration(student: str, teacher: str, taught: Newcomer) -> None:
     """With small sizes added, since size base on images of 480 pixels takes minutes on a CPU."""
     shutil.copytree(ROOT / "run_scripts", taught.folder / "run_scripts")
@@ -240,6 +241,18 @@ def test_a_configuration(student: str, teacher: str, taught: Newcomer) -> None:
     for block, role in ((student, "student"), (teacher, "teacher")):
         taught.types(f"{block.rstrip()} {small_overrides()}")
         assert (taught.folder / "runs" / "caption_base" / role / "checkpoint_best.pt").is_file()
+
+
+@pytest.mark.integration
+@HYDRA.block("narvl run recipe")
+def test_the_whole_pipeline(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
+    shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts", dirs_exist_ok=True)
+    newcomer.types(block.rstrip())
+    calls = recorded()
+    trained = [parsed(call) for call in calls if call[0] == "fairseq-train"]
+    assert [cfg["arch"] for cfg in trained if cfg["arch"].startswith("narvl")][0] == "narvl_nano"
+    assert {cfg["num_queries"] for cfg in trained if cfg["arch"] == "narvl_nano"} == {30}
+    assert (newcomer.folder / "runs" / "caption_quick_seed1" / "report.html").is_file()
 
 
 @pytest.mark.integration
