@@ -206,7 +206,7 @@ def test_sizes_of_updates_are_those_of_the_recipes(composes: Callable[..., Any])
     told = {row[0]: tuple(map(int, row[1:])) for row in rows_of(GPUS) if row[0] in PUBLISHED}
     assert told.keys() == PUBLISHED.keys()
     for name, config in PUBLISHED.items():
-        cfg = composes(f"{config}_base", ["task.data=data", "task.bpe_dir=bpe"])
+        cfg = composes([f"recipe={config}", "task.data=data", "task.bpe_dir=bpe"])
         batch, frequency = cfg.dataset.batch_size, cfg.optimization.update_freq[0]
         assert told[name] == (batch, frequency, batch * frequency * 8)
     _, captions, _ = told["captions"]
@@ -221,10 +221,10 @@ def test_sizes_of_updates_are_those_of_the_recipes(composes: Callable[..., Any])
 def composes() -> Iterator[Callable[..., Any]]:
     """Give a function that composes a configuration, which raises for options that are not there."""
 
-    def run(name: str, overrides: list[str]) -> Any:
-        hydra_init(name)
+    def run(overrides: list[str]) -> Any:
+        hydra_init("train")
         with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-            return compose(name, overrides)
+            return compose("train", overrides)
 
     yield run
     GlobalHydra.instance().clear()
@@ -247,7 +247,7 @@ def test_a_configuration(student: str, teacher: str, taught: Newcomer) -> None:
 @HYDRA.block("narvl run recipe")
 def test_the_whole_pipeline(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
     shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts", dirs_exist_ok=True)
-    newcomer.types(block.rstrip())
+    newcomer.types(f'PATH="$PWD/.venv/bin:$PATH"; {block.rstrip()}')
     calls = recorded()
     trained = [parsed(call) for call in calls if call[0] == "fairseq-train"]
     assert [cfg["arch"] for cfg in trained if cfg["arch"].startswith("narvl")][0] == "narvl_nano"
@@ -272,17 +272,16 @@ def test_overrides_compose(composes: Callable[..., Any]) -> None:
     words = [word for span in HYDRA.spans for word in span.split() if re.fullmatch(r"\+?[a-z_]+\.[a-z_.]+=\S+", word)]
     assert len(words) >= 12
     for word in words:
-        composes("gqa_base", [word])
-    composes("caption_base", ["role=teacher", "model._name=ofa_base"])
+        composes(["recipe=gqa", word])
 
 
-def test_names_of_configurations() -> None:
-    tasks = re.search(r"- tasks: (.*?);", HYDRA.text)
-    assert tasks
-    named = {f"{task}_{size}" for task in re.findall(r"`(\w+)`", tasks[1]) for size in SIZES} - {"refcocog_nano"}
-    assert named == {file.stem for file in CONFIGS.glob("*.yaml")}
-    for path in re.findall(r"`((?:recipe|role|embedded)/[\w/]+\.yaml)`", HYDRA.text):
-        assert list(CONFIGS.glob(path.replace("TASK", "*"))), path
+def test_choices_of_groups() -> None:
+    for group in ("recipe", "size", "role", "preset"):
+        (told,) = re.findall(rf"^\| `{group}` \| (.*?) \|", HYDRA.text, flags=re.MULTILINE)
+        choices = {file.stem for file in (CONFIGS / group).glob("*.yaml")} - {"common"}
+        assert set(re.findall(r"`(\w+)`", told)) == choices
+    for path in re.findall(r"`((?:recipe|role|for_role|embedded|pipeline)/[\w/.]*)`", HYDRA.text):
+        assert list(CONFIGS.glob(path.replace("RECIPE", "*").rstrip("/"))), path
 
 
 # --- Several tasks ---------------------------------------------------------------------------------------------------
