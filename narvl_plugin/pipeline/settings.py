@@ -25,6 +25,9 @@ from narvl_plugin.whole_files import write_whole
 
 PRESETS = ("smoke", "quick", "full")
 
+SETTINGS_FILE = "settings.txt"
+"""Name of the file in a run's folder with its settings."""
+
 RESOLVED = ("beam", "nbest", "distil", "vocab_size", "timed", "max_len", "no_repeat_ngram")
 SIZES_OF_DATA = ("train", "valid", "test", "nouns", "objects")
 
@@ -40,6 +43,9 @@ class RunConfig:
     size: str = "nano"
     preset: str = "quick"
     out: Optional[str] = None
+    shared: Optional[str] = None
+    until: Optional[str] = None
+    cell: Optional[str] = None
     seed: int = 1
     data: Optional[str] = None
     teacher_checkpoint: Optional[str] = None
@@ -90,7 +96,7 @@ class Settings:
         self.config = config
         self.nano = config.size == "nano"
         _require(config)
-        for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint"):
+        for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             if config[name]:  # absolute, so that a run does not depend on the current folder
                 config[name] = os.path.realpath(config[name])
         self.processes = config.processes or _usual_processes()
@@ -196,24 +202,29 @@ class Settings:
             return _text(value) or key.default
         return _text(self.recipe.get(part, self.config.get(part)))
 
+    def differences(self, kept: Path) -> list[str]:
+        """Return the settings that another run has kept in a file, as far as they differ from this one's."""
+        now = self.kept()
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        was = dict(line.split("=", 1) for line in lines if "=" in line)
+        known = {key.name for key in KEYS if key.kept} | now.keys() | {key for key in was if "." in key}
+        return [
+            f"{key} (was '{was.get(key, '')}', now '{now.get(key, '')}')"
+            for key in {**was, **now}
+            if key in known and (key in was or "." in key) and not _same(was.get(key, ""), now.get(key, ""))
+        ]
+
     def keep(self) -> None:
         """Store the settings of a new run in its folder.
 
         Raises:
             InputError: if the run was begun with other settings.
         """
-        file, now = self.out / "settings.txt", self.kept()
+        file = self.out / SETTINGS_FILE
         if not file.exists():
-            write_whole(file, "".join(f"{key}={value}\n" for key, value in now.items()))
+            write_whole(file, "".join(f"{key}={value}\n" for key, value in self.kept().items()))
             return
-        lines = file.read_text(encoding="utf-8").splitlines()
-        was = dict(line.split("=", 1) for line in lines if "=" in line)
-        known = {key.name for key in KEYS if key.kept} | now.keys() | {key for key in was if "." in key}
-        different = "".join(
-            f" {key} (was '{was.get(key, '')}', now '{now.get(key, '')}')"
-            for key in {**was, **now}
-            if key in known and (key in was or "." in key) and not _same(was.get(key, ""), now.get(key, ""))
-        )
+        different = "".join(f" {each}" for each in self.differences(file))
         if different:
             raise InputError(
                 f"{self.out} was begun with other settings:{different}. Choose another OUT, or delete what depends on "
@@ -239,10 +250,12 @@ def _require(config: DictConfig) -> None:
     """Check the options that need no recipe."""
     if config.preset not in PRESETS:
         raise InputError(f"PRESET={config.preset}: choose smoke, quick or full")
+    if config.until not in (None, "distil"):
+        raise InputError(f"UNTIL={config.until}: the only end that can be chosen is distil")
     if config.size != "nano" and not config.bpe_dir:
         raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
     for key in KEYS:
-        if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint"):
+        if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             value = config[key.target]
             if value and not Path(value).exists():
                 raise MissingInput(f"{key.name}={value}: no such file or folder")
