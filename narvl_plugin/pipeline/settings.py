@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
@@ -126,11 +127,15 @@ class Settings:
         """Return a training's configuration with what the run and the user change of it."""
         config, recipe = self.config, self.recipe
         layers = [recipe["training"], recipe[role], _of_the_run(config, role, recipe)]
-        layers += [OmegaConf.to_container(config[part]) for part in ("training", role)]
+        given = OmegaConf.merge({}, *(OmegaConf.to_container(config[part]) for part in ("training", role)))
         OmegaConf.set_struct(whole, False)
         with _hydra_as(whole):
             own = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
             merged = OmegaConf.merge(own, *layers)
+            criterion = OmegaConf.select(given, "criterion._name")
+            if criterion not in (None, merged.criterion._name):
+                merged.criterion = {}  # another criterion has other options
+            merged = OmegaConf.merge(merged, given)
             merged.common.user_dir = str(Path(narvl_plugin.__file__).parent)
             for unknown in ("data", "bpe_dir"):  # the run's files
                 merged.task[unknown] = ""
@@ -286,9 +291,13 @@ def _composed(config: DictConfig, tree: Path, role: str) -> DictConfig:
         if not (tree / group / f"{choice}.yaml").is_file():
             found = " ".join(sorted(file.stem for file in (tree / group).glob("*.yaml") if file.stem != "common"))
             raise InputError(f"{group}={choice}: choose one of {found}")
+    return _compose(tree, tuple(f"{group}={choice}" for group, choice in choices.items()))
+
+
+@functools.cache  # a study has many runs of a few kinds
+def _compose(tree: Path, words: tuple[str, ...]) -> DictConfig:
     with _another_hydra(), initialize_config_dir(str(tree), version_base="1.3"):
-        words = [f"{group}={choice}" for group, choice in choices.items()]
-        return compose("train", words, return_hydra_config=True)
+        return compose("train", list(words), return_hydra_config=True)
 
 
 @contextmanager

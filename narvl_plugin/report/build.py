@@ -53,7 +53,9 @@ def build_report(
     task_overrides: Mapping[str, Any] | None = None,
     num_images: int = 24,
 ) -> dict[str, Any]:
-    """Score the outputs of a run; write ``scores.json``, ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
+    """Score the outputs of a run, and report on them.
+
+    It writes ``scores.json``, ``results.json``, ``table.md`` and, last, ``report.html`` into the folder.
 
     It reads ``generate/*/generate-test.txt``. If they exist, it also reads ``latency.json``, ``calibration.json``,
     ``stages.tsv``, the ``train.jsonl`` of each model, and ``checkpoint_last.pt`` of teacher and student. It prints the
