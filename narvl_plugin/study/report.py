@@ -18,7 +18,7 @@ from narvl_plugin.report.results import markdown_table
 from narvl_plugin.study.measures import Measured, read_measures
 from narvl_plugin.study.plan import SEED, Part, Study, read_study
 from narvl_plugin.study.running import STUDY_FILE, cell_folder
-from narvl_plugin.study.statistics import LEVEL, RESAMPLES, Difference, Summary, Tested, difference, summary
+from narvl_plugin.study.statistics import LEVEL, RESAMPLES, Difference, Summary, RowScores, difference, summary
 from narvl_plugin.whole_files import require_writable, write_whole
 
 FILES = ("study.json", "study.md", "study.html")
@@ -138,7 +138,7 @@ def _compared(row: Row, base: Row | None) -> Difference | None:
     if base is None or base is row:
         return None
     pairs = [
-        (Tested(one.test, one.rows), Tested(other.test, other.rows))
+        (RowScores(one.test, one.rows), RowScores(other.test, other.rows))
         for seed, one in row.measured.items()
         if (other := base.measured.get(seed)) is not None and other.main == one.main
     ]

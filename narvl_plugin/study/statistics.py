@@ -48,7 +48,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Tested:
+class RowScores:
     """The scores of a run's test rows.
 
     Attributes:
@@ -68,7 +68,7 @@ def summary(values: Sequence[float]) -> Summary | None:
     return Summary(float(np.mean(values)), spread, len(values))
 
 
-def difference(pairs: Sequence[tuple[Tested, Tested]], seed: int = 0) -> Difference | None:
+def difference(pairs: Sequence[tuple[RowScores, RowScores]], seed: int = 0) -> Difference | None:
     """Compare runs with others, in pairs of the same seed.
 
     The interval is a percentile interval of the bootstrap: in each sample, the test rows of each seed are drawn anew,
