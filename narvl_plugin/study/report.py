@@ -18,7 +18,7 @@ from narvl_plugin.report.results import markdown_table
 from narvl_plugin.study.measures import Measured, read_measures
 from narvl_plugin.study.plan import SEED, Part, Study, read_study
 from narvl_plugin.study.running import STUDY_FILE, cell_folder
-from narvl_plugin.study.statistics import LEVEL, RESAMPLES, Difference, Summary, RowScores, difference, summary
+from narvl_plugin.study.statistics import LEVEL, RESAMPLES, Difference, RowScores, Summary, difference, summary
 from narvl_plugin.whole_files import require_writable, write_whole
 
 FILES = ("study.json", "study.md", "study.html")
