@@ -15,6 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from narvl_plugin.pipeline.training import Log, records_of
 
 ROOT = Path(__file__).parents[1]
 REAL = f"{sys.executable} {ROOT / 'narvl.py'}"
@@ -336,3 +339,116 @@ def test_a_run_that_was_killed_with_its_programs_refuses_no_other(
         os.killpg(script.pid, signal.SIGKILL)
         assert script.communicate(timeout=20)[1] == ""
         started.unlink()
+
+
+# --- The engine, with stand-ins of the programs ----------------------------------------------------------------------
+
+RECORDER = ROOT / "tests" / "documents" / "recorder.py"
+TRAINING = f"""{sys.executable} -SE {RECORDER} fairseq-hydra-train "$@"
+echo 'time | INFO | fairseq.trainer | No existing checkpoint found x'
+echo 'time | INFO | fairseq_cli.train | {{"epoch": 1, "update": 0.5, "loss": "3.5", "num_updates": "4"}}'
+"""
+
+
+def stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put stand-ins of all programs, which make the files of the real ones, into PATH."""
+    folder.mkdir()
+    for program in ("narvl", "fairseq-generate"):
+        first = f"{RUN_FOR_REAL}\n" if program == "narvl" else ""
+        write_program(folder / program, f'{first}exec {sys.executable} -SE {RECORDER} {program} "$@"')
+    write_program(folder / "fairseq-hydra-train", TRAINING)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("RECORD", str(folder / "record"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def narvl_run(folder: Path, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Type narvl run in a folder."""
+    command = ["bash", "-c", f'{before} exec narvl run "$@"', "bash", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.integration
+def test_options_of_hydra_and_of_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep does one run after another, and each folder says how its trainings are repeated."""
+    stand_ins(tmp_path / "programs", monkeypatch)
+    words = ["preset=smoke", "processes=1", "student.model.num_queries=9", "training.dataset.batch_size=4"]
+    done = narvl_run(tmp_path, "--multirun", "recipe=caption,refcoco", *words, "--log-file", "logs/run")
+    assert done.returncode == 0, done.stderr
+    for recipe, (teacher, own) in {"caption": (24, 16), "refcoco": (7, 64)}.items():
+        run = tmp_path / "runs" / f"{recipe}_smoke_seed1"
+        cfg = {role: OmegaConf.load(run / role / "train.yaml") for role in ("teacher", "student")}
+        assert teacher != 9 != cfg["teacher"].model.get("num_queries")
+        assert cfg["student"].model.num_queries == 9
+        assert [one.dataset.batch_size for one in cfg.values()] == [4, 4] != [own, own]
+        assert cfg["student"].checkpoint.finetune_from_model == str(run / "teacher" / "checkpoint_last.pt")
+        assert (run / "report.html").exists()
+    log = (tmp_path / "logs" / "run").read_text()
+    assert log.count("[report] took") == 2 and "  update 4: loss 3.5" in log
+
+    for change, complaint in (
+        ("student.model.num_queries=8", "QUERIES (was '9', now '8')"),
+        ("student.model.encoder_layers=1", "student.model.encoder_layers (was '', now '1')"),
+    ):
+        done = narvl_run(tmp_path, "recipe=caption", *words, change)
+        assert done.returncode == 1 and complaint in done.stderr
+    for word, complaint in (
+        ("trian=5", "Could not override 'trian'"),
+        ("recipe=coco", "recipe=coco: choose one of caption gqa"),
+        ("TEACHER_LR=fast", "TEACHER_LR=fast: give a number"),
+        ("ADD_CAPTION=1", "'ADD_CAPTION=1' is no setting"),
+    ):
+        done = narvl_run(tmp_path, word)
+        assert done.returncode == 1 and complaint in done.stderr
+    done = narvl_run(tmp_path, "--config-dir", str(tmp_path))
+    assert "holds no recipes (train.yaml); give the folder run_scripts/config of a clone" in done.stderr
+
+
+@pytest.mark.integration
+def test_a_run_goes_on_after_a_full_disk_and_after_a_program_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins(tmp_path / "programs", monkeypatch)
+    words = ["PRESET=smoke", "PROCESSES=1", "EMA_DECAY=0.9", f"OUT={tmp_path / 'run'}"]
+    train = tmp_path / "programs" / "fairseq-hydra-train"
+    write_program(train, f"{TRAINING}head -c 100000 /dev/zero")
+    done = narvl_run(tmp_path, *words, before="ulimit -f 60;")  # files of 60 KiB at most
+    assert done.returncode == 1
+    error = f"error: {tmp_path / 'run' / 'teacher' / 'train.log'}: File too large; make room, and start the same"
+    assert done.stderr.splitlines()[-1].startswith(error)
+
+    write_program(train, "echo 'error: bad row'\nexit 3")
+    done = narvl_run(tmp_path, *words)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("error: bad row")
+
+    write_program(train, TRAINING)
+    convert, narvl = tmp_path / "programs" / "convert", tmp_path / "programs" / "narvl"
+    first = f"{RUN_FOR_REAL}\n"
+    narvl.write_text(narvl.read_text().replace(first, f"{first}[ $1 != convert -o -e {convert} ] || exit 4\n"))
+    assert narvl_run(tmp_path, *words).returncode == 4
+    convert.touch()
+    (tmp_path / "programs" / "record").unlink()
+    done = narvl_run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    calls = [json.loads(line) for line in (tmp_path / "programs" / "record").read_text().splitlines()]
+    trained = [call[2] for call in calls if call[0] == "fairseq-hydra-train"]
+    assert trained == [str(tmp_path / "run" / "student")]  # the teacher is averaged, and not trained again
+    assert len([call for call in calls if call[:2] == ["narvl", "convert"]]) == 2
+    assert len((tmp_path / "run" / "teacher" / "train.jsonl").read_text().splitlines()) == 1
+    assert not list((tmp_path / "run").rglob("trained.pt"))
+
+
+def test_numbers_of_updates_that_a_stopped_training_repeats_count_once(tmp_path: Path) -> None:
+    def line(updates: int, loss: float) -> str:
+        return f'now | INFO | train_inner | {{"loss": "{loss}", "num_updates": "{updates}"}}'
+
+    validated = 'now | INFO | valid | {"valid_loss": "2", "valid_num_updates": "10"}'
+    file = tmp_path / "train.log"
+    file.write_text("\n".join([line(5, 1), line(10, 2), validated, line(15, 3), line(20, 4)[:50]]))
+    log = Log(file)
+    log.add(b"now | INFO | fairseq.trainer | Loaded checkpoint x/checkpoint_last.pt (epoch 3 @ 10 updates)\n")
+    assert log.add(f"{line(15, 5)}\n{line(20, 6)[:9]}".encode()) == [line(15, 5)]
+    assert log.add(f"{line(20, 6)[9:]}\n".encode()) == [line(20, 6)]
+    losses = [record.get("loss", record.get("valid_loss")) for record in records_of(file.read_text().split("\n"))]
+    assert losses == ["1", "2", "2", "5", "6"]

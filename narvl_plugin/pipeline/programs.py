@@ -48,12 +48,12 @@ class ProgramFailed(InputError):
     """A program has ended with an error.
 
     Attributes:
-        status: its exit status.
+        status: its exit status, as shells count it: 128 and the number of the signal that has ended it.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, returncode: int) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = returncode if returncode > 0 else 128 - returncode
 
 
 _asked: list[int] = []

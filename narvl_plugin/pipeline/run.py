@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -250,11 +251,12 @@ class Run:
         words += ["--results-path", part, "--no-progress-bar", *options]
         with naming(log), open(log, "wb") as file:
             program = self.programs.start(list(map(str, words)), env, stdout=file, stderr=subprocess.STDOUT)
-        total = _count(test, b"\n") if self.reporter.on_terminal else 1
+        total = _count(test, b"") if self.reporter.on_terminal else 1
         with self.reporter.bar(name, total, "row", shown) as bar:
+            looked = time.monotonic()
             while not self.programs.finished(program):
-                if not bar.disable and written.exists():
-                    bar.n = min(_count(written, b"\nD-"), total)
+                if not bar.disable and time.monotonic() > looked + 1 and written.exists():
+                    looked, bar.n = time.monotonic(), min(_count(written, b"D-"), total)
                     bar.refresh()
                 yield
         if program.returncode:
@@ -283,7 +285,7 @@ class Run:
         return wait_for(texts, program, self.programs)
 
 
-def _count(file: Path, mark: bytes) -> int:
-    """Return how often a file has a mark."""
+def _count(file: Path, beginning: bytes) -> int:
+    """Return how many lines of a file begin so."""
     with open(file, "rb") as stream:
-        return sum(line.startswith(mark[1:]) if len(mark) > 1 else 1 for line in stream)
+        return sum(line.startswith(beginning) for line in stream)

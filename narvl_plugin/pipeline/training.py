@@ -7,12 +7,13 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from narvl_plugin.errors import InputError
 from narvl_plugin.pipeline.programs import ProgramFailed, Programs, last_lines
 from narvl_plugin.pipeline.stages import Reporter, Work
 from narvl_plugin.whole_files import naming, write_whole
@@ -22,8 +23,8 @@ CONFIG = "train"
 
 _RECORD = re.compile(r"^[^{]* \| INFO \| [a-z_.]* \| (\{.*)")
 """A line of fairseq's log that holds numbers."""
-_RESUMED = re.compile(r"Loaded checkpoint .* \(epoch \d+ @ (\d+) updates\)")
-"""The line of fairseq's log that says where a training goes on."""
+_RESUMED = re.compile(r"Loaded checkpoint .* \(epoch \d+ @ (\d+) updates\)|No existing checkpoint found ")
+"""The line of fairseq's log that says after how many updates a training goes on, or that it begins."""
 
 HYDRA = {
     "run": {"dir": "."},
@@ -118,7 +119,7 @@ def records_of(lines: list[str]) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for line in lines:
         if resumed := _RESUMED.search(line):
-            records = [record for record in records if _updates_of(record) <= int(resumed[1])]
+            records = [record for record in records if _updates_of(record) <= int(resumed[1] or -1)]
         elif found := _RECORD.match(line):
             try:
                 records.append(json.loads(found[1]))
@@ -154,7 +155,8 @@ def train(
     averaged = bool(cfg.get("ema", {}).get("store_ema"))
     if not trained.exists():  # if it does, a run was stopped while it wrote the averaged weights
         write_configuration(cfg, folder)
-        yield from _fit(folder, cfg, title, programs, env, reporter)
+        if not _is_trained(last, cfg["optimization"]["max_update"]):
+            yield from _fit(folder, cfg, title, programs, env, reporter)
         for name in ("checkpoint_[0-9]*.pt", "checkpoint_best.pt", "train.[0-9]*.log", "rendezvous"):
             for file in folder.glob(name):
                 file.unlink()
@@ -179,6 +181,19 @@ def wait_for(words: list[str], program: subprocess.Popen[bytes], programs: Progr
     if program.returncode:
         command = " ".join(words[:2] if words[0] == "narvl" else words[:1])
         raise ProgramFailed(f"{command} ended with status {program.returncode}", program.returncode)
+
+
+def _is_trained(checkpoint: Path, max_update: int) -> bool:
+    """Return whether a training is at its last update already. fairseq would do another one."""
+    if not max_update or not checkpoint.exists():
+        return False
+    from narvl_plugin.checkpoints.reading import read_checkpoint  # imports torch, which only this needs
+
+    try:
+        history = read_checkpoint(checkpoint).get("optimizer_history") or [{}]
+    except InputError:  # fairseq says what is wrong with it
+        return False
+    return int(history[-1].get("num_updates", 0)) >= max_update
 
 
 def _fit(
@@ -208,16 +223,19 @@ def _fit(
             output = main.stdout.read()
             for line in log.add(output) if output else ():
                 _show(line, bar, epochs, reporter)
-            failed = [program for program in (main, *others) if programs.finished(program) and program.returncode]
-            if failed:  # the others would wait for it
-                raise ProgramFailed(last_lines(logs), failed[0].returncode)
+            _raise_if_failed(zip((main, *others), logs, strict=True), programs)  # the others would wait for it
             if not ended:
                 yield
-    for program in others:
-        while not programs.finished(program):
-            yield
-        if program.returncode:
-            raise ProgramFailed(last_lines(logs), program.returncode)
+    while not all([programs.finished(program) for program in others]):
+        yield
+    _raise_if_failed(zip(others, logs[1:], strict=True), programs)
+
+
+def _raise_if_failed(processes: Iterable[tuple[subprocess.Popen[bytes], Path]], programs: Programs) -> None:
+    """Raise an error with the reason of the first process that has failed, which its log names."""
+    for program, log in processes:
+        if programs.finished(program) and program.returncode:
+            raise ProgramFailed(last_lines([log]), program.returncode)
 
 
 def _show(line: str, bar: Any, epochs: int, reporter: Reporter) -> None:
