@@ -25,6 +25,7 @@ from narvl_plugin.study.running import Job, jobs_of
 from narvl_plugin.study.statistics import RowScores, difference, summary
 
 ROOT = Path(__file__).parents[1]
+STAND_IN = ROOT / "tests" / "study_run.py"
 STUDIES = sorted((ROOT / "run_scripts" / "studies").glob("*.yaml"))
 TWO_BY_TWO = """\
 question: How many queries?
@@ -193,57 +194,13 @@ def test_a_difference_in_pairs_is_known_better_than_one_without() -> None:
 
 # --- Running ---------------------------------------------------------------------------------------------------------
 
-STAND_IN = """\
-import json, os, pathlib, sys, time
-words = sys.argv[1:]
-assert words[0] == "run", words
-with open(os.environ["RECORD"], "a") as record:
-    record.write(json.dumps(words) + "\\n")
-multirun = "--multirun" in words
-cells = next(word for word in words if word.startswith("cell=")).removeprefix("cell=")
-for cell in cells.split(","):
-    lines = (json.loads("{" + line + "}") for line in pathlib.Path(cell.strip("'")).read_text().splitlines())
-    options = {name: value for line in lines for name, value in line.items()}
-    out = pathlib.Path(options["out"])
-    number, seed = options.get("student.model.num_queries", 0), options.get("seed", 1)
-    if os.environ.get("HANG") == f"{number} {seed}":
-        pathlib.Path(os.environ["RECORD"] + ".hangs").touch()
-        time.sleep(60)
-    if os.environ.get("FAIL") == f"{number} {seed}":
-        print("error: broken")
-        sys.exit(1)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.txt").touch()
-    if "until" in options:
-        for name in ("data/caption/train.tsv", "data/caption/valid.tsv", "data/caption/test.tsv", "vocab/spm.model",
-                     "features/train.tsv", "features/valid.tsv", "teacher/train.jsonl", "distilled/train.tsv",
-                     "generate/teacher_beam5/generate-test.txt", "generate/teacher_greedy/generate-test.txt"):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).touch()
-        continue
-    rows = [(row * number * seed) % 7 / 7 for row in range(20)]
-    mean = sum(rows) / 20
-    (out / "scores.json").write_text(json.dumps({
-        "task": "caption", "main": "CIDEr", "base": "teacher_beam5", "curve": ["valid_cider", "CIDEr"],
-        "test": str(seed), "systems": {"student": rows, "teacher_beam5": rows}}))
-    (out / "results.json").write_text(json.dumps({"systems": {
-        "student": {"scores": {"CIDEr": mean}, "cider_ratio_to_teacher_beam5": 1.0, "true": 0.5,
-                    "latency": {"p50_ms": 2.0}, "latency_ratio_to_teacher_beam5": 0.25},
-        "teacher_beam5": {"scores": {"CIDEr": mean}, "latency": None}}}))
-    (out / "student").mkdir(exist_ok=True)
-    records = [{"valid_num_updates": number, "valid_cider": number / 10, "valid_blank_share": 0.5} for number in (2, 4)]
-    (out / "student" / "train.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
-    (out / "report.html").touch()
-"""
-
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Put a stand-in of `narvl run` into PATH, and give a function that reads which runs it was asked for."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    (folder / "run.py").write_text(STAND_IN)
-    (folder / "narvl").write_text(f'#!/bin/sh\nexec {sys.executable} -S {shlex.quote(str(folder / "run.py"))} "$@"\n')
+    (folder / "narvl").write_text(f'#!/bin/sh\nexec {sys.executable} -S {shlex.quote(str(STAND_IN))} "$@"\n')
     (folder / "narvl").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))

@@ -88,7 +88,7 @@ def _name(options: Mapping[str, Any]) -> str:
     for name, value in options.items():
         if name not in _FIRST:
             short = name.rpartition(".")[2].strip("_")
-            words.append(f"{short}-{json.dumps(value)}")
+            words.append(f"{short}-{value if isinstance(value, str) else json.dumps(value)}")
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(words))[:LONGEST_NAME].strip("._-")
     canonical = json.dumps(dict(options), sort_keys=True, ensure_ascii=False)
     return f"{readable}_{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
