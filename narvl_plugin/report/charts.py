@@ -152,7 +152,8 @@ def points_chart(
         An ``<svg>`` element.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, 3.2), layout="constrained")
+        long = max(map(len, groups)) > 8
+        figure = Figure(figsize=(4.3, 3.8 if long else 3.2), layout="constrained")
         axes = figure.add_subplot()
         places = [place for place, values in enumerate(groups.values()) for _ in values]
         flat = [value for values in groups.values() for value in values]
@@ -161,7 +162,6 @@ def points_chart(
         axes.plot(*zip(*means, strict=True), "_", color=_INK, markersize=22, markeredgewidth=2, label="mean")
         if base is not None:
             axes.axhline(base, color=COLOURS[TEACHER], linewidth=1.4, linestyle="--", label="teacher, mean")
-        long = max(map(len, groups)) > 8
         angle: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axes.set_xticks(range(len(groups)), list(groups), **angle)
         axes.set_xlim(-0.5, len(groups) - 0.5)

@@ -195,11 +195,11 @@ def columns_of(table: Table) -> tuple[list[str], list[list[str]]]:
     shown: dict[str, tuple[str, Callable[[Summary | None], str]]] = {
         "ratio": ("of the teacher's", _share),
         "true": ("true", _share),
-        "broken": ("broken", _share),
         "did_not_fit": ("did not fit", _share),
         "blank_share": ("blanks", _share),
-        "calibration_error": ("calibration error", _shown),
         "latency_ratio": ("latency / teacher's", _shown),
+        "calibration_error": ("calibration error", _shown),
+        "broken": ("broken", _share),
     }
     for name, (heading, form) in shown.items():
         found = [each.get(name) for each in summaries]

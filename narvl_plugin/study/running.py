@@ -133,7 +133,7 @@ class Runner:
             self.reporter.say(f"{len(jobs) - len(todo)} of {len(jobs)} {kind}s are done")
         for job in list(todo):
             if job.after is not None and job.after.failed:
-                job.failed = f"what it shares with others failed: {job.after.name}"
+                job.failed = f"failed, since its teacher failed (full log: {job.after.folder / LOG})"
                 todo.remove(job)
         for job in todo:
             _write_options(job)

@@ -82,3 +82,17 @@ def test_one_more_student(command: str, newcomer: Newcomer, recorded: Callable[[
 
 def test_facts_about_studies() -> None:
     assert f"{LEVEL:.0%}".replace("%", " %") in PAGE.text and f"{RESAMPLES:,} bootstrap samples" in PAGE.text
+
+
+@pytest.mark.integration
+def test_a_launcher_of_hydra(newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
+    """The one that comes with Hydra and starts runs in its own process, with stand-ins of the programs of runs."""
+    (newcomer.folder / "two.yaml").write_text(
+        "parts: {captions: {run: {recipe: caption, processes: 1}, axes: {student.model.num_queries: [24, 30]}}}\n"
+    )
+    command = f"{newcomer.programs / 'narvl'} study two.yaml --out 'runs/a=b, c' --launcher basic"
+    newcomer.types(f'PATH="$PWD/.venv/bin:$PATH" {command}')
+    assert [call[1] for call in recorded()].count("report") == 2
+    assert len(list(newcomer.folder.glob("runs/*/cells/*/report.html"))) == 2
+    newcomer.types(f'PATH="$PWD/.venv/bin:$PATH" {command}')
+    assert not (newcomer.folder / "record").exists(), "a finished run was repeated"
