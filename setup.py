@@ -39,7 +39,7 @@ setup(
     packages=find_packages(include=["narvl_plugin", "narvl_plugin.*", "criterions", "criterions.*"]),
     py_modules=["narvl"],
     package_data={
-        "narvl_plugin": ["demo/*.css", "demo/*.js", "box/*", "report/templates/*", "py.typed"],
+        "narvl_plugin": ["demo/*.css", "demo/*.js", "box/*", "report/templates/*", "study/templates/*", "py.typed"],
         "criterions": ["py.typed"],
     },
     entry_points={"console_scripts": ["narvl = narvl:main"]},

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 import narvl_plugin
-from narvl_plugin.cli import bench, data, demo
+from narvl_plugin.cli import bench, data, demo, study
 from narvl_plugin.cli.options import (
     AbstainBelow,
     Ans2LabelFile,
@@ -53,6 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", help="Make data sets.")
 app.add_typer(bench.app, name="bench", help="Measure the cost of models.")
+app.add_typer(study.app, name="study", help="Run many settings, and compare them.")
 
 
 @app.command()

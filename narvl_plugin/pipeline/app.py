@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.pipeline.keys import translate
+from narvl_plugin.pipeline.options import read_options, with_options
 from narvl_plugin.pipeline.programs import ENDINGS, ProgramFailed, Programs, Stopped, noting_signals
 from narvl_plugin.pipeline.run import Run
 from narvl_plugin.pipeline.settings import RunConfig, Settings, find_tree
+from narvl_plugin.pipeline.sharing import check_shared, link_shared
 from narvl_plugin.pipeline.stages import Reporter, sole_run
 
 PRIMARY = {
@@ -34,10 +36,16 @@ PRIMARY = {
 
 def run_recipe(config: DictConfig, config_dir: Path | None, log_file: Path | None) -> None:
     """Run a recipe in its folder, or go on with it."""
+    if config.cell:
+        config = with_options(config, read_options(Path(config.cell)), config.cell)
     settings = Settings(config, find_tree(config_dir))
     reporter = Reporter(log_file)
     with sole_run(settings.out) as lock:
+        if config.shared:
+            check_shared(settings)
         settings.keep()
+        if config.shared:
+            link_shared(settings)
         programs = Programs(lock)
         signal.signal(signal.SIGTSTP, lambda *_: programs.pause())
         try:
@@ -47,11 +55,11 @@ def run_recipe(config: DictConfig, config_dir: Path | None, log_file: Path | Non
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
-def _run(config: DictConfig, config_dir: Path | None, log_file: Path | None) -> None:
-    """Run a recipe. Errors that a user can fix, and signals, end the program with one line."""
+def in_one_line(work: Callable[[], None]) -> None:
+    """Do the work of a program. Errors that a user can fix, and signals, end the program with one line."""
     try:
         with noting_signals():
-            run_recipe(config, config_dir, log_file)
+            work()
     except Stopped as stopped:
         end = f"{ENDINGS[stopped.number]}; start the same command again to go on"  # type: ignore[index]
         _end(end, 128 + stopped.number)
@@ -87,6 +95,6 @@ def main(words: Sequence[str], config_dir: Path | None, log_file: Path | None) -
 
     @hydra.main(config_path=None, config_name="run", version_base="1.3")
     def start(config: DictConfig) -> None:
-        _run(config, config_dir, log_file)
+        in_one_line(lambda: run_recipe(config, config_dir, log_file))
 
     start()

@@ -77,6 +77,9 @@ KEYS = (
     Key("NO_REPEAT_NGRAM", "no_repeat_ngram", "length of sequences that no caption repeats", recipes=("caption",)),
     Key("ADD_CAPTION", "add_caption", "1: the input has the caption (0 on scenes, else 1)", recipes=("snli_ve",)),
     Key("OUT", "out", "folder of the run (runs/RECIPE_PRESET_seedSEED)", number=False, kept=False),
+    Key("SHARED", "shared", "folder of a run whose data, teacher and its outputs are taken", number=False, kept=False),
+    Key("UNTIL", "until", "distil: end after the teacher's outputs and the distillation", number=False, kept=False),
+    Key("CELL", "cell", "YAML file with further options, a line OPTION: VALUE each", number=False, kept=False),
     Key(
         "BASELINES",
         "baselines",

@@ -170,12 +170,12 @@ class Programs:
             self._running.remove(program)
         return True
 
-    def end(self) -> None:
-        """End all programs, and kill what is left of them and of all that they have started after two seconds."""
+    def end(self, patience: float = PATIENCE) -> None:
+        """End all programs, and kill what is left of them and of all that they have started after some seconds."""
         for program in self._running:
             if program.poll() is None:
                 program.terminate()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any([program.poll() is None for program in self._running]):
             time.sleep(0.02)
         self._signal(signal.SIGKILL)
@@ -186,9 +186,9 @@ class Programs:
             time.sleep(0.02)
         self._running.clear()
 
-    def pause(self) -> None:
+    def pause(self, number: int = signal.SIGSTOP) -> None:
         """Stop all programs and this one, as Ctrl-Z does, until this one is continued."""
-        self._signal(signal.SIGSTOP)
+        self._signal(number)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._signal(signal.SIGCONT)
 

@@ -48,6 +48,10 @@ class Run:
         self._compute_features()
         self._train_teacher()
         self._use_teacher()
+        if self.settings.config.until == "distil":
+            shutil.rmtree(self.out / "generate.part", ignore_errors=True)
+            self.reporter.say(f"Ends after the teacher's outputs. To train a student from them: SHARED={self.out}")
+            return
         students = self._train_students()
         self._evaluate(students)
 
@@ -141,6 +145,8 @@ class Run:
     def _train_teacher(self) -> None:
         """Train the teacher, or link the one that is given."""
         folder, given = self.teacher.parent, self.settings.config.teacher_checkpoint
+        if self.settings.config.shared:  # its folder is a link to that run's
+            return
         if not given:
             work = partial(self._train, folder, self.settings.teacher, self.splits["train"], None)
             self._stage("teacher", folder / "train.jsonl", work)
@@ -174,9 +180,10 @@ class Run:
             criterion = {"criterion": {"_name": "query_cross_entropy"}}
             plans.append(("student_nodistill" if settings.distil else "student_distilled", other, settings.student))
             plans.append(("student_ce", own, {**settings.student, **criterion}))
+        own_start = "finetune_from_model" in (settings.config.student.get("checkpoint") or {})
         for name, rows, base in plans:
             folder = self.out / name
-            work = partial(self._train, folder, base, rows, self.teacher)
+            work = partial(self._train, folder, base, rows, None if own_start else self.teacher)
             self._stage(name, folder / "train.jsonl", work)
         return [name for name, *_ in plans]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
@@ -25,6 +26,9 @@ from narvl_plugin.whole_files import write_whole
 
 PRESETS = ("smoke", "quick", "full")
 
+SETTINGS_FILE = "settings.txt"
+"""Name of the file in a run's folder with its settings."""
+
 RESOLVED = ("beam", "nbest", "distil", "vocab_size", "timed", "max_len", "no_repeat_ngram")
 SIZES_OF_DATA = ("train", "valid", "test", "nouns", "objects")
 
@@ -40,6 +44,9 @@ class RunConfig:
     size: str = "nano"
     preset: str = "quick"
     out: Optional[str] = None
+    shared: Optional[str] = None
+    until: Optional[str] = None
+    cell: Optional[str] = None
     seed: int = 1
     data: Optional[str] = None
     teacher_checkpoint: Optional[str] = None
@@ -90,7 +97,7 @@ class Settings:
         self.config = config
         self.nano = config.size == "nano"
         _require(config)
-        for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint"):
+        for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             if config[name]:  # absolute, so that a run does not depend on the current folder
                 config[name] = os.path.realpath(config[name])
         self.processes = config.processes or _usual_processes()
@@ -120,11 +127,15 @@ class Settings:
         """Return a training's configuration with what the run and the user change of it."""
         config, recipe = self.config, self.recipe
         layers = [recipe["training"], recipe[role], _of_the_run(config, role, recipe)]
-        layers += [OmegaConf.to_container(config[part]) for part in ("training", role)]
+        given = OmegaConf.merge({}, *(OmegaConf.to_container(config[part]) for part in ("training", role)))
         OmegaConf.set_struct(whole, False)
         with _hydra_as(whole):
             own = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
             merged = OmegaConf.merge(own, *layers)
+            criterion = OmegaConf.select(given, "criterion._name")
+            if criterion not in (None, merged.criterion._name):
+                merged.criterion = {}  # another criterion has other options
+            merged = OmegaConf.merge(merged, given)
             merged.common.user_dir = str(Path(narvl_plugin.__file__).parent)
             for unknown in ("data", "bpe_dir"):  # the run's files
                 merged.task[unknown] = ""
@@ -196,24 +207,29 @@ class Settings:
             return _text(value) or key.default
         return _text(self.recipe.get(part, self.config.get(part)))
 
+    def differences(self, kept: Path) -> list[str]:
+        """Return the settings that another run has kept in a file, as far as they differ from this one's."""
+        now = self.kept()
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        was = dict(line.split("=", 1) for line in lines if "=" in line)
+        known = {key.name for key in KEYS if key.kept} | now.keys() | {key for key in was if "." in key}
+        return [
+            f"{key} (was '{was.get(key, '')}', now '{now.get(key, '')}')"
+            for key in {**was, **now}
+            if key in known and (key in was or "." in key) and not _same(was.get(key, ""), now.get(key, ""))
+        ]
+
     def keep(self) -> None:
         """Store the settings of a new run in its folder.
 
         Raises:
             InputError: if the run was begun with other settings.
         """
-        file, now = self.out / "settings.txt", self.kept()
+        file = self.out / SETTINGS_FILE
         if not file.exists():
-            write_whole(file, "".join(f"{key}={value}\n" for key, value in now.items()))
+            write_whole(file, "".join(f"{key}={value}\n" for key, value in self.kept().items()))
             return
-        lines = file.read_text(encoding="utf-8").splitlines()
-        was = dict(line.split("=", 1) for line in lines if "=" in line)
-        known = {key.name for key in KEYS if key.kept} | now.keys() | {key for key in was if "." in key}
-        different = "".join(
-            f" {key} (was '{was.get(key, '')}', now '{now.get(key, '')}')"
-            for key in {**was, **now}
-            if key in known and (key in was or "." in key) and not _same(was.get(key, ""), now.get(key, ""))
-        )
+        different = "".join(f" {each}" for each in self.differences(file))
         if different:
             raise InputError(
                 f"{self.out} was begun with other settings:{different}. Choose another OUT, or delete what depends on "
@@ -239,10 +255,12 @@ def _require(config: DictConfig) -> None:
     """Check the options that need no recipe."""
     if config.preset not in PRESETS:
         raise InputError(f"PRESET={config.preset}: choose smoke, quick or full")
+    if config.until not in (None, "distil"):
+        raise InputError(f"UNTIL={config.until}: the only end that can be chosen is distil")
     if config.size != "nano" and not config.bpe_dir:
         raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
     for key in KEYS:
-        if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint"):
+        if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             value = config[key.target]
             if value and not Path(value).exists():
                 raise MissingInput(f"{key.name}={value}: no such file or folder")
@@ -273,9 +291,13 @@ def _composed(config: DictConfig, tree: Path, role: str) -> DictConfig:
         if not (tree / group / f"{choice}.yaml").is_file():
             found = " ".join(sorted(file.stem for file in (tree / group).glob("*.yaml") if file.stem != "common"))
             raise InputError(f"{group}={choice}: choose one of {found}")
+    return _compose(tree, tuple(f"{group}={choice}" for group, choice in choices.items()))
+
+
+@functools.cache  # a study has many runs of a few kinds
+def _compose(tree: Path, words: tuple[str, ...]) -> DictConfig:
     with _another_hydra(), initialize_config_dir(str(tree), version_base="1.3"):
-        words = [f"{group}={choice}" for group, choice in choices.items()]
-        return compose("train", words, return_hydra_config=True)
+        return compose("train", list(words), return_hydra_config=True)
 
 
 @contextmanager

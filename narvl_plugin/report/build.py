@@ -1,5 +1,6 @@
 """From the output folder of a run to ``results.json``, ``table.md`` and ``report.html``."""
 
+import hashlib
 import json
 import logging
 import math
@@ -34,10 +35,13 @@ from narvl_plugin.report.results import (
     markdown,
     notes,
 )
-from narvl_plugin.report.subjects import TASK_REPORTS, Row
+from narvl_plugin.report.subjects import TASK_REPORTS, Row, TaskReport
 from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
+
+SCORES_FILE = "scores.json"
+"""Name of the file with the main score of each row, by which runs can be compared in pairs."""
 
 
 def build_report(
@@ -49,7 +53,9 @@ def build_report(
     task_overrides: Mapping[str, Any] | None = None,
     num_images: int = 24,
 ) -> dict[str, Any]:
-    """Score the outputs of a run; write ``results.json``, ``table.md`` and, last, ``report.html`` beside it.
+    """Score the outputs of a run, and report on them.
+
+    It writes ``scores.json``, ``results.json``, ``table.md`` and, last, ``report.html`` into the folder.
 
     It reads ``generate/*/generate-test.txt``. If they exist, it also reads ``latency.json``, ``calibration.json``,
     ``stages.tsv``, the ``train.jsonl`` of each model, and ``checkpoint_last.pt`` of teacher and student. It prints the
@@ -71,7 +77,7 @@ def build_report(
     """
     if task not in TASK_REPORTS:
         raise InputError(f"--task {task}: choose one of {', '.join(TASK_REPORTS)}")
-    for name in ("results.json", "table.md", "report.html"):
+    for name in (SCORES_FILE, "results.json", "table.md", "report.html"):
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
     student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
@@ -107,6 +113,7 @@ def build_report(
         "parameters": parameters,
         "stages": [asdict(stage) for stage in stages],
     }
+    write_whole(out_dir / SCORES_FILE, json.dumps(_row_scores(subject, results, scored)) + "\n")
     write_whole(out_dir / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_whole(out_dir / "table.md", markdown(subject, results, sentences, tables))
 
@@ -131,6 +138,25 @@ def build_report(
     write_whole(out_dir / "report.html", page)
     print_table(headings(subject, results), results, sentences)
     return content
+
+
+def _row_scores(subject: TaskReport, results: Sequence[SystemResult], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the main score of each row and system, whose means are the systems' main scores.
+
+    Two runs were tested on the same rows if their `test` is equal.
+    """
+    content = "\n".join(f"{row.number}\t{row.ids[0]}\t{row.prompt}\t{row.references}" for row in rows)
+    return {
+        "task": subject.task,
+        "main": subject.main,
+        "base": results[0].base,
+        "curve": subject.curve,
+        "test": hashlib.sha256(content.encode()).hexdigest(),
+        "systems": {
+            result.name: [round(subject.main_score(result.scores.each[row.number]), 6) for row in rows]
+            for result in results
+        },
+    }
 
 
 def print_table(columns: Sequence[str], results: Sequence[SystemResult], sentences: Sequence[str]) -> None:

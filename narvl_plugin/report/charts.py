@@ -136,6 +136,45 @@ def line_chart(
     return _for_html(stream.getvalue(), description)
 
 
+def points_chart(
+    groups: Mapping[str, Sequence[float]], *, ylabel: str, xlabel: str, description: str, base: float | None = None
+) -> str:
+    """Draw a point for each value of each group, and the mean of each group.
+
+    Args:
+        groups: the values by label, in the order of the labels from left to right.
+        ylabel: the name of the values.
+        xlabel: the name of the labels.
+        description: the text for screen readers.
+        base: a value to draw as a line for comparison, such as the teacher's.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        long = max(map(len, groups)) > 8
+        figure = Figure(figsize=(4.3, 3.8 if long else 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        places = [place for place, values in enumerate(groups.values()) for _ in values]
+        flat = [value for values in groups.values() for value in values]
+        axes.plot(places, flat, "o", color=COLOURS["student"], alpha=0.45, markersize=6, label="a run")
+        means = [(place, sum(values) / len(values)) for place, values in enumerate(groups.values()) if values]
+        axes.plot(*zip(*means, strict=True), "_", color=_INK, markersize=22, markeredgewidth=2, label="mean")
+        if base is not None:
+            axes.axhline(base, color=COLOURS[TEACHER], linewidth=1.4, linestyle="--", label="teacher, mean")
+        angle: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        axes.set_xticks(range(len(groups)), list(groups), **angle)
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11, handlelength=1.2)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _for_html(stream.getvalue(), description)
+
+
 def _for_html(svg: str, description: str) -> str:
     """Remove the parts of a separate file (XML header, fixed size) and add a description."""
     svg = svg[svg.index("<svg") :]

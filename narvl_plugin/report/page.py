@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -153,6 +153,19 @@ def _output(subject: TaskReport, row: Row, result: SystemResult) -> Output:
     )
 
 
+def page_template(package: str, name: str) -> Template:
+    """Return the template of a page from a package's folder `templates`. It may include those of this package."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("narvl_plugin.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markup"] = Markup  # of charts, whose texts are escaped
+    return environment.get_template(name)
+
+
 def render_page(
     *,
     subject: TaskReport,
@@ -181,16 +194,8 @@ def render_page(
     Returns:
         The HTML page.
     """
-    environment = Environment(
-        loader=PackageLoader("narvl_plugin.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards = make_cards(subject, rows, results, readings, images)
-    environment.filters["markup"] = Markup  # of charts, whose texts are escaped
-    return environment.get_template("report.html.j2").render(
+    return page_template("narvl_plugin.report", "report.html.j2").render(
         subject=subject,
         headlines=headlines(subject, results),
         columns=headings(subject, results),

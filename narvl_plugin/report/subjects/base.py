@@ -154,6 +154,10 @@ class TaskReport(ABC, Generic[RowT]):
         compared = and_teacher(teacher.values[self.main] if teacher else None)
         return [(percent(student.values[self.main]), f"{self.main} of the student{compared}")]
 
+    def main_score(self, score: float) -> float:
+        """Return the part of a row in the main score, which is the mean over rows, given the row's score."""
+        return score
+
     def verdict(self, score: float) -> tuple[str, str]:
         """Return the text beside an output of this score, and its mark: ``right``, ``wrong`` or empty."""
         return ("right", "right") if score >= RIGHT else ("wrong", "wrong")

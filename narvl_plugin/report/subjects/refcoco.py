@@ -99,6 +99,10 @@ class RefcocoReport(TaskReport[RegionRow]):
             scores[name] = Scores(values, dict(values), each)
         return scores
 
+    def main_score(self, score: float) -> float:
+        """Return whether a box of this overlap is correct."""
+        return float(score >= GOOD_IOU)
+
     def notes(self, rows: Sequence[RegionRow], scores: Mapping[str, Scores]) -> list[str]:
         """Return the number of regions and the definition of a correct box."""
         return [
