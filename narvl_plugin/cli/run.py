@@ -15,7 +15,7 @@ SETTINGS = f"Settings, as the run scripts spell them, and below each its option:
 
 def run(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, and flags of Hydra.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, and flags of Hydra.")
     ] = None,
     config_dir: Annotated[
         Path | None, typer.Option(help="Folder of the recipes, run_scripts/config of a clone.")

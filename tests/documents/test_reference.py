@@ -111,7 +111,10 @@ def test_every_command_is_listed_and_its_section_has_each_option_default_and_hel
             assert " ".join(paragraph.split()).removeprefix("Example: ").rstrip(".") in words
         shown = {cells[0]: cells for cells in rows(text)}
         for parameter in command.params:
-            first = next(cells for names, cells in shown.items() if f"`{parameter.opts[0]}" in names)
+            spelled = (
+                parameter.metavar or parameter.opts[0] if parameter.param_type_name == "argument" else parameter.opts[0]
+            )
+            first = next(cells for names, cells in shown.items() if f"`{spelled}" in names)
             assert all(flag in first[0] for flag in parameter.secondary_opts)
             assert (first[1] == "required") == parameter.required
             if type(parameter.default) in (int, float):

@@ -38,7 +38,15 @@ DOCUMENTS = (
 SOURCES = ("narvl_plugin/**/*.py", "criterions/*.py", "run_scripts/*.sh", "run_scripts/config/**/*.yaml", *DOCUMENTS)
 CONFIGS = ROOT / "run_scripts" / "config"
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-OTHERS = {"--config-dir", "--config-name", "--number", "--numeric-suffixes", "--additional-suffix"}
+OTHERS = {
+    "--config-dir",
+    "--config-name",
+    "--cfg",
+    "--multirun",
+    "--number",
+    "--numeric-suffixes",
+    "--additional-suffix",
+}
 """Options of hydra, whose parser is made when it runs, and of split."""
 
 
