@@ -14,11 +14,13 @@ import importlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 PROGRAMS = {
@@ -70,13 +72,18 @@ def warm_up() -> None:
 
 
 def answer(connection: socket.socket) -> NoReturn:
-    """Run a program in a fork, and say its exit status."""
+    """Run a program in a fork, and say its exit status. It is killed if the process that asked for it is."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     program = os.fork()
     if program:
+        ended = os.pidfd_open(program)
+        readable, _, _ = select.select([connection, ended], [], [])
+        if ended not in readable:  # nothing more is sent: the connection's other end is gone
+            os.kill(program, signal.SIGKILL)
         _, status = os.waitpid(program, 0)
-        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        with suppress(BrokenPipeError):
+            connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
     connection.close()
     request = json.loads(message)
