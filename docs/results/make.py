@@ -22,6 +22,7 @@ ROOT = HERE.parents[1]
 WIDTH = 120
 PAGES = (
     "quality",
+    "truth",
     "speed",
     "bound",
     "confidence",

@@ -136,7 +136,8 @@ def _report(result: Any) -> Tables:
         score = scores["CIDEr" if "CIDEr" in scores else "accuracy"]
         p50 = found["latency"] and found["latency"]["p50_ms"]
         recall = found.get("object_recall")
-        systems.append({"system": name, "score": score, **scores, "object_recall": recall, "p50_ms": p50})
+        truth = {key: found.get(key) for key in ("sentences", "true", "complete")}
+        systems.append({"system": name, "score": score, **scores, **truth, "object_recall": recall, "p50_ms": p50})
     teachers = [row["score"] for row in systems if row["system"] in TEACHERS]
     for row in systems:
         row["ratio"] = row["score"] / teachers[0] if teachers else None

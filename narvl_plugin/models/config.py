@@ -103,7 +103,7 @@ class OfaConfig:
         given = {option.name: values[option.name] for option in fields(cls) if option.name in values}
         for option in fields(cls):
             if option.name in given and option.name != "_name":
-                _check_value(option.name, given[option.name], option.type)
+                check_value(option.name, given[option.name], option.type)
         return cls(**given)
 
 
@@ -187,7 +187,7 @@ CHOICES = {"query_input": ("learned", "positions", "source")}
 """The values of each option that takes only these."""
 
 
-def _check_value(name: str, value: Any, kind: Any) -> None:
+def check_value(name: str, value: Any, kind: Any) -> None:
     """Check that a value has the type of its option and lies within its limits.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .config import NarvlConfig
+from .config import NarvlConfig, check_value
 from .decoder import Decoder
 from .encoder import EncoderOutput
 from .layers import DecoderLayer
@@ -33,6 +33,7 @@ class QueryDecoder(Decoder):
 
     def __init__(self, cfg: NarvlConfig, embed_tokens: nn.Embedding):
         super().__init__(cfg, embed_tokens)
+        check_value("query_input", cfg.query_input, str)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
         self.query_embed.requires_grad_(cfg.query_input == "learned")
         self._start_memo: Memo[Tensor] = Memo(exact=True)

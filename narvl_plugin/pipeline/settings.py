@@ -296,7 +296,7 @@ def _composed(config: DictConfig, tree: Path, role: str) -> DictConfig:
 
 @functools.cache  # a study has many runs of a few kinds
 def _compose(tree: Path, words: tuple[str, ...]) -> DictConfig:
-    with _another_hydra(), initialize_config_dir(str(tree), version_base="1.3"):
+    with _another_hydra(), initialize_config_dir(str(tree), version_base="1.1"):
         return compose("train", list(words), return_hydra_config=True)
 
 

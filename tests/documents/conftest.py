@@ -89,7 +89,7 @@ def recorded(newcomer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     shutil.copytree(ROOT / "run_scripts", newcomer.folder / "run_scripts")
     programs = newcomer.folder / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for program in ("narvl", "fairseq-hydra-train", "fairseq-generate", "python"):
+    for program in ("narvl", "fairseq-train", "fairseq-hydra-train", "fairseq-generate", "python"):
         stand_in = shlex.join([sys.executable, "-SE", str(Path(__file__).with_name("recorder.py"))])
         real = f'[ "$1" != run ] || exec {newcomer.programs / "narvl"} "$@"\n' if program == "narvl" else ""
         (programs / program).write_text(f'#!/bin/sh\n{real}exec {stand_in} {program} "$@"\n')

@@ -22,6 +22,7 @@ from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.survey import BYTES_LOOKED_AT, ROWS_LOOKED_AT
 from narvl_plugin.data.text import load_codec
 from narvl_plugin.models.config import SIZES
+from narvl_plugin.pipeline.keys import KEYS
 
 TRAIN = Page("docs/how-to/train.md")
 GPUS = Page("docs/how-to/several-gpus.md")
@@ -160,7 +161,12 @@ def test_facts_about_trainings() -> None:
 def test_options_and_settings_are_there(page: Page) -> None:
     text = "\n".join(line for line in page.text.splitlines() if not re.match(r"\|[-:| ]+\|$", line))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*\b", text))
-    known = {"--config-dir", "--config-name"} | options.get_generation_parser()._option_string_actions.keys()
+    known = {
+        "--config-dir",
+        "--config-name",
+        "--cfg",
+        "--multirun",
+    } | options.get_generation_parser()._option_string_actions.keys()
     for command in set(re.findall(r"narvl (bench \w+|[a-z]+)", text)) - {"data", "path", "load", "export"}:
         found, _ = command_of(command.split())
         known |= {option for parameter in found.params for option in parameter.opts}
@@ -174,9 +180,7 @@ def test_options_and_settings_are_there(page: Page) -> None:
         known |= parser._option_string_actions.keys()
     assert named - known == set()
 
-    scripts = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "run_scripts").glob("*.sh"))
-    settings = set(re.findall(r"[A-Z][A-Z_]+[0-9]?", " ".join(re.findall(r'KEYS="([^"]*)"', scripts))))
-    settings |= set(re.findall(r"[A-Z_]+", " ".join(re.findall(r'^read_settings "\$KEPT_KEYS (.*?)"', scripts, re.M))))
+    settings = {key.name for key in KEYS}
     given = {span.partition("=")[0] for span in page.spans if re.fullmatch(r"[A-Z][A-Z_]+(=\S+)?", span)}
     assert given - settings <= {"RANK", "WORLD_SIZE", "KEY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TASK_SIZE"}
 
