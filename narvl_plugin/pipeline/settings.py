@@ -17,6 +17,7 @@ from typing import Any, Optional
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 import narvl_plugin
@@ -296,19 +297,21 @@ def _composed(config: DictConfig, tree: Path, role: str) -> DictConfig:
 
 @functools.cache  # a study has many runs of a few kinds
 def _compose(tree: Path, words: tuple[str, ...]) -> DictConfig:
-    with _another_hydra(), initialize_config_dir(str(tree), version_base="1.1"):
+    with _another_hydra(), initialize_config_dir(str(tree), version_base="1.3"):
         return compose("train", list(words), return_hydra_config=True)
 
 
 @contextmanager
 def _another_hydra() -> Iterator[None]:
-    """Let a configuration be composed within a program that Hydra has started."""
-    instance = GlobalHydra.instance()
-    before, instance.hydra = instance.hydra, None
+    """Let a configuration be composed within a program that Hydra has started, by other rules of Hydra's versions."""
+    instance, version = GlobalHydra.instance(), VersionBase.instance()
+    before, rules = instance.hydra, version.version_base
+    instance.hydra = None
     try:
         yield
     finally:
         instance.hydra = before
+        version.version_base = rules
 
 
 @contextmanager
