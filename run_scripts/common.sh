@@ -1,4 +1,4 @@
-# Functions of box.sh: settings KEY=value, stages that are skipped when done, and their times.
+# Functions of the scripts: the start of a recipe, and for box.sh settings KEY=value and stages that are skipped when done.
 # shellcheck shell=bash
 
 die() {
@@ -164,4 +164,17 @@ show_training() {
   sed -un \
     -e 's/.*"loss": "\([^"]*\)".*"num_updates": "\([^"]*\)".*/  update \2: loss \1/p' \
     -e 's/.*"valid_loss": "\([^"]*\)".*"valid_num_updates": "\([^"]*\)".*/  update \2: validation loss \1/p'
+}
+
+# run_recipe RECIPE KEY=value...: runs a recipe by the programs of .venv, if the clone has one.
+run_recipe() {
+  local root recipe=$1
+  shift
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  [[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
+  if ! command -v narvl >/dev/null; then
+    echo "error: narvl is not installed; run: make setup" >&2
+    exit 1
+  fi
+  exec narvl run --config-dir "$root/run_scripts/config" recipe="$recipe" "$@"
 }

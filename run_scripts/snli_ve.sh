@@ -6,10 +6,5 @@
 # --help prints the settings, and config/pipeline/snli_ve.yaml and config/embedded/ hold their defaults.
 
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[[ ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
-if ! command -v narvl >/dev/null; then
-  echo "error: narvl is not installed; run: make setup" >&2
-  exit 1
-fi
-exec narvl run --config-dir "$root/run_scripts/config" recipe=snli_ve "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+run_recipe snli_ve "$@"

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,6 +150,25 @@ def command_of(words: Sequence[str]) -> tuple[click.Command, list[str]]:
         assert words[0] in command.commands, f"narvl has no command {words[0]}"
         command = command.commands[words.pop(0)]
     return command, words
+
+
+@cache
+def known_options() -> set[str]:
+    """Return the options of narvl and of fairseq's programs, with our tasks, models and criterions."""
+    known: set[str] = set()
+    waiting: list[Any] = [command_of([])[0]]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        known |= {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    known |= options.get_generation_parser()._option_string_actions.keys()
+    chosen = ["--arch", "narvl_tiny", "--optimizer", "adam", "--lr-scheduler", "polynomial_decay_ratio"]
+    for task in ("caption", "refcoco", "snli_ve", "vqa_gen", "multitask"):
+        parser = options.get_training_parser(task)
+        words = ["data", "--task", task, "--bpe-dir", "vocab", "--criterion", "qctc", "--num-queries", "7", *chosen]
+        options.parse_args_and_arch(parser, words)  # which adds those of the parts that are chosen
+        known |= parser._option_string_actions.keys()
+    return known
 
 
 def draw_scene(folder: Path) -> None:

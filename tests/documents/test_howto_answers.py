@@ -7,13 +7,11 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fairseq import options
-from pages import SHORT, SMALL, Newcomer, Page, command_of, commands, draw_scene, lines_of, parsed
+from pages import SHORT, SMALL, Newcomer, Page, command_of, commands, draw_scene, known_options, lines_of, parsed
 from PIL import Image
 
 from narvl_plugin.api.loading import BOX
@@ -177,25 +175,6 @@ def test_commands_and_options_in_the_text_exist(page: Page, command: str) -> Non
     found, _ = command_of(re.findall(r"^(?:[a-z-]+ ?)+", command.removeprefix("narvl "))[0].split()[:2])
     known = {option for parameter in found.params for option in parameter.opts}
     assert set(re.findall(r"--[a-z0-9-]+", command)) <= known
-
-
-@cache
-def known_options() -> set[str]:
-    """Return the options of narvl and of fairseq's programs, with our tasks, models and criterions."""
-    known: set[str] = set()
-    waiting: list[Any] = [command_of([])[0]]
-    while waiting:
-        command = waiting.pop()
-        waiting += getattr(command, "commands", {}).values()
-        known |= {option for parameter in command.params for option in parameter.opts}
-    known |= options.get_generation_parser()._option_string_actions.keys()
-    chosen = ["--arch", "narvl_tiny", "--optimizer", "adam", "--lr-scheduler", "polynomial_decay_ratio"]
-    for task in ("caption", "refcoco", "snli_ve", "vqa_gen", "multitask"):
-        parser = options.get_training_parser(task)
-        words = ["data", "--task", task, "--bpe-dir", "vocab", "--criterion", "qctc", "--num-queries", "7", *chosen]
-        options.parse_args_and_arch(parser, words)  # which adds those of the parts that are chosen
-        known |= parser._option_string_actions.keys()
-    return known
 
 
 @pytest.mark.integration

@@ -16,10 +16,10 @@ from typing import Any
 import click
 import pytest
 import typer
-from fairseq import options
 from fairseq.dataclass.initialize import hydra_init
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from pages import known_options
 
 import narvl_plugin.hydra_start  # noqa: F401 - registers ${narvl_path:}
 from narvl_plugin.cli.app import app
@@ -131,28 +131,12 @@ def test_blocks_of_commands_are_well_formed(file: str) -> None:
 # --- Options and settings --------------------------------------------------------------------------------------------
 
 
-@cache
-def known_options() -> set[str]:
-    """Return all options of fairseq's programs, with our tasks, models and criterions, and of narvl."""
-    known = set(OTHERS)
-    for command in NARVL.values():
-        known |= {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
-    known |= options.get_generation_parser()._option_string_actions.keys()
-    chosen = ["--arch", "narvl_tiny", "--optimizer", "adam", "--lr-scheduler", "polynomial_decay_ratio"]
-    for task in ("caption", "refcoco", "snli_ve", "vqa_gen", "multitask"):
-        parser = options.get_training_parser(task)
-        words = ["data", "--task", task, "--bpe-dir", "vocab", "--criterion", "qctc", "--num-queries", "7", *chosen]
-        options.parse_args_and_arch(parser, words)  # which adds those of the parts that are chosen
-        known |= parser._option_string_actions.keys()
-    return known
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("file", DOCUMENTS)
 def test_options_that_documents_name_are_there(file: str) -> None:
     text = re.sub(r"^pip .*", "", text_of(file), flags=re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*(?!…)\b", text)) - {"--reset"}  # --reset-…
-    assert named - known_options() == set()
+    assert named - known_options() - OTHERS == set()
 
 
 def test_settings_that_documents_name_are_those_of_the_scripts() -> None:
