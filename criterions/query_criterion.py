@@ -158,6 +158,9 @@ class QueryCriterion(FairseqCriterion):
             "queries": silent.numel(),
             "did_not_fit": len(sample["target"]) - num_sentences,
         }
+        if not self.training:
+            labels = logits.argmax(2)
+            logging_output["repeats"] = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != blank)).sum()
         return losses.sum() if reduce else losses, sample_size, logging_output
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -254,6 +257,7 @@ class QueryCriterion(FairseqCriterion):
         - loss: per unit of sample size, as trained on;
         - nll_loss: per target token, without weights and smoothing;
         - blank_share: the share of queries whose most probable label is the blank;
+        - repeat_share: in validation, the share of queries whose most probable label is that of the query before;
         - did_not_fit: the number of samples left out.
         """
 
@@ -266,6 +270,8 @@ class QueryCriterion(FairseqCriterion):
         metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
+        if any("repeats" in log for log in logging_outputs):
+            metrics.log_scalar("repeat_share", total("repeats") / (num_queries or 1), num_queries, round=3)
         metrics.log_scalar_sum("did_not_fit", total("did_not_fit"))
 
     @staticmethod

@@ -67,15 +67,15 @@ for cell in cells.split(","):
                         "scores": {"CIDEr": mean},
                         "cider_ratio_to_teacher_beam5": 1.0,
                         "true": 0.5,
-                        "latency": {"p50_ms": 2.0},
+                        "latency": {"p50_ms": 2.0, "batched_ms": 0.5},
                         "latency_ratio_to_teacher_beam5": 0.25,
                     },
-                    "teacher_beam5": {"scores": {"CIDEr": mean}, "latency": None},
+                    "teacher_beam5": {"scores": {"CIDEr": 3.0}, "sentences": 1.0, "true": 0.75, "latency": None},
                 }
             }
         )
     )
     (out / "student").mkdir(exist_ok=True)
-    records = [{"valid_num_updates": number, "valid_cider": number / 10, "valid_blank_share": 0.5} for number in (2, 4)]
+    records = [{"valid_num_updates": number, "valid_cider": number / 10, "valid_blank_share": 0.5, "valid_repeat_share": 0.1} for number in (2, 4)]
     (out / "student" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (out / "report.html").touch()

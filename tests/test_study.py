@@ -284,10 +284,9 @@ def test_a_study_that_is_stopped_goes_on_and_ends_as_an_unbroken_one(
     assert other["difference"]["paired"]
     table = (out / "study.md").read_text()
     assert "# How many queries?" in table
-    assert (
-        "| queries | CIDEr | difference from 24 [95%] | of the teacher's | true | blanks | latency / teacher's |"
-        in table
-    )
+    assert "| queries | CIDEr | difference from 24 [95%] | true | blanks / repeats | ms an image, batch 1 / 32 |" in table
+    assert "| 50.0 ± 0.0 % | 50.0 % / 10.0 % | 2.0 / 0.5 |" in table
+    assert "- The teacher's CIDEr is 3.000 ± 0.000, with 100.0 ± 0.0 % sentences and 75.0 ± 0.0 % true captions." in table
     assert "means ± standard deviations over 2 seeds" in table
     page = (out / "study.html").read_text()
     assert page.count("<svg") == 2
@@ -382,8 +381,10 @@ def test_a_real_study_is_killed_and_goes_on(tmp_path: Path, programs: Path, monk
             "teacher",
             "calibration_error",
             "p50_ms",
+            "batched_ms",
             "latency_ratio",
             "blank_share",
+            "repeat_share",
             "did_not_fit",
         } <= cell["measures"].keys()
     assert len(list(out.glob("cells/*/teacher"))) == 4

@@ -26,6 +26,8 @@ from narvl_plugin.whole_files import require_writable, write_whole
 RGB = 3
 STAGED = 20
 """Number of images that are timed stage by stage."""
+BATCH = 32
+"""Number of images in a batch that is timed as a whole."""
 
 Image = TypeVar("Image")
 Name = TypeVar("Name", bound=Hashable)
@@ -240,7 +242,8 @@ def latency(
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        The contents of the file: ``systems`` (`LatencyStats` by name), ``stages`` (by name, the median of each stage of
+        The contents of the file: ``systems`` (by name, the numbers of `LatencyStats`, and ``batched_ms``, the median
+        time of a batch of `BATCH` images divided by their number), ``stages`` (by name, the median of each stage of
         `narvl_plugin.bench.stages` in ms), ``machine``, ``settings``.
 
     Raises:
@@ -259,11 +262,13 @@ def latency(
     if rows and asked.batch(rows[0])["net_input"]["patch_images"].size(1) != RGB:
         raise InputError(f"{data}: holds precomputed features; measure on images, to include the vision backbone")
     stats = measure_latency(systems, rows, warmup=warmup, repeats=repeats, threads=threads)
+    predict = {name: system.predict for name, system in systems.items()}
+    speeds = images_per_second(predict, rows[:BATCH], batch_size=BATCH, repeats=repeats, threads=threads)
     with use_threads(threads):
         staged = {name: median_stages(system, rows[:STAGED], warmup=1) for name, system in systems.items()}
     dtype = next(asked.model.parameters()).dtype
     report = {
-        "systems": {name: asdict(values) for name, values in stats.items()},
+        "systems": {name: asdict(values) | {"batched_ms": 1000 / speeds[name]} for name, values in stats.items()},
         "stages": staged,
         "machine": describe_machine(asked.device, threads, dtype),
         "settings": {

@@ -49,7 +49,7 @@ def latency(
     ans2label_file: Ans2LabelFile = None,
     device: TimedDevice = "cpu",
 ) -> None:
-    """Time a teacher and a student on one image at a time.
+    """Time a teacher and a student on one image at a time, and on batches of 32.
 
     The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
     turns.
@@ -70,7 +70,9 @@ def latency(
         device=device,
     )
     for name, times in result["systems"].items():
-        print(f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}")
+        print(
+            f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}, in batches {times['batched_ms']:.1f}"
+        )
     for name, times in result["stages"].items():
         print(f"{name}, ms: " + ", ".join(f"{stage} {milliseconds:.1f}" for stage, milliseconds in times.items()))
 

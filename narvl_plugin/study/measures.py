@@ -60,12 +60,14 @@ def read_measures(folder: Path) -> Measured | None:
         **{f"teacher_{name}": teacher.get(name) for name in WORDING},
         "calibration_error": calibration.get("systems", {}).get(STUDENT, {}).get("error"),
         "p50_ms": (student.get("latency") or {}).get("p50_ms"),
+        "batched_ms": (student.get("latency") or {}).get("batched_ms"),
         "latency_ratio": student.get(f"latency_ratio_to_{base}"),
     }
     log = folder / STUDENT / "train.jsonl"
     curves = read_training_log(log).curves if log.exists() else TrainingLog().curves
-    if "valid_blank_share" in curves:
-        values["blank_share"] = curves["valid_blank_share"][-1][1]
+    for name in ("blank_share", "repeat_share"):
+        if (curve := f"valid_{name}") in curves:
+            values[name] = curves[curve][-1][1]
     if "valid_did_not_fit" in curves and (rows := _validation_rows(folder / STUDENT / "train.yaml")):
         values["did_not_fit"] = curves["valid_did_not_fit"][-1][1] / rows
     times = {stage.name: stage.seconds for stage in read_stages(folder / "stages.tsv")}

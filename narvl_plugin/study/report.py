@@ -22,7 +22,7 @@ from narvl_plugin.study.statistics import LEVEL, RESAMPLES, Difference, RowScore
 from narvl_plugin.whole_files import require_writable, write_whole
 
 FILES = ("study.json", "study.md", "study.html")
-MOST_COLUMNS = 8
+MOST_COLUMNS = 9
 _MISSING = "–"
 _PALETTE = (*dict.fromkeys(COLOURS.values()), "#0b7285", "#c2255c", "#5c940d", "#495057", "#e8a33d")
 
@@ -179,6 +179,27 @@ def _share(each: Summary | None) -> str:
     return _shown(each, 1, 100, " %")
 
 
+def _mean_share(each: Summary | None) -> str:
+    return _MISSING if each is None else f"{each.mean:.1%}".replace("%", " %")
+
+
+def _milliseconds(each: Summary | None) -> str:
+    return _MISSING if each is None else f"{each.mean:.1f}"
+
+
+_COLUMNS: tuple[tuple[tuple[str, ...], str, Callable[[Summary | None], str]], ...] = (
+    (("ratio",), "of the teacher's", _share),
+    (("sentences",), "sentences", _share),
+    (("true",), "true", _share),
+    (("did_not_fit",), "did not fit", _share),
+    (("blank_share", "repeat_share"), "blanks / repeats", _mean_share),
+    (("p50_ms", "batched_ms"), "ms an image, batch 1 / 32", _milliseconds),
+    (("calibration_error",), "calibration error", _shown),
+    (("broken",), "broken", _share),
+)
+"""Measures, and the heading and the form of their column."""
+
+
 def columns_of(table: Table) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of a part's table. Columns without any value are left out."""
     summaries = [row.summaries() for row in table.rows]
@@ -192,21 +213,15 @@ def columns_of(table: Table) -> tuple[list[str], list[list[str]]]:
                 [_difference(row, each, table) for row, each in apart],
             )
         )
-    shown: dict[str, tuple[str, Callable[[Summary | None], str]]] = {
-        "ratio": ("of the teacher's", _share),
-        "true": ("true", _share),
-        "did_not_fit": ("did not fit", _share),
-        "blank_share": ("blanks", _share),
-        "latency_ratio": ("latency / teacher's", _shown),
-        "calibration_error": ("calibration error", _shown),
-        "broken": ("broken", _share),
-    }
-    for name, (heading, form) in shown.items():
-        found = [each.get(name) for each in summaries]
-        if name == "did_not_fit" and not any(each and each.mean for each in found):
+    teachers = {(each.mean, each.sd) for found in summaries if (each := found.get("teacher"))}
+    for names, heading, form in _COLUMNS:
+        found = [[each.get(name) for name in names] for each in summaries]
+        if names == ("did_not_fit",) and not any(each and each.mean for [each] in found):
             continue
-        if any(found) and len(columns) < MOST_COLUMNS:
-            columns.append((heading, [form(each) for each in found]))
+        if names == ("ratio",) and len(teachers) == 1:
+            continue  # as the score
+        if any(map(any, found)) and len(columns) < MOST_COLUMNS:
+            columns.append((heading, [" / ".join(map(form, each)) for each in found]))
     headings = [heading for heading, _ in columns]
     return headings, [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
 
@@ -225,6 +240,8 @@ def notes(table: Table) -> list[str]:
     sentences = [
         f"Figures are means ± standard deviations over {seeds} seeds." if seeds > 1 else "Each row is one run."
     ]
+    if teachers := _teachers(table):
+        sentences.append(teachers)
     made = [each for each in table.differences if each]
     if made:
         sentences.append(
@@ -234,11 +251,22 @@ def notes(table: Table) -> list[str]:
     if not all(each.paired for each in made):
         sentences.append("Some rows were tested on other test rows than the reference, so that no pairs were formed.")
     if any(row.measured for row in table.rows):
-        sentences.append("Blanks, and targets that did not fit, are shares in validation.")
+        sentences.append("Blanks, repeats, and targets that did not fit, are shares in validation.")
     left = sum(len(row.cells) - len(row.measured) for row in table.rows)
     if left:
         sentences.append(f"{left} of {sum(len(row.cells) for row in table.rows)} runs have not ended and are left out.")
     return sentences
+
+
+def _teachers(table: Table) -> str:
+    """Return a sentence with the measures of the teacher, if all rows have the same; empty otherwise."""
+    found = [row.summaries() for row in table.rows if row.measured]
+    values = [(each.get("teacher"), each.get("teacher_sentences"), each.get("teacher_true")) for each in found]
+    if not values or len(set(values)) > 1 or values[0][0] is None:
+        return ""
+    score, whole, true = values[0]
+    words = f"The teacher's {table.main} is {_shown(score)}"
+    return words + (f", with {_share(whole)} sentences and {_share(true)} true captions." if whole and true else ".")
 
 
 def markdown(study: Study, tables: Sequence[Table]) -> str:

@@ -158,7 +158,7 @@ def test_latency_writes_all_three_systems(pair: dict[str, Path], tmp_path: Path)
     report = latency(out, **pair, generation={"max_len_b": 4}, images=100, warmup=0, repeats=2)
     assert json.loads(out.read_text()) == report
     assert set(report["systems"]) == {"teacher_beam5", "teacher_greedy", "student"}
-    assert all(stats["n"] == 12 for stats in report["systems"].values())
+    assert all(stats["n"] == 12 and stats["batched_ms"] > 0 for stats in report["systems"].values())
     assert {name: set(stages) for name, stages in report["stages"].items()} == dict.fromkeys(
         report["systems"], set(STAGES)
     )

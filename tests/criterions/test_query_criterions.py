@@ -312,6 +312,21 @@ def test_what_is_logged_of_several_steps(model: nn.Module, task: SimpleNamespace
     assert values["did_not_fit"] == 0
 
 
+def test_repeats_are_counted_in_validation(model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch) -> None:
+    """A query repeats if it has the label of the query before it, unless that is the blank."""
+    with torch.no_grad():
+        model.project.weight.zero_()
+        model.project.bias.view(6, -1).scatter_(1, torch.tensor([4, 4, 10, 10, 4, 4])[:, None], 50.0)
+    criterion = build(QueryCtcCriterion, task)
+    batch = make_batch(["a b", "c"])
+    assert "repeats" not in criterion(model, batch)[2]
+    criterion.eval()
+    log = criterion(model, batch)[2]
+    with metrics.aggregate() as meters:
+        QueryCtcCriterion.reduce_metrics([log])
+    assert meters.get_smoothed_values()["repeat_share"] == pytest.approx(2 / 6, abs=1e-3)
+
+
 @pytest.mark.integration
 @BOTH
 def test_training_on_one_batch_learns_it(
