@@ -76,6 +76,7 @@ for cell in cells.split(","):
         )
     )
     (out / "student").mkdir(exist_ok=True)
-    records = [{"valid_num_updates": number, "valid_cider": number / 10, "valid_blank_share": 0.5, "valid_repeat_share": 0.1} for number in (2, 4)]
+    shares = {"valid_blank_share": 0.5, "valid_repeat_share": 0.1}
+    records = [{"valid_num_updates": number, "valid_cider": number / 10, **shares} for number in (2, 4)]
     (out / "student" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (out / "report.html").touch()

@@ -71,7 +71,8 @@ def latency(
     )
     for name, times in result["systems"].items():
         print(
-            f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}, in batches {times['batched_ms']:.1f}"
+            f"{name}: p50 {times['p50_ms']:.1f} ms, p95 {times['p95_ms']:.1f} ms, n {times['n']}; "
+            f"in batches {times['batched_ms']:.1f} ms an image"
         )
     for name, times in result["stages"].items():
         print(f"{name}, ms: " + ", ".join(f"{stage} {milliseconds:.1f}" for stage, milliseconds in times.items()))
