@@ -23,6 +23,7 @@ from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.tasks.base import BaseTask, Search
+from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.whole_files import require_writable, write_whole
 
 SPLIT = "test"
@@ -39,6 +40,7 @@ class Decoded:
         score: the mean log-probability of the outputs, in nats.
         error: the expected calibration error.
         p50_ms: the median time for one image.
+        others: the means of the task's other validation scores, such as the share of captions that are true.
     """
 
     quality: float
@@ -46,6 +48,7 @@ class Decoded:
     score: float
     error: float
     p50_ms: float
+    others: dict[str, float]
 
 
 def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
@@ -73,7 +76,8 @@ def decoding(
         student: the student's checkpoint.
         data: the TSV file with images.
         teacher: a teacher's checkpoint to rescore with.
-        frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions.
+        frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions, and captions are
+            judged by its wording.
         task_overrides: see `Predictor.load`.
         images: the number of rows to time.
         repeats: see `measure_latency`.
@@ -93,14 +97,22 @@ def decoding(
     predictors = {name: loaded.with_options(way.task_options, **way.generation) for name, way in ways.items()}
     predictors[FREE].generator = ParallelGenerator([cast(NarvlModel, loaded.model)], task.target_dictionary)
     rows = list(loaded.usable_rows())
+    if isinstance(task, CaptionTask) and frequencies is not None:
+        task.know_captions(frequencies)
+    main, *others = task.validation_metrics
     found: dict[str, list[tuple[float, bool, float, float, float]]] = {name: [] for name in predictors}
+    beside: dict[str, dict[str, list[float]]] = {name: {} for name in predictors}
     with torch.inference_mode(), use_threads(threads):
         for row in rows:
             batch = loaded.batch(row)
             for name, predictor in predictors.items():
                 said = [predictor.hypotheses(batch)]
                 best = said[0][0]
-                (quality,) = task.validation_scores(batch, said)[task.validation_metrics[0]]
+                judged = task.validation_scores(batch, said)
+                (quality,) = judged[main]
+                for other in others:
+                    if other in judged:
+                        beside[name].setdefault(other, []).append(judged[other][0])
                 (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))
@@ -114,11 +126,12 @@ def decoding(
             score=float(scores.mean()),
             error=Reliability.of(confidences.clip(0, 1), correct).error,
             p50_ms=stats[name].p50_ms,
+            others={other: float(np.mean(values)) for other, values in beside[name].items()},
         )
     result = {
         "ways": {name: asdict(worth) for name, worth in decoded.items()},
         "rows": len(rows),
-        "metric": task.validation_metrics[0],
+        "metric": main,
         "machine": describe_machine(loaded.device, threads, next(loaded.model.parameters()).dtype),
     }
     write_whole(out, json.dumps(result, indent=2) + "\n")
@@ -127,12 +140,14 @@ def decoding(
 
 def table(result: Mapping[str, Any]) -> str:
     """Format the result of `decoding` as a Markdown table."""
+    others = next(iter(result["ways"].values()))["others"]
     rows = [
-        [name, f"{way['quality']:.3f}", f"{way['invalid']}", f"{way['score']:.2f}"]
-        + [f"{way['error']:.3f}", f"{way['p50_ms']:.1f}"]
+        [name, f"{way['quality']:.3f}", *(f"{way['others'][other]:.3f}" for other in others)]
+        + [f"{way['invalid']}", f"{way['score']:.2f}", f"{way['error']:.3f}", f"{way['p50_ms']:.1f}"]
         for name, way in result["ways"].items()
     ]
-    headings = ["decoding", result["metric"], "invalid", "log p", "calibration error", "p50 ms"]
+    headings = ["decoding", result["metric"], *(other.replace("_", " ") for other in others)]
+    headings += ["invalid", "log p", "calibration error", "p50 ms"]
     return markdown_table(headings, rows)
 
 

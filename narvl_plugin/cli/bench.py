@@ -49,7 +49,7 @@ def latency(
     ans2label_file: Ans2LabelFile = None,
     device: TimedDevice = "cpu",
 ) -> None:
-    """Time a teacher and a student on one image at a time, and on batches of 32.
+    """Time a teacher and a student on single images and on batches of 32.
 
     The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
     turns.

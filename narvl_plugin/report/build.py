@@ -20,6 +20,7 @@ from rich.text import Text
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError, MissingInput, harmless
 from narvl_plugin.evaluation.predictions import read_generated
+from narvl_plugin.inference.perplexity import perplexities
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.about import about, count_parameters, read_stages
 from narvl_plugin.report.charts import Targets, confidence_charts, training_charts
@@ -36,6 +37,7 @@ from narvl_plugin.report.results import (
     notes,
 )
 from narvl_plugin.report.subjects import TASK_REPORTS, Row, TaskReport
+from narvl_plugin.tasks import loading
 from narvl_plugin.whole_files import require_writable, write_whole
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,9 @@ def build_report(
         logger.warning("%d of %d test rows are left out: not every system has an output", left_out, len(rows))
 
     measured = _read_latency(out_dir / "latency.json")
-    results = evaluate(subject, outputs, scored, measured["systems"])
+    judged = [row.number for row in _spread(scored, subject.perplexity_rows)]
+    perplexity = _perplexities(out_dir / "teacher" / "checkpoint_last.pt", student, task_overrides, outputs, judged)
+    results = evaluate(subject, outputs, scored, measured["systems"], perplexity)
     sentences = notes(subject, results, scored, measured["machine"], left_out)
     calibration = _read_calibration(out_dir / "calibration.json")
     with _blaming(out_dir / "calibration.json"):
@@ -205,6 +209,26 @@ def _load_student(
     if student.task.cfg._name != task:
         raise InputError(f"{checkpoint}: was trained for {student.task.cfg._name}, and the report is --task {task}")
     return student
+
+
+def _perplexities(
+    checkpoint: Path,
+    student: Predictor | None,
+    task_overrides: Mapping[str, Any] | None,
+    outputs: Mapping[str, Mapping[int, str]],
+    rows: Sequence[int],
+) -> dict[str, float]:
+    """Return the teacher's perplexity of outputs; empty without a teacher of the student's task, or without rows."""
+    if student is None or not rows or not checkpoint.exists():
+        return {}
+    try:
+        file = Path(student.dataset.tsv.path)
+        teacher = Predictor.load(checkpoint, file, task_overrides=task_overrides, role="teacher")
+        loading.require_one_task(checkpoint, teacher.task, Path(STUDENT), student.task)
+    except InputError as error:
+        logger.warning("the teacher's perplexity is not measured: %s", error)
+        return {}
+    return perplexities(teacher, outputs, rows)
 
 
 def _count_parameters(student: Predictor | None, out_dir: Path) -> dict[str, dict[str, int]]:

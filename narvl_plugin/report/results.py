@@ -1,7 +1,7 @@
 """All systems scored on one test set, as a dictionary for ``results.json`` and as a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from narvl_plugin.report.subjects import Row, Scores, Table, TaskReport
@@ -95,6 +95,7 @@ def evaluate(
     outputs: Mapping[str, Mapping[int, str]],
     rows: Sequence[Row],
     latencies: Mapping[str, dict[str, float]],
+    perplexities: Mapping[str, float],
 ) -> list[SystemResult]:
     """Score every system and the subject's baselines, which need no model.
 
@@ -103,6 +104,7 @@ def evaluate(
         outputs: the outputs by system name, then by row.
         rows: the rows of the test file for which every system has an output.
         latencies: entries of ``latency.json`` by system name.
+        perplexities: the teacher's perplexity of systems' outputs by system name, where it was measured.
 
     Returns:
         The results in the order of ``LABELS``; then other systems, then baselines.
@@ -111,6 +113,8 @@ def evaluate(
     order += sorted(outputs.keys() - set(order))
     systems = {name: outputs[name] for name in order} | subject.say_baselines(rows)
     scores = subject.score(systems, rows)
+    for name, perplexity in perplexities.items():
+        scores[name] = replace(scores[name], details={**scores[name].details, "perplexity": perplexity})
 
     # Only with a list of answers can a teacher score all of them.
     teachers = [name for name in subject.teachers if name in outputs] or [next(iter(subject.teachers))]

@@ -195,7 +195,7 @@ _COLUMNS: tuple[tuple[tuple[str, ...], str, Callable[[Summary | None], str]], ..
     (("blank_share", "repeat_share"), "blanks / repeats", _mean_share),
     (("p50_ms", "batched_ms"), "ms an image, batch 1 / 32", _milliseconds),
     (("calibration_error",), "calibration error", _shown),
-    (("broken",), "broken", _share),
+    (("new_runs",), "new runs", _share),
 )
 """Measures, and the heading and the form of their column."""
 

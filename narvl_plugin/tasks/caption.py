@@ -13,9 +13,10 @@ from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.scenes.scene import Scene
 from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside, truth_of
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
-from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.data.tsv import TsvFile, parse_columns
 from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
+from narvl_plugin.scoring.wording import KnownWording, Wording, captions_of
 from narvl_plugin.tasks.base import ANY_NGRAM, BaseTask, BaseTaskConfig, Hypotheses, Search
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class CaptionConfig(BaseTaskConfig):
         default=False,
         metadata={
             "help": "generate in validation and log CIDEr as `cider` (for --best-checkpoint-metric); of embedded "
-            "scenes, also the shares of captions that are `sentences`, `true` and `complete`"
+            "scenes, also the shares of captions that are `sentences`, `true` and `complete`; of other images, the "
+            "shares with `new_runs`, which no training caption has, with `doubled` words, or `cut` at the end"
         },
     )
     mbr: Agreement = field(
@@ -77,7 +79,7 @@ class CaptionTask(BaseTask):
     name = "caption"
     verb = "caption"
     config_class = CaptionConfig
-    validation_metrics = ("cider", *CaptionTruth._fields)
+    validation_metrics = ("cider", *CaptionTruth._fields, *Wording._fields)
     dataset_class = CaptionDataset
     target_place = 2
     holds_several_targets = True
@@ -86,6 +88,7 @@ class CaptionTask(BaseTask):
     _judged: CaptionDataset
     _cider: "BatchwiseCider | None" = None
     _scenes: dict[str, Scene] | None = None
+    _wording: KnownWording | None = None
 
     @property
     def generates_in_validation(self) -> bool:
@@ -102,6 +105,13 @@ class CaptionTask(BaseTask):
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
             self._scenes = scenes_beside(Path(self._judged.tsv.path)) if self.cfg.eval_cider else None
+            *training, _ = self.cfg.data.split(",")
+            if self.cfg.eval_cider and self._scenes is None and training:
+                self.know_captions(Path(training[0]))
+
+    def know_captions(self, file: Path) -> None:
+        """Read the captions by whose wording others are judged, from a TSV file with the columns of the task."""
+        self._wording = KnownWording(captions_of(file, parse_columns(self.cfg.selected_cols)[self.target_place]), {})
 
     @property
     def cider(self) -> "BatchwiseCider":
@@ -162,9 +172,15 @@ class CaptionTask(BaseTask):
         ]
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return the CIDEr of each caption and, of embedded scenes whose content is known, its `CaptionTruth`."""
+        """Return the CIDEr of each caption, and its `CaptionTruth` if the content of images is known.
+
+        If it is not, but captions of training are, its `Wording` is returned.
+        """
         captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
         scores = {"cider": self.cider(captions, sample["references"])}
+        if self._scenes is None and self._wording is not None:
+            found = [self._wording.of(text) for text in captions]
+            return scores | {name: [getattr(each, name) for each in found] for name in Wording._fields}
         if self._scenes is None:
             return scores
         ids = [str(unique_id) for unique_id in sample["id"]]

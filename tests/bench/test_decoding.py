@@ -50,7 +50,9 @@ def test_captions_are_decoded_in_all_ways(make_model: Callable[..., Path], tmp_p
     assert ways["beam 5, no trigram twice"]["invalid"] == 0
     assert all(way["p50_ms"] > 0 for way in ways.values())
     lines = table(result).splitlines()
-    assert lines[0] == "| decoding | cider | invalid | log p | calibration error | p50 ms |"
+    assert lines[0] == "| decoding | cider | new runs | doubled | cut | invalid | log p | calibration error | p50 ms |"
+    assert all(0 <= share <= 1 for way in ways.values() for share in way["others"].values())
+    assert ways["beam 5 and 1 of the teacher"]["others"].keys() == {"new_runs", "doubled", "cut"}
     assert len(lines) == 2 + len(ways)
     with pytest.raises(InputError, match="is a teacher"):
         decoding(out, student=teacher, data=data)

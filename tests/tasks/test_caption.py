@@ -85,6 +85,13 @@ def test_validation_logs_which_captions_of_scenes_are_true_sentences(
     scenes_file(path).unlink()
     logged = validated(CaptionTask.setup_task(config), said, batch_size=4)
     assert "cider" in logged and "true" not in logged
+    captions = [row[2] for row in caption_rows]
+    known = KnownWording(captions, {}).mean(said)
+    assert [logged[name] for name in ("new_runs", "doubled", "cut")] == pytest.approx(known, abs=1e-4)
+    assert known.doubled == 1 / 6
+
+    config.data = str(path)  # without a training file
+    assert "new_runs" not in validated(CaptionTask.setup_task(config), said, batch_size=4)
 
 
 def test_captions_of_a_beam_are_compared_by_bleu_or_cider(

@@ -87,6 +87,7 @@ class TaskReport(ABC, Generic[RowT]):
         lead: the first paragraph of the page.
         beside: what the page shows beside an output.
         confidence: what the confidence is about, in sentences; empty for a task whose confidence is not reported.
+        perplexity_rows: largest number of rows on which the teacher's perplexity of the outputs is measured.
     """
 
     task: ClassVar[str]
@@ -104,6 +105,7 @@ class TaskReport(ABC, Generic[RowT]):
         "Confidence is a system's own probability that its answer is correct. A teacher's is the probability of its "
         "output."
     )
+    perplexity_rows: ClassVar[int] = 0
 
     def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         """Create the subject.

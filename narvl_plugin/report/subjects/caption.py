@@ -1,26 +1,27 @@
 """Captions in the report."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from narvl_plugin.data.scenes.nouns import NOUNS
 from narvl_plugin.data.scenes.truth import mean_truth, scenes_beside
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, split_references
-from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow
-from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, TaskReport, and_teacher, percent
-from narvl_plugin.scoring.broken import RUN, Run, broken_share, known_runs, scene_kinds
+from narvl_plugin.report.subjects.base import BEAM_5, Outputs, Row, Scores, Table, TaskReport, and_teacher, percent
 from narvl_plugin.scoring.coco_caption import score_systems
 from narvl_plugin.scoring.objects import object_recall
 from narvl_plugin.scoring.tokenization import why_plain
+from narvl_plugin.scoring.wording import RUN, KnownWording, captions_of, scene_kinds
 from narvl_plugin.tasks.base import BaseTask
 
 NOUNS_ONLY = "nouns_only"
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-_IN_TABLE = ("sentences", "true", "broken")
-"""The measures of wording that stand in the table, where they are known."""
+_OF_SCENES = ("sentences", "true")
+_OF_OTHERS = ("new_runs",)
+"""The measures of wording that stand in the table: of scenes, whose grammar is known, and of other images."""
+_WORDING = {"new_runs": "new runs", "doubled": "doubled", "cut": "cut"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class CaptionReport(TaskReport[CaptionRow]):
     # A caption would be correct only if it equals a reference word by word. That is rare for any system, and says
     # little about the quality of other captions. `results.json` has the numbers.
     confidence = ""
+    perplexity_rows = 500
 
     def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
         self._training_file = test_tsv.with_name("train.tsv")
@@ -75,15 +77,19 @@ class CaptionReport(TaskReport[CaptionRow]):
         objects = {str(row.number): row.objects for row in rows}
         texts = {name: {str(row.number): said[row.number] for row in rows} for name, said in systems.items()}
         scored = score_systems(texts, {str(row.number): row.references for row in rows})
-        known = self._known_runs(rows) if self._scenes is None else set()
+        known = self._known_wording(rows)
+        common: dict[str, Any] = {} if known is None else _of_references(known, rows)
         scores = {}
         for name, result in scored.items():
             recall = object_recall(texts[name], objects) if any(objects.values()) else None
             cells: dict[str, float | str | None] = {metric: result.values.get(metric) for metric in METRICS}
-            wording = self._truth(rows, systems[name]) or _broken(rows, list(texts[name].values()), known)
+            wording = self._truth(rows, systems[name])
+            if known is not None:
+                wording |= known.mean(list(texts[name].values()))._asdict()
             if self._scenes is None:
                 cells["object recall"] = recall
-            cells |= {column: percent(wording[column]) for column in _IN_TABLE if column in wording}
+            shown = _OF_OTHERS if self._scenes is None else _OF_SCENES
+            cells |= {key.replace("_", " "): percent(wording[key]) for key in shown if key in wording}
             scores[name] = Scores(
                 values=result.values,
                 cells=cells,
@@ -93,6 +99,7 @@ class CaptionReport(TaskReport[CaptionRow]):
                     "tokenizer": result.tokenizer,
                     "object_recall": recall,
                     **wording,
+                    **common,
                 },
             )
         return scores
@@ -103,20 +110,15 @@ class CaptionReport(TaskReport[CaptionRow]):
             return {}
         return mean_truth({row.ids[0]: said[row.number] for row in rows}, self._scenes)._asdict()
 
-    def _known_runs(self, rows: Sequence[CaptionRow]) -> set[Run]:
-        """Return the runs of words of the training captions; empty for images that are not embedded scenes.
+    def _known_wording(self, rows: Sequence[CaptionRow]) -> KnownWording | None:
+        """Return the wording of the training captions; None without a training file beside the test file.
 
-        Other captions have an open vocabulary. Most of their runs are new, and not for that reason broken.
+        In captions of embedded scenes, a kind stands for each noun and colour.
         """
+        if not self._training_file.is_file():
+            return None
         nouns = {noun for row in rows for noun in row.objects}
-        if not nouns or not nouns <= set(NOUNS) or not self._training_file.is_file():
-            return set()
-        tsv = TsvFile(self._training_file, [2])
-        captions: list[str] = []
-        for row in range(len(tsv)):
-            with suppress(BadRow):
-                captions += split_references(tsv[row][0])
-        return known_runs(captions, scene_kinds())
+        return KnownWording(captions_of(self._training_file), scene_kinds() if nouns and nouns <= set(NOUNS) else {})
 
     def notes(self, rows: Sequence[CaptionRow], scores: Mapping[str, Scores]) -> list[str]:
         """Return the number of images and the tokeniser."""
@@ -125,7 +127,7 @@ class CaptionReport(TaskReport[CaptionRow]):
         return [f"{len(rows):,} test images; words split by {tokenizer}."]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
-        """Return the definitions of object recall and of broken captions, and the reason for a missing metric."""
+        """Return the definitions of the measures of objects and wording, and the reason for a missing metric."""
         sentences = []
         if NOUNS_ONLY in scores and self._scenes is None:
             nouns = scores[NOUNS_ONLY].values
@@ -140,28 +142,40 @@ class CaptionReport(TaskReport[CaptionRow]):
                 "and whose every claim holds in the image: objects, numbers, sizes, places, relations, background. "
                 "CIDEr notices neither."
             )
-        if "broken_references" in (details := next(iter(scores.values())).details):
-            sentences.append(
-                f"Broken: share of captions that hold {RUN} words in a row that no training caption holds. All nouns "
-                "count as one word, and so do all colours; the start and the end of a caption count as words. Of the "
-                f"references, {percent(details['broken_references'])} are broken."
-            )
         reasons = dict.fromkeys(
             reason for result in scores.values() for reason in result.details["missing_scores"].values()
         )
         return sentences + [f"No METEOR: {reason}." for reason in reasons]
 
+    def tables(self, scores: Mapping[str, tuple[str, Scores]]) -> list[Table]:
+        """Return the table of signs of broken sentences, which need no grammar; none without a training file."""
+        details = next(iter(scores.values()))[1].details
+        if "references_new_runs" not in details:
+            return []
+        kinds = " (nouns count as one word, and so do colours)" if details["abstracted"] else ""
+        title = (
+            f"Signs of broken sentences. New runs: captions with {RUN} words in a row that no training caption holds; "
+            f"the start and the end of a caption count as words{kinds}. Doubled: with one or two words twice in a row. "
+            "Cut: their last word ends no training caption. Perplexity: of their tokens, under the teacher."
+        )
+        rows = [
+            (label, *(percent(each.details[name]) for name in _WORDING), _perplexity(each.details.get("perplexity")))
+            for label, each in scores.values()
+        ]
+        of_people = (percent(details[f"references_{name}"]) for name in _WORDING)
+        return [Table(title, ("system", *_WORDING.values(), "perplexity"), [*rows, ("References", *of_people, "–")])]
+
     def headlines(self, student: Scores, teacher: Scores | None) -> list[tuple[str, str]]:
-        """Return the shares of true and of broken captions and the object recall, if they were measured."""
+        """Return the share of true captions, or of those with new runs, and the object recall, if known."""
         named = {
             "true": "of the student's captions are true sentences",
-            "broken": "of the student's captions are broken sentences",
+            "new_runs": f"of the student's captions have {RUN} words in a row that no training caption has",
             "object_recall": "of the objects are named by the student",
         }
         return [
             (percent(student.details[key]), words + and_teacher(teacher.details[key] if teacher else None))
             for key, words in named.items()
-            if student.details.get(key) is not None
+            if student.details.get(key) is not None and not (key == "new_runs" and self._scenes is not None)
         ]
 
     def verdict(self, score: float) -> tuple[str, str]:
@@ -169,12 +183,11 @@ class CaptionReport(TaskReport[CaptionRow]):
         return f"CIDEr {score:.2f}", ""
 
 
-def _broken(rows: Sequence[CaptionRow], captions: Sequence[str], known: set[Run]) -> dict[str, float]:
-    """Return the shares of captions and references that hold an unknown run of words; empty if no run is known."""
-    if not known:
-        return {}
-    kinds = scene_kinds()
-    return {
-        "broken": broken_share(captions, known, kinds),
-        "broken_references": broken_share([text for row in rows for text in row.references], known, kinds),
-    }
+def _perplexity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _of_references(known: KnownWording, rows: Sequence[CaptionRow]) -> dict[str, Any]:
+    """Return the `Wording` of the references, and whether kinds stand for words."""
+    shares = known.mean([text for row in rows for text in row.references])._asdict()
+    return {f"references_{name}": share for name, share in shares.items()} | {"abstracted": bool(known.kinds)}
