@@ -49,9 +49,9 @@ def latency(
     ans2label_file: Ans2LabelFile = None,
     device: TimedDevice = "cpu",
 ) -> None:
-    """Time a teacher and a student on single images and on batches of 32.
+    """Time a teacher and a student on one image at a time.
 
-    The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
+    The median of batches of 32 images is printed beside. The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
     turns.
     """
     from narvl_plugin.bench import timing

@@ -21,6 +21,7 @@ from narvl_plugin.data.text import train_sentencepiece
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.sentences import BatchwiseCider
 from narvl_plugin.scoring.tokenization import plain_words
+from narvl_plugin.scoring.wording import KnownWording
 from narvl_plugin.tasks.registered import CaptionConfig, CaptionTask
 
 Rows = list[list[str]]
