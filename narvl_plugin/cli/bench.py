@@ -51,8 +51,8 @@ def latency(
 ) -> None:
     """Time a teacher and a student on one image at a time.
 
-    The median of batches of 32 images is printed beside. The teacher runs with a beam of 5, greedily, and over all answers of a list if it has one. Teacher and student take
-    turns.
+    The median of batches of 32 images is printed beside. The teacher runs with a beam of 5, greedily, and over all
+    answers of a list if it has one. Teacher and student take turns.
     """
     from narvl_plugin.bench import timing
 
