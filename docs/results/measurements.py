@@ -217,6 +217,17 @@ def _sweep(result: Any) -> Tables:
     return {"": rows}
 
 
+def _study(result: Any) -> Tables:
+    """Return the table of a part of a study: for each row, means, standard deviations, and the score of each seed."""
+    rows = []
+    for row in result["rows"]:
+        means = {name: found["mean"] for name, found in row["measures"].items()}
+        spreads = {f"{name}_sd": found["sd"] for name, found in row["measures"].items()}
+        apart = {f"difference_{key}": value for key, value in (row["difference"] or {}).items()}
+        rows.append({"row": row["label"], **means, **spreads, **apart, "scores": row["scores"], "curve": row["curve"]})
+    return {"": rows}
+
+
 def _serve(result: Any) -> Tables:
     """Return the table of ``narvl bench serve``."""
     speeds = result["images_per_second"]
@@ -308,6 +319,7 @@ KINDS: dict[str, Callable[[Any], Tables]] = {
     "limit": _limit,
     "sweep": _sweep,
     "serve": _serve,
+    "study": _study,
     "floor": _floor,
     "loss": _loss,
     "training": _training,

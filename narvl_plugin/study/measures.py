@@ -31,6 +31,7 @@ class Measured:
         rows: the student's main score in each test row.
         values: the measures by name.
         validation: the student's validation score after numbers of updates.
+        machine: what the run was timed on, see `narvl_plugin.bench.timing.describe_machine`; empty without latency.
     """
 
     main: str
@@ -39,6 +40,7 @@ class Measured:
     rows: list[float]
     values: dict[str, float]
     validation: list[tuple[int, float]] = field(default_factory=list)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_measures(folder: Path) -> Measured | None:
@@ -48,9 +50,9 @@ def read_measures(folder: Path) -> Measured | None:
     """
     if not is_finished(folder) or not (folder / SCORES_FILE).exists():
         return None
-    scores, results = _read(folder / SCORES_FILE), _read(folder / "results.json")["systems"]
-    main, base, student = scores["main"], scores["base"], results[STUDENT]
-    teacher = results.get(base, {})
+    scores, results = _read(folder / SCORES_FILE), _read(folder / "results.json")
+    systems, main, base = results["systems"], scores["main"], scores["base"]
+    student, teacher = systems[STUDENT], systems.get(base, {})
     calibration = _read(folder / "calibration.json") if (folder / "calibration.json").exists() else {}
     values: dict[str, Any] = {
         "score": student["scores"][main],
@@ -79,6 +81,7 @@ def read_measures(folder: Path) -> Measured | None:
         rows=scores["systems"][STUDENT],
         values={name: float(value) for name, value in values.items() if value is not None},
         validation=curves.get(scores["curve"][0], []),
+        machine=results.get("machine", {}),
     )
 
 

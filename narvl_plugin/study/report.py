@@ -98,8 +98,10 @@ def report_study(out: Path) -> Study:
         "cells": {
             name: {
                 "options": dict(cell.options),
-                "finished": measured[name] is not None,
-                "measures": getattr(measured[name], "values", {}),
+                "finished": (found := measured[name]) is not None,
+                "measures": {} if found is None else found.values,
+                "validation": [] if found is None else found.validation,
+                "machine": {} if found is None else dict(found.machine),
             }
             for name, cell in cells.items()
         },

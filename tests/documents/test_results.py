@@ -297,7 +297,7 @@ def test_a_collected_run_has_neither_paths_nor_long_lists(tmp_path: Path, monkey
     (run / "stages.tsv").write_text("data\t30\nteacher\t60\n")
     (tmp_path / "run_caption_settings.json").write_text("what the run's own settings replace")
     (tmp_path / "run_caption.json").write_text(json.dumps({"question": "Is it good?", "facts": {"test_rows": 1}}))
-    content = json.loads(collect.collect("run_caption", run, "report", {"note": "alone"}).read_text())
+    content = json.loads(collect.collect("run_caption", run, "report", {"note": "alone"})[0].read_text())
     assert content["question"] == "Is it good?" and content["facts"] == {"test_rows": 1}
     assert content["result"]["test"]["file"] == "test.tsv"
     assert content["run"]["command"] == "bash run_scripts/caption.sh PRESET=quick"
@@ -308,6 +308,43 @@ def test_a_collected_run_has_neither_paths_nor_long_lists(tmp_path: Path, monkey
     assert found["run_caption_settings"]["settings"]["minutes"] == 1.5
     assert found["run_caption_settings"]["settings"]["nouns"] is None
     assert found["run_caption"].runs[0]["machine"] == "P, 2 cores, 1 thread, float32"
+
+
+def test_parts_of_a_study_that_have_ended_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "DATA", tmp_path)
+
+    def cell(score: float, finished: bool = True) -> dict[str, Any]:
+        curve = [[10, score / 2], [20, score]] if score < 4 else [[20, score]]
+        machine = {"processor": "P", "cores": 2, "threads": 1, "precision": "float32"}
+        return {"finished": finished, "measures": {"score": score}, "validation": curve, "machine": machine}
+
+    def row(label: str, *names: str) -> dict[str, Any]:
+        measures = {"score": {"mean": 3.5, "sd": 0.5, "number": len(names)}}
+        seeds = {str(seed): name for seed, name in enumerate(names, 1)}
+        apart = {"mean": 0.1, "low": 0.0, "high": 0.2, "seeds": 2, "paired": True}
+        return {"label": label, "cells": seeds, "finished": 2, "measures": measures, "difference": apart}
+
+    of_part = {"main": "CIDEr", "compare": "loss", "reference": "a"}
+    study = {
+        "question": "Which?",
+        "parts": {
+            "two captions": of_part | {"rows": [row("a", "c1", "c2"), row("b", "c3", "c1")]},
+            "boxes": of_part | {"rows": [row("a", "c1", "c4")]},
+        },
+        "cells": {"c1": cell(3.0), "c2": cell(4.0), "c3": cell(2.0), "c4": cell(1.0, finished=False)},
+    }
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "study.json").write_text(json.dumps(study))
+    (file,) = collect.collect("study_losses", tmp_path / "losses", "study", {"commit": "0000000"})
+    assert file.name == "study_losses_two_captions.json"
+    content = json.loads(file.read_text())
+    assert content["question"] == "Which?"
+    assert (content["run"]["seed"], content["run"]["commit"]) == ("1, 2", "0000000")
+    assert content["run"]["command"] == "narvl study run_scripts/studies/losses.yaml --out runs/losses"
+    found = measurements.read_all(tmp_path)["study_losses_two_captions"]["a"]
+    assert (found["score"], found["score_sd"], found["scores"]) == (3.5, 0.5, [3.0, 4.0])
+    assert found["difference_high"] == 0.2
+    assert found["curve"] == [[20, 3.5]]
 
 
 # --- Filters ---------------------------------------------------------------------------------------------------------
