@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from narvl_plugin.bench.stages import median_stages
 from narvl_plugin.devices import wait_for
@@ -84,12 +85,11 @@ def measure_latency(
         for system in systems.values():
             for turn in range(warmup):
                 system(images[turn % len(images)])
-        for _ in range(repeats):
-            for image in images:
-                for name, system in systems.items():
-                    start = time.perf_counter()
-                    system(image)
-                    times[name].append(1000 * (time.perf_counter() - start))
+        for image in tqdm(list(images) * repeats, desc="time", unit="image", disable=None, leave=False):
+            for name, system in systems.items():
+                start = time.perf_counter()
+                system(image)
+                times[name].append(1000 * (time.perf_counter() - start))
     return {name: _stats(measured, repeats) for name, measured in times.items()}
 
 

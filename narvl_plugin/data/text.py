@@ -16,6 +16,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
 
 from narvl_plugin.data.mistaken_files import as_text, mistaken, read_head
 from narvl_plugin.data.tsv import TsvFile
@@ -351,7 +352,8 @@ def train_vocabulary(
     sentences: list[str] = []
     for tsv_path, columns in files:
         rows = TsvFile(tsv_path, columns)
-        read = [text for row in range(len(rows)) for text in rows[row]]
+        numbers = tqdm(range(len(rows)), desc="read", unit="row", disable=None, leave=False)
+        read = [text for row in numbers for text in rows[row]]
         learned = [said for text in read for said in sayings(text)]
         if not learned:
             raise InputError(

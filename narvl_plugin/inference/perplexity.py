@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from tqdm import tqdm
 
 from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.inference.predictor import Predictor
@@ -30,7 +31,8 @@ def perplexities(teacher: Predictor, systems: Mapping[str, Mapping[int, str]], r
     """
     scorer = TeacherRescorer(teacher.model, teacher.task.target_dictionary, weight=1.0)
     totals, counts = dict.fromkeys(systems, 0.0), dict.fromkeys(systems, 0)
-    for start in range(0, len(rows), BATCH):
+    starts = range(0, len(rows), BATCH)
+    for start in tqdm(starts, desc="perplexity", unit="batch", disable=None, leave=False):
         samples = teacher.samples(rows[start : start + BATCH])
         if not samples:
             continue
