@@ -70,6 +70,13 @@ KEYS = (
     Key("QUERIES", "student.model.num_queries", "number of the student's queries"),
     Key("BEAM", "beam", "beam of the teacher in distillation"),
     Key("NBEST", "nbest", "number of the teacher's captions for each row in distillation"),
+    Key(
+        "REFERENCES",
+        "student.task.max_references",
+        "number of captions of a row that the student may learn, the first of them (all)",
+        default="0",
+        recipes=("caption",),
+    ),
     Key("WORDS", "training.task.max_tgt_length", "number of a target's words that are kept"),
     Key("NUM_BINS", "training.task.num_bins", "number of bins of coordinates"),
     Key("TIMED", "timed", "number of images that latency is measured on"),
