@@ -41,6 +41,7 @@ KEYS = (
     Key("ARCH", "size", "narvl_SIZE, the student's size; the teacher has the same (nano)", number=False),
     Key("DATA", "data", "folder with {train,valid,test}.tsv, also with OFA's file names (embedded data)", number=False),
     Key("TEACHER", "teacher_checkpoint", "checkpoint of a trained teacher (a teacher is trained)", number=False),
+    Key("TEACHERS", "teachers", "number of teachers, which differ in their seed alone and distil together (1)"),
     Key("INIT", "init_checkpoint", "checkpoint to train the teacher from (random weights)", number=False),
     Key("BPE", "bpe_dir", "folder of the vocabulary, dict.txt or spm.model (a vocabulary is trained)", number=False),
     Key("TRAIN", "train", "number of rows of the embedded training data"),
@@ -51,6 +52,14 @@ KEYS = (
     Key("VOCAB_SIZE", "vocab_size", "largest number of pieces of a trained vocabulary"),
     Key("PATCH_IMAGE_SIZE", "training.task.patch_image_size", "side of the square image in pixels"),
     Key("DISTIL", "distil", "1: the student learns the teacher's outputs. 0: it learns the targets of the data"),
+    Key(
+        "SELF_DISTIL",
+        "self_distil",
+        "best or mbr: a second student starts from the student, and learns its most probable captions, or those of the "
+        "highest expected CIDEr (no second student)",
+        number=False,
+        recipes=("caption",),
+    ),
     Key("EPOCHS", "epochs", "passes over the training file, instead of TEACHER_UPDATES and STUDENT_UPDATES"),
     Key("TEACHER_UPDATES", "teacher.optimization.max_update", "number of the teacher's updates"),
     Key("TEACHER_LR", "teacher.optimization.lr", "the teacher's learning rate", form="[{}]"),
