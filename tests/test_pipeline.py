@@ -148,6 +148,8 @@ def test_other_tasks_take_the_same_pipeline(
         ("BATCH=33", "BATCH=33: is not divisible by PROCESSES=2"),
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
+        ("TEACHERS=0", "TEACHERS=0: choose 1 or more"),
+        ("SELF_DISTIL=good", "SELF_DISTIL=good: choose best or mbr"),
         (
             "TEACHER=run_scripts/box.sh",
             "run_scripts/box.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
@@ -402,6 +404,62 @@ def test_options_of_hydra_and_of_trainings(tmp_path: Path, monkeypatch: pytest.M
         assert done.returncode == 1 and complaint in done.stderr
     done = narvl_run(tmp_path, "--config-dir", str(tmp_path))
     assert "holds no recipes (train.yaml); give the folder run_scripts/config of a clone" in done.stderr
+
+
+@pytest.mark.integration
+def test_three_teachers_distil_together_and_a_student_teaches_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teachers differ in their seed, and the first is that of a run with one. A killed run goes on."""
+    stand_ins(tmp_path / "programs", monkeypatch)
+    run, words = tmp_path / "run", ["preset=smoke", "processes=1", "seed=7"]
+    assert narvl_run(tmp_path, *words, f"out={tmp_path / 'one'}").returncode == 0
+    words += ["teachers=3", "self_distil=mbr"]
+    record = tmp_path / "programs" / "record"
+    record.unlink()
+    done = narvl_run(tmp_path, *words, f"out={run}")
+    assert done.returncode == 0, done.stderr
+    calls = [json.loads(line) for line in record.read_text().splitlines()]
+    trained = [Path(call[2]).name for call in calls if call[0] == "fairseq-hydra-train"]
+    assert trained == ["teacher", "teacher_2", "teacher_3", "first_student", "student"]
+    cfg = {name: OmegaConf.load(run / name / "train.yaml") for name in trained}
+    teachers = [str(run / name / "checkpoint_last.pt") for name in trained[:3]]
+    assert [cfg[name].common.seed for name in trained] == [7, 1007, 2007, 7, 7]
+    for name, places in {"teacher_2": ("common", "checkpoint"), "student": ("task", "checkpoint")}.items():
+        for part in places:
+            cfg[name].pop(part)
+    assert cfg["teacher_2"] == {part: cfg["teacher"][part] for part in cfg["teacher_2"]}
+    assert cfg["student"] == {part: cfg["first_student"][part] for part in cfg["student"]}
+    starts = [OmegaConf.load(run / name / "train.yaml").checkpoint.finetune_from_model for name in trained[3:]]
+    first = str(run / "first_student" / "checkpoint_last.pt")
+    assert starts == [teachers[0], first]
+    data = [OmegaConf.load(run / name / "train.yaml").task.data.split(",")[0] for name in trained[3:]]
+    assert data == [str(run / name / "train.tsv") for name in ("distilled", "self_distilled")]
+    one = (tmp_path / "one" / "teacher" / "train.yaml").read_text()
+    assert (run / "teacher" / "train.yaml").read_text() == one.replace(str(tmp_path / "one"), str(run))
+
+    distilled = [call for call in calls if call[:2] == ["narvl", "distill"]]
+    given = [[word for word, flag in zip(call[1:], call, strict=False) if flag == "--teacher"] for call in distilled]
+    assert given == [teachers, [first]]
+    assert ["--mbr" in call for call in distilled] == [False, True]
+    paths = [call[call.index("--path") + 1] for call in calls if call[0] == "fairseq-generate"]
+    assert paths == [":".join(teachers)] * 2 + [str(run / "student" / "checkpoint_last.pt")]
+
+    for lost in ("teacher_3/train.jsonl", "teacher_3/checkpoint_last.pt", "self_distilled/train.tsv"):
+        (run / lost).unlink()
+    record.unlink()
+    assert narvl_run(tmp_path, *words, f"out={run}").returncode == 0
+    again = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [call[:2] for call in again if call[0] == "fairseq-hydra-train"] == [["fairseq-hydra-train", "--config-dir"]]
+    assert [call[:2] for call in again if call[0] == "narvl"][:1] == [["narvl", "distill"]]
+
+    shared = [f"shared={run}", f"out={tmp_path / 'sharing'}"]
+    done = narvl_run(tmp_path, *words, "self_distil=best", *shared)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sharing" / "teacher_3").resolve() == run / "teacher_3"
+    assert not (tmp_path / "sharing" / "first_student").is_symlink()
+    done = narvl_run(tmp_path, *words, "teachers=2", f"shared={run}", f"out={tmp_path / 'refused'}")
+    assert "TEACHERS (was '3', now '2')" in done.stderr
 
 
 @pytest.mark.integration

@@ -153,6 +153,10 @@ parts:
         assert job.options["out"] == str(tmp_path / "cells" / job.name)
 
 
+def test_what_a_student_teaches_itself_leaves_its_teachers_as_they_are() -> None:
+    assert Cell.of({"teachers": 3, "self_distil": "mbr"}).shared == Cell.of({"teachers": 3})
+
+
 def test_a_run_that_cannot_be_is_named(tmp_path: Path) -> None:
     study = study_of(tmp_path, TWO_BY_TWO.replace("timed: 1", "size: base"))
     with pytest.raises(InputError, match=r"caption_base_smoke_seed1.*: ARCH=narvl_base: give BPE"):

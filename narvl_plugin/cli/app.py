@@ -33,7 +33,6 @@ from narvl_plugin.cli.options import (
     SkipBadRows,
     SkipImages,
     Task,
-    Teacher,
     overrides,
 )
 from narvl_plugin.cli.run import SETTINGS
@@ -135,7 +134,10 @@ def features(
 
 @app.command()
 def distill(
-    teacher: Teacher,
+    teacher: Annotated[
+        list[Path],
+        typer.Option(help="Checkpoint of the teacher, or of a student. Give several times for an ensemble."),
+    ],
     data: Annotated[Path, typer.Option(help="TSV file with images or their features.")],
     out: Annotated[Path, typer.Option(help="TSV file to write, with the same columns.")],
     beam: Beam = 5,
@@ -151,6 +153,10 @@ def distill(
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
     member: Annotated[str | None, typer.Option(help="Task to write, if the teacher has several.")] = None,
+    mbr: Annotated[
+        str | None,
+        typer.Option(help="Of a student's beam, write the captions with the highest expected bleu or cider."),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Replace the targets of a TSV file by a teacher's outputs.
@@ -174,6 +180,7 @@ def distill(
         bpe_dir=bpe_dir,
         ans2label_file=ans2label_file,
         member=member,
+        mbr=mbr,
         device=device,
     )
     _say(out, written)

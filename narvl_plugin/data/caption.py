@@ -20,21 +20,32 @@ class CaptionDataset(TsvDataset):
 
     In training, captions are cut to `max_tgt_length` words, and each epoch learns another one of several references
     joined by `&&`. With `any_reference` the batch also holds all of them as `alternatives` (B, K, T), padded, and
-    `target_needs` counts the queries of the reference that needs the fewest.
+    `target_needs` counts the queries of the reference that needs the fewest. With `max_references`, training takes the
+    first references of each row alone.
 
     In evaluation, the target is the text of all references, uncut and joined. The batch also holds `references` (lists
     of texts), `target_texts` (the targets as text) and `first_reference` (the target of the loss and its counts).
 
     Attributes:
         any_reference: whether a student may learn any of the references.
+        max_references: the number of references of a row in training, the first of them; 0 takes all.
     """
 
     column_names = ("id", "image", "caption")
     placeholders = {"caption": "an image"}
 
-    def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, any_reference: bool = False) -> None:
+    def __init__(
+        self,
+        tsv: TsvFile,
+        options: DatasetOptions,
+        split: str,
+        *,
+        any_reference: bool = False,
+        max_references: int = 0,
+    ) -> None:
         super().__init__(tsv, options, split)
         self.any_reference = any_reference
+        self.max_references = max_references
         self._source = self.with_specials(options.codec.encode(PROMPTS["caption"]))
 
     def make_sample(self, row: int, columns: list[str]) -> Sample:
@@ -108,7 +119,7 @@ class CaptionDataset(TsvDataset):
         references = split_references(caption)
         if not references:
             raise BadRow(f"{self.tsv.where(row)}: the caption {caption!r} has no words{self.tsv.advice}")
-        return references
+        return references[: self.max_references or None] if self.training else references
 
     def _tokens(self, reference: str) -> torch.Tensor:
         return self.options.codec.encode(f" {clean_target(reference, self.options.max_tgt_length)}")

@@ -21,7 +21,7 @@ IMAGE_PLACE = 1  # of the image among the columns that a task selects
 
 def distill(
     *,
-    teacher: Path,
+    teacher: Path | Sequence[Path],
     data: Path,
     out: Path,
     beam: int = 5,
@@ -35,18 +35,20 @@ def distill(
     bpe_dir: Path | None = None,
     ans2label_file: Path | None = None,
     member: str | None = None,
+    mbr: str | None = None,
     device: str | None = None,
 ) -> bool:
     r"""Copy `data` to `out` with the teacher's best hypotheses as targets, in the form of the task.
 
     A target is a caption, an answer with confidence 1 (whatever the teacher's confidence), a box in pixels, or a label.
-    The teacher generates with the options of its --eval-args, replaced by those given here.
+    The teacher generates with the options of its --eval-args, replaced by those given here. It may be a student, too,
+    from whose outputs another student learns (self-distillation).
 
     A stopped run resumes at its last whole batch. It then writes the same bytes as a run without a stop, see
     `ResumableWriter`. All other columns of a row stay as they are, byte by byte. Line ends become `\n`.
 
     Args:
-        teacher: the teacher's checkpoint.
+        teacher: the teacher's checkpoint. Several form an ensemble, whose probabilities are averaged.
         data: TSV file with the columns of the teacher's task. The images may be precomputed features.
         out: TSV file to write, with the same columns and order.
         nbest: the number of captions of a row, joined by `&&`; a student can learn any of them (--any-reference).
@@ -60,30 +62,36 @@ def distill(
         bpe_dir: the vocabulary's folder; by default the one that the checkpoint names.
         ans2label_file: the list of answers; by default the one that the checkpoint names.
         member: the member whose outputs to write, for a teacher that was trained on a mixture of tasks.
+        mbr: `bleu` or `cider`: from a student's beam, write the captions that agree best with all captions of the beam,
+            instead of the most probable ones. CIDEr takes the frequencies of n-grams from the captions in `data`.
         device: torch's name of the device; by default a GPU if there is one.
 
     Returns:
         False if `out` existed already, so nothing was done; else True.
 
     Raises:
-        MissingInput, InputError: if the checkpoint, the vocabulary or the data cannot be used, a row of the task cannot
-            hold several hypotheses, or another process writes `out`.
+        MissingInput, InputError: if a checkpoint, the vocabulary or the data cannot be used, a row of the task cannot
+            hold several hypotheses, `mbr` is given for a teacher, or another process writes `out`.
         BadRow: if a row cannot be used, or the teacher's output is not a valid target, and the skip budget is spent.
         StalePart: if an unfinished `out` was begun with other inputs or settings.
     """
     generation = {"beam": beam, "nbest": nbest, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
+    first, *others = [teacher] if isinstance(teacher, Path) else teacher
     rows = whole_rows(data)
     writer = ResumableWriter(
         out,
         {
-            "teacher": fingerprint(existing(teacher)),
+            "teacher": fingerprint(existing(first)),
             "data": fingerprint(data),
             "batch_size": batch_size,
             "keep_references": keep_references,
             "val_inference_type": val_inference_type,
             "ans2label_file": ans2label_file and fingerprint(ans2label_file),
             **generation,
-            **({"member": member} if member else {}),  # only if given: unfinished runs of older versions lack it
+            # Only if given: unfinished runs of older versions lack these.
+            **({"member": member} if member else {}),
+            **({"mbr": mbr} if mbr else {}),
+            **({"others": [fingerprint(existing(one)) for one in others]} if others else {}),
         },
     )
     with writer:
@@ -95,19 +103,21 @@ def distill(
             "bpe_dir": bpe_dir and str(bpe_dir),
             "ans2label_file": ans2label_file and str(ans2label_file),
             "member": member,
+            **({"mbr": mbr, "mbr_frequencies": str(data)} if mbr else {}),  # which other tasks lack
         }
         model = Predictor.load(
-            teacher,
+            [first, *others],
             data,
             task_overrides=overrides,
             generation=generation,
-            role="teacher",
             optimised=False,
             device=choose_device(device),
         )
         task = model.task
+        if mbr and not model.model.is_student:
+            raise InputError(f"--mbr {mbr}: is for students, and {first} is a teacher")
         if nbest > 1 and not task.holds_several_targets:
-            raise InputError(f"--nbest {nbest}: {teacher} was trained for {task.name}, whose rows have one target each")
+            raise InputError(f"--nbest {nbest}: {first} was trained for {task.name}, whose rows have one target each")
         selected = parse_columns(task.cfg.selected_cols)
         image_column, target_column = selected[IMAGE_PLACE], selected[task.target_place]
         budget = task.skip_budget

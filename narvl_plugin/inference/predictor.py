@@ -31,13 +31,22 @@ class Predictor:
 
     Attributes:
         model: the teacher or student, in evaluation mode.
+        others: further models of an ensemble; a search averages the probabilities of all.
         task: the task that it was trained on.
         generation: generation options by name: those of --eval-args, replaced by those given.
         device: the device of the model.
     """
 
-    def __init__(self, model: OfaModel, task: BaseTask, generation: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: OfaModel,
+        task: BaseTask,
+        generation: Mapping[str, Any],
+        device: torch.device,
+        others: Sequence[OfaModel] = (),
+    ) -> None:
         self.model = model
+        self.others = others
         self.task = task
         self.generation = {**vars(task.generator_options()), **generation}
         self.device = device
@@ -45,7 +54,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        checkpoint: Path,
+        checkpoint: Path | Sequence[Path],
         data: Path | None = None,
         *,
         task_overrides: Mapping[str, Any] | None = None,
@@ -57,7 +66,7 @@ class Predictor:
         """Load a checkpoint and open a TSV file as its test split.
 
         Args:
-            checkpoint: a file of fairseq-train or a published one, teacher or student.
+            checkpoint: a file of fairseq-train or a published one, teacher or student. Several form an ensemble.
             data: the TSV file; None to predict only image files and batches.
             task_overrides: task options that replace the checkpoint's, such as ``{"bpe_dir": "vocab"}``.
             generation: generation options that replace those of --eval-args; None counts as not given.
@@ -69,13 +78,14 @@ class Predictor:
             MissingInput, InputError: if the checkpoint, its vocabulary or the file cannot be used.
         """
         overrides = {**(task_overrides or {}), "data": "none" if data is None else str(data)}
-        (model,), task, _ = loading.load(checkpoint, task_overrides=overrides, role=role, device=device)
+        models, task, _ = loading.load(checkpoint, task_overrides=overrides, role=role, device=device)
         if data is not None:
             task.load_dataset(SPLIT)
         if optimised:
-            model.optimize_for_inference()
+            for model in models:
+                model.optimize_for_inference()
         given = {name: value for name, value in (generation or {}).items() if value is not None}
-        return cls(model, task, given, torch.device(device))
+        return cls(models[0], task, given, torch.device(device), models[1:])
 
     def with_options(self, task_options: Mapping[str, Any], **generation: Any) -> Predictor:
         """Return the same model and data with other options of the task and of generation."""
@@ -83,12 +93,12 @@ class Predictor:
         task.cfg = copy(self.task.cfg)
         for name, value in task_options.items():
             setattr(task.cfg, name, value)
-        return Predictor(self.model, task, generation, self.device)
+        return Predictor(self.model, task, generation, self.device, self.others)
 
     @cached_property
     def generator(self) -> Any:
         """Build the generator at first use, because some checkpoints do not support all options of generation."""
-        return self.task.build_generator([self.model], generation_config(self.generation))
+        return self.task.build_generator([self.model, *self.others], generation_config(self.generation))
 
     @property
     def dataset(self) -> TsvDataset:
@@ -156,9 +166,10 @@ class Predictor:
 
         Args:
             batch: the batch, on the device, see `collate`.
-            model: replaces the model in this search, for example by known logits.
+            model: replaces all models in this search, for example by known logits.
         """
-        return self.task.inference_step(self.generator, [model or self.model], batch)
+        models = [self.model, *self.others] if model is None else [model]
+        return self.task.inference_step(self.generator, models, batch)
 
     def hypotheses(self, batch: Batch) -> list[dict[str, Any]]:
         """Return the hypotheses of a batch of one row, best first, in fairseq's form."""

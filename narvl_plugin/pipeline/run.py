@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from narvl_plugin.pipeline.programs import ProgramFailed, Programs, environment, last_lines
-from narvl_plugin.pipeline.settings import Settings
+from narvl_plugin.pipeline.settings import SEEDS_APART, Settings
 from narvl_plugin.pipeline.stages import Reporter, Stages, Work, together
 from narvl_plugin.pipeline.training import configuration, train, wait_for
 from narvl_plugin.whole_files import naming
@@ -39,15 +40,16 @@ class Run:
         self.env_of_all_cores = environment(settings.processes * config.threads)
         self.vocab = Path(config.bpe_dir) if config.bpe_dir else self.out / "vocab"
         self.splits = dict(settings.splits)
-        self.teacher = self.out / "teacher" / "checkpoint_last.pt"
+        self.teachers = [self.out / name / "checkpoint_last.pt" for name in settings.teachers]
+        self.teacher = self.teachers[0]
 
     def __call__(self) -> None:
         """Do all stages that are not done."""
         self._make_data()
         self._find_answers()
         self._compute_features()
-        self._train_teacher()
-        self._use_teacher()
+        self._train_teachers()
+        self._use_teachers()
         if self.settings.config.until == "distil":
             shutil.rmtree(self.out / "generate.part", ignore_errors=True)
             self.reporter.say(f"Ends after the teacher's outputs. To train a student from them: SHARED={self.out}")
@@ -97,7 +99,7 @@ class Run:
     def _find_answers(self) -> None:
         """Set the options of the task, some of which depend on whether there is a closed list of answers."""
         config, recipe = self.settings.config, self.recipe
-        self.teachers = {name: shlex.split(words) for name, words in recipe["teachers"].items()}
+        self.teacher_options = {name: shlex.split(words) for name, words in recipe["teacher_options"].items()}
         self.distil_options = shlex.split(recipe["distil_options"])
         self.latency_options = shlex.split(recipe["latency_options"])
         self.student_options = shlex.split(recipe["student_options"])
@@ -125,7 +127,7 @@ class Run:
             else:  # the teacher may output any text
                 self.options += ["--val-inference-type", "beamsearch"]
                 self.answers = {"ans2label_file": None, "val_inference_type": "beamsearch"}
-                self.teachers.pop("teacher_allcand")
+                self.teacher_options.pop("teacher_allcand")
 
     def _compute_features(self) -> None:
         """Compute the features of nano's frozen backbone once. Training reads them instead of images."""
@@ -142,14 +144,18 @@ class Run:
 
     # --- Models ------------------------------------------------------------------------------------------------------
 
-    def _train_teacher(self) -> None:
-        """Train the teacher, or link the one that is given."""
+    def _train_teachers(self) -> None:
+        """Train the teachers, or link the one that is given."""
         folder, given = self.teacher.parent, self.settings.config.teacher_checkpoint
         if self.settings.config.shared:  # its folder is a link to that run's
             return
         if not given:
-            work = partial(self._train, folder, self.settings.teacher, self.splits["train"], None)
-            self._stage("teacher", folder / "train.jsonl", work)
+            base = self.settings.teacher
+            for number, teacher in enumerate(self.teachers):
+                common = {**base["common"], "seed": base["common"]["seed"] + number * SEEDS_APART}
+                own = {**base, "common": common}
+                work = partial(self._train, teacher.parent, own, self.splits["train"], None)
+                self._stage(teacher.parent.name, teacher.parent / "train.jsonl", work)
             return
         with naming(self.teacher):
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,44 +164,66 @@ class Run:
             link.symlink_to(given)
             link.replace(self.teacher)
 
-    def _use_teacher(self) -> None:
-        """Generate with the teacher in all ways at once and, meanwhile, distil."""
+    def _use_teachers(self) -> None:
+        """Generate with the teachers in all ways at once and, meanwhile, distil."""
         distils = self.settings.distil or self.settings.config.baselines
-        works = [self._generation(name, "teacher", words, shown=not distils) for name, words in self.teachers.items()]
+        works = [
+            self._generation(name, self.teachers, words, shown=not distils)
+            for name, words in self.teacher_options.items()
+        ]
         if distils:
             out = self.out / "distilled" / "train.tsv"
-            words = ["narvl", "distill", "--teacher", self.teacher, "--data", self.splits["train"], "--out", out]
-            words += ["--batch-size", self.settings.answered, "--bpe-dir", self.vocab]
-            words += ["--skip-bad-rows", self.settings.config.skip_bad_rows, *self.distil_options]
+            words = self._distillation(self.teachers, out, self.distil_options)
             works.append(self.stages.stage("distil", out, partial(self._program, words)))
         together(*works)
+
+    def _distillation(self, models: list[Path], out: Path, options: list[str]) -> list[Any]:
+        """Return the program that writes outputs of models in place of the targets of the training rows."""
+        words = ["narvl", "distill", "--data", self.splits["train"], "--out", out]
+        for model in models:
+            words += ["--teacher", model]
+        words += ["--batch-size", self.settings.answered, "--bpe-dir", self.vocab]
+        return [*words, "--skip-bad-rows", self.settings.config.skip_bad_rows, *options]
 
     def _train_students(self) -> list[str]:
         """Train the student and, if asked for, two to compare it with. Return their names."""
         human, distilled = self.splits["train"], self.out / "distilled" / "train.tsv"
         settings = self.settings
         own, other = (distilled, human) if settings.distil else (human, distilled)
-        plans = [("student", own, settings.student)]
+        own_start = "finetune_from_model" in (settings.config.student.get("checkpoint") or {})
+        start = None if own_start else self.teacher
+        plans = [("student", own, settings.student, start)]
+        if settings.config.self_distil:
+            first = self.out / "first_student" / "checkpoint_last.pt"
+            work = partial(self._train, first.parent, settings.student, own, start)
+            self._stage("first_student", first.parent / "train.jsonl", work)
+            outputs = self.out / "self_distilled" / "train.tsv"
+            options = shlex.split(self.recipe["self_distil_options"])
+            options += ["--mbr", "cider"] if settings.config.self_distil == "mbr" else []
+            words = self._distillation([first], outputs, options)
+            self._stage("self-distil", outputs, partial(self._program, words, self.env_of_all_cores))
+            plans = [("student", outputs, settings.student, first)]
         if settings.config.baselines:
             criterion = {"criterion": {"_name": "query_cross_entropy"}}
-            plans.append(("student_nodistill" if settings.distil else "student_distilled", other, settings.student))
-            plans.append(("student_ce", own, {**settings.student, **criterion}))
-        own_start = "finetune_from_model" in (settings.config.student.get("checkpoint") or {})
-        for name, rows, base in plans:
+            plans.append(
+                ("student_nodistill" if settings.distil else "student_distilled", other, settings.student, start)
+            )
+            plans.append(("student_ce", own, {**settings.student, **criterion}, start))
+        for name, rows, base, origin in plans:
             folder = self.out / name
-            work = partial(self._train, folder, base, rows, None if own_start else self.teacher)
+            work = partial(self._train, folder, base, rows, origin)
             self._stage(name, folder / "train.jsonl", work)
         return [name for name, *_ in plans]
 
-    def _train(self, folder: Path, base: Mapping[str, Any], rows: Path, teacher: Path | None) -> Work:
-        """Train a model in a folder."""
+    def _train(self, folder: Path, base: Mapping[str, Any], rows: Path, start: Path | None) -> Work:
+        """Train a model in a folder, from the weights of a checkpoint or None."""
         settings = self.settings
         cfg = configuration(
             base,
             folder=folder,
             data=f"{rows},{self.splits['valid']}",
             bpe_dir=self.vocab,
-            teacher=teacher,
+            start=start,
             processes=settings.processes,
             workers=0 if settings.nano else settings.config.workers,
         )
@@ -214,7 +242,8 @@ class Run:
         work = partial(self._program, [*words, *self.latency_options], self.env_of_all_cores)
         self._stage("calibrate", out / "calibration.json", work)
         for name in students:
-            together(self._generation(name, name, self.student_options, env=self.env_of_all_cores))
+            models = [out / name / "checkpoint_last.pt"]
+            together(self._generation(name, models, self.student_options, env=self.env_of_all_cores))
         words = ["narvl", "bench", "latency", "--teacher", self.teacher, "--student", student, "--data", test]
         words += ["--out", out / "latency.json", "--images", recipe["timed"], *bpe, *self.latency_options]
         self._stage("latency", out / "latency.json", partial(self._program, words))
@@ -232,21 +261,26 @@ class Run:
         return [*files, *(file for file in (self.out / "generate").rglob("*") if file.is_file())]
 
     def _generation(
-        self, name: str, model: str, options: list[str], env: Mapping[str, str] | None = None, shown: bool = True
+        self,
+        name: str,
+        models: list[Path],
+        options: list[str],
+        env: Mapping[str, str] | None = None,
+        shown: bool = True,
     ) -> Work:
-        """Return the stage that writes the outputs of a model's last checkpoint on the test file."""
+        """Return the stage that writes the outputs of a model, or of an ensemble, on the test file."""
         output = self.out / "generate" / name / "generate-test.txt"
-        work = partial(self._generate, name, model, options, env or self.env, shown)
+        work = partial(self._generate, name, models, options, env or self.env, shown)
         return self.stages.stage(f"generate {name}", output, work)
 
-    def _generate(self, name: str, model: str, options: list[str], env: Mapping[str, str], shown: bool) -> Work:
-        """Write the outputs of a model, and print its scores."""
+    def _generate(self, name: str, models: list[Path], options: list[str], env: Mapping[str, str], shown: bool) -> Work:
+        """Write the outputs of a model, or of an ensemble, and print the scores."""
         part, test = self.out / "generate.part" / name, self.splits["test"]
         written, log = part / "generate-test.txt", part / "log"
         with naming(part):
             part.mkdir(parents=True, exist_ok=True)
         written.unlink(missing_ok=True)
-        words = ["fairseq-generate", test, *self.options, "--path", self.out / model / "checkpoint_last.pt"]
+        words = ["fairseq-generate", test, *self.options, "--path", os.pathsep.join(map(str, models))]
         words += ["--gen-subset", "test", "--batch-size", self.settings.answered, "--scoring", self.recipe["scoring"]]
         words += ["--results-path", part, "--no-progress-bar", *options]
         with naming(log), open(log, "wb") as file:

@@ -31,6 +31,9 @@ SETTINGS_FILE = "settings.txt"
 """Name of the file in a run's folder with its settings."""
 
 RESOLVED = ("beam", "nbest", "distil", "vocab_size", "timed", "max_len", "no_repeat_ngram")
+SELF_DISTIL = ("best", "mbr")
+SEEDS_APART = 1000
+"""Difference of the training seeds of two teachers of a run."""
 SIZES_OF_DATA = ("train", "valid", "test", "nouns", "objects")
 
 
@@ -51,6 +54,7 @@ class RunConfig:
     seed: int = 1
     data: Optional[str] = None
     teacher_checkpoint: Optional[str] = None
+    teachers: int = 1
     init_checkpoint: Optional[str] = None
     bpe_dir: Optional[str] = None
     train: Optional[int] = None
@@ -60,6 +64,7 @@ class RunConfig:
     objects: Optional[int] = None
     vocab_size: Optional[int] = None
     distil: Optional[bool] = None
+    self_distil: Optional[str] = None
     baselines: bool = False
     epochs: Optional[int] = None
     dropout: Optional[float] = None
@@ -123,6 +128,11 @@ class Settings:
     def distil(self) -> bool:
         """Whether the student learns the teacher's outputs."""
         return bool(self.recipe["distil"])
+
+    @property
+    def teachers(self) -> list[str]:
+        """The folders of the teachers in that of the run. A student starts from the first."""
+        return ["teacher", *(f"teacher_{number}" for number in range(2, self.config.teachers + 1))]
 
     def _changed(self, role: str, whole: DictConfig) -> dict[str, Any]:
         """Return a training's configuration with what the run and the user change of it."""
@@ -191,7 +201,7 @@ class Settings:
         if key.name == "DROPOUT":
             part, rest = "teacher", "model.dropout"
         if key.name == "EMA_DECAY":
-            averages = self.student.get("ema", {})
+            averages = self.teacher.get("ema", {})  # those of the student alone are kept as options of its training
             return _text(averages["ema_decay"]) if averages.get("store_ema") else ""
         if key.name == "ADD_CAPTION":
             part, rest = "teacher", "task.add_caption"
@@ -258,6 +268,10 @@ def _require(config: DictConfig) -> None:
         raise InputError(f"PRESET={config.preset}: choose smoke, quick or full")
     if config.until not in (None, "distil"):
         raise InputError(f"UNTIL={config.until}: the only end that can be chosen is distil")
+    if config.teachers < 1 or (config.teachers > 1 and config.teacher_checkpoint):
+        raise InputError(f"TEACHERS={config.teachers}: choose 1 or more, and 1 if TEACHER gives a checkpoint")
+    if config.self_distil and (config.self_distil not in SELF_DISTIL or config.recipe != "caption"):
+        raise InputError(f"SELF_DISTIL={config.self_distil}: choose {' or '.join(SELF_DISTIL)}, for captions")
     if config.size != "nano" and not config.bpe_dir:
         raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
     for key in KEYS:

@@ -10,7 +10,9 @@ from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.pipeline.settings import SETTINGS_FILE, Settings
 
-OWN = {key.name for key in KEYS if key.target.startswith("student.")} | {"TIMED", "DISTIL"}
+OWN = {key.name for key in KEYS if key.target.startswith("student.")} | {
+    *("TIMED", "DISTIL", "SELF_DISTIL"),
+}
 """Settings in which a run may differ from the run that it takes its teacher from, besides options of the student.
 
 Whether the teacher's outputs for the training rows are there is checked by their file.
@@ -31,14 +33,15 @@ def outputs(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.nano:
         for split in ("train", "valid"):
             yield f"features/{split}.tsv", "features"
-    yield f"teacher/{'checkpoint_last.pt' if config.teacher_checkpoint else 'train.jsonl'}", "teacher"
+    for teacher in settings.teachers:
+        yield f"{teacher}/{'checkpoint_last.pt' if config.teacher_checkpoint else 'train.jsonl'}", teacher
     if settings.distil or config.baselines:
         yield "distilled/train.tsv", "distilled"
     folder = settings.splits["test"].parent
     if not config.data and config.shared:
         folder = Path(config.shared) / folder.relative_to(settings.out)
     has_answers = bool(recipe["answers"]) and (folder / recipe["answers"]).exists()
-    for name in recipe["teachers"]:
+    for name in recipe["teacher_options"]:
         if name != "teacher_allcand" or has_answers or not recipe["answers"]:
             yield f"generate/{name}/generate-test.txt", f"generate/{name}"
 

@@ -41,7 +41,7 @@ def configuration(
     folder: Path,
     data: str,
     bpe_dir: Path,
-    teacher: Path | None,
+    start: Path | None,
     processes: int,
     workers: int,
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def configuration(
         folder: folder of the checkpoints.
         data: TRAIN.tsv,VALID.tsv.
         bpe_dir: folder of the vocabulary.
-        teacher: checkpoint whose weights it starts from, or None for that of the recipe.
+        start: checkpoint whose weights it starts from, or None for that of the recipe.
         processes: number of processes on CPU that share a batch.
         workers: number of workers per process that read images.
     """
@@ -62,8 +62,8 @@ def configuration(
     cfg["task"] |= {"data": data, "bpe_dir": str(bpe_dir)}
     cfg["common"] |= {"log_format": "json", "reset_logging": True, "cpu": processes > 1}
     cfg["checkpoint"]["save_dir"] = str(folder)
-    if teacher is not None:
-        cfg["checkpoint"]["finetune_from_model"] = str(teacher)
+    if start is not None:
+        cfg["checkpoint"]["finetune_from_model"] = str(start)
     cfg["checkpoint"]["keep_interval_updates"] = 1
     cfg["dataset"] |= {"num_workers": workers, "batch_size": cfg["dataset"]["batch_size"] // processes}
     updates = cfg["optimization"]["max_update"]

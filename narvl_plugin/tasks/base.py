@@ -36,6 +36,7 @@ LIMITS = {
     "max_src_length": (1, 100_000),
     "max_tgt_length": (1, 100_000),
     "max_object_length": (0, 100_000),
+    "max_references": (0, 100_000),
     "valid_batch_size": (1, 1_000_000),
 }
 """Smallest and largest value of sizes. A checkpoint may claim any size; the largest allowed takes at most 1 GB."""

@@ -42,6 +42,10 @@ class CaptionConfig(BaseTaskConfig):
             "criterion qctc; without it, each epoch uses another reference"
         },
     )
+    max_references: int = field(
+        default=0,
+        metadata={"help": "references of a row (joined by &&) that training uses, the first of them; 0 uses all"},
+    )
     eval_cider: bool = field(
         default=False,
         metadata={
@@ -97,7 +101,13 @@ class CaptionTask(BaseTask):
 
     def build_dataset(self, tsv: TsvFile, split: str) -> CaptionDataset:
         """Return the data set of a split's file."""
-        return CaptionDataset(tsv, self.options, split, any_reference=self.cfg.any_reference)
+        return CaptionDataset(
+            tsv,
+            self.options,
+            split,
+            any_reference=self.cfg.any_reference,
+            max_references=self.cfg.max_references,
+        )
 
     def load_dataset(self, split: str, combine: bool = False, epoch: int = 1, **kwargs: Any) -> None:
         """Load a split. CIDEr counts n-grams in the last loaded split other than train."""

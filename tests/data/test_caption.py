@@ -22,11 +22,15 @@ def make(codec: TextCodec, write_tsv: Callable[..., Path]) -> Callable[..., Capt
     """Make a data set of rows of captions."""
 
     def make_dataset(
-        rows: Sequence[Sequence[str]], split: str = "train", skip: int = 0, any_reference: bool = False
+        rows: Sequence[Sequence[str]],
+        split: str = "train",
+        skip: int = 0,
+        any_reference: bool = False,
+        max_references: int = 0,
     ) -> CaptionDataset:
         options = DatasetOptions(codec, 8, 20, 4, False, SkipBudget(skip))
         tsv = TsvFile(write_tsv(f"{split}.tsv", rows), "0,4,2")
-        return CaptionDataset(tsv, options, split, any_reference=any_reference)
+        return CaptionDataset(tsv, options, split, any_reference=any_reference, max_references=max_references)
 
     return make_dataset
 
@@ -87,6 +91,21 @@ class TestReferences:
         eos, pad = codec.dictionary.eos(), codec.dictionary.pad()
         texts = [[[t for t in row if t not in (eos, pad)] for row in rows] for rows in batch["alternatives"].tolist()]
         assert texts == [[cat, dog], [cat, []]]
+
+    def test_training_may_take_the_first_ones_alone(
+        self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows
+    ) -> None:
+        """Each epoch learns another one of these, a student may learn any of these, and evaluation has all."""
+        caption_rows[0][2] = "a cat&&a dog&&two dogs run"
+        cat, dog = codec.encode(" a cat").tolist(), codec.encode(" a dog").tolist()
+        two = make(caption_rows, any_reference=True, max_references=2)
+        learned = []
+        for epoch in (0, 1, 2):
+            two.set_epoch(epoch)
+            learned.append(two[0]["target"][:-1].tolist())
+        assert learned == [cat, dog, cat]
+        assert [one.tolist()[:-1] for one in two[0]["alternatives"]] == [cat, dog]
+        assert make(caption_rows, "valid", max_references=2)[0]["references"] == ["a cat", "a dog", "two dogs run"]
 
     def test_training_learns_another_one_each_epoch(
         self, make: Callable[..., CaptionDataset], codec: TextCodec, caption_rows: Rows

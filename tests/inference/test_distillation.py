@@ -23,6 +23,7 @@ from narvl_plugin.inference import distillation
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.config import SIZES
+from narvl_plugin.models.registered import RegisteredNarvlConfig
 from narvl_plugin.models.registered import RegisteredOfaConfig as OfaConfig
 from narvl_plugin.tasks.registered import CaptionConfig
 from narvl_plugin.whole_files import sole_writer
@@ -193,6 +194,71 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         distill(teacher=tmp_path / "text.pt", data=data, out=tmp_path / "out.tsv")
     with pytest.raises(MissingInput, match="--bpe-dir"):
         distill(teacher=folder / "teacher.pt", data=data, out=tmp_path / "out.tsv", bpe_dir=tmp_path / "gone")
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """The checkpoint of another random teacher."""
+    state = torch.load(folder / "teacher.pt", weights_only=False)
+    torch.manual_seed(6)
+    for name in ("decoder.output_projection.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        state["model"][name][4:].normal_(std=0.3)
+    torch.save(state, folder / "other.pt")
+    return folder / "other.pt"
+
+
+def test_an_ensemble_averages_probabilities(folder: Path, whole: bytes, other: Path, tmp_path: Path) -> None:
+    """Two equal teachers write the words of one; two that differ write words of their own."""
+    data, teacher = folder / "caption" / "train.tsv", folder / "teacher.pt"
+    for name, teachers in {"same": [teacher, teacher], "both": [teacher, other], "swapped": [other, teacher]}.items():
+        distill(teacher=teachers, data=data, out=tmp_path / name, **SETTINGS)
+    distill(teacher=other, data=data, out=tmp_path / "other", **SETTINGS)
+    same, both, swapped, alone = ((tmp_path / name).read_bytes() for name in ("same", "both", "swapped", "other"))
+    assert same == whole
+    assert both == swapped
+    assert len({whole, both, alone}) == 3
+
+
+def test_a_part_of_another_ensemble_is_not_gone_on_with(
+    folder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"data": folder / "caption" / "train.tsv", "out": tmp_path / "o.tsv", **SETTINGS}
+    with monkeypatch.context() as patch, pytest.raises(IndexError):
+        words = iter([{0: "one batch", 1: "and no more"}])
+        patch.setattr(distillation, "written_targets", lambda *_: next(words, None) or [][0])
+        distill(teacher=[folder / "teacher.pt", other], **arguments)
+    with pytest.raises(StalePart, match="others"):
+        distill(teacher=folder / "teacher.pt", **arguments)
+
+
+def test_a_student_writes_its_most_probable_captions_or_those_that_agree_best(folder: Path, tmp_path: Path) -> None:
+    state = torch.load(folder / "teacher.pt", weights_only=False)
+    sizes = SIZES["nano"] | {"encoder_layers": 1}
+    model_cfg = OmegaConf.structured(RegisteredNarvlConfig(_name="narvl", num_queries=6, **sizes))
+    task = setup_task(OmegaConf.create(state["cfg"]["task"]))
+    torch.manual_seed(5)
+    model = task.build_model(model_cfg)
+    with torch.no_grad():
+        model.decoder.output_projection.weight.normal_(std=0.3)
+    state["cfg"]["model"], state["model"] = OmegaConf.to_container(model_cfg, enum_to_str=True), model.state_dict()
+    student, data = tmp_path / "student.pt", folder / "caption" / "train.tsv"
+    torch.save(state, student)
+    written = {}
+    for mbr in (None, "bleu", "cider"):
+        settings = SETTINGS | {"beam": 8, "nbest": 3, "mbr": mbr}
+        distill(teacher=student, data=data, out=tmp_path / f"{mbr}.tsv", **settings)
+        written[mbr] = [row[2].split("&&") for row in rows((tmp_path / f"{mbr}.tsv").read_bytes())]
+        assert all(1 <= len(set(texts)) == len(texts) <= 3 for texts in written[mbr])
+    loaded = Predictor.load(student, data, generation={"beam": 8, "nbest": 8, "max_len_b": 6}, optimised=False)
+    for row, texts in enumerate(written[None]):
+        beam = [" ".join(loaded.text([one]).split()) for one in loaded.hypotheses_of([row])[0]]
+        assert texts == list(dict.fromkeys(beam[:3]))
+        assert set(written["bleu"][row]) <= set(beam)
+    assert written["bleu"] != written[None] != written["cider"]
+    with pytest.raises(InputError, match="--mbr bleu: is for students, and .*teacher.pt is a teacher"):
+        distill(teacher=folder / "teacher.pt", data=data, out=tmp_path / "o.tsv", mbr="bleu", **SETTINGS)
+    with pytest.raises(InputError, match="rouge"):
+        distill(teacher=student, data=data, out=tmp_path / "o.tsv", mbr="rouge", **SETTINGS)
 
 
 def test_a_second_process_is_refused(folder: Path, tmp_path: Path) -> None:
