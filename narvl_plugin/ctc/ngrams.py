@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LABELS_TRIED = 8
 """Number of the most probable labels of each query that the search reads, beside the blank."""
+LONGEST = 8
+"""Largest order of an automaton."""
 STEPS_KEPT = 1_000_000
 """Number of steps that an automaton remembers. When there are more, it forgets them all."""
 
@@ -50,6 +52,15 @@ class NgramArrays(NamedTuple):
     shorter: np.ndarray
     backoffs: np.ndarray
 
+    def last_tokens(self, start: int) -> np.ndarray:
+        """Return the last token of each state's context, (S,); `start` for the start of a sentence."""
+        last = np.full(len(self.shorter), start)
+        last[self.targets] = self.labels
+        longer = (self.shorter >= 0).nonzero()[0]
+        for _ in range(LONGEST):  # some contexts are entered only from longer ones
+            last[self.shorter[longer]] = last[longer]
+        return last
+
 
 class NgramAutomaton:
     """An automaton that remembers its steps.
@@ -70,8 +81,7 @@ class NgramAutomaton:
         self._steps: dict[tuple[int, int], tuple[int, float] | None] = {}
         # Backing off only lowers a probability, so the largest log-probability of a pair in any context is that of an
         # arc.
-        before = np.full(len(arrays.shorter), self.start)
-        before[arrays.targets] = arrays.labels
+        before = arrays.last_tokens(self.start)
         sources = np.repeat(np.arange(len(before)), np.diff(arrays.first))
         self._pairs, places = np.unique(before[sources] * (self.start + 1) + arrays.labels, return_inverse=True)
         self._best = np.full(len(self._pairs), NEVER)
@@ -141,7 +151,7 @@ def count_ngrams(sentences: Iterable[Sequence[int]], *, order: int, hard: int = 
 
     Args:
         sentences: the tokens of each sentence, without `</s>`.
-        order: the length of the longest n-grams, at least 2.
+        order: the length of the longest n-grams, from 2 to `LONGEST`.
         hard: the length of the n-grams that must be known, from 2 to `order`; the start and the end count as tokens.
         end: the number of `</s>`.
 
@@ -151,8 +161,8 @@ def count_ngrams(sentences: Iterable[Sequence[int]], *, order: int, hard: int = 
     Raises:
         ValueError: if `order` or `hard` is outside its range, or if there is no sentence.
     """
-    if not 2 <= hard <= order:
-        raise ValueError(f"order {order} and hard {hard}: expected 2 <= hard <= order")
+    if not 2 <= hard <= order <= LONGEST:
+        raise ValueError(f"order {order} and hard {hard}: expected 2 <= hard <= order <= {LONGEST}")
     start = -1
     followers: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for sentence in sentences:
@@ -163,7 +173,8 @@ def count_ngrams(sentences: Iterable[Sequence[int]], *, order: int, hard: int = 
     if not followers:
         raise ValueError("there is no sentence to count n-grams of")
 
-    contexts = sorted(followers, key=lambda context: (context != (start,), len(context), context))
+    used = [context for context in followers if context[0] == start or len(context) >= hard - 1]
+    contexts = sorted(used, key=lambda context: (context != (start,), len(context), context))
     states = {context: state for state, context in enumerate(contexts)}
     first, labels, targets, log_probs = [0], list[int](), list[int](), list[float]()
     shorter, backoffs = list[int](), list[float]()
@@ -178,7 +189,7 @@ def count_ngrams(sentences: Iterable[Sequence[int]], *, order: int, hard: int = 
         if len(context) < order - 1:
             known[context] = chances
         labels += chances
-        log_probs += map(math.log, chances.values())
+        log_probs += [min(0.0, math.log(chance)) for chance in chances.values()]
         targets += [len(states) if token == end else states[(*context, token)[1 - order :]] for token in chances]
         first.append(len(labels))
         shorter.append(states[context[1:]] if kinds else -1)

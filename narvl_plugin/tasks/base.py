@@ -426,8 +426,9 @@ class BaseTask(CommonTask):
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
-        if self.cfg.rescore_with or self.cfg.abstain_below:
-            raise InputError("--rescore-with and --abstain-below are for students; --path names a teacher")
+        for name in ("rescore_with", "abstain_below", "ngram_automaton"):
+            if getattr(self.cfg, name, None):
+                raise InputError(f"--{name.replace('_', '-')} is for students; --path names a teacher")
         from narvl_plugin.generation.teacher import build_search  # imports fairseq
 
         return build_search(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)

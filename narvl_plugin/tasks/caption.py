@@ -1,5 +1,6 @@
 """The task `caption`: it describes an image in a sentence."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 
+from narvl_plugin.ctc import LengthRange, NgramConstraint
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.ngram_files import read_ngrams
 from narvl_plugin.data.scenes.scene import Scene
 from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside, truth_of
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
@@ -62,6 +65,17 @@ class CaptionConfig(BaseTaskConfig):
             "the frequencies of n-grams"
         },
     )
+    ngram_automaton: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "file of narvl ngrams: a student's caption is then the best path whose pairs of tokens are all "
+            "known, each n-gram weighted by its probability; for --beam 1"
+        },
+    )
+    ngram_weight: float = field(
+        default=0.2,
+        metadata={"help": "factor of the n-grams' log-probabilities for --ngram-automaton; 0 only rules out"},
+    )
     eval_args: str = field(
         default='{"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}',
         metadata={
@@ -111,6 +125,24 @@ class CaptionTask(BaseTask):
         if self._cider is None:
             self._cider = BatchwiseCider(self._judged.all_references())
         return self._cider
+
+    def path_options(self, args: Any) -> dict[str, Any]:
+        """Return how to search for the most probable captions; see `search_options`."""
+        options = super().path_options(args)
+        if not self.cfg.ngram_automaton:
+            return options
+        lengths = options["constraint"]
+        if options["beam_size"] > 1 or options["no_repeat_ngram"] or str(self.cfg.mbr) != "none":
+            raise InputError(
+                f"--ngram-automaton {self.cfg.ngram_automaton}: finds the one best caption; take --beam 1, "
+                "--no-repeat-ngram-size 0 and no --mbr"
+            )
+        if not isinstance(lengths, LengthRange):
+            raise InputError(f"--ngram-automaton {self.cfg.ngram_automaton}: takes no other constraint than lengths")
+        if not 0 <= self.cfg.ngram_weight < math.inf:
+            raise InputError(f"--ngram-weight {self.cfg.ngram_weight}: expected a number from 0")
+        automaton = read_ngrams(Path(self.cfg.ngram_automaton), self.codec)
+        return options | {"constraint": NgramConstraint(automaton, self.cfg.ngram_weight, lengths)}
 
     def choice_options(self, args: Any) -> dict[str, Any]:
         """Return how to choose among captions.
