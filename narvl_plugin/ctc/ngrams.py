@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc.collapse import Paths, collapse
+from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.constraints import NEVER, LengthRange
 from narvl_plugin.ctc.host import to_host
 
@@ -274,7 +274,7 @@ class Node(NamedTuple):
         state: the automaton's state.
         last: the number of the last token among the sample's distinct labels.
         in_blank: whether a blank followed it.
-        said: the number of tokens, if it counts; else 0.
+        said: the number of tokens, without `</s>`.
         before: the node before the last query; None at the start.
         label: the label of the last query.
     """
@@ -337,7 +337,7 @@ def best_path(
         queries, score, state, last, in_blank, said, _, _ = node
         if queries == num_queries:
             return node
-        key = (queries, state, -1 if in_blank else last, said)
+        key = (queries, state, -1 if in_blank else last, said if lengths else 0)
         if key in extended:
             continue
         extended.add(key)
@@ -348,7 +348,7 @@ def best_path(
                 after.append(Node(queries + 1, score + log_prob, state, last, False, said, node, label))
             elif after_label[number] > NEVER:
                 found = step(state, label)
-                more = said + 1 if lengths and label != end else said
+                more = said + (label != end)
                 if found is not None and more <= most:
                     total = score + log_prob + weight * found[1]
                     after.append(Node(queries + 1, total, found[0], number, False, more, node, label))
@@ -438,12 +438,9 @@ class NgramConstraint:
 
     def _best_path(self, read: Read, blank: int) -> list[int] | None:
         """Return the labels of a sample's best path; None if there is none."""
+        allowed = (self.lengths.minimum, self.lengths.maximum)
         found = best_path(self.automaton, read, blank=blank, weight=self.weight)
-        if found is None:
-            return None
-        tokens, _, number = collapse(torch.tensor([found.path()]), blank=blank)
-        if not bool(self.lengths.accepts(tokens, number)):
-            # Only now are tokens counted, because it makes the search slower.
-            bounds = (self.lengths.minimum, self.lengths.maximum)
-            found = best_path(self.automaton, read, blank=blank, weight=self.weight, lengths=bounds)
+        if found is not None and not allowed[0] <= found.said <= allowed[1]:
+            # Only now, because it makes the search slower.
+            found = best_path(self.automaton, read, blank=blank, weight=self.weight, lengths=allowed)
         return None if found is None else found.path()
