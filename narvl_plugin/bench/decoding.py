@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ class Decoded:
         score: the mean log-probability of the outputs, in nats.
         error: the expected calibration error.
         p50_ms: the median time for one image.
+        measures: the means of the task's other measures by name.
+        replaced: the number of outputs that are no sentence of an n-gram automaton.
     """
 
     quality: float
@@ -46,11 +48,15 @@ class Decoded:
     score: float
     error: float
     p50_ms: float
+    measures: dict[str, float]
+    replaced: int
 
 
-def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+def ways_to_decode(
+    task: BaseTask, teacher: Path | None, frequencies: Path | None, ngrams: Sequence[Path] = ()
+) -> dict[str, Search]:
     """Return the decoding methods of a task's students by name, `FREE` first; see `BaseTask.ways_to_decode`."""
-    return {FREE: Search({"beam": 1}, {}), **task.ways_to_decode(teacher, frequencies)}
+    return {FREE: Search({"beam": 1}, {}), **task.ways_to_decode(teacher, frequencies, ngrams)}
 
 
 def decoding(
@@ -60,6 +66,7 @@ def decoding(
     data: Path,
     teacher: Path | None = None,
     frequencies: Path | None = None,
+    ngrams: Sequence[Path] = (),
     task_overrides: Mapping[str, Any] | None = None,
     images: int = 50,
     repeats: int = 3,
@@ -73,7 +80,9 @@ def decoding(
         student: the student's checkpoint.
         data: the TSV file with images.
         teacher: a teacher's checkpoint to rescore with.
-        frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions.
+        frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions. Of embedded scenes,
+            it also tells which patterns are new.
+        ngrams: files of `narvl ngrams`.
         task_overrides: see `Predictor.load`.
         images: the number of rows to time.
         repeats: see `measure_latency`.
@@ -89,21 +98,26 @@ def decoding(
     require_writable(out)
     loaded = Predictor.load(student, data, task_overrides=task_overrides, role="student", device=device)
     task = loaded.task
-    ways = ways_to_decode(task, teacher, frequencies)
+    ways = ways_to_decode(task, teacher, frequencies, ngrams)
     predictors = {name: loaded.with_options(way.task_options, **way.generation) for name, way in ways.items()}
     predictors[FREE].generator = ParallelGenerator([cast(NarvlModel, loaded.model)], task.target_dictionary)
     rows = list(loaded.usable_rows())
     found: dict[str, list[tuple[float, bool, float, float, float]]] = {name: [] for name in predictors}
+    others: dict[str, list[dict[str, float]]] = {name: [] for name in predictors}
+    wording = task.wording(frequencies)
     with torch.inference_mode(), use_threads(threads):
         for row in rows:
             batch = loaded.batch(row)
             for name, predictor in predictors.items():
                 said = [predictor.hypotheses(batch)]
                 best = said[0][0]
-                (quality,) = task.validation_scores(batch, said)[task.validation_metrics[0]]
+                scores = {name: score for name, (score,) in task.validation_scores(batch, said).items()}
+                quality = scores.pop(task.validation_metrics[0])
+                others[name].append(scores | wording(predictor.text(said[0])))
                 (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))
+    replaced = {name: getattr(predictor.generator.constraint, "replaced", 0) for name, predictor in predictors.items()}
     stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)
     decoded = {}
     for name, results in found.items():
@@ -114,6 +128,8 @@ def decoding(
             score=float(scores.mean()),
             error=Reliability.of(confidences.clip(0, 1), correct).error,
             p50_ms=stats[name].p50_ms,
+            measures={key: float(np.mean([one[key] for one in others[name]])) for key in others[name][0]},
+            replaced=replaced[name],
         )
     result = {
         "ways": {name: asdict(worth) for name, worth in decoded.items()},
@@ -130,10 +146,11 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [
         [name, f"{way['quality']:.3f}", f"{way['invalid']}", f"{way['score']:.2f}"]
         + [f"{way['error']:.3f}", f"{way['p50_ms']:.1f}"]
+        + [f"{value:.1%}" for value in way["measures"].values()]
         for name, way in result["ways"].items()
     ]
     headings = ["decoding", result["metric"], "invalid", "log p", "calibration error", "p50 ms"]
-    return markdown_table(headings, rows)
+    return markdown_table([*headings, *next(iter(result["ways"].values()))["measures"]], rows)
 
 
 @torch.inference_mode()

@@ -19,6 +19,11 @@ def scene_kinds() -> dict[str, str]:
     return nouns | dict.fromkeys(COLORS, "<colour>")
 
 
+def pattern(caption: str, kinds: Mapping[str, str]) -> Run:
+    """Return the words of a caption, with the kind in place of each word that has one; see `scene_kinds`."""
+    return tuple(kinds.get(word, word) for word in plain_words(caption).split())
+
+
 def runs(caption: str, kinds: Mapping[str, str]) -> Iterator[Run]:
     """Yield all runs of `RUN` words of a caption; its start and its end count as words.
 
@@ -26,7 +31,7 @@ def runs(caption: str, kinds: Mapping[str, str]) -> Iterator[Run]:
         caption: the caption. A shorter one is a single run.
         kinds: the kind that stands for a word, by word; other words stand for themselves.
     """
-    words = (_START, *(kinds.get(word, word) for word in plain_words(caption).split()), _END)
+    words = (_START, *pattern(caption, kinds), _END)
     for first in range(max(1, len(words) - RUN + 1)):
         yield words[first : first + RUN]
 

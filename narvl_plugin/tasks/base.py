@@ -3,7 +3,7 @@
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Optional, Self, cast
@@ -378,23 +378,42 @@ class BaseTask(CommonTask):
             "student_beam5": Search({"beam": 5}, self.searching),
         }
 
-    def ways_to_decode(self, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+    def ways_to_decode(
+        self, teacher: Path | None, frequencies: Path | None, ngrams: Sequence[Path] = ()
+    ) -> dict[str, Search]:
         """Return the decoding methods of the task's students by name, greedy first.
 
         Args:
             teacher: a teacher's checkpoint for rescoring; None for no rescoring.
             frequencies: a TSV file of captions for the expected CIDEr; None for no expected CIDEr.
+            ngrams: files of `narvl ngrams`.
+
+        Raises:
+            InputError: if the task has no n-grams.
         """
+        if ngrams and not hasattr(self.cfg, "ngram_automaton"):
+            raise InputError(f"--ngram-automaton {ngrams[0]}: is for captions; the student was trained for {self.name}")
         ways = {"greedy": Search({"beam": 1, **ANY_NGRAM}, self.searching), **self.beam_searches(frequencies)}
         if teacher is not None:
             for weight in RESCORING_WEIGHTS:
                 options = {**self.searching, "rescore_with": str(teacher), "rescore_weight": weight}
                 ways[f"beam 5 and {weight:g} of the teacher"] = Search({"beam": 5, **ANY_NGRAM}, options)
+        for file in ngrams:
+            for name, given in ((f"{file.name}, ruled out", {"ngram_weight": 0.0}), (f"{file.name}, weighted", {})):
+                ways[name] = Search({"beam": 1, **ANY_NGRAM}, {"ngram_automaton": str(file), **given})
         return ways
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
         """Return the decoding methods of the task's students beside greedy search; see `ways_to_decode`."""
         return {f"beam {width}": Search({"beam": width, **ANY_NGRAM}, {}) for width in (5, 16)}
+
+    def wording(self, captions: Path | None) -> Callable[[str], dict[str, float]]:
+        """Return what measures the wording of an output's text, beside `validation_scores`.
+
+        Args:
+            captions: the TSV file of training captions; None for none.
+        """
+        return lambda text: {}
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
         """Return whether tokens (T,) are an invalid output of the task."""

@@ -1,10 +1,10 @@
 """The task `caption`: it describes an image in a sentence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, cast
 
@@ -99,7 +99,6 @@ class CaptionTask(BaseTask):
     cfg: CaptionConfig
     _judged: CaptionDataset
     _cider: "BatchwiseCider | None" = None
-    _scenes: dict[str, Scene] | None = None
 
     @property
     def generates_in_validation(self) -> bool:
@@ -115,7 +114,12 @@ class CaptionTask(BaseTask):
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
-            self._scenes = scenes_beside(Path(self._judged.tsv.path)) if self.cfg.eval_cider else None
+            vars(self).pop("_scenes", None)
+
+    @cached_property
+    def _scenes(self) -> dict[str, Scene] | None:
+        """The content of the evaluated split's scenes; None if it is not known."""
+        return scenes_beside(Path(self._judged.tsv.path))
 
     @property
     def cider(self) -> "BatchwiseCider":
@@ -171,6 +175,16 @@ class CaptionTask(BaseTask):
             options = {"mbr": "cider", "mbr_frequencies": str(frequencies)}
             ways["beam 16, expected CIDEr"] = Search(wide, options)
         return ways
+
+    def wording(self, captions: Path | None) -> Callable[[str], dict[str, float]]:
+        """Return what tells, of embedded scenes, whether no training caption has a caption's pattern; see `pattern`."""
+        if captions is None or self._scenes is None:
+            return super().wording(captions)
+        from narvl_plugin.scoring.broken import pattern, scene_kinds  # imports a library that takes a second
+
+        rows, kinds = cast(CaptionDataset, self.open_file(str(captions), "valid")), scene_kinds()
+        known = {pattern(text, kinds) for texts in rows.all_references() for text in texts}
+        return lambda text: {"new patterns": float(pattern(text, kinds) not in known)}
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
         """Return whether tokens (T,) are an empty caption or repeat a trigram."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from narvl_plugin.scoring.broken import broken_share, known_runs, runs, scene_kinds
+from narvl_plugin.scoring.broken import broken_share, known_runs, pattern, runs, scene_kinds
 
 KINDS = {"dog": "<noun>", "cat": "<noun>", "red": "<colour>", "blue": "<colour>"}
 KNOWN = known_runs(["a dog on a red background", "a cat to the left of a dog"], KINDS)
@@ -42,3 +42,8 @@ def test_kinds_of_the_scenes() -> None:
     assert kinds["dog"] == kinds["dogs"] == kinds["mice"] == "<noun>"
     assert kinds["red"] == kinds["gray"] == "<colour>"
     assert "striped" not in kinds and "left" not in kinds
+
+
+def test_the_pattern_of_a_caption_holds_kinds_in_place_of_words() -> None:
+    assert pattern("Two red dogs, on a blue background", KINDS) == pattern("two blue cats on a red background", KINDS)
+    assert pattern("two red dogs", KINDS) == ("two", "<colour>", "<noun>")
