@@ -111,9 +111,9 @@ def decoding(
             for name, predictor in predictors.items():
                 said = [predictor.hypotheses(batch)]
                 best = said[0][0]
-                scores = {name: score for name, (score,) in task.validation_scores(batch, said).items()}
-                quality = scores.pop(task.validation_metrics[0])
-                others[name].append(scores | wording(predictor.text(said[0])))
+                judged = {key: score for key, (score,) in task.validation_scores(batch, said).items()}
+                quality = judged.pop(task.validation_metrics[0])
+                others[name].append(judged | wording(predictor.text(said[0])))
                 (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))

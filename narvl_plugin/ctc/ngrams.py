@@ -323,11 +323,11 @@ def best_path(
     numbers = numbers.reshape(read.labels.shape)
     bounds = Bounds.of(automaton, read, labels, numbers, weight)
     options = [
-        list(zip(*parts, strict=True))
-        for parts in zip(numbers.tolist(), read.labels.tolist(), read.log_probs.tolist(), strict=True)
+        list(zip(places, tokens, values, strict=True))
+        for places, tokens, values in zip(numbers.tolist(), read.labels.tolist(), read.log_probs.tolist(), strict=True)
     ]
     blanks = read.blanks.tolist()
-    step, end, last_state = automaton.step, automaton.end, automaton.last_state
+    step, end = automaton.step, automaton.end
     # Of paths with the same bound, the longest comes first; the third number makes every entry different.
     waiting = [(-bounds.after_blank[0][-1], 0, 0, Node(0, 0.0, 0, len(labels), True, 0, None, blank))]
     extended = set()
@@ -358,7 +358,7 @@ def best_path(
                 ended = _ended(automaton, one, weight) if one.said >= least else None
                 if ended is None:
                     continue
-                bound, one = ended.score, ended  # noqa: PLW2901 - the node with its end replaces it
+                bound, one = ended.score, ended
             else:
                 ahead = bounds.after_blank if one.in_blank else bounds.after_label
                 bound = one.score + ahead[queries + 1][one.last]

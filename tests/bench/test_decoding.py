@@ -19,8 +19,8 @@ from narvl_plugin.bench.decoding import (
     table,
     ways_to_decode,
 )
-from narvl_plugin.data.text import TextCodec
 from narvl_plugin.data.ngram_files import write_ngrams
+from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks.answers import AnswerTask

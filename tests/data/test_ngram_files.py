@@ -26,7 +26,9 @@ def file(write_tsv: Callable[..., Path], codec: TextCodec, tmp_path: Path) -> Pa
 def test_round_trip_with_any_number_of_bins(file: Path, codec: TextCodec, vocabulary: Path) -> None:
     for other in (codec, load_codec(vocabulary, 7)):
         read = read_ngrams(file, other)
-        chances = [read.log_prob(codec.encode(f" {text}").tolist()) for text in ("a cat", "two red cats", "two red cat")]
+        chances = [
+            read.log_prob(codec.encode(f" {text}").tolist()) for text in ("a cat", "two red cats", "two red cat")
+        ]
         assert all(chance > -np.inf for chance in chances)
         assert read.log_prob(codec.encode(" red").tolist()) == -np.inf
 
