@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -322,9 +322,9 @@ def best_path(
     labels, numbers = np.unique(read.labels, return_inverse=True)
     numbers = numbers.reshape(read.labels.shape)
     bounds = Bounds.of(automaton, read, labels, numbers, weight)
-    options = [
-        list(zip(places, tokens, values, strict=True))
-        for places, tokens, values in zip(numbers.tolist(), read.labels.tolist(), read.log_probs.tolist(), strict=True)
+    columns: tuple[Any, ...] = (numbers.tolist(), read.labels.tolist(), read.log_probs.tolist())
+    options: list[list[tuple[int, int, float]]] = [
+        list(zip(*parts, strict=True)) for parts in zip(*columns, strict=True)
     ]
     blanks = read.blanks.tolist()
     step, end = automaton.step, automaton.end
