@@ -281,8 +281,8 @@ class TestWording:
         assert "| object recall | new runs | p50 ms |" in table
         assert "| 0.800 | 66.7 % | 10.0 |" in table
         assert "(nouns count as one word, and so do colours)" in table
-        assert "| Student | 66.7 % | 0.0 % | 33.3 % | – |\n" in table
-        assert "| References | 0.0 % | 0.0 % | 0.0 % | – |\n" in table
+        assert "| Student | 66.7 % | 0.0 % | 33.3 % | 66.7 % | – |\n" in table
+        assert "| References | 0.0 % | 0.0 % | 0.0 % | 0.0 % | – |\n" in table
         page = (run_folder / "report.html").read_text()
         assert "<dt>66.7 %</dt><dd>of the student&#39;s captions have 4 words in a row that no training" in page
         printed = capsys.readouterr().out

@@ -80,7 +80,11 @@ class ExportedEngine:
 
     def predict(self, prepared: Sequence[Prepared], decoding: Decoding) -> list[Prediction]:
         """Predict a batch; see `Engine`."""
-        beyond = [name for name in ("beam", "answers", "constraint") if getattr(decoding, name) not in (None, 1)]
+        beyond = [
+            name
+            for name in ("beam", "answers", "constraint", "ngram_automaton")
+            if getattr(decoding, name) not in (None, 1)
+        ]
         if beyond:
             raise InputError(
                 f"{beyond[0]}: an exported student answers as it was exported; load its checkpoint for other searches"

@@ -43,6 +43,8 @@ def load(
     answers: Sequence[str] | None = None,
     constraint: OutputConstraint | None = None,
     abstain_below: float = 0.0,
+    ngram_automaton: str | os.PathLike[str] | None = None,
+    ngram_weight: float = 0.2,
 ) -> Model:
     """Load a model that answers about images.
 
@@ -62,14 +64,16 @@ def load(
         answers: see `Decoding`.
         constraint: see `Decoding`.
         abstain_below: see `Decoding`.
+        ngram_automaton: see `Decoding`.
+        ngram_weight: see `Decoding`.
 
     Returns:
-        The model. Its methods take the last six options, too, for one call.
+        The model. Its methods take the last eight options, too, for one call.
 
     Raises:
         MissingInput, InputError: the model or its vocabulary cannot be used.
     """
-    decoding = Decoding(beam, nbest, answers, constraint, abstain_below)
+    decoding = Decoding(beam, nbest, answers, constraint, abstain_below, ngram_automaton, ngram_weight)
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
     if task not in TASKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,8 @@ class Decoding:
         answers: a closed list of outputs, which are all scored. None: the model's own list, if it has one.
         constraint: the outputs that a student may predict. None: all of its task.
         abstain_below: confidence below which the model predicts nothing, 0 to 1.
+        ngram_automaton: file of `narvl ngrams`. A student's caption is then the best one whose n-grams are known.
+        ngram_weight: factor of the n-grams' log-probabilities. 0 only rules out.
     """
 
     beam: int | None = None
@@ -35,6 +38,8 @@ class Decoding:
     answers: Sequence[str] | None = None
     constraint: OutputConstraint | None = None
     abstain_below: float = 0.0
+    ngram_automaton: str | os.PathLike[str] | None = None
+    ngram_weight: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("beam", "nbest"):

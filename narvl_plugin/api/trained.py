@@ -90,7 +90,8 @@ class TrainedEngine:
 
     def searching(self, decoding: Decoding) -> Predictor:
         """Return the model with a way to decode, which is kept for the next call."""
-        key = (decoding.beam, decoding.nbest, decoding.answers, id(decoding.constraint), decoding.abstain_below)
+        ngrams = (decoding.ngram_automaton and str(decoding.ngram_automaton), decoding.ngram_weight)
+        key = (decoding.beam, decoding.nbest, decoding.answers, id(decoding.constraint), decoding.abstain_below, ngrams)
         if key not in self._searches:
             if len(self._searches) >= KEPT:
                 self._searches.pop(next(iter(self._searches)))
@@ -100,17 +101,23 @@ class TrainedEngine:
 
     def _new_search(self, decoding: Decoding) -> Predictor:
         predictor, is_student = self.predictor, self.predictor.model.is_student
-        if not is_student and (decoding.constraint is not None or decoding.abstain_below):
-            raise InputError("constraint and abstain_below are for students; this model is a teacher")
+        if not is_student and (decoding.constraint is not None or decoding.abstain_below or decoding.ngram_automaton):
+            raise InputError("constraint, abstain_below and ngram_automaton are for students; this model is a teacher")
+        if decoding.ngram_automaton and self.verb != "caption":
+            raise InputError(f"ngram_automaton: is for caption; {self.verb} has its own outputs")
         if decoding.constraint is not None and predictor.task.bins is not None:
             raise InputError("constraint: is not for boxes, which always have four edges in order")
         generation = dict(predictor.generation)
+        if decoding.ngram_automaton:
+            generation |= {"beam": 1, "no_repeat_ngram_size": 0}
         if decoding.beam is not None:
             generation["beam"] = decoding.beam
         listed = decoding.answers is not None or predictor.task.scores_a_list
         generation["nbest"] = decoding.nbest or (LISTED if listed else 1)
         generation["beam"] = max(generation.get("beam", 1), generation["nbest"])
         options: dict[str, Any] = {"abstain_below": decoding.abstain_below} if is_student else {}
+        if decoding.ngram_automaton:
+            options |= {"ngram_automaton": str(decoding.ngram_automaton), "ngram_weight": decoding.ngram_weight}
         changed = predictor.with_options(options, **generation)
         if decoding.answers is not None:
             changed.task = changed.task.with_answers(decoding.answers)

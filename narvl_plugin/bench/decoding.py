@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class Decoded:
         error: the expected calibration error.
         p50_ms: the median time for one image.
         others: the means of the task's other validation scores, such as the share of captions that are true.
+        replaced: the number of outputs that are no sentence of an n-gram automaton.
     """
 
     quality: float
@@ -49,11 +50,14 @@ class Decoded:
     error: float
     p50_ms: float
     others: dict[str, float]
+    replaced: int
 
 
-def ways_to_decode(task: BaseTask, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+def ways_to_decode(
+    task: BaseTask, teacher: Path | None, frequencies: Path | None, ngrams: Sequence[Path] = ()
+) -> dict[str, Search]:
     """Return the decoding methods of a task's students by name, `FREE` first; see `BaseTask.ways_to_decode`."""
-    return {FREE: Search({"beam": 1}, {}), **task.ways_to_decode(teacher, frequencies)}
+    return {FREE: Search({"beam": 1}, {}), **task.ways_to_decode(teacher, frequencies, ngrams)}
 
 
 def decoding(
@@ -63,6 +67,7 @@ def decoding(
     data: Path,
     teacher: Path | None = None,
     frequencies: Path | None = None,
+    ngrams: Sequence[Path] = (),
     task_overrides: Mapping[str, Any] | None = None,
     images: int = 50,
     repeats: int = 3,
@@ -78,6 +83,7 @@ def decoding(
         teacher: a teacher's checkpoint to rescore with.
         frequencies: a TSV file of captions; its n-gram counts give the expected CIDEr of captions, and captions are
             judged by its wording.
+        ngrams: files of `narvl ngrams`.
         task_overrides: see `Predictor.load`.
         images: the number of rows to time.
         repeats: see `measure_latency`.
@@ -93,7 +99,7 @@ def decoding(
     require_writable(out)
     loaded = Predictor.load(student, data, task_overrides=task_overrides, role="student", device=device)
     task = loaded.task
-    ways = ways_to_decode(task, teacher, frequencies)
+    ways = ways_to_decode(task, teacher, frequencies, ngrams)
     predictors = {name: loaded.with_options(way.task_options, **way.generation) for name, way in ways.items()}
     predictors[FREE].generator = ParallelGenerator([cast(NarvlModel, loaded.model)], task.target_dictionary)
     rows = list(loaded.usable_rows())
@@ -116,6 +122,7 @@ def decoding(
                 (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))
+    replaced = {name: getattr(predictor.generator.constraint, "replaced", 0) for name, predictor in predictors.items()}
     stats = measure_latency(predictors, rows[:images], warmup=5, repeats=repeats, threads=threads)
     decoded = {}
     for name, results in found.items():
@@ -127,6 +134,7 @@ def decoding(
             error=Reliability.of(confidences.clip(0, 1), correct).error,
             p50_ms=stats[name].p50_ms,
             others={other: float(np.mean(values)) for other, values in beside[name].items()},
+            replaced=replaced[name],
         )
     result = {
         "ways": {name: asdict(worth) for name, worth in decoded.items()},

@@ -39,7 +39,7 @@ from narvl_plugin.models.narvl import calibrations, query_rows
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.whole_files import whole_file, write_whole
 
-PATHS = frozenset({"data", "bpe_dir", "ans2label_file", "rescore_with", "mbr_frequencies"})
+PATHS = frozenset({"data", "bpe_dir", "ans2label_file", "rescore_with", "mbr_frequencies", "ngram_automaton"})
 """Options of tasks that name files and folders."""
 
 

@@ -97,6 +97,28 @@ def vocab(
 
 
 @app.command()
+def ngrams(
+    data: Annotated[Path, typer.Argument(help="TSV file with captions, such as the training file.")],
+    out: Annotated[Path, typer.Option(help="File to write, for --ngram-automaton.")],
+    bpe_dir: Annotated[Path, typer.Option(help="Folder of the model's vocabulary.")],
+    order: Annotated[int, typer.Option(min=2, max=8, help="Length of the longest n-grams, in tokens.")] = 4,
+    hard: Annotated[
+        int, typer.Option(min=2, max=8, help="Length of the n-grams that a caption may not invent, in tokens.")
+    ] = 2,
+    column: Annotated[int, typer.Option(min=0, help="Number (from 0) of the column with captions.")] = 2,
+) -> None:
+    """Count the n-grams of captions.
+
+    With the result, a student's captions keep to the n-grams of the data: fairseq-generate --ngram-automaton OUT
+    """
+    from narvl_plugin.data.ngram_files import write_ngrams
+    from narvl_plugin.data.text import load_codec
+
+    automaton = write_ngrams(data, out, load_codec(bpe_dir), order=order, hard=hard, column=column)
+    print(f"{out}: {len(automaton.arrays.shorter):,} contexts, {len(automaton.arrays.labels):,} n-grams")
+
+
+@app.command()
 def features(
     data: Annotated[Path, typer.Argument(help="TSV file with images.")],
     out: Annotated[Path, typer.Argument(help="TSV file to write.")],

@@ -124,6 +124,9 @@ def decoding(
     out: JsonFile,
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a teacher that rescores.")] = None,
     frequencies: Annotated[Path | None, typer.Option(help="TSV file of captions whose n-grams are counted.")] = None,
+    ngram_automaton: Annotated[
+        list[Path] | None, typer.Option(help="File of narvl ngrams. The option may be repeated.")
+    ] = None,
     images: TimedImages = 50,
     repeats: Repeats = 3,
     threads: Threads = 1,
@@ -143,6 +146,7 @@ def decoding(
         data=data,
         teacher=teacher,
         frequencies=frequencies,
+        ngrams=ngram_automaton or [],
         task_overrides=overrides(bpe_dir, ans2label_file),
         images=images,
         repeats=repeats,

@@ -18,6 +18,7 @@ from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, 
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
+from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
 from narvl_plugin.ctc.outputs import Outputs, Scored
 from narvl_plugin.ctc.sampling import expected_score, outputs_of, quasi_random_paths, sample_paths
 
@@ -38,6 +39,9 @@ __all__ = [
     "OutputConstraint",
     "LengthRange",
     "OrderedTokens",
+    "NgramAutomaton",
+    "NgramConstraint",
+    "count_ngrams",
     "Outputs",
     "Scored",
     "SlotKind",

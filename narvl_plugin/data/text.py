@@ -110,8 +110,17 @@ class TextCodec:
     @cached_property
     def checksum(self) -> str:
         """The checksum of the labels, 16 hexadecimal digits: of the codec, its pieces in order, codes and bins."""
+        return self._checksum(len(self.dictionary))
+
+    @cached_property
+    def text_checksum(self) -> str:
+        """The checksum of all that determines the tokens of texts. The number of bins does not."""
+        return self._checksum(len(self.dictionary) - self.num_bins)
+
+    def _checksum(self, number: int) -> str:
+        """Return the checksum of the codec and of its first `number` symbols, 16 hexadecimal digits."""
         digest = hashlib.sha256(type(self).__name__.encode())
-        for part in (*self.dictionary.symbols, *self._rules()):
+        for part in (*self.dictionary.symbols[:number], *self._rules()):
             digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 

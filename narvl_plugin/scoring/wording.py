@@ -22,7 +22,9 @@ Run = tuple[str, ...]
 
 
 class Wording(NamedTuple):
-    """Signs of a broken sentence in a caption, or, as shares from 0 to 1, in several captions.
+    """What the words of a caption show, or, as shares from 0 to 1, those of several captions.
+
+    The first three are signs of a broken sentence; `novel` is a sign of diversity.
 
     Correct captions may have new runs, if the language is richer than the known captions. The share of references that
     have them tells how much the share of a system's captions means.
@@ -31,11 +33,13 @@ class Wording(NamedTuple):
         new_runs: it holds a run of `RUN` words that no known caption holds; its start and its end count as words.
         doubled: it holds a word, or two words, twice in a row.
         cut: its last word ends no known caption; so does a caption without words.
+        novel: no known caption has the same words.
     """
 
     new_runs: float
     doubled: float
     cut: float
+    novel: float
 
 
 class KnownWording:
@@ -49,8 +53,10 @@ class KnownWording:
     def __init__(self, captions: Iterable[str], kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
         self.runs: set[Run] = set()
+        self.patterns: set[Run] = set()
         for caption in captions:
             self.runs.update(runs(caption, kinds))
+            self.patterns.add(pattern(caption, kinds))
         self.ends = {run[-2] for run in self.runs if run[-1] == _END}
 
     def of(self, caption: str) -> Wording:
@@ -64,6 +70,7 @@ class KnownWording:
             float(not self.runs.issuperset(runs(caption, self.kinds))),
             float(doubled),
             float(not words or self.kinds.get(words[-1], words[-1]) not in self.ends),
+            float(pattern(caption, self.kinds) not in self.patterns),
         )
 
     def mean(self, captions: Collection[str]) -> Wording:
@@ -78,6 +85,11 @@ def scene_kinds() -> dict[str, str]:
     return nouns | dict.fromkeys(COLORS, "<colour>")
 
 
+def pattern(caption: str, kinds: Mapping[str, str]) -> Run:
+    """Return the words of a caption, with the kind in place of each word that has one."""
+    return tuple(kinds.get(word, word) for word in plain_words(caption).split())
+
+
 def runs(caption: str, kinds: Mapping[str, str]) -> Iterator[Run]:
     """Yield all runs of `RUN` words of a caption; its start and its end count as words.
 
@@ -85,7 +97,7 @@ def runs(caption: str, kinds: Mapping[str, str]) -> Iterator[Run]:
         caption: the caption. A shorter one is a single run.
         kinds: see `KnownWording`.
     """
-    words = (_START, *(kinds.get(word, word) for word in plain_words(caption).split()), _END)
+    words = (_START, *pattern(caption, kinds), _END)
     for first in range(max(1, len(words) - RUN + 1)):
         yield words[first : first + RUN]
 

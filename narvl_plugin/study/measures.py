@@ -16,7 +16,7 @@ from narvl_plugin.report.outputs import TrainingLog, read_training_log
 from narvl_plugin.report.page import STUDENT
 from narvl_plugin.study.running import is_finished
 
-WORDING = ("sentences", "true", "complete", "new_runs", "doubled", "cut", "perplexity", "object_recall")
+WORDING = ("sentences", "true", "complete", "new_runs", "doubled", "cut", "novel", "perplexity", "object_recall")
 """Shares of captions in results.json."""
 
 

@@ -379,18 +379,29 @@ class BaseTask(CommonTask):
             "student_beam5": Search({"beam": 5}, self.searching),
         }
 
-    def ways_to_decode(self, teacher: Path | None, frequencies: Path | None) -> dict[str, Search]:
+    def ways_to_decode(
+        self, teacher: Path | None, frequencies: Path | None, ngrams: Sequence[Path] = ()
+    ) -> dict[str, Search]:
         """Return the decoding methods of the task's students by name, greedy first.
 
         Args:
             teacher: a teacher's checkpoint for rescoring; None for no rescoring.
             frequencies: a TSV file of captions for the expected CIDEr; None for no expected CIDEr.
+            ngrams: files of `narvl ngrams`.
+
+        Raises:
+            InputError: if the task has no n-grams.
         """
+        if ngrams and not hasattr(self.cfg, "ngram_automaton"):
+            raise InputError(f"--ngram-automaton {ngrams[0]}: is for captions; the student was trained for {self.name}")
         ways = {"greedy": Search({"beam": 1, **ANY_NGRAM}, self.searching), **self.beam_searches(frequencies)}
         if teacher is not None:
             for weight in RESCORING_WEIGHTS:
                 options = {**self.searching, "rescore_with": str(teacher), "rescore_weight": weight}
                 ways[f"beam 5 and {weight:g} of the teacher"] = Search({"beam": 5, **ANY_NGRAM}, options)
+        for file in ngrams:
+            for name, given in ((f"{file.name}, ruled out", {"ngram_weight": 0.0}), (f"{file.name}, weighted", {})):
+                ways[name] = Search({"beam": 1, **ANY_NGRAM}, {"ngram_automaton": str(file), **given})
         return ways
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
@@ -427,8 +438,9 @@ class BaseTask(CommonTask):
             )
         if any(students):
             raise InputError("--path names teachers and students; an ensemble must be of one kind")
-        if self.cfg.rescore_with or self.cfg.abstain_below:
-            raise InputError("--rescore-with and --abstain-below are for students; --path names a teacher")
+        for name in ("rescore_with", "abstain_below", "ngram_automaton"):
+            if getattr(self.cfg, name, None):
+                raise InputError(f"--{name.replace('_', '-')} is for students; --path names a teacher")
         from narvl_plugin.generation.teacher import build_search  # imports fairseq
 
         return build_search(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)

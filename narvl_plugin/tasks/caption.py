@@ -1,22 +1,25 @@
 """The task `caption`: it describes an image in a sentence."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 
+from narvl_plugin.ctc import LengthRange, NgramConstraint
 from narvl_plugin.data.caption import CaptionDataset
+from narvl_plugin.data.ngram_files import read_ngrams
 from narvl_plugin.data.scenes.scene import Scene
 from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside, truth_of
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile, parse_columns
 from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
-from narvl_plugin.scoring.wording import KnownWording, Wording, captions_of
+from narvl_plugin.scoring.wording import KnownWording, Wording, captions_of, scene_kinds
 from narvl_plugin.tasks.base import ANY_NGRAM, BaseTask, BaseTaskConfig, Hypotheses, Search
 
 if TYPE_CHECKING:
@@ -68,6 +71,17 @@ class CaptionConfig(BaseTaskConfig):
             "the frequencies of n-grams"
         },
     )
+    ngram_automaton: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "file of narvl ngrams: a student's caption is then the best path whose pairs of tokens are all "
+            "known, each n-gram weighted by its probability; for --beam 1"
+        },
+    )
+    ngram_weight: float = field(
+        default=0.2,
+        metadata={"help": "factor of the n-grams' log-probabilities for --ngram-automaton; 0 only rules out"},
+    )
     eval_args: str = field(
         default='{"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}',
         metadata={
@@ -91,7 +105,6 @@ class CaptionTask(BaseTask):
     cfg: CaptionConfig
     _judged: CaptionDataset
     _cider: "BatchwiseCider | None" = None
-    _scenes: dict[str, Scene] | None = None
     _wording: KnownWording | None = None
 
     @property
@@ -114,14 +127,20 @@ class CaptionTask(BaseTask):
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
-            self._scenes = scenes_beside(Path(self._judged.tsv.path)) if self.cfg.eval_cider else None
+            vars(self).pop("_scenes", None)
             *training, _ = self.cfg.data.split(",")
-            if self.cfg.eval_cider and self._scenes is None and training:
+            if self.cfg.eval_cider and training and self._scenes is None:
                 self.know_captions(Path(training[0]))
+
+    @cached_property
+    def _scenes(self) -> dict[str, Scene] | None:
+        """The content of the evaluated split's scenes; None if it is not known."""
+        return scenes_beside(Path(self._judged.tsv.path))
 
     def know_captions(self, file: Path) -> None:
         """Read the captions by whose wording others are judged, from a TSV file with the columns of the task."""
-        self._wording = KnownWording(captions_of(file, parse_columns(self.cfg.selected_cols)[self.target_place]), {})
+        captions = captions_of(file, parse_columns(self.cfg.selected_cols)[self.target_place])
+        self._wording = KnownWording(captions, {} if self._scenes is None else scene_kinds())
 
     @property
     def cider(self) -> "BatchwiseCider":
@@ -131,6 +150,24 @@ class CaptionTask(BaseTask):
         if self._cider is None:
             self._cider = BatchwiseCider(self._judged.all_references())
         return self._cider
+
+    def path_options(self, args: Any) -> dict[str, Any]:
+        """Return how to search for the most probable captions; see `search_options`."""
+        options = super().path_options(args)
+        if not self.cfg.ngram_automaton:
+            return options
+        lengths = options["constraint"]
+        if options["beam_size"] > 1 or options["no_repeat_ngram"] or str(self.cfg.mbr) != "none":
+            raise InputError(
+                f"--ngram-automaton {self.cfg.ngram_automaton}: finds the one best caption; take --beam 1, "
+                "--no-repeat-ngram-size 0 and no --mbr"
+            )
+        if not isinstance(lengths, LengthRange):
+            raise InputError(f"--ngram-automaton {self.cfg.ngram_automaton}: takes no other constraint than lengths")
+        if not 0 <= self.cfg.ngram_weight < math.inf:
+            raise InputError(f"--ngram-weight {self.cfg.ngram_weight}: expected a number from 0")
+        automaton = read_ngrams(Path(self.cfg.ngram_automaton), self.codec)
+        return options | {"constraint": NgramConstraint(automaton, self.cfg.ngram_weight, lengths)}
 
     def choice_options(self, args: Any) -> dict[str, Any]:
         """Return how to choose among captions.
@@ -182,20 +219,20 @@ class CaptionTask(BaseTask):
         ]
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return the CIDEr of each caption, and its `CaptionTruth` if the content of images is known.
+        """Return the CIDEr of each caption; its `CaptionTruth`, if the content of images is known; its `Wording`.
 
-        If it is not, but captions of training are, its `Wording` is returned.
+        The `Wording` needs known captions. In a training on scenes, whose grammar is known, it is left out.
         """
         captions = [self.codec.decode(beam[0]["tokens"]) for beam in hypotheses]
         scores = {"cider": self.cider(captions, sample["references"])}
-        if self._scenes is None and self._wording is not None:
+        if self._scenes is not None:
+            ids = [str(unique_id) for unique_id in sample["id"]]
+            truth = [truth_of(text, scene_of(one, self._scenes)) for one, text in zip(ids, captions, strict=True)]
+            scores |= {name: [getattr(each, name) for each in truth] for name in CaptionTruth._fields}
+        if self._wording is not None:
             found = [self._wording.of(text) for text in captions]
-            return scores | {name: [getattr(each, name) for each in found] for name in Wording._fields}
-        if self._scenes is None:
-            return scores
-        ids = [str(unique_id) for unique_id in sample["id"]]
-        truth = [truth_of(text, scene_of(one, self._scenes)) for one, text in zip(ids, captions, strict=True)]
-        return scores | {name: [getattr(each, name) for each in truth] for name in CaptionTruth._fields}
+            scores |= {name: [getattr(each, name) for each in found] for name in Wording._fields}
+        return scores
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
         """Return the distinct captions of each sample, joined by `&&`."""

@@ -34,6 +34,8 @@ PER_RUN = frozenset(
         "member",
         "mbr",
         "mbr_frequencies",
+        "ngram_automaton",
+        "ngram_weight",
     }
 )
 """Options of a single command. They are never taken from a checkpoint, unlike the other options of its training."""

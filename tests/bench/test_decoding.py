@@ -19,8 +19,10 @@ from narvl_plugin.bench.decoding import (
     table,
     ways_to_decode,
 )
+from narvl_plugin.data.ngram_files import write_ngrams
 from narvl_plugin.data.text import TextCodec
 from narvl_plugin.errors import InputError
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks.answers import AnswerTask
 from narvl_plugin.tasks.caption import CaptionTask
 from narvl_plugin.tasks.refcoco import RefcocoTask
@@ -39,7 +41,9 @@ def test_captions_are_decoded_in_all_ways(make_model: Callable[..., Path], tmp_p
     teacher = make_model("ofa_tiny", "cross_entropy", updates=2)
     data, out = tmp_path / "valid.tsv", tmp_path / "run" / "decoding.json"
     files = {"student": student, "data": data, "teacher": teacher, "frequencies": tmp_path / "train.tsv"}
-    result = decoding(out, **files, images=2, repeats=1)
+    task = Predictor.load(student).task
+    write_ngrams(tmp_path / "train.tsv", tmp_path / "3.ngrams", task.codec, order=3, hard=2, column=2)
+    result = decoding(out, **files, ngrams=[tmp_path / "3.ngrams"], images=2, repeats=1)
     assert json.loads(out.read_text()) == result
     assert (result["rows"], result["metric"]) == (6, "cider")
     ways = result["ways"]
@@ -48,11 +52,15 @@ def test_captions_are_decoded_in_all_ways(make_model: Callable[..., Path], tmp_p
     # A wider search finds nothing less probable, and n-grams that are ruled out do not come.
     assert ways["greedy"]["score"] <= ways["beam 5"]["score"] + 1e-6 <= ways["beam 16"]["score"] + 2e-6
     assert ways["beam 5, no trigram twice"]["invalid"] == 0
+    for name in ("3.ngrams, ruled out", "3.ngrams, weighted"):
+        assert ways[name]["replaced"] == 0 and ways[name]["invalid"] == 0
+    assert ways["3.ngrams, ruled out"]["score"] <= ways["greedy"]["score"]
     assert all(way["p50_ms"] > 0 for way in ways.values())
     lines = table(result).splitlines()
-    assert lines[0] == "| decoding | cider | new runs | doubled | cut | invalid | log p | calibration error | p50 ms |"
+    words = "new runs | doubled | cut | novel"
+    assert lines[0] == f"| decoding | cider | {words} | invalid | log p | calibration error | p50 ms |"
     assert all(0 <= share <= 1 for way in ways.values() for share in way["others"].values())
-    assert ways["beam 5 and 1 of the teacher"]["others"].keys() == {"new_runs", "doubled", "cut"}
+    assert ways["beam 5 and 1 of the teacher"]["others"].keys() == {"new_runs", "doubled", "cut", "novel"}
     assert len(lines) == 2 + len(ways)
     with pytest.raises(InputError, match="is a teacher"):
         decoding(out, student=teacher, data=data)

@@ -21,7 +21,7 @@ METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 _OF_SCENES = ("sentences", "true")
 _OF_OTHERS = ("new_runs",)
 """The measures of wording that stand in the table: of scenes, whose grammar is known, and of other images."""
-_WORDING = {"new_runs": "new runs", "doubled": "doubled", "cut": "cut"}
+_WORDING = {"new_runs": "new runs", "doubled": "doubled", "cut": "cut", "novel": "novel"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ class CaptionReport(TaskReport[CaptionRow]):
         title = (
             f"Signs of broken sentences. New runs: captions with {RUN} words in a row that no training caption holds; "
             f"the start and the end of a caption count as words{kinds}. Doubled: with one or two words twice in a row. "
-            "Cut: their last word ends no training caption. Perplexity: of their tokens, under the teacher."
+            "Cut: their last word ends no training caption. Novel: no training caption has the same words, which is no "
+            "fault. Perplexity: of their tokens, under the teacher."
         )
         rows = [
             (label, *(percent(each.details[name]) for name in _WORDING), _perplexity(each.details.get("perplexity")))
