@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,8 @@ from measurements import Measurement
 TEACHER, STUDENT, EXPORTED, GREY = "#8a8f98", "#2563eb", "#0f9d76", "#6b7280"
 COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626")
 SIZE = (5.6, 3.9)
+STUDIES = ("queries", "losses", "teachers")
+"""The studies in run_scripts/studies/. A measurement study_STUDY_PART holds a part of one."""
 LEAST_SHARE = 0.02
 """Bins of confidence with fewer answers are not drawn."""
 
@@ -40,17 +43,29 @@ def plots(data: Measurements, tasks: Any, labels: Mapping[str, str]) -> dict[str
     binned = {task.label: task.confidence for task in tasks if task.confidence and task.confidence.get("share")}
     if binned:
         found["confidence.svg"] = _confidence(binned)
+    for study in STUDIES:
+        start = f"study_{study}_"
+        parts = {name.removeprefix(start): part for name, part in data.items() if name.startswith(start)}
+        if parts:
+            found[f"{study}.svg"] = _study(parts, with_curves=study == "losses")
     return found
 
 
 @contextmanager
 def _axes(into: dict[str, str], size: tuple[float, float] = SIZE) -> Iterator[Axes]:
     """Yield axes, and put their drawing as SVG text into a dictionary as ``svg``."""
-    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 12, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=size, layout="constrained")
+    with _figure(into, size) as figure:
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         yield axes
+
+
+@contextmanager
+def _figure(into: dict[str, str], size: tuple[float, float]) -> Iterator[Figure]:
+    """Yield a figure, and put its drawing as SVG text into a dictionary as ``svg``."""
+    with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 12, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
         stream = StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
         into["svg"] = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
@@ -75,6 +90,44 @@ def _speed(models: Measurement, labels: Mapping[str, str]) -> str:
         axes.set_xlabel("ms for an image, median")
         axes.tick_params(axis="y", length=0)
     return into["svg"]
+
+
+def _study(parts: Mapping[str, Measurement], with_curves: bool) -> str:
+    """Draw the scores of a study: a point for each seed, the mean, and the teacher's mean as a line.
+
+    Args:
+        parts: its parts by name; each has a panel.
+        with_curves: whether the score in validation over the updates stands beside each.
+    """
+    into: dict[str, str] = {}
+    rows = max(len(part.rows) for part in parts.values())
+    with _figure(into, (5.6 if not with_curves else 9.2, 0.6 + len(parts) * (0.75 + 0.36 * rows))) as figure:
+        axes = figure.subplots(len(parts), 2 if with_curves else 1, squeeze=False)
+        for (name, part), (panel, *beside) in zip(parts.items(), axes, strict=True):
+            _points(panel, part)
+            panel.set_xlabel(f"{part.raw['main']} of {name.replace('_', ' ')}")
+            for panel_of_curves in beside:
+                for row, colour in zip(part, COLOURS, strict=False):
+                    panel_of_curves.plot(*zip(*row["curve"], strict=True), "o-", markersize=3, color=colour)
+                panel_of_curves.set_xlabel("updates")
+                panel_of_curves.set_ylabel(f"{part.raw['main']} in validation")
+            for each in (panel, *beside):
+                each.spines[["top", "right"]].set_visible(False)
+    return into["svg"]
+
+
+def _points(axes: Axes, part: Measurement) -> None:
+    """Draw the scores of the rows of a part, the first row on top."""
+    for place, (row, colour) in enumerate(zip(part, cycle(COLOURS), strict=False)):
+        axes.plot(row["scores"], [-place] * len(row["scores"]), "o", color=colour, alpha=0.5, markersize=7)
+        axes.plot([row["score"]], [-place], "|", color="black", markersize=18, markeredgewidth=2)
+    axes.set_yticks(range(0, -len(part.rows), -1), list(part.rows))
+    axes.set_ylim(0.6 - len(part.rows), 0.6)
+    axes.grid(axis="x", color="#d1d5db", linewidth=0.6)
+    axes.tick_params(axis="y", length=0)
+    teachers = {row["teacher"] for row in part if "teacher" in row}
+    if len(teachers) == 1:
+        axes.axvline(*teachers, color=TEACHER, linestyle="--", linewidth=1.4)
 
 
 def _is_exported(name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawing import plots
+from drawing import STUDIES, plots
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from measurements import Measurement, Row, read_all
 
@@ -33,6 +33,7 @@ PAGES = (
     "overhead",
     "box",
     "harder",
+    *STUDIES,
 )
 """The pages that answer a question, in the order of the index."""
 FURTHER = ("method",)

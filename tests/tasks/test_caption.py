@@ -88,7 +88,7 @@ def test_validation_logs_which_captions_of_scenes_are_true_sentences(
     assert "cider" in logged and "true" not in logged
     captions = [row[2] for row in caption_rows]
     known = KnownWording(captions, {}).mean(said)
-    assert [logged[name] for name in ("new_runs", "doubled", "cut")] == pytest.approx(known, abs=1e-4)
+    assert [logged[name] for name in ("new_runs", "doubled", "cut", "novel")] == pytest.approx(known, abs=1e-4)
     assert known.doubled == 1 / 6
 
     config.data = str(path)  # without a training file
