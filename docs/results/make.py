@@ -209,7 +209,7 @@ def rendered() -> tuple[dict[Path, str], str]:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"fixed": fixed, "scientific": scientific, "percent": percent}
+    environment.filters |= {"fixed": fixed, "scientific": scientific, "percent": percent, "zip": zip}
     drawn = plots(data, tasks, LABELS)
     environment.globals |= {
         **{"d": data, "tasks": tasks, "by_name": {one.name: one for one in tasks}, "labels": LABELS},
