@@ -78,8 +78,6 @@ DAMAGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "mixed targets": ("targets", lambda array: array[::-1].copy()),
     "circle": ("shorter", lambda array: np.where(array >= 0, np.arange(len(array)), array)),
     "far context": ("shorter", lambda array: array - 5),
-    "context of the end": ("shorter", lambda array: np.append(array[:-1], 1)),
-    "start as a context": ("shorter", lambda array: np.where(array > 0, 0, array)),
     "endless probability": ("log_probs", lambda array: array - np.inf),
     "nan weight": ("backoffs", lambda array: array * np.nan),
     "empty": ("labels", lambda array: array[:0]),
@@ -117,6 +115,26 @@ def test_a_long_chain_of_contexts_is_refused(file: Path, codec: TextCodec) -> No
     arrays["shorter"][9:] = -1
     file.write_bytes(safetensors.numpy.save(arrays, about))
     read_ngrams(file, codec)
+
+
+@pytest.mark.parametrize("shorter", [[-1, -1, -1, 2], [-1, 0, -1, -1]])
+def test_the_start_and_the_end_have_no_part_in_backing_off(shorter: list[int], file: Path, codec: TextCodec) -> None:
+    """State 1 follows `cat`, nothing enters state 2, and state 3 is the end."""
+    cat, end = codec.encode(" cat")[0].item(), codec.dictionary.eos()
+    arrays = {
+        "first": np.array([0, 1, 2, 3, 3]),
+        "labels": np.array([cat, end, cat]),
+        "targets": np.array([1, 3, 1]),
+        "log_probs": np.zeros(3, np.float32),
+        "shorter": np.array([-1, -1, -1, -1]),
+        "backoffs": np.zeros(4, np.float32),
+    }
+    about = {"format": FORMAT, "vocabulary": codec.text_checksum}
+    file.write_bytes(safetensors.numpy.save(arrays, about))
+    read_ngrams(file, codec)
+    file.write_bytes(safetensors.numpy.save(arrays | {"shorter": np.array(shorter)}, about))
+    with pytest.raises(InputError, match="a context that is not shorter"):
+        read_ngrams(file, codec)
 
 
 def test_a_truncated_file_is_refused(file: Path, codec: TextCodec) -> None:
