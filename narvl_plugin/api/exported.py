@@ -78,17 +78,19 @@ class ExportedEngine:
         seen = as_seen(image, where)
         return Prepared(self.student.normalise(seen), prompt, seen.size)
 
-    def predict(self, prepared: Sequence[Prepared], decoding: Decoding) -> list[Prediction]:
-        """Predict a batch; see `Engine`."""
-        beyond = [
-            name
-            for name in ("beam", "answers", "constraint", "ngram_automaton")
-            if getattr(decoding, name) not in (None, 1)
-        ]
+    def check(self, decoding: Decoding) -> None:
+        """Check that the student can search like that; see `Engine`."""
+        if decoding.ngram_automaton:
+            raise InputError("ngram_automaton: an exported student cannot use n-grams; load its checkpoint")
+        beyond = [name for name in ("beam", "answers", "constraint") if getattr(decoding, name) not in (None, 1)]
         if beyond:
             raise InputError(
                 f"{beyond[0]}: an exported student answers as it was exported; load its checkpoint for other searches"
             )
+
+    def predict(self, prepared: Sequence[Prepared], decoding: Decoding) -> list[Prediction]:
+        """Predict a batch; see `Engine`."""
+        self.check(decoding)
         pixels, prompts, sizes = zip(*prepared, strict=True)
         log_probs = self.student.run(np.stack(pixels), np.array(prompts, dtype=np.int64))
         found = [

@@ -141,6 +141,8 @@ def predict_files(
     skip_bad_rows: int = 0,
     bpe_dir: Path | None = None,
     device: str | None = None,
+    ngram_automaton: Path | None = None,
+    ngram_weight: float = 0.2,
 ) -> Count:
     """Write a prediction for each image, in the order of `find_images`.
 
@@ -167,6 +169,8 @@ def predict_files(
         skip_bad_rows: how many files may be skipped that are not readable images.
         bpe_dir: the vocabulary's folder; by default the one that the checkpoint names.
         device: torch's name of it; by default a GPU if there is one.
+        ngram_automaton: see `Decoding`, as the one below.
+        ngram_weight: factor of the n-grams' log-probabilities.
 
     Raises:
         MissingInput, InputError: if the images, the checkpoint or its vocabulary cannot be used.
@@ -196,6 +200,8 @@ def predict_files(
         nbest=nbest,
         answers=answers,
         abstain_below=abstain_below,
+        ngram_automaton=ngram_automaton,
+        ngram_weight=ngram_weight,
     )
     engine, decoding = model.engine(verb), model.decoding
     run = Run(engine, decoding, files, checked_text(engine, text), batch_size, workers, SkipBudget(skip_bad_rows))
@@ -206,12 +212,21 @@ def predict_files(
     else:
         settings = {"verb": verb, "text": text, "images": len(files), "batch_size": batch_size}
         settings |= {"inputs": inputs_record(files), "model": model_record(checkpoint or BOX)}
-        settings |= {name: value for name, value in vars(decoding).items() if value is not None}
+        settings |= decoding_record(decoding)
         run.write(out, kind, settings)
     seconds = time.perf_counter() - start
     if show is not None:
         write_whole(show, run.page())
     return Count(run.answered, len(files) - run.answered, seconds, len(others))
+
+
+def decoding_record(decoding: Decoding) -> dict[str, Any]:
+    """Return what tells a way to decode from others; a file of n-grams is told by all of its bytes."""
+    record = {name: value for name, value in vars(decoding).items() if value is not None}
+    if decoding.ngram_automaton is None:
+        return {name: value for name, value in record.items() if name != "ngram_weight"}
+    with open(decoding.ngram_automaton, "rb") as file:
+        return record | {"ngram_automaton": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
 
 
 def inputs_record(files: Mapping[str, Path]) -> str:

@@ -71,7 +71,7 @@ def load(
         The model. Its methods take the last eight options, too, for one call.
 
     Raises:
-        MissingInput, InputError: the model or its vocabulary cannot be used.
+        MissingInput, InputError: the model or its vocabulary cannot be used, or the n-grams with this model.
     """
     decoding = Decoding(beam, nbest, answers, constraint, abstain_below, ngram_automaton, ngram_weight)
     if precision not in PRECISIONS:
@@ -83,7 +83,7 @@ def load(
         if precision != "float32":
             raise InputError(f"precision={precision!r}: an exported student has the one that it was written with")
         engine: Engine = ExportedEngine(path)
-        return Model(str(path), {engine.verb: engine}, decoding, batch_size)
+        return _checked(Model(str(path), {engine.verb: engine}, decoding, batch_size))
     if path.is_dir():
         raise MissingInput(f"{path}: holds no {SETTINGS_FILE} of narvl export; for a checkpoint give the file itself")
     read = Checkpoint.read(path)
@@ -98,7 +98,14 @@ def load(
     for one in tasks.values():
         # Of two members with one task the first answers; the other is loaded by its name.
         engines.setdefault(one.verb, TrainedEngine(Predictor(model, one, {}, chosen), lock))
-    return Model(str(path) if checkpoint is not None else IN_THE_BOX, engines, decoding, batch_size)
+    return _checked(Model(str(path) if checkpoint is not None else IN_THE_BOX, engines, decoding, batch_size))
+
+
+def _checked(model: Model) -> Model:
+    """Return a model, if it can use its n-grams."""
+    if model.decoding.ngram_automaton is not None:
+        model.engine("caption").check(model.decoding)
+    return model
 
 
 def _device(name: str | None) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ class Decoding:
         answers: a closed list of outputs, which are all scored. None: the model's own list, if it has one.
         constraint: the outputs that a student may predict. None: all of its task.
         abstain_below: confidence below which the model predicts nothing, 0 to 1.
-        ngram_automaton: file of `narvl ngrams`. A student's caption is then the best one whose n-grams are known.
+        ngram_automaton: file of `narvl ngrams`. A student's caption is then the best one whose n-grams are known. Given
+            to `narvl.load`, it is for captions only, and other verbs answer as without it.
         ngram_weight: factor of the n-grams' log-probabilities. 0 only rules out.
     """
 
@@ -46,6 +48,9 @@ class Decoding:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise InputError(f"{name}={value!r}: expected a whole number above 0")
+        weight = self.ngram_weight
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise InputError(f"ngram_weight={weight!r}: expected a number from 0")
         if not 0 <= self.abstain_below <= 1:
             raise InputError(f"abstain_below={self.abstain_below!r}: expected a confidence from 0 to 1")
         if self.answers is not None:
@@ -81,6 +86,13 @@ class Engine(Protocol):
 
         Raises:
             BadRow: if the image or the text cannot be used.
+        """
+
+    def check(self, decoding: Decoding) -> None:
+        """Check that the model can search like that, before the first prediction.
+
+        Raises:
+            InputError: if it cannot.
         """
 
     def predict(self, prepared: Sequence[Any], decoding: Decoding) -> list[Prediction]:
@@ -231,7 +243,7 @@ class Model:
         engine = self.engine(verb)
         batch_size = options.pop("batch_size", self.batch_size)
         _require_batch_size(batch_size)
-        decoding = self._with(options)
+        decoding = self.decoding_for(verb, **options)
         return self._stream(engine, iter(pairs), decoding, batch_size)
 
     def _stream(
@@ -259,11 +271,21 @@ class Model:
             raise InputError(f"{self.name}: was not trained for {verb}; it has {', '.join(self.verbs)}")
         return self.engines[verb]
 
-    def _with(self, options: dict[str, Any]) -> Decoding:
-        """Return how to search in one call."""
+    def decoding_for(self, verb: str, **options: Any) -> Decoding:
+        """Return how to search in one call.
+
+        Args:
+            verb: one of `verbs`.
+            **options: the options of `Decoding` that differ from the model's.
+
+        Raises:
+            InputError: if an option or its value is unknown.
+        """
         names = vars(self.decoding).keys()
         if unknown := [name for name in options if name not in names]:
             raise InputError(f"there is no option {unknown[0]}; the options are {', '.join([*names, 'batch_size'])}")
+        if verb != "caption" and self.decoding.ngram_automaton is not None:
+            options = {"ngram_automaton": None, **options}
         return replace(self.decoding, **options) if options else self.decoding
 
     def __repr__(self) -> str:

@@ -59,6 +59,11 @@ class TrainedEngine:
         sample: Sample = dataset.sample(0)
         return sample
 
+    def check(self, decoding: Decoding) -> None:
+        """Check that the model can search like that; see `Engine`."""
+        with self._lock:
+            _ = self.searching(decoding).generator
+
     def predict(self, prepared: Sequence[Sample], decoding: Decoding) -> list[Prediction]:
         """Predict a batch; see `Engine`."""
         batch = self.batch(prepared)
@@ -105,6 +110,8 @@ class TrainedEngine:
             raise InputError("constraint, abstain_below and ngram_automaton are for students; this model is a teacher")
         if decoding.ngram_automaton and self.verb != "caption":
             raise InputError(f"ngram_automaton: is for caption; {self.verb} has its own outputs")
+        if decoding.ngram_automaton and max(decoding.beam or 1, decoding.nbest or 1) > 1:
+            raise InputError("ngram_automaton: finds the one best caption; take a beam of 1, and an nbest of 1")
         if decoding.constraint is not None and predictor.task.bins is not None:
             raise InputError("constraint: is not for boxes, which always have four edges in order")
         generation = dict(predictor.generation)

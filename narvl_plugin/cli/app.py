@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -26,6 +26,8 @@ from narvl_plugin.cli.options import (
     JsonLines,
     MaxLenB,
     NBest,
+    NgramAutomaton,
+    NgramWeight,
     NoRepeat,
     Predictions,
     SearchBeam,
@@ -223,6 +225,8 @@ def caption(
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    ngram_automaton: NgramAutomaton = None,
+    ngram_weight: NgramWeight = 0.2,
 ) -> None:
     """Caption image files.
 
@@ -232,7 +236,8 @@ def caption(
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
-    _predict("caption", "captions", images, None, options)
+    ngrams = {"ngram_automaton": ngram_automaton, "ngram_weight": ngram_weight}
+    _predict("caption", "captions", images, None, options, **ngrams)
 
 
 @app.command()
@@ -265,7 +270,7 @@ def answer(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
     listed = None if answers is None else [one.strip() for one in answers.split(",")]
-    _predict("answer", "answers", *_images_and_text(images, "question"), options, listed)
+    _predict("answer", "answers", *_images_and_text(images, "question"), options, answers=listed)
 
 
 @app.command()
@@ -353,9 +358,7 @@ def _images_and_text(words: list[str], what: str) -> tuple[list[Path], str]:
     return list(map(Path, images)), text
 
 
-def _predict(
-    verb: str, things: str, images: list[Path], text: str | None, options: Answering, answers: list[str] | None = None
-) -> None:
+def _predict(verb: str, things: str, images: list[Path], text: str | None, options: Answering, **others: Any) -> None:
     """Write predictions for image files, and print how many."""
     from narvl_plugin.api.files import predict_files
     from narvl_plugin.program import end_workers_briefly
@@ -367,7 +370,7 @@ def _predict(
             file=sys.stderr,
         )
     given = options._asdict()
-    count = predict_files(images, verb=verb, text=text, answers=answers, as_json_lines=given.pop("json"), **given)
+    count = predict_files(images, verb=verb, text=text, as_json_lines=given.pop("json"), **given, **others)
     speed = (count.captions + count.skipped) / count.seconds
     left_out = count.skipped + count.unread
     print(f"{count.captions} {things}, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device
+from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device, NgramAutomaton, NgramWeight
 
 
 def demo(
@@ -19,6 +19,8 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 7860,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    ngram_automaton: NgramAutomaton = None,
+    ngram_weight: NgramWeight = 0.2,
 ) -> None:
     """Show a model on a page in the browser.
 
@@ -29,4 +31,13 @@ def demo(
     """
     from narvl_plugin.demo.server import serve
 
-    serve(checkpoint, teacher=teacher, host=host, port=port, bpe_dir=bpe_dir, device=device)
+    serve(
+        checkpoint,
+        teacher=teacher,
+        host=host,
+        port=port,
+        bpe_dir=bpe_dir,
+        device=device,
+        ngram_automaton=ngram_automaton,
+        ngram_weight=ngram_weight,
+    )

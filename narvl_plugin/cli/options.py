@@ -68,6 +68,16 @@ SkipImages = Annotated[
     int, typer.Option("--skip-bad-rows", min=0, help="Number of unreadable images that may be left out.")
 ]
 
+NgramAutomaton = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of narvl ngrams: a student's caption is then the best one whose pairs of tokens are all known."
+    ),
+]
+NgramWeight = Annotated[
+    float, typer.Option(min=0, help="Factor of the n-grams' log-probabilities. Zero only rules out.")
+]
+
 # --- Benchmarks ------------------------------------------------------------------------------------------------------
 
 JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]

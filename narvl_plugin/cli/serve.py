@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device
+from narvl_plugin.cli.options import AnyModelArgument, BpeDir, Device, NgramAutomaton, NgramWeight
 from narvl_plugin.errors import InputError
 
 
@@ -29,6 +29,8 @@ def serve(
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request, in bytes.")] = 20_000_000,
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest number of pixels of an image.")] = 50_000_000,
     max_text: Annotated[int, typer.Option(min=1, help="Largest number of characters of a text.")] = 500,
+    ngram_automaton: NgramAutomaton = None,
+    ngram_weight: NgramWeight = 0.2,
 ) -> None:
     """Serve a model over HTTP.
 
@@ -57,4 +59,6 @@ def serve(
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_text=max_text,
+        ngram_automaton=ngram_automaton,
+        ngram_weight=ngram_weight,
     )

@@ -27,6 +27,8 @@ LONGEST = 8
 """Largest order of an automaton."""
 STEPS_KEPT = 1_000_000
 """Number of steps that an automaton remembers. When there are more, it forgets them all."""
+PATHS_TRIED = 50_000
+"""Number of beginnings of paths after which a search for one sample gives up."""
 
 
 class NgramArrays(NamedTuple):
@@ -304,6 +306,8 @@ def best_path(
 
     The score is the log-probability of the path, plus `weight` times the automaton's of its output. The search is
     best-first (A*): it extends the path whose score and bound are highest, so the first complete path is the best.
+    Where the queries prefer no labels, as in an untrained model, very many paths are equally good. The search then
+    gives up after `PATHS_TRIED` of them.
 
     Source: Hart, Nilsson and Raphael, IEEE Transactions on Systems Science and Cybernetics 4, 1968.
 
@@ -315,7 +319,8 @@ def best_path(
         lengths: the least and the greatest number of tokens, without `</s>`; None for any.
 
     Returns:
-        The end of the best path; None if the labels that are read spell no sentence of the automaton.
+        The end of the best path; None if the labels that are read spell no sentence of the automaton, or if the search
+        gave up.
     """
     num_queries = len(read.blanks)
     least, most = lengths or (0, num_queries)
@@ -332,7 +337,7 @@ def best_path(
     waiting = [(-bounds.after_blank[0][-1], 0, 0, Node(0, 0.0, 0, len(labels), True, 0, None, blank))]
     extended = set()
     pushed = 0
-    while waiting:
+    while waiting and pushed < PATHS_TRIED:
         node = heapq.heappop(waiting)[3]
         queries, score, state, last, in_blank, said, _, _ = node
         if queries == num_queries:
@@ -380,7 +385,7 @@ class NgramConstraint:
     """The sentences of an automaton of n-grams, whose log-probabilities are added to those of paths.
 
     The search is exact on each query's most probable labels and the blank. If they spell no sentence of the automaton,
-    the most probable output of an allowed length stays, with a warning.
+    or the search gives up, the most probable output of an allowed length stays, with a warning.
 
     Attributes:
         automaton: the automaton.
@@ -426,10 +431,11 @@ class NgramConstraint:
         if missing:
             self.replaced += len(missing)
             logger.warning(
-                "%d of %d outputs: the most probable labels spell no sentence of the n-gram automaton; the most "
-                "probable output stays",
+                "%d of %d outputs: no sentence of the n-gram automaton was found among the most probable labels, of "
+                "which %s paths are tried; the most probable output stays",
                 len(missing),
                 len(paths),
+                f"{PATHS_TRIED:,}",
             )
             rows = torch.tensor(missing)
             others = self.lengths.best_paths(log_probs[rows.to(log_probs.device)], blank=blank)

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from narvl_plugin.ctc.ngrams import NgramArrays, NgramAutomaton, count_ngrams
+from narvl_plugin.ctc.ngrams import LONGEST, NgramArrays, NgramAutomaton, count_ngrams
 from narvl_plugin.data.text import TextCodec, clean_target, split_references
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import InputError, MissingInput
@@ -77,8 +77,10 @@ def read_ngrams(file: Path, codec: TextCodec) -> NgramAutomaton:
         MissingInput: if there is no such file.
         InputError: if it is not such a file, or it was made with another vocabulary.
     """
-    if not file.is_file():
+    if not file.exists():
         raise MissingInput(f"{file}: no such file; make it by narvl ngrams")
+    if not file.is_file():  # a pipe or a device may never end
+        raise InputError(f"{file}: is not a regular file; give a file of narvl ngrams")
     if file.stat().st_size > LARGEST:
         raise InputError(f"{file}: has {file.stat().st_size:,} bytes; more than {LARGEST:,} are refused")
     advice = "make it again by narvl ngrams"
@@ -124,8 +126,13 @@ def _fault(arrays: NgramArrays, end: int, num_tokens: int) -> str | None:
         return f"a token outside [0, {num_tokens})"
     if targets.min() < 1 or targets.max() >= num_states or ((labels == end) != (targets == num_states - 1)).any():
         return "an arc to a wrong state"
-    if (shorter < -1).any() or (shorter[1:] >= np.arange(1, num_states)).any() or shorter[0] != -1:
+    if (shorter < -1).any() or (shorter == 0).any() or (shorter >= np.arange(num_states)).any() or shorter[-1] != -1:
         return "a context that is not shorter"
+    left = shorter
+    for _ in range(LONGEST):
+        left = np.where(left >= 0, shorter[left], -1)
+    if (left >= 0).any():
+        return f"more than {LONGEST} contexts, each shorter than the one before"
     last, backing = arrays.last_tokens(num_tokens), shorter >= 0
     if (last[targets] != labels).any() or (last[shorter[backing]] != last[backing]).any():
         return "a state that follows two tokens"

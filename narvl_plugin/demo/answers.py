@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -83,8 +84,10 @@ def ask(
     seen = as_seen(image, name)
     answers = {}
     for place, (title, model) in enumerate(models.items()):
-        decoding = Decoding(nbest=number, abstain_below=0.0 if place else float(abstain_below))
         try:
+            decoding = model.decoding_for(verb, nbest=number, abstain_below=0.0 if place else float(abstain_below))
+            if decoding.ngram_automaton is not None:  # its search finds one caption
+                decoding = replace(decoding, nbest=None)
             answers[title] = _answer(model, verb, seen, name, text, decoding)
         except InputError as error:
             if place == 0:

@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from narvl_plugin.api import load
 from narvl_plugin.demo.examples import draw_examples
@@ -25,6 +26,8 @@ def serve(
     port: int = 7860,
     bpe_dir: Path | None = None,
     device: str | None = None,
+    ngram_automaton: Path | None = None,
+    ngram_weight: float = 0.2,
 ) -> None:
     """Serve the page until the program is asked to end.
 
@@ -35,6 +38,8 @@ def serve(
         port: the port; 0 takes a free one.
         bpe_dir: the vocabulary's folder; by default the one that the checkpoints name.
         device: torch's name of it; by default a GPU if there is one.
+        ngram_automaton: see `narvl.load`; for the captions of the student.
+        ngram_weight: see `narvl.load`.
 
     Raises:
         InputError: if the port cannot be used, or Gradio is not installed.
@@ -60,7 +65,9 @@ def serve(
         from narvl_plugin.demo.page import build_page, mount
 
         given = {"Student": checkpoint, "Teacher": teacher} if teacher is not None else {"Model": checkpoint}
-        models = {name: load(file, bpe_dir=bpe_dir, device=device) for name, file in given.items()}
+        common: dict[str, Any] = {"bpe_dir": bpe_dir, "device": device}
+        ngrams: dict[str, Any] = {"ngram_automaton": ngram_automaton, "ngram_weight": ngram_weight}
+        models = {name: load(file, **common, **({} if name == "Teacher" else ngrams)) for name, file in given.items()}
         page = build_page(models, draw_examples())
         gate = Middleware(Gate, uploads=Path(folder), local=host in LOOPBACK)
         app = FastAPI(middleware=[gate], docs_url=None, redoc_url=None, openapi_url=None)

@@ -30,6 +30,8 @@ class WorkerSettings:
         max_pixels: largest number of pixels of an image.
         threads: threads of torch. None: as OMP_NUM_THREADS says.
         readers: threads that decode images.
+        ngram_automaton: see `narvl.load`, as the one below.
+        ngram_weight: factor of the n-grams' log-probabilities.
     """
 
     checkpoint: str | None
@@ -40,6 +42,8 @@ class WorkerSettings:
     max_pixels: int
     threads: int | None
     readers: int
+    ngram_automaton: str | None = None
+    ngram_weight: float = 0.2
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def serve(
     max_bytes: int = 20_000_000,
     max_pixels: int = 50_000_000,
     max_text: int = 500,
+    ngram_automaton: Path | None = None,
+    ngram_weight: float = 0.2,
 ) -> None:
     """Serve a model until a signal ends the program. Requests under way are answered first.
 
@@ -52,6 +54,8 @@ def serve(
         max_bytes: see `Limits`.
         max_pixels: see `WorkerSettings`.
         max_text: see `Limits`.
+        ngram_automaton: see `narvl.load`; for all captions.
+        ngram_weight: see `narvl.load`.
 
     Raises:
         InputError: if the model cannot be loaded, the address cannot be used, or the key is empty.
@@ -70,6 +74,8 @@ def serve(
         # One core is left for requests and for the decoding of images.
         threads=None if "OMP_NUM_THREADS" in os.environ else max(1, (cores - 1) // workers),
         readers=max(2, cores // workers),
+        ngram_automaton=None if ngram_automaton is None else str(ngram_automaton),
+        ngram_weight=ngram_weight,
     )
     with _bound(host, port) as listener:
         asyncio.run(_serve(listener, Pool(settings, workers), Limits(max_queue, max_bytes, max_text), key))

@@ -101,13 +101,14 @@ class Worker:
 
     def read(self, number: int, question: Question) -> None:
         """Decode the image of a question, and let the question wait for the model."""
-        from narvl_plugin.api.model import Decoding, checked_text
+        from narvl_plugin.api.model import checked_text
         from narvl_plugin.data.images import opened
 
         try:
             engine = self.model.engine(question.verb)
             text = checked_text(engine, question.text)
-            decoding = Decoding(question.beam, question.nbest, question.answers, None, question.abstain_below)
+            given = {name: getattr(question, name) for name in ("beam", "nbest", "answers", "abstain_below")}
+            decoding = self.model.decoding_for(question.verb, **given)
             with opened(question.image, "image") as image:
                 width, height = image.size
                 if width * height > self.settings.max_pixels:
@@ -194,7 +195,13 @@ def main() -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        model = load(settings.checkpoint, device=settings.device, bpe_dir=settings.bpe_dir)
+        model = load(
+            settings.checkpoint,
+            device=settings.device,
+            bpe_dir=settings.bpe_dir,
+            ngram_automaton=settings.ngram_automaton,
+            ngram_weight=settings.ngram_weight,
+        )
     except Exception as error:
         if not isinstance(error, InputError | OSError | ValueError):
             logger.exception("the model could not be loaded")

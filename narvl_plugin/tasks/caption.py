@@ -4,18 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 
-from narvl_plugin.ctc import LengthRange, NgramConstraint
+from narvl_plugin.ctc import LengthRange, NgramAutomaton, NgramConstraint
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.ngram_files import read_ngrams
 from narvl_plugin.data.scenes.scene import Scene
 from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside, truth_of
-from narvl_plugin.data.text import REFERENCE_SEPARATOR
+from narvl_plugin.data.text import REFERENCE_SEPARATOR, TextCodec
 from narvl_plugin.data.tsv import TsvFile, parse_columns
 from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.tokenization import plain_words
@@ -89,6 +89,12 @@ class CaptionConfig(BaseTaskConfig):
             "no_repeat_ngram_size"
         },
     )
+
+
+@lru_cache(maxsize=1)
+def _ngrams(file: str, codec: TextCodec) -> NgramAutomaton:
+    """Return the automaton of a file, which is read once, although each way to decode has a generator of its own."""
+    return read_ngrams(Path(file), codec)
 
 
 class CaptionTask(BaseTask):
@@ -166,7 +172,7 @@ class CaptionTask(BaseTask):
             raise InputError(f"--ngram-automaton {self.cfg.ngram_automaton}: takes no other constraint than lengths")
         if not 0 <= self.cfg.ngram_weight < math.inf:
             raise InputError(f"--ngram-weight {self.cfg.ngram_weight}: expected a number from 0")
-        automaton = read_ngrams(Path(self.cfg.ngram_automaton), self.codec)
+        automaton = _ngrams(self.cfg.ngram_automaton, self.codec)
         return options | {"constraint": NgramConstraint(automaton, self.cfg.ngram_weight, lengths)}
 
     def choice_options(self, args: Any) -> dict[str, Any]:

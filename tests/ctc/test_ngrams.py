@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -165,3 +166,17 @@ def test_wrong_orders_and_no_sentence() -> None:
             count_ngrams(SENTENCES, order=order, hard=hard, end=EOS)
     with pytest.raises(ValueError, match="no sentence"):
         count_ngrams([], order=2, end=EOS)
+
+
+def test_a_search_gives_up_where_very_many_paths_are_alike(caplog: pytest.LogCaptureFixture) -> None:
+    generator = np.random.default_rng(0)
+    sentences = generator.integers(1, 300, (2000, 10)).tolist()
+    automaton = count_ngrams(sentences, order=3, end=EOS)
+    log_probs = torch.tensor(generator.standard_normal((2, 100, 301))).float().log_softmax(2)
+    constraint = NgramConstraint(automaton, 1.0, LengthRange(12, 16))
+    start = time.process_time()
+    found = constraint.best_paths(log_probs, blank=300)
+    assert time.process_time() - start < 20, "without the limit it takes minutes"
+    assert constraint.replaced == 2
+    assert "2 of 2 outputs: no sentence of the n-gram automaton was found" in caplog.text
+    assert torch.equal(found.labels, LengthRange(12, 16).best_paths(log_probs, blank=300).labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,9 @@ DAMAGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "mixed targets": ("targets", lambda array: array[::-1].copy()),
     "circle": ("shorter", lambda array: np.where(array >= 0, np.arange(len(array)), array)),
     "far context": ("shorter", lambda array: array - 5),
+    "endless probability": ("log_probs", lambda array: array - np.inf),
+    "nan weight": ("backoffs", lambda array: array * np.nan),
+    "empty": ("labels", lambda array: array[:0]),
     "probability": ("log_probs", lambda array: -array + 1),
     "nan": ("log_probs", lambda array: array * np.nan),
     "weight": ("backoffs", lambda array: array + 1),
@@ -92,6 +96,70 @@ def test_damaged_arrays_are_refused(name: str, file: Path, codec: TextCodec) -> 
     file.write_bytes(safetensors.numpy.save(arrays, about))
     with pytest.raises(InputError, match=r"captions.ngrams: is damaged"):
         read_ngrams(file, codec)
+
+
+def test_a_long_chain_of_contexts_is_refused(file: Path, codec: TextCodec) -> None:
+    token, end, states = codec.encode(" cat")[0].item(), codec.dictionary.eos(), 1000
+    arrays = {
+        "first": np.array([0, *range(1, states), states - 1]),
+        "labels": np.array([token] * (states - 2) + [end]),
+        "targets": np.arange(1, states),
+        "log_probs": np.zeros(states - 1, np.float32),
+        "shorter": np.array([-1, -1, *range(1, states - 2), -1]),
+        "backoffs": np.zeros(states, np.float32),
+    }
+    about = {"format": FORMAT, "vocabulary": codec.text_checksum}
+    file.write_bytes(safetensors.numpy.save(arrays, about))
+    with pytest.raises(InputError, match=r"captions.ngrams: is damaged \(more than 8 contexts"):
+        read_ngrams(file, codec)
+    arrays["shorter"][9:] = -1
+    file.write_bytes(safetensors.numpy.save(arrays, about))
+    read_ngrams(file, codec)
+
+
+@pytest.mark.parametrize("shorter", [[-1, -1, -1, 2], [-1, 0, -1, -1]])
+def test_the_start_and_the_end_have_no_part_in_backing_off(shorter: list[int], file: Path, codec: TextCodec) -> None:
+    """State 1 follows `cat`, nothing enters state 2, and state 3 is the end."""
+    cat, end = codec.encode(" cat")[0].item(), codec.dictionary.eos()
+    arrays = {
+        "first": np.array([0, 1, 2, 3, 3]),
+        "labels": np.array([cat, end, cat]),
+        "targets": np.array([1, 3, 1]),
+        "log_probs": np.zeros(3, np.float32),
+        "shorter": np.array([-1, -1, -1, -1]),
+        "backoffs": np.zeros(4, np.float32),
+    }
+    about = {"format": FORMAT, "vocabulary": codec.text_checksum}
+    file.write_bytes(safetensors.numpy.save(arrays, about))
+    read_ngrams(file, codec)
+    file.write_bytes(safetensors.numpy.save(arrays | {"shorter": np.array(shorter)}, about))
+    with pytest.raises(InputError, match="a context that is not shorter"):
+        read_ngrams(file, codec)
+
+
+def test_a_truncated_file_is_refused(file: Path, codec: TextCodec) -> None:
+    content = file.read_bytes()
+    for length in (7, 8, 100, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"captions.ngrams: is not a file of n-grams"):
+            read_ngrams(file, codec)
+    file.write_bytes((1 << 62).to_bytes(8, "little") + content[8:])  # a huge header is only claimed
+    with pytest.raises(InputError, match=r"captions.ngrams: is not a file of n-grams"):
+        read_ngrams(file, codec)
+
+
+def test_what_is_no_file_is_refused_unopened(file: Path, codec: TextCodec, tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    assert read_ngrams(link, codec).last_state > 0
+    os.mkfifo(pipe)
+    for other in (tmp_path, pipe, Path("/dev/zero")):
+        with pytest.raises(InputError, match=f"{other}: is not a regular file"):
+            read_ngrams(other, codec)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(MissingInput, match="link: no such file"):
+        read_ngrams(link, codec)
 
 
 def test_other_formats_and_arrays_are_refused(file: Path, codec: TextCodec) -> None:

@@ -23,6 +23,8 @@ from PIL import Image
 
 import narvl
 from narvl_plugin.bench.serving import FORM, Sent, bad_requests, form, memory_mb, send
+from narvl_plugin.data.ngram_files import write_ngrams
+from narvl_plugin.data.text import load_codec
 
 pytestmark = pytest.mark.integration
 
@@ -447,3 +449,25 @@ def test_what_cannot_be_served_is_one_line(several_tasks: Path, tmp_path: Path) 
     assert "cannot be used" in failure(several_tasks, "--host", "no.such.host.invalid")
     assert "gone.pt: no such checkpoint" in failure(tmp_path / "gone.pt", "--port", 0, "--workers", 2)
     assert "NARVL_API_KEY is empty" in failure(several_tasks, NARVL_API_KEY="")
+    absent = tmp_path / "gone.ngrams"
+    assert "gone.ngrams: no such file" in failure(several_tasks, "--port", 0, "--ngram-automaton", absent)
+
+
+def test_n_grams_are_for_all_captions(
+    start_server: Callable[..., Any],
+    several_tasks: Path,
+    answer_vocabulary: Path,
+    write_tsv: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "captions.ngrams"
+    data = write_tsv("train.tsv", [["1", "1", "a"]])
+    write_ngrams(data, file, load_codec(answer_vocabulary), order=2, hard=2, column=2)
+    client = start_server("--ngram-automaton", file, "--ngram-weight", 0.5)
+    model = narvl.load(several_tasks, device="cpu", ngram_automaton=file, ngram_weight=0.5)
+    assert client.form("/caption", image=IMAGE).json["text"] == model.caption(IMAGE).text
+    assert client.form("/answer", image=IMAGE, **TEXTS["answer"], nbest="2").status == 200
+    refused = client.form("/caption", image=IMAGE, beam="2")
+    assert refused.status == 422
+    assert "take a beam of 1, and an nbest of 1" in refused.json["detail"]
+    assert str(tmp_path) not in refused.json["detail"]

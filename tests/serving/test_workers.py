@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from narvl_plugin.api import Prediction
+from narvl_plugin.api import Decoding, Prediction
 from narvl_plugin.errors import InputError
 from narvl_plugin.serving import pool as pools
 from narvl_plugin.serving.messages import ANSWER, ASK, Question, WorkerSettings, question_of
@@ -85,6 +85,9 @@ class Failing:
 
     def engine(self, verb: str) -> Any:
         return self
+
+    def decoding_for(self, verb: str, **options: Any) -> Decoding:
+        return Decoding(**options)
 
     def attention(self, *_: object) -> None:
         raise AssertionError("nobody asks for it")

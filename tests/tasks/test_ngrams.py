@@ -86,7 +86,7 @@ def test_in_python(write_tsv: Callable[..., Path], tmp_path: Path) -> None:
     assert found.text in ("a red cat", "two dogs") or found.text == model.caption(image).text
     with pytest.raises(InputError, match="ngram_automaton: is for caption"):
         model.answer(image, "what color?", ngram_automaton=out)
-    with pytest.raises(InputError, match="take --beam 1"):
+    with pytest.raises(InputError, match="take a beam of 1"):
         model.caption(image, ngram_automaton=out, beam=2)
 
 
