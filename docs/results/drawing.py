@@ -16,7 +16,7 @@ from measurements import Measurement
 TEACHER, STUDENT, EXPORTED, GREY = "#8a8f98", "#2563eb", "#0f9d76", "#6b7280"
 COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626")
 SIZE = (5.6, 3.9)
-STUDIES = ("queries", "losses")
+STUDIES = ("queries", "losses", "teachers")
 """The studies in run_scripts/studies/. A measurement study_STUDY_PART holds a part of one."""
 LEAST_SHARE = 0.02
 """Bins of confidence with fewer answers are not drawn."""
@@ -105,7 +105,7 @@ def _study(parts: Mapping[str, Measurement], with_curves: bool) -> str:
         axes = figure.subplots(len(parts), 2 if with_curves else 1, squeeze=False)
         for (name, part), (panel, *beside) in zip(parts.items(), axes, strict=True):
             _points(panel, part)
-            panel.set_xlabel(f"{part.raw['main']} of {name.replace('_', ' ')}")
+            panel.set_xlabel(f"{part.raw['main']}: {name.replace('_', ' ')}")
             for panel_of_curves in beside:
                 for row, colour in zip(part, COLOURS, strict=False):
                     panel_of_curves.plot(*zip(*row["curve"], strict=True), "o-", markersize=3, color=colour)
