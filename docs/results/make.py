@@ -23,6 +23,7 @@ WIDTH = 120
 PAGES = (
     "quality",
     "truth",
+    "sentences",
     "speed",
     "bound",
     "confidence",
