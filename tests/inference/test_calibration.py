@@ -181,7 +181,7 @@ def test_what_cannot_rescore_is_refused(make_model: MakeModel, tmp_path: Path) -
         _ = Predictor.load(student, data, task_overrides={"rescore_with": str(student)}).generator
     teacher = make_model("ofa_tiny", "cross_entropy")
     for wrong in ({"rescore_with": str(teacher)}, {"abstain_below": 0.5}):
-        with pytest.raises(InputError, match="are for students"):
+        with pytest.raises(InputError, match="is for students"):
             _ = Predictor.load(teacher, data, task_overrides=wrong).generator
 
 
