@@ -283,6 +283,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_as_an_unbroken_one(
         assert row["measures"]["score"]["mean"] == pytest.approx(np.mean(values))
         assert row["measures"]["score"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert reference["difference"] is None
+    assert reference["validation"] == [[2.0, 0.2], [4.0, 0.4]]  # the mean of both seeds
     apart = other["measures"]["score"]["mean"] - reference["measures"]["score"]["mean"]
     assert other["difference"]["mean"] == pytest.approx(apart)
     assert other["difference"]["paired"]

@@ -54,12 +54,9 @@ def read_parts(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             continue
         rows = []
         for row, cells in zip(found["rows"], cells_of, strict=True):
-            curves = [dict(map(tuple, cell["validation"])) for cell in cells]
-            common = sorted(set.intersection(*map(set, curves)))
-            curve = [[updates, sum(each[updates] for each in curves) / len(curves)] for updates in common]
             scores = [cell["measures"]["score"] for cell in cells]
             kept = {key: row[key] for key in ("label", "measures", "difference")}
-            rows.append({**kept, "scores": scores, "curve": curve})
+            rows.append({**kept, "scores": scores, "curve": row["validation"]})
         seeds = sorted({seed for row in found["rows"] for seed in row["cells"]} - {""})
         command = f"narvl study run_scripts/studies/{folder.name}.yaml --out runs/{folder.name}"
         result = {"part": part, **{key: found[key] for key in ("main", "compare", "reference")}, "rows": rows}

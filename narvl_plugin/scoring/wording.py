@@ -55,22 +55,23 @@ class KnownWording:
         self.runs: set[Run] = set()
         self.patterns: set[Run] = set()
         for caption in captions:
-            self.runs.update(runs(caption, kinds))
-            self.patterns.add(pattern(caption, kinds))
+            found = pattern(caption, kinds)
+            self.runs.update(runs(found))
+            self.patterns.add(found)
         self.ends = {run[-2] for run in self.runs if run[-1] == _END}
 
     def of(self, caption: str) -> Wording:
         """Return what a caption shows, each as 1 or 0."""
-        words = plain_words(caption).split()
+        words, found = plain_words(caption).split(), pattern(caption, self.kinds)
         pairs = list(zip(words, words[1:], strict=False))
         doubled = any(one == other for one, other in pairs) or any(
             one == other for one, other in zip(pairs, pairs[2:], strict=False)
         )
         return Wording(
-            float(not self.runs.issuperset(runs(caption, self.kinds))),
+            float(not self.runs.issuperset(runs(found))),
             float(doubled),
-            float(not words or self.kinds.get(words[-1], words[-1]) not in self.ends),
-            float(pattern(caption, self.kinds) not in self.patterns),
+            float(not found or found[-1] not in self.ends),
+            float(found not in self.patterns),
         )
 
     def mean(self, captions: Collection[str]) -> Wording:
@@ -80,7 +81,7 @@ class KnownWording:
 
 
 def scene_kinds() -> dict[str, str]:
-    """Return the kind of each noun and colour of the embedded scenes; `runs` writes the kind in place of the word."""
+    """Return the kind of each noun and colour of the embedded scenes, see `pattern`."""
     nouns = {form: "<noun>" for noun in NOUNS for form in (noun, plural(noun))}
     return nouns | dict.fromkeys(COLORS, "<colour>")
 
@@ -90,14 +91,12 @@ def pattern(caption: str, kinds: Mapping[str, str]) -> Run:
     return tuple(kinds.get(word, word) for word in plain_words(caption).split())
 
 
-def runs(caption: str, kinds: Mapping[str, str]) -> Iterator[Run]:
-    """Yield all runs of `RUN` words of a caption; its start and its end count as words.
+def runs(words: Run) -> Iterator[Run]:
+    """Yield all runs of `RUN` words of a caption's `pattern`; its start and its end count as words.
 
-    Args:
-        caption: the caption. A shorter one is a single run.
-        kinds: see `KnownWording`.
+    A shorter caption is a single run.
     """
-    words = (_START, *pattern(caption, kinds), _END)
+    words = (_START, *words, _END)
     for first in range(max(1, len(words) - RUN + 1)):
         yield words[first : first + RUN]
 

@@ -17,7 +17,7 @@ from narvl_plugin.report.page import STUDENT
 from narvl_plugin.study.running import is_finished
 
 WORDING = ("sentences", "true", "complete", "new_runs", "doubled", "cut", "novel", "perplexity", "object_recall")
-"""Shares of captions in results.json."""
+"""Measures of captions in results.json: shares, and the perplexity."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def read_measures(folder: Path) -> Measured | None:
         **{name: student.get(name) for name in WORDING},
         **{f"teacher_{name}": teacher.get(name) for name in WORDING},
         "calibration_error": calibration.get("systems", {}).get(STUDENT, {}).get("error"),
-        "p50_ms": (student.get("latency") or {}).get("p50_ms"),
-        "batched_ms": (student.get("latency") or {}).get("batched_ms"),
+        **{name: (student.get("latency") or {}).get(name) for name in ("p50_ms", "batched_ms")},
         "latency_ratio": student.get(f"latency_ratio_to_{base}"),
     }
     log = folder / STUDENT / "train.jsonl"

@@ -100,7 +100,6 @@ def report_study(out: Path) -> Study:
                 "options": dict(cell.options),
                 "finished": (found := measured[name]) is not None,
                 "measures": {} if found is None else found.values,
-                "validation": [] if found is None else found.validation,
                 "machine": {} if found is None else dict(found.machine),
             }
             for name, cell in cells.items()
@@ -159,6 +158,7 @@ def _as_json(table: Table) -> dict[str, Any]:
                 "cells": row.cells,
                 "finished": len(row.measured),
                 "measures": {name: asdict(each) for name, each in row.summaries().items()},
+                "validation": _mean_curve(row),
                 "difference": None if apart is None else asdict(apart),
             }
             for row, apart in zip(table.rows, table.differences, strict=True)

@@ -111,7 +111,6 @@ class CaptionTask(BaseTask):
     cfg: CaptionConfig
     _judged: CaptionDataset
     _cider: "BatchwiseCider | None" = None
-    _wording: KnownWording | None = None
 
     @property
     def generates_in_validation(self) -> bool:
@@ -133,20 +132,30 @@ class CaptionTask(BaseTask):
         super().load_dataset(split, combine, epoch, **kwargs)
         if split != "train":
             self._judged, self._cider = self.dataset(split), None
-            vars(self).pop("_scenes", None)
-            *training, _ = self.cfg.data.split(",")
-            if self.cfg.eval_cider and training and self._scenes is None:
-                self.know_captions(Path(training[0]))
+            for name in ("_scenes", "_wording"):
+                vars(self).pop(name, None)
 
     @cached_property
     def _scenes(self) -> dict[str, Scene] | None:
         """The content of the evaluated split's scenes; None if it is not known."""
         return scenes_beside(Path(self._judged.tsv.path))
 
+    @cached_property
+    def _wording(self) -> KnownWording | None:
+        """The wording of the training captions; None without a training file, and for scenes, whose grammar is known.
+
+        It is read when captions are first judged, since that takes a while on large files.
+        """
+        *training, _ = self.cfg.data.split(",")
+        return self._wording_of(Path(training[0])) if training and self._scenes is None else None
+
     def know_captions(self, file: Path) -> None:
         """Read the captions by whose wording others are judged, from a TSV file with the columns of the task."""
+        self._wording = self._wording_of(file)
+
+    def _wording_of(self, file: Path) -> KnownWording:
         captions = captions_of(file, parse_columns(self.cfg.selected_cols)[self.target_place])
-        self._wording = KnownWording(captions, {} if self._scenes is None else scene_kinds())
+        return KnownWording(captions, {} if self._scenes is None else scene_kinds())
 
     @property
     def cider(self) -> "BatchwiseCider":

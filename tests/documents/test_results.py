@@ -316,15 +316,15 @@ def test_parts_of_a_study_that_have_ended_are_collected(tmp_path: Path, monkeypa
     monkeypatch.setattr(collect, "DATA", tmp_path)
 
     def cell(score: float, finished: bool = True) -> dict[str, Any]:
-        curve = [[10, score / 2], [20, score]] if score < 4 else [[20, score]]
         machine = {"processor": "P", "cores": 2, "threads": 1, "precision": "float32"}
-        return {"finished": finished, "measures": {"score": score}, "validation": curve, "machine": machine}
+        return {"finished": finished, "measures": {"score": score}, "machine": machine}
 
     def row(label: str, *names: str) -> dict[str, Any]:
         measures = {"score": {"mean": 3.5, "sd": 0.5, "number": len(names)}}
         seeds = {str(seed): name for seed, name in enumerate(names, 1)}
         apart = {"mean": 0.1, "low": 0.0, "high": 0.2, "seeds": 2, "paired": True}
-        return {"label": label, "cells": seeds, "finished": 2, "measures": measures, "difference": apart}
+        kept = {"measures": measures, "validation": [[20, 3.5]], "difference": apart}
+        return {"label": label, "cells": seeds, "finished": 2, **kept}
 
     of_part = {"main": "CIDEr", "compare": "loss", "reference": "a"}
     study = {

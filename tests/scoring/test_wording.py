@@ -12,12 +12,12 @@ KNOWN = KnownWording(["a dog on a red background", "a cat to the left of a dog"]
 
 
 def test_runs_hold_kinds_and_both_ends() -> None:
-    assert list(runs("A red dog.", KINDS)) == [
+    assert list(runs(pattern("A red dog.", KINDS))) == [
         ("<start>", "a", "<colour>", "<noun>"),
         ("a", "<colour>", "<noun>", "<end>"),
     ]
-    assert list(runs("dog", KINDS)) == [("<start>", "<noun>", "<end>")]
-    assert list(runs("", KINDS)) == [("<start>", "<end>")]
+    assert list(runs(pattern("dog", KINDS))) == [("<start>", "<noun>", "<end>")]
+    assert list(runs(pattern("", KINDS))) == [("<start>", "<end>")]
 
 
 @pytest.mark.parametrize(
