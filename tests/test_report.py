@@ -18,7 +18,7 @@ from PIL import Image
 
 from narvl_plugin.data.scenes.backgrounds import Background
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.inference.calibration import Reliability
 from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.report import build, build_report
@@ -295,6 +295,22 @@ class TestWording:
         student = build_report(run_folder)["systems"]["student"]
         assert student["abstracted"] is False
         assert "nouns count as one word" not in (run_folder / "table.md").read_text()
+
+
+def test_outputs_that_the_teacher_cannot_read_have_no_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_long(*arguments: object) -> dict[str, float]:
+        raise BadRow("test.tsv:1: the output has 2,000 tokens")
+
+    checkpoint = tmp_path / "teacher.pt"
+    checkpoint.touch()
+    task = SimpleNamespace(name="caption")
+    student = SimpleNamespace(task=task, dataset=SimpleNamespace(tsv=SimpleNamespace(path="test.tsv")))
+    monkeypatch.setattr(build.Predictor, "load", lambda *arguments, **options: SimpleNamespace(task=task))
+    monkeypatch.setattr(build, "perplexities", too_long)
+    assert build._perplexities(checkpoint, student, None, {"student": {0: "a dog"}}, [0]) == {}
+    assert "perplexity is not measured: test.tsv:1: the output has 2,000 tokens" in caplog.text
 
 
 class TestTruth:

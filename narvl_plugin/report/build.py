@@ -225,10 +225,10 @@ def _perplexities(
         file = Path(student.dataset.tsv.path)
         teacher = Predictor.load(checkpoint, file, task_overrides=task_overrides, role="teacher")
         loading.require_one_task(checkpoint, teacher.task, Path(STUDENT), student.task)
-    except InputError as error:
+        return perplexities(teacher, outputs, rows)
+    except InputError as error:  # the teacher may read fewer tokens than the student outputs
         logger.warning("the teacher's perplexity is not measured: %s", error)
         return {}
-    return perplexities(teacher, outputs, rows)
 
 
 def _count_parameters(student: Predictor | None, out_dir: Path) -> dict[str, dict[str, int]]:
