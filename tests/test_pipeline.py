@@ -34,6 +34,7 @@ STAGES = [
     "generate teacher_beam5",
     "generate teacher_greedy",
     "calibrate",
+    "ngrams",
     "generate student",
     "latency",
     "report",
@@ -102,6 +103,7 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     assert results["settings"]["PRESET"] == "smoke"
     generated = (run / "generate" / "student" / "generate-test.txt").read_text()
     assert sum(line.startswith("D-") for line in generated.splitlines()) == 8
+    assert (run / "captions.ngrams").stat().st_size > 0
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
@@ -149,6 +151,8 @@ def test_other_tasks_take_the_same_pipeline(
         ("DATA=.", "holds none of train stage1_train"),
         ("DATA=gone", "DATA=gone: no such file or folder"),
         ("TEACHERS=0", "TEACHERS=0: choose 1 or more"),
+        ("NGRAMS=9", "NGRAMS=9: choose a length from 2 to 8, or 0"),
+        ("NO_REPEAT_NGRAM=3", "NGRAMS=4: needs NO_REPEAT_NGRAM=0, and it is 3"),
         ("SELF_DISTIL=good", "SELF_DISTIL=good: choose best or mbr"),
         (
             "TEACHER=run_scripts/box.sh",

@@ -220,6 +220,7 @@ def latency(
     data: Path,
     generation: Mapping[str, Any] | None = None,
     task_overrides: Mapping[str, Any] | None = None,
+    student_options: Mapping[str, Any] | None = None,
     images: int = 100,
     warmup: int = 5,
     repeats: int = 3,
@@ -235,6 +236,7 @@ def latency(
         data: the TSV file with images; precomputed features would exclude the vision backbone.
         generation: generation options other than the beam; the default is the checkpoints' --eval-args.
         task_overrides: see `Predictor.load`.
+        student_options: further options of the student's task, such as `ngram_automaton`.
         images: the number of rows; bad rows that the task skips do not count.
         warmup: see `measure_latency`.
         repeats: see `measure_latency`.
@@ -251,7 +253,8 @@ def latency(
     """
     require_writable(out)
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
-    asked, parallel = load(teacher, role="teacher"), load(student, role="student")
+    asked = load(teacher, role="teacher")
+    parallel = load(student, role="student", task_overrides={**(task_overrides or {}), **(student_options or {})})
     loading.require_one_task(teacher, asked.task, student, parallel.task)
     systems = {
         name: asked.with_options(search.task_options, **{**(generation or {}), **search.generation})

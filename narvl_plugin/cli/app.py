@@ -36,6 +36,7 @@ from narvl_plugin.cli.options import (
     SkipImages,
     Task,
     overrides,
+    with_ngrams,
 )
 from narvl_plugin.cli.run import SETTINGS
 from narvl_plugin.cli.run import run as run_recipe
@@ -547,6 +548,7 @@ def report(
     task: Task = "caption",
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
+    ngram_automaton: NgramAutomaton = None,
 ) -> None:
     """Score a run and report on it.
 
@@ -555,7 +557,12 @@ def report(
     from narvl_plugin.report import build_report
 
     build_report(
-        out, task=task, test_tsv=data, settings=_run_settings(out), task_overrides=overrides(bpe_dir, ans2label_file)
+        out,
+        task=task,
+        test_tsv=data,
+        settings=_run_settings(out),
+        task_overrides=overrides(bpe_dir, ans2label_file),
+        student_options=with_ngrams(ngram_automaton),
     )
 
 

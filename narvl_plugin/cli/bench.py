@@ -16,6 +16,7 @@ from narvl_plugin.cli.options import (
     InBfloat16,
     JsonFile,
     MaxLenB,
+    NgramAutomaton,
     NoRepeat,
     Repeats,
     Side,
@@ -27,6 +28,7 @@ from narvl_plugin.cli.options import (
     TimedDevice,
     TimedImages,
     overrides,
+    with_ngrams,
 )
 from narvl_plugin.errors import InputError
 from narvl_plugin.whole_files import require_writable, write_whole
@@ -45,6 +47,7 @@ def latency(
     threads: Threads = 1,
     max_len_b: MaxLenB = None,
     no_repeat_ngram_size: NoRepeat = None,
+    ngram_automaton: NgramAutomaton = None,
     bpe_dir: BpeDir = None,
     ans2label_file: Ans2LabelFile = None,
     device: TimedDevice = "cpu",
@@ -64,6 +67,7 @@ def latency(
         data=data,
         generation={name: value for name, value in given.items() if value is not None},
         task_overrides=overrides(bpe_dir, ans2label_file),
+        student_options=with_ngrams(ngram_automaton),
         images=images,
         repeats=repeats,
         threads=threads,

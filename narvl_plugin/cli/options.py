@@ -104,3 +104,8 @@ def overrides(bpe_dir: Path | None, ans2label_file: Path | None, member: str | N
     """Return the options of the task that differ from the checkpoint's."""
     given = {"bpe_dir": bpe_dir, "ans2label_file": ans2label_file, "member": member}
     return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def with_ngrams(file: Path | None) -> dict[str, str]:
+    """Return the options of a student's task that give it n-grams."""
+    return {} if file is None else {"ngram_automaton": str(file)}

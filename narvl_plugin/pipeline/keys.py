@@ -91,6 +91,13 @@ KEYS = (
     Key("TIMED", "timed", "number of images that latency is measured on"),
     Key("MAX_LEN", "max_len", "longest caption in tokens", recipes=("caption",)),
     Key("NO_REPEAT_NGRAM", "no_repeat_ngram", "length of sequences that no caption repeats", recipes=("caption",)),
+    Key(
+        "NGRAMS",
+        "ngrams",
+        "length of the longest word runs whose frequency in the training captions weighs a student's captions (4); 0: "
+        "no runs",
+        recipes=("caption",),
+    ),
     Key("ADD_CAPTION", "add_caption", "1: the input has the caption (0 on scenes, else 1)", recipes=("snli_ve",)),
     Key("OUT", "out", "folder of the run (runs/RECIPE_PRESET_seedSEED)", number=False, kept=False),
     Key("SHARED", "shared", "folder of a run whose data, teacher and its outputs are taken", number=False, kept=False),

@@ -241,19 +241,41 @@ class Run:
         words += ["--out", out / "calibration.json", "--batch-size", self.settings.answered, *bpe]
         work = partial(self._program, [*words, *self.latency_options], self.env_of_all_cores)
         self._stage("calibrate", out / "calibration.json", work)
+        ngrams = self._count_ngrams()
         for name in students:
             models = [out / name / "checkpoint_last.pt"]
-            together(self._generation(name, models, self.student_options, env=self.env_of_all_cores))
+            options = [*self.student_options, *ngrams]
+            together(self._generation(name, models, options, env=self.env_of_all_cores))
         words = ["narvl", "bench", "latency", "--teacher", self.teacher, "--student", student, "--data", test]
-        words += ["--out", out / "latency.json", "--images", recipe["timed"], *bpe, *self.latency_options]
+        words += ["--out", out / "latency.json", "--images", recipe["timed"], *bpe, *self.latency_options, *ngrams]
         self._stage("latency", out / "latency.json", partial(self._program, words))
         report = out / "report.html"
         if report.exists() and any(file.stat().st_mtime_ns > report.stat().st_mtime_ns for file in self._reported()):
             report.unlink()
-        words = ["narvl", "report", out, "--data", test, "--task", self.settings.task, *bpe, *self.report_options]
+        words = [
+            "narvl",
+            "report",
+            out,
+            "--data",
+            test,
+            "--task",
+            self.settings.task,
+            *bpe,
+            *self.report_options,
+            *ngrams,
+        ]
         self._stage("report", report, partial(self._program, words))
         shutil.rmtree(out / "generate.part", ignore_errors=True)
         self.reporter.say(f"Table: {out / 'table.md'} · page: {report} · time of each stage: {out / 'stages.tsv'}")
+
+    def _count_ngrams(self) -> list[Any]:
+        """Count the n-grams of the training captions. Return the options that give them to a program."""
+        if not self.recipe["ngrams"]:
+            return []
+        file = self.out / "captions.ngrams"
+        words = ["narvl", "ngrams", self.splits["train"], "--out", file, "--bpe-dir", self.vocab]
+        self._stage("ngrams", file, partial(self._program, [*words, "--order", self.recipe["ngrams"]]))
+        return ["--ngram-automaton", file]
 
     def _reported(self) -> list[Path]:
         """Return the files that the report reads."""

@@ -30,8 +30,10 @@ PRESETS = ("smoke", "quick", "full")
 SETTINGS_FILE = "settings.txt"
 """Name of the file in a run's folder with its settings."""
 
-RESOLVED = ("beam", "nbest", "distil", "vocab_size", "timed", "max_len", "no_repeat_ngram")
+RESOLVED = ("beam", "nbest", "distil", "vocab_size", "timed", "max_len", "no_repeat_ngram", "ngrams")
 SELF_DISTIL = ("best", "mbr")
+LONGEST_RUN = 8
+"""Longest n-grams of `narvl ngrams`."""
 SEEDS_APART = 1000
 """Difference of the training seeds of two teachers of a run."""
 SIZES_OF_DATA = ("train", "valid", "test", "nouns", "objects")
@@ -75,6 +77,7 @@ class RunConfig:
     timed: Optional[int] = None
     max_len: Optional[int] = None
     no_repeat_ngram: Optional[int] = None
+    ngrams: Optional[int] = None
     add_caption: Optional[bool] = None
     processes: Optional[int] = None
     threads: int = 1
@@ -111,6 +114,10 @@ class Settings:
         self.out = Path(os.path.realpath(folder))
         composed = {role: _composed(config, tree, role) for role in ("teacher", "student")}
         self.recipe = _recipe(config, tree, composed["teacher"])
+        if (order := self.recipe["ngrams"]) and not 2 <= order <= LONGEST_RUN:
+            raise InputError(f"NGRAMS={order}: choose a length from 2 to {LONGEST_RUN}, or 0")
+        if order and self.recipe["no_repeat_ngram"]:
+            raise InputError(f"NGRAMS={order}: needs NO_REPEAT_NGRAM=0, and it is {self.recipe['no_repeat_ngram']}")
         changed = {role: self._changed(role, whole) for role, whole in composed.items()}
         self.teacher, self.student = changed["teacher"], changed["student"]
         self.task: str = self.teacher["task"]["_name"]

@@ -11,7 +11,7 @@ from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.pipeline.settings import SETTINGS_FILE, Settings
 
 OWN = {key.name for key in KEYS if key.target.startswith("student.")} | {
-    *("TIMED", "DISTIL", "SELF_DISTIL"),
+    *("TIMED", "DISTIL", "SELF_DISTIL", "NGRAMS"),
 }
 """Settings in which a run may differ from the run that it takes its teacher from, besides options of the student.
 

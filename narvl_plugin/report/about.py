@@ -78,6 +78,7 @@ SETTINGS = {
     "BEAM": Setting(DECODING, "beam of the teacher when it teaches", important=True),
     "MAX_LEN": Setting(DECODING, "tokens of an output, at most", important=True),
     "NO_REPEAT_NGRAM": Setting(DECODING, "length of word runs that may not repeat"),
+    "NGRAMS": Setting(DECODING, "longest word runs that weigh the student's captions", important=True),
     "TIMED": Setting(MACHINE, "images whose latency was measured", important=True),
 }
 """The settings of `run_scripts` by name, in the order in which they are shown."""

@@ -53,6 +53,7 @@ def build_report(
     test_tsv: Path | None = None,
     settings: Mapping[str, str] | None = None,
     task_overrides: Mapping[str, Any] | None = None,
+    student_options: Mapping[str, Any] | None = None,
     num_images: int = 24,
 ) -> dict[str, Any]:
     """Score the outputs of a run, and report on them.
@@ -69,6 +70,7 @@ def build_report(
         test_tsv: the test file in OFA's columns; by default ``data/TASK/test.tsv`` in the folder.
         settings: the run's settings, to be shown.
         task_overrides: see `Predictor.load`.
+        student_options: further options of the student's task, with which it has generated.
         num_images: the number of test images that the page shows, evenly spread over the file.
 
     Returns:
@@ -82,7 +84,8 @@ def build_report(
     for name in (SCORES_FILE, "results.json", "table.md", "report.html"):
         require_writable(out_dir / name)
     test_tsv = test_tsv or out_dir / "data" / task / "test.tsv"
-    student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, task_overrides)
+    options = {**(task_overrides or {}), **(student_options or {})}
+    student = _load_student(out_dir / "student" / "checkpoint_last.pt", test_tsv, task, options)
     subject = TASK_REPORTS[task](student.task if student else None, test_tsv)
     rows = read_rows(test_tsv, subject)
     outputs = _read_systems(out_dir, rows)

@@ -96,7 +96,8 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         raise ValueError(f"{type(student.model).__name__} has no queries; give a student's checkpoint")
     model = student.model
     student = student.with_options({}, nbest=NBEST)
-    wide = student.with_options({}, nbest=NBEST, beam=BEAM)
+    any_words = {"ngram_automaton": None} if hasattr(student.task.cfg, "ngram_automaton") else {}
+    wide = student.with_options(any_words, nbest=NBEST, beam=BEAM)
     blank = model.blank
     readings = []
     for row, image in zip(rows, images, strict=True):

@@ -18,7 +18,7 @@ from narvl_plugin.pipeline.settings import RunConfig
 
 OF_THE_STUDY = ("out", "shared", "until", "cell")
 """Options that a study sets itself."""
-OF_THE_STUDENT = ("timed", "distil", "self_distil", "baselines")
+OF_THE_STUDENT = ("timed", "distil", "self_distil", "baselines", "ngrams")
 """Options that leave the data, the teacher and its outputs as they are, besides those that begin with `student.`."""
 LONGEST_NAME = 90
 

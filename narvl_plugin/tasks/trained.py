@@ -265,6 +265,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
         super().__init__(cfg, **kwargs)
         self.score_prefix = ""
         self._averaged_model: torch.nn.Module | None = None
+        self.generator: Any = None
 
     def has_sharded_data(self, split: str) -> bool:
         """Return whether epochs read different files. If so, fairseq loads the data set for every epoch."""
@@ -307,13 +308,17 @@ class TrainedSingleTask(TrainedTask, BaseTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
-        With `from_checkpoint`, its weights are on the meta device until it takes those of the checkpoint.
+        With `from_checkpoint`, its weights are on the meta device until it takes those of the checkpoint. The options of
+        validation are then checked only if it is validated.
         """
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
         with without_weights() if weightless else nullcontext():
             model = cast(Any, super()).build_model(cfg, from_checkpoint)
         self.choose_member(model)
-        self.prepare_validation(model)
+        if from_checkpoint:
+            self.check_model(model)
+        else:
+            self.prepare_validation(model)
         return model
 
     def prepare_validation(self, model: OfaModel) -> None:
@@ -359,6 +364,8 @@ class TrainedSingleTask(TrainedTask, BaseTask):
                 # fairseq's search stores the model that it was built for.
                 self._averaged_model = ema_model
                 self.generator = self.build_generator([ema_model], self.generator_options())
+        if self.generator is None:
+            self.prepare_validation(cast(OfaModel, model))
         judged = sample
         if "first_reference" in sample:
             judged = with_first_reference(sample)
