@@ -1,5 +1,6 @@
 """The mathematics of Query-CTC in plain torch: loss, alignment and search over the queries' label distributions."""
 
+from narvl_plugin.ctc.acceptors import elements_of, set_of
 from narvl_plugin.ctc.alignment import (
     Alignment,
     best_states,
@@ -16,6 +17,7 @@ from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse,
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
 from narvl_plugin.ctc.host import to_host
+from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
@@ -43,22 +45,28 @@ __all__ = [
     "NgramConstraint",
     "count_ngrams",
     "Outputs",
+    "PathGraph",
     "Scored",
     "SlotKind",
     "TargetsDoNotFit",
     "Trie",
     "beam_outputs",
+    "best_path_of",
     "bigram_f1",
     "build_trie",
     "collapse",
     "constrained_search",
+    "elements_of",
     "expected_score",
     "greedy",
     "hypotheses_of",
     "constrained_outputs",
+    "label_posteriors",
+    "language_loss",
     "log_sum_exp",
     "one_of",
     "outputs_of",
+    "path_entropy",
     "prefix_beam_search",
     "min_queries",
     "query_ctc_any_loss",
@@ -68,6 +76,7 @@ __all__ = [
     "score_targets",
     "score_trie",
     "sequence_of",
+    "set_of",
     "quasi_random_paths",
     "token_posteriors",
     "slot_kinds",

@@ -32,7 +32,7 @@ CPU_PIECE = 2**19
 DEVICE_PIECE = 2**22
 
 
-def _pieces(rows: Tensor) -> Iterator[slice]:
+def row_pieces(rows: Tensor) -> Iterator[slice]:
     """Split (R, V) rows into slices that are processed one after the other."""
     size = CPU_PIECE * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_PIECE
     step = max(1, size // max(1, rows.size(1)))
@@ -51,7 +51,7 @@ def log_sum_exp(logits: Tensor) -> Tensor:
     """
     rows = logits.detach().flatten(0, 1)
     normalisers = rows.new_empty(rows.size(0), dtype=accumulation_dtype(rows.dtype))
-    for piece in _pieces(rows):
+    for piece in row_pieces(rows):
         # The greatest probability is exp(greatest logit - log-sum-exp). It is at least 1 / V, so its log is accurate.
         # torch's softmax is one fused pass; its logsumexp takes four.
         greatest = rows[piece].amax(1).to(normalisers.dtype)
@@ -100,7 +100,7 @@ class _QueryCtc(torch.autograd.Function):
 
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         rows, row_scales, row_gradients = logits.flatten(0, 1), scale.flatten(0, 1), gradient.flatten(0, 1)
-        for piece in _pieces(rows):
+        for piece in row_pieces(rows):
             softmax = rows[piece].softmax(1, dtype=scale.dtype)
             torch.mul(softmax, row_scales[piece], out=row_gradients[piece])
 
