@@ -23,6 +23,7 @@ from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_los
 from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
 from narvl_plugin.ctc.outputs import Outputs, Scored
 from narvl_plugin.ctc.sampling import expected_score, outputs_of, quasi_random_paths, sample_paths
+from narvl_plugin.ctc.trees import Tree, tree_automaton, tree_loss
 
 __all__ = [
     "total_scores",
@@ -49,6 +50,7 @@ __all__ = [
     "Scored",
     "SlotKind",
     "TargetsDoNotFit",
+    "Tree",
     "Trie",
     "beam_outputs",
     "best_path_of",
@@ -80,5 +82,7 @@ __all__ = [
     "quasi_random_paths",
     "token_posteriors",
     "slot_kinds",
+    "tree_automaton",
+    "tree_loss",
     "viterbi",
 ]

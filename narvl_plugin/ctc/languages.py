@@ -207,11 +207,7 @@ def sum_over_paths(emissions: Tensor, graph: PathGraph, plus: Plus = log_plus) -
 
 
 class _LogProbabilities(torch.autograd.Function):
-    """The log-probabilities of some labels, straight from logits, with no tensor of the logits' size kept.
-
-    The inputs are logits (B, N, V) and labels (B, U), which are distinct but for copies of the first one. The output is
-    (B, N, U), in float32 (float64 stays).
-    """
+    """See `labels_log_probs`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
@@ -263,14 +259,40 @@ def language_loss(
     Raises:
         ValueError: if there is not one automaton for each sample, or one reads the blank or no label of the logits.
     """
+    graph = _graph_of(logits, acceptors, blank)
+    return reduced(sum_over_paths(labels_log_probs(logits, graph.labels), graph), reduction)
+
+
+def labels_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probabilities of some labels, straight from logits, with no tensor of the logits' size kept.
+
+    Args:
+        logits: (B, N, V), of any float type, unnormalised.
+        labels: (B, U), distinct but for copies of the first one.
+
+    Returns:
+        (B, N, U), in float32 (float64 stays).
+    """
+    log_probs: Tensor = _LogProbabilities.apply(logits, labels)
+    return log_probs
+
+
+def reduced(totals: Tensor, reduction: str) -> Tensor:
+    """Return losses from the logs of the summed probabilities of all paths.
+
+    Args:
+        totals: (B,), at most IMPOSSIBLE / 2 for a sample without a path, whose loss is infinite, without a gradient.
+        reduction: "none" for the losses, "sum" for their sum, "mean" for their mean over the batch.
+
+    Raises:
+        ValueError: for another reduction.
+    """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
-    graph = _graph_of(logits, acceptors, blank)
-    totals = sum_over_paths(_LogProbabilities.apply(logits, graph.labels), graph)
     losses = torch.where(totals > IMPOSSIBLE / 2, -totals, float("inf"))
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / max(1, logits.size(0))
+    return losses.sum() if reduction == "sum" else losses.sum() / max(1, len(totals))
 
 
 def best_path_of(logits: Tensor, acceptors: Sequence[Automaton] | PathGraph, *, blank: int) -> tuple[Tensor, Tensor]:
