@@ -1,4 +1,4 @@
-"""Time and memory of the Query-CTC loss, compared with log_softmax and torch's ctc_loss."""
+"""Time and memory of the Query-CTC loss, compared with torch's ctc_loss, and the time of that of sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.bench.timing import in_turns
-from narvl_plugin.ctc import query_ctc_loss
+from narvl_plugin.ctc import language_loss, query_ctc_loss, set_of
 
 MEGABYTE = 2**20
 
@@ -70,6 +70,48 @@ def loss_costs(
         name: LossCost(times[name], _peak_memory(step, device), float((step() - exact).abs().max()))
         for name, step in steps.items()
     }
+
+
+def structured_costs(
+    *,
+    batch: int = 32,
+    queries: int = 48,
+    labels: int = 59_458,
+    elements: int = 5,
+    length: int = 5,
+    repeats: int = 5,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Measure the loss of a set beside that of its elements in one order, forward and backward, in turns.
+
+    The time of a set includes that of its automaton.
+
+    Args:
+        batch: see `loss_costs`.
+        queries: see `loss_costs`.
+        labels: see `loss_costs`.
+        elements: the number of elements of a set.
+        length: the number of tokens of an element. The last one is the same in all.
+        repeats: see `in_turns`.
+        device: see `loss_costs`.
+
+    Returns:
+        The median times of ``sequence`` and ``set``, in ms.
+    """
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(batch, queries, labels, generator=generator).to(device).requires_grad_()
+    tokens = torch.randint(2, labels, (batch, elements, length), generator=generator)
+    tokens[:, :, -1] = 1
+    targets, lengths = tokens.flatten(1).to(device), torch.full((batch,), elements * length, device=device)
+
+    def set_loss(logits: Tensor) -> Tensor:
+        return language_loss(logits, list(map(set_of, tokens.tolist())), blank=0, reduction="sum")
+
+    steps = {
+        "sequence": partial(_step, _query_ctc(targets, lengths), logits),
+        "set": partial(_step, set_loss, logits),
+    }
+    return in_turns(steps, repeats=repeats, threads=torch.get_num_threads(), device=device)
 
 
 def _query_ctc(targets: Tensor, lengths: Tensor) -> Loss:

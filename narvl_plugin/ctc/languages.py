@@ -59,8 +59,8 @@ class PathGraph(NamedTuple):
     Attributes:
         labels: (B, U), the distinct labels that each sample reads; the blank is the first, and fills the padding.
         reads: (B, M), the place in `labels` of the label that is read in each node.
-        wide: (B, W, P), the nodes from which a path may come to each of the first W nodes; M on padding.
-        narrow: (B, M - W, NARROW), the same for the other nodes.
+        wide: (B, P, W), the nodes from which a path may come to each of the first W nodes; M on padding.
+        narrow: (B, NARROW, M - W), the same for the other nodes.
         start: (B,), the node before the first query.
         ends: (B, M), whether a path may end in the node.
     """
@@ -97,7 +97,8 @@ class PathGraph(NamedTuple):
             previous[sample, :size, :most] = np.where(graph.previous == size, nodes, graph.previous)
             start[sample] = graph.start
             ends[sample, :size] = graph.ends
-        parts = (labels, reads, previous[:, :wide], previous[:, wide:, :NARROW], start, ends)
+        turned = previous.swapaxes(1, 2)
+        parts = (labels, reads, turned[:, :, :wide], turned[:, :NARROW, wide:], start, ends)
         return cls(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
     def to(self, device: torch.device) -> PathGraph:
@@ -114,7 +115,7 @@ class PathGraph(NamedTuple):
         """
         outside = F.pad(values, (0, 1), value=nothing)
         parts = [outside.gather(1, nodes.flatten(1)).view(nodes.shape) for nodes in (self.wide, self.narrow)]
-        return torch.cat([plus(part, 2) for part in parts if part.size(1)], 1)
+        return torch.cat([plus(part, 1) for part in parts if part.size(2)], 1)
 
     def least_queries(self, most: int) -> Tensor:
         """Return the number of queries of each sample's shortest path, (B,); `most` + 1 if it is above `most`."""

@@ -308,8 +308,8 @@ class TrainedSingleTask(TrainedTask, BaseTask):
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> OfaModel:
         """Return the model that the configuration describes, for this task's dictionary.
 
-        With `from_checkpoint`, its weights are on the meta device until it takes those of the checkpoint. The options of
-        validation are then checked only if it is validated.
+        With `from_checkpoint`, its weights are on the meta device until it takes those of the checkpoint, and the
+        options of validation are checked only when it is validated.
         """
         weightless = from_checkpoint and not getattr(cfg, "allow_mismatch", "")
         with without_weights() if weightless else nullcontext():

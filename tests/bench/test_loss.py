@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from narvl_plugin.bench.loss import loss_costs
+from narvl_plugin.bench.loss import loss_costs, structured_costs
 
 
 def test_both_losses_are_measured() -> None:
@@ -12,6 +12,11 @@ def test_both_losses_are_measured() -> None:
     assert list(costs) == ["query_ctc", "torch"]
     assert all(cost.ms > 0 and 0 < cost.error < 1e-4 for cost in costs.values())
     assert costs["query_ctc"].error < 1e-5
+
+
+def test_the_loss_of_sets_is_measured() -> None:
+    times = structured_costs(batch=2, queries=8, labels=500, elements=2, length=2, repeats=1)
+    assert list(times) == ["sequence", "set"] and all(ms > 0 for ms in times.values())
 
 
 @pytest.mark.integration
