@@ -7,7 +7,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import bigram_f1, expected_score, outputs_of, query_ctc_any_loss, sample_paths
+from narvl_plugin.ctc import bigram_f1, expected_output_score, outputs_of, query_ctc_any_loss, sample_paths
 
 PATHS_DRAWN = 16
 """Number of paths drawn of each sample to estimate the expected score of its output."""
@@ -28,8 +28,9 @@ class QueryCtcConfig(QueryCriterionConfig):
         default=0.0,
         metadata={
             "help": "weight of 1 - the expected score of the output (of a box: the share with an IoU of at least "
-            "0.5), in nats, estimated from paths drawn from the student; queries that mix two answers then settle on "
-            "one of them (10 works well)"
+            "0.5; of a caption: half of it CIDEr, and half whether all runs of four tokens occur in the training "
+            "captions), in nats, estimated from paths drawn from the student; queries that mix two answers then settle "
+            "on one of them (10 works well)"
         },
     )
     reference_loss: bool = field(
@@ -83,9 +84,9 @@ class QueryCtcCriterion(QueryCriterion):
             bigrams = (target_lengths.gather(1, best[:, None])[:, 0] - 1).clamp(min=0)
             loss += self.bigram_weight * bigrams * (1 - f1)
         if self.score_weight:
-            paths = sample_paths(logits, PATHS_DRAWN)
-            scores = self.task.output_scores(*outputs_of(paths, blank=blank), targets, target_lengths)
-            loss += self.score_weight * (1 - expected_score(logits, paths, scores))
+            outputs, lengths = outputs_of(sample_paths(logits, PATHS_DRAWN), blank=blank)
+            scores = self.task.output_scores(outputs, lengths, targets, target_lengths)
+            loss += self.score_weight * (1 - expected_output_score(logits, outputs, lengths, scores, blank=blank))
         return loss
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:

@@ -22,7 +22,13 @@ from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
 from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
 from narvl_plugin.ctc.outputs import Outputs, Scored
-from narvl_plugin.ctc.sampling import expected_score, outputs_of, quasi_random_paths, sample_paths
+from narvl_plugin.ctc.sampling import (
+    expected_output_score,
+    expected_score,
+    outputs_of,
+    quasi_random_paths,
+    sample_paths,
+)
 from narvl_plugin.ctc.trees import Tree, tree_automaton, tree_loss
 
 __all__ = [
@@ -59,6 +65,7 @@ __all__ = [
     "collapse",
     "constrained_search",
     "elements_of",
+    "expected_output_score",
     "expected_score",
     "greedy",
     "hypotheses_of",

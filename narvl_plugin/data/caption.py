@@ -115,6 +115,15 @@ class CaptionDataset(TsvDataset):
             if references := [clean_target(reference) for reference in split_references(caption)]:
                 yield references
 
+    def learned_references(self) -> Iterator[list[list[int]]]:
+        """Yield the tokens of the references that training uses of every row that has any, without reading images."""
+        for row in range(len(self)):
+            try:
+                references = self._references(row, self.tsv[row][-1])
+            except BadRow:
+                continue  # reported when the row is read
+            yield [self._tokens(reference).tolist() for reference in references]
+
     def _references(self, row: int, caption: str) -> list[str]:
         references = split_references(caption)
         if not references:

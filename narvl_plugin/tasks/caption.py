@@ -1,5 +1,6 @@
 """The task `caption`: it describes an image in a sentence."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ from narvl_plugin.data.scenes.truth import CaptionTruth, scene_of, scenes_beside
 from narvl_plugin.data.text import REFERENCE_SEPARATOR, TextCodec
 from narvl_plugin.data.tsv import TsvFile, parse_columns
 from narvl_plugin.errors import InputError
+from narvl_plugin.scoring.reward import CaptionReward
 from narvl_plugin.scoring.tokenization import plain_words
 from narvl_plugin.scoring.wording import KnownWording, Wording, captions_of, scene_kinds
 from narvl_plugin.tasks.base import ANY_NGRAM, BaseTask, BaseTaskConfig, Hypotheses, Search
 
 if TYPE_CHECKING:
     from narvl_plugin.scoring.sentences import BatchwiseCider, Score
+
+logger = logging.getLogger(__name__)
 
 REPEATED = 3
 """Length of n-grams that should not repeat in a caption, in words."""
@@ -156,6 +160,37 @@ class CaptionTask(BaseTask):
     def _wording_of(self, file: Path) -> KnownWording:
         captions = captions_of(file, parse_columns(self.cfg.selected_cols)[self.target_place])
         return KnownWording(captions, {} if self._scenes is None else scene_kinds())
+
+    @cached_property
+    def _reward(self) -> CaptionReward:
+        """The score of captions in training, from the references of the training file that is loaded first.
+
+        It is made when it is first needed, since most trainings do without.
+        """
+        if "train" not in self.datasets:
+            raise InputError("--score-weight: scores captions by the training captions, which are not loaded")
+        dataset = cast(CaptionDataset, self.dataset("train"))
+        try:
+            reward = CaptionReward(
+                dataset.learned_references(), end=self.target_dictionary.eos(), one_each=not dataset.any_reference
+            )
+        except InputError as error:
+            raise InputError(f"--score-weight: {dataset.tsv.path}: {error}") from error
+        logger.info(
+            "%s: the captions of %d rows score those of the student; a perfect one has a CIDEr of %.2f over tokens",
+            *(dataset.tsv.path, reward.number, reward.perfect),
+        )
+        return reward
+
+    def output_scores(
+        self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the `CaptionReward` of captions: (B, M, T), (B, M), (B, K, S), (B, K) -> (B, M), about 1 for perfect.
+
+        Raises:
+            InputError: if the training captions are not loaded, or cannot score others.
+        """
+        return self._reward(outputs, lengths, targets, target_lengths)
 
     @property
     def cider(self) -> "BatchwiseCider":

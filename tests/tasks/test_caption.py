@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.scenes.backgrounds import Background
 from narvl_plugin.data.scenes.scene import Group, Scene, Thing, scene_as_json
 from narvl_plugin.data.scenes.truth import scenes_file
@@ -118,6 +119,48 @@ def test_a_caption_is_right_if_it_is_a_reference(vocabulary: Path) -> None:
     said = [[{"tokens": task.codec.encode(f" {text}")}] for text in ("a cat", "a cat", "")]
     sample = {"references": [["two dogs run", "A cat."], ["the cat"], ["a cat"]]}
     assert task.correctness(sample, said) == [1.0, 0.0, 0.0]
+
+
+def test_scores_of_training_come_from_the_training_captions(
+    vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    """A second reference is left out without --any-reference; its runs are known in any case."""
+    caption_rows[0][2] += "&&two dogs and a cat"
+    path = write_tsv("train.tsv", caption_rows)
+    options = {"data": str(path), "bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 8}
+
+    def scores(texts: list[str], references: list[str], **more: Any) -> list[float]:
+        task = CaptionTask.setup_task(CaptionConfig(**options, **more))
+        task.load_dataset("train")
+        said, meant = (pad_tokens([task.codec.encode(f" {text}") for text in part], 1) for part in (texts, references))
+        lengths, target_lengths = (tokens.ne(1).sum(1)[None] for tokens in (said, meant))
+        found: list[float] = task.output_scores(said[None], lengths, meant[None], target_lengths)[0].tolist()
+        return found
+
+    first, second = caption_rows[0][2].split("&&")
+    other = caption_rows[2][2]
+    found = scores([first, second, other, f"{first} {first}"], [first])
+    assert found[0] > 0.99  # 1 on average, as short captions lack some n-grams
+    assert 0.5 <= found[1] < 0.8 and 0.5 <= found[2] < 0.8  # sentences, but others
+    assert found[3] < 0.5
+    assert max(scores([first, second], [first, second], any_reference=True)) > 0.7
+    assert scores([second], [first], max_references=1)[0] < 0.5  # not among the captions that are learned
+
+
+def test_captions_that_cannot_score_others_are_an_error(
+    vocabulary: Path, write_tsv: Callable[..., Path], caption_rows: Rows
+) -> None:
+    path = write_tsv("train.tsv", [[*row[:2], "a cat", *row[3:]] for row in caption_rows])
+    options = {"data": str(path), "bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 8}
+    task = CaptionTask.setup_task(CaptionConfig(**options))
+    given = torch.zeros(1, 2, 3, dtype=torch.int64), torch.full((1, 2), 3)
+    with pytest.raises(InputError, match="^--score-weight: scores captions by the training captions, which are not"):
+        task.output_scores(*given, *given)
+    task.load_dataset("train")
+    with pytest.raises(
+        InputError, match=rf"^--score-weight: {path}: the 6 training rows with references hold the same"
+    ):
+        task.output_scores(*given, *given)
 
 
 def test_training_logs_no_cider(vocabulary: Path, criterion: Any) -> None:

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "captions": ("caption", "qctc", {}, {}),
     "any reference": ("caption", "qctc", {"any_reference": True}, {"bigram_weight": 10.0, "label_smoothing": 0.1}),
     "loss of the authors' code": ("caption", "qctc", {}, {"reference_loss": True, "label_smoothing": 0.1}),
+    "captions that are scored": ("caption", "qctc", {"any_reference": True}, {"score_weight": 10.0}),
     "cross entropy": ("caption", "query_cross_entropy", {"any_reference": True}, {}),
     "boxes": ("refcoco", "qctc", {}, {"score_weight": 10.0}),
     "answers": ("vqa_gen", "qctc", {}, {}),
