@@ -15,6 +15,7 @@ from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
+from narvl_plugin.ctc.glancing import Glance, glance
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
@@ -35,6 +36,7 @@ __all__ = [
     "AnswerList",
     "Automaton",
     "Collapsed",
+    "Glance",
     "Hypothesis",
     "OutputConstraint",
     "LengthRange",
@@ -53,6 +55,7 @@ __all__ = [
     "collapse",
     "constrained_search",
     "expected_score",
+    "glance",
     "greedy",
     "hypotheses_of",
     "constrained_outputs",
