@@ -82,7 +82,7 @@ class QueryDecoder(Decoder):
         if reveal is not None:
             with torch.no_grad():
                 labels = reveal(self.run_layers(x, encoder_out, self_biases, cross_bias)[0])
-            # The weights that autocast has converted there have no gradient, and it would use them again.
+            # Older versions of torch would use the weights again that autocast has converted without a gradient.
             torch.clear_autocast_cache()
             x = x + self.embed_labels(labels)
         return self.run_layers(x, encoder_out, self_biases, cross_bias)

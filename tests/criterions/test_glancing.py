@@ -117,7 +117,7 @@ def test_validation_reveals_nothing(task: SimpleNamespace, batch: dict[str, Any]
 def test_all_weights_have_the_gradient_of_the_second_pass(
     amp: bool, task: SimpleNamespace, batch: dict[str, Any]
 ) -> None:
-    """Autocast must not use again the weights that it has converted in the pass without gradient."""
+    """Also where older versions of torch would use the weights that autocast has converted without a gradient."""
 
     def gradients(**options: Any) -> dict[str, Tensor]:
         model = student()
