@@ -1,16 +1,32 @@
 """Query-CTC as a fairseq criterion: all query paths that collapse to the target count."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
-from torch import Tensor
+from torch import Tensor, nn
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import bigram_f1, expected_output_score, outputs_of, query_ctc_any_loss, sample_paths
+from narvl_plugin.ctc import (
+    Glance,
+    bigram_f1,
+    expected_output_score,
+    glance,
+    outputs_of,
+    query_ctc_any_loss,
+    sample_paths,
+)
 
 PATHS_DRAWN = 16
 """Number of paths drawn of each sample to estimate the expected score of its output."""
+
+GLANCING_LEFT = 0.2
+"""The share of --glancing that is left at the end of training. It falls linearly."""
+
+GLANCING_LOSS_OVER_ALL = True
+"""Whether the loss is over all targets of a sample, and not only over the one whose labels are revealed."""
 
 
 @dataclass
@@ -31,6 +47,14 @@ class QueryCtcConfig(QueryCriterionConfig):
             "0.5; of a caption: half of it CIDEr, and half whether all runs of four tokens occur in the training "
             "captions), in nats, estimated from paths drawn from the student; queries that mix two answers then settle "
             "on one of them (10 works well)"
+        },
+    )
+    glancing: float = field(
+        default=0.0,
+        metadata={
+            "help": "share, from 0 to 1, of the labels that the student gets wrong in a first pass and that are then "
+            "revealed to its queries in a second one, which is trained; it falls to a fifth over the training (0.5 is "
+            "usual)"
         },
     )
     reference_loss: bool = field(
@@ -57,15 +81,41 @@ class QueryCtcCriterion(QueryCriterion):
         label_smoothing: float,
         bigram_weight: float = 0.0,
         score_weight: float = 0.0,
+        glancing: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
         for name, weight in (("bigram", bigram_weight), ("score", score_weight)):
             if weight < 0:
                 raise ValueError(f"--{name}-weight {weight} must not be negative")
+        if not 0.0 <= glancing <= 1.0:
+            raise ValueError(f"--glancing {glancing} must be in [0, 1]")
+        self.glancing = glancing
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
         self.reference_loss = reference_loss
+
+    def predict(
+        self, model: nn.Module, sample: dict[str, Any], *, blank: int
+    ) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+        """Return the logits (B, N, V), the batch, and what to log. With --glancing, training reveals labels."""
+        if not (self.glancing and self.training):
+            return super().predict(model, sample, blank=blank)
+        targets = sample.get("alternatives", sample["target"][:, None])
+        ratio = self.glancing * (1 - (1 - GLANCING_LEFT) * self.task.progress)
+        glances: list[Glance] = []
+
+        def reveal(logits: Tensor) -> Tensor:
+            lengths = self.alternative_lengths(targets, logits.size(1))
+            glances.append(glance(logits, targets, lengths, ratio=ratio, blank=blank))
+            return glances[0].labels
+
+        logits, _ = model(**sample["net_input"], glance=reveal)
+        (found,) = glances
+        if not GLANCING_LOSS_OVER_ALL:
+            rows = torch.arange(len(targets), device=targets.device)
+            sample = sample | {"alternatives": targets[rows, found.target][:, None]}
+        return logits, sample, {"revealed": (found.labels != blank).sum()}
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
