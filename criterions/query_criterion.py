@@ -20,6 +20,9 @@ from narvl_plugin.ctc import min_queries
 from narvl_plugin.ctc.lattice import accumulation_dtype
 from narvl_plugin.data.survey import does_not_fit
 
+MIDDLE_WEIGHT = 0.3
+"""Weight of the middle prediction's loss in a self-conditioned model. That of the output has the rest."""
+
 
 @dataclass
 class QueryCriterionConfig(FairseqDataclass):
@@ -65,6 +68,9 @@ class QueryCriterion(FairseqCriterion):
     - `conf` (B,), if samples have weights;
     - `alternatives` (B, K, T), if a sample has several correct targets;
     - `target_lengths` and `target_needs`, see `sizes`.
+
+    A self-conditioned model also returns the logits of its middle layer, `middle_logits` (B, N, V). They are trained on
+    the same targets, but without the auxiliary losses.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
     sample size. The result then does not depend on how a batch is split into steps or processes.
@@ -119,7 +125,8 @@ class QueryCriterion(FairseqCriterion):
                 f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
                 "blank; train it with --criterion label_smoothed_cross_entropy"
             )
-        logits, _ = model(**sample["net_input"])
+        logits, extra = model(**sample["net_input"])
+        middle = extra.get("middle_logits")
         targets = sample["target"]
         lengths = self.target_lengths(targets)
         weights = sample.get("conf")
@@ -133,6 +140,7 @@ class QueryCriterion(FairseqCriterion):
             # Indexing with a list would copy it to the device for each tensor and synchronise.
             kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
             logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
+            middle = None if middle is None else middle[kept]
             weights = None if weights is None else weights[kept]
             alternatives = None if alternatives is None else alternatives[kept]
 
@@ -142,6 +150,11 @@ class QueryCriterion(FairseqCriterion):
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
+        nll_middle = None
+        if middle is not None:
+            nll_middle = self.losses_over_references(middle, choices, choice_lengths, blank=blank)
+            of_middle = self.smoothed(nll_middle, middle, lengths, blank=blank)
+            losses = (1 - MIDDLE_WEIGHT) * losses + MIDDLE_WEIGHT * of_middle
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -161,6 +174,8 @@ class QueryCriterion(FairseqCriterion):
         if not self.training:
             labels = logits.argmax(2)
             logging_output["repeats"] = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != blank)).sum()
+            if nll_middle is not None:
+                logging_output["nll_middle"] = nll_middle.detach().sum()
         return losses.sum() if reduce else losses, sample_size, logging_output
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -256,6 +271,7 @@ class QueryCriterion(FairseqCriterion):
 
         - loss: per unit of sample size, as trained on;
         - nll_loss: per target token, without weights and smoothing;
+        - nll_middle: in validation, the same of a self-conditioned model's middle prediction;
         - blank_share: the share of queries whose most probable label is the blank;
         - repeat_share: in validation, the share of queries whose most probable label is that of the query before;
         - did_not_fit: the number of samples left out.
@@ -268,6 +284,9 @@ class QueryCriterion(FairseqCriterion):
         # A step whose samples were all left out has a sample size of zero.
         metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
         metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
+        if any("nll_middle" in log for log in logging_outputs):
+            nll_middle = total("nll_middle") / (num_tokens or 1) / math.log(2)
+            metrics.log_scalar("nll_middle", nll_middle, num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
         if any("repeats" in log for log in logging_outputs):
