@@ -16,12 +16,15 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import min_queries
+from narvl_plugin.ctc import min_queries, viterbi_any
 from narvl_plugin.ctc.lattice import accumulation_dtype
 from narvl_plugin.data.survey import does_not_fit
 
 MIDDLE_WEIGHT = 0.3
 """Weight of the middle prediction's loss in a self-conditioned model. That of the output has the rest."""
+
+SHARE_REVEALED = 0.3
+"""Share of the middle prediction's labels that training replaces by those of a path to the target."""
 
 
 @dataclass
@@ -57,6 +60,26 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
     return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
 
 
+def revealed_labels(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    """Draw labels from the most probable path to any of the targets.
+
+    Without them, the layers after the middle would at first read labels that are nearly all wrong.
+    Source: DSLP, https://arxiv.org/abs/2110.07515
+
+    Args:
+        logits: (B, N, V), of the middle layer.
+        targets: (B, K, T), right-padded.
+        target_lengths: (B, K); -1 excludes a target.
+        blank: the label of the blank.
+
+    Returns:
+        (B, N), the label for `SHARE_REVEALED` of the queries, and -1 for the others.
+    """
+    path = viterbi_any(logits, targets, target_lengths, blank=blank)
+    drawn = torch.rand(path.labels.shape, device=logits.device) < SHARE_REVEALED
+    return path.labels.masked_fill(~drawn | path.scores.isinf()[:, None], -1)
+
+
 class QueryCriterion(FairseqCriterion):
     """Base class of the losses for parallel models; subclasses give `losses_over_references`.
 
@@ -70,7 +93,8 @@ class QueryCriterion(FairseqCriterion):
     - `target_lengths` and `target_needs`, see `sizes`.
 
     A self-conditioned model also returns the logits of its middle layer, `middle_logits` (B, N, V). They are trained on
-    the same targets, but without the auxiliary losses.
+    the same targets, but without the auxiliary losses. In training, some of the labels that the next layer reads are
+    those of a path to the target, see `revealed_labels`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
     sample size. The result then does not depend on how a batch is split into steps or processes.
@@ -125,28 +149,28 @@ class QueryCriterion(FairseqCriterion):
                 f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
                 "blank; train it with --criterion label_smoothed_cross_entropy"
             )
-        logits, extra = model(**sample["net_input"])
-        middle = extra.get("middle_logits")
-        targets = sample["target"]
-        lengths = self.target_lengths(targets)
-        weights = sample.get("conf")
 
-        alternatives = sample.get("alternatives")
+        def reveal(logits: Tensor) -> Tensor:
+            return revealed_labels(logits, *self.references(sample, logits.size(1)), blank=blank)
+
+        mixed = self.training and getattr(model, "is_self_conditioned", False)
+        logits, extra = model(**sample["net_input"], **({"reveal": reveal} if mixed else {}))
+        middle = extra.get("middle_logits")
+        lengths = self.target_lengths(sample["target"])
+        choices, choice_lengths = self.references(sample, logits.size(1))
+        weights = sample.get("conf")
 
         # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
-        if len(fits) < len(targets):
+        if len(fits) < len(lengths):
             # Indexing with a list would copy it to the device for each tensor and synchronise.
             kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
-            logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
+            logits, lengths = logits[kept], lengths[kept]
+            choices, choice_lengths = choices[kept], choice_lengths[kept]
             middle = None if middle is None else middle[kept]
             weights = None if weights is None else weights[kept]
-            alternatives = None if alternatives is None else alternatives[kept]
 
-        choices, choice_lengths = targets[:, None], lengths[:, None]
-        if alternatives is not None:
-            choices, choice_lengths = alternatives, self.alternative_lengths(alternatives, logits.size(1))
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
@@ -189,6 +213,21 @@ class QueryCriterion(FairseqCriterion):
     ) -> Tensor | float:
         """Return the criterion's additional losses: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
         return 0.0
+
+    def references(self, sample: dict[str, Any], num_queries: int) -> tuple[Tensor, Tensor]:
+        """Return the targets of each sample of a batch.
+
+        Args:
+            sample: the batch.
+            num_queries: the number of queries N.
+
+        Returns:
+            The targets, (B, K, T), and their lengths, (B, K); -1 excludes a target.
+        """
+        alternatives = sample.get("alternatives")
+        if alternatives is None:
+            return sample["target"][:, None], self.target_lengths(sample["target"])[:, None]
+        return alternatives, self.alternative_lengths(alternatives, num_queries)
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
         """Count the tokens of each sample's alternative targets.

@@ -1,6 +1,6 @@
 """The parallel decoder: N learnable query tokens become N label distributions in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,9 @@ from .encoder import EncoderOutput
 from .layers import DecoderLayer, ZeroLinear
 from .memo import FixedMemo, Memo, weights_of
 
+Reveal = Callable[[Tensor], Tensor]
+"""Chooses labels that replace a middle prediction's: its logits (B, N, V) -> (B, N), -1 where the prediction stays."""
+
 ALL = slice(None)
 """The rows of all queries."""
 
@@ -26,7 +29,7 @@ class QueryDecoder(Decoder):
     embeddings of the queries' positions, or a uniform copy of the encoder's states. Plain CTC decodes such states.
 
     With `self_condition` of the configuration, the middle layer also predicts labels, and the next layer reads their
-    embeddings. Source: self-conditioned CTC, https://arxiv.org/abs/2104.02724, section 3.2.
+    embeddings. Source: self-conditioned CTC, https://arxiv.org/abs/2104.02724
 
     Legend: B batch, N queries, S source positions, D width, V vocabulary with the blank.
 
@@ -66,7 +69,11 @@ class QueryDecoder(Decoder):
             self._train_blank_row()
 
     def forward(
-        self, prev_output_tokens: Tensor | None, encoder_out: EncoderOutput, rows: slice = ALL
+        self,
+        prev_output_tokens: Tensor | None,
+        encoder_out: EncoderOutput,
+        rows: slice = ALL,
+        reveal: Reveal | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and the intermediate results of `run_layers`.
 
@@ -74,6 +81,7 @@ class QueryDecoder(Decoder):
             prev_output_tokens: not used.
             encoder_out: the encoder's output.
             rows: the N queries to use. The first one is at position 0.
+            reveal: labels that the layer after the middle reads in training; only with `self_condition`.
 
         Returns:
             Logits (B, N, V) and a dictionary of intermediate results. With `self_condition`, these include the middle
@@ -84,16 +92,21 @@ class QueryDecoder(Decoder):
         first = cast(DecoderLayer, self.layers[0])
         if self._copies_source:
             x = self.dropout(self.layernorm_embedding(uniform_copy(encoder_out, len(self.query_embed.weight[rows]))))
-            return self._run(x, encoder_out, self_biases, cross_bias)
+            return self._run(x, encoder_out, self_biases, cross_bias, reveal)
         if any(part.training for part in (self, self.dropout, first.self_attn, first.dropout, first.drop_path)):
             # Dropout differs from sample to sample.
             x = self.embed_queries(rows).expand(samples, -1, -1)
-            return self._run(x, encoder_out, self_biases, cross_bias)
+            return self._run(x, encoder_out, self_biases, cross_bias, reveal)
         x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
-        return self._run(x, encoder_out, [None, *self_biases[1:]], cross_bias)
+        return self._run(x, encoder_out, [None, *self_biases[1:]], cross_bias, reveal)
 
     def _run(
-        self, x: Tensor, encoder_out: EncoderOutput, self_biases: Sequence[Tensor | None], cross_bias: Tensor
+        self,
+        x: Tensor,
+        encoder_out: EncoderOutput,
+        self_biases: Sequence[Tensor | None],
+        cross_bias: Tensor,
+        reveal: Reveal | None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Run the layers, with the connection from the middle prediction if there is one; see `run_layers`."""
         if self.condition is None:
@@ -104,12 +117,12 @@ class QueryDecoder(Decoder):
             if number != self.middle:
                 return x
             middle["middle_logits"] = self.project(self.layer_norm(x))
-            return x + self._condition(middle["middle_logits"])
+            return x + self._condition(middle["middle_logits"], reveal)
 
         logits, extra = self.run_layers(x, encoder_out, self_biases, cross_bias, between=between)
         return logits, extra | middle
 
-    def _condition(self, logits: Tensor) -> Tensor:
+    def _condition(self, logits: Tensor, reveal: Reveal | None = None) -> Tensor:
         """Return what a prediction adds to the next layer's input: (B, N, V) -> (B, N, D)."""
         assert self.condition is not None and self.condition_norm is not None
         embedding = self.embed_tokens.weight
@@ -119,6 +132,9 @@ class QueryDecoder(Decoder):
             feedback = F.embedding(logits.argmax(-1), embedding)
         else:
             feedback = logits.softmax(-1) @ embedding
+        if reveal is not None:
+            labels = reveal(logits)
+            feedback = torch.where(labels[..., None] < 0, feedback, F.embedding(labels.clamp(min=0), embedding))
         conditioned: Tensor = self.condition(self.condition_norm(feedback))
         return conditioned
 

@@ -402,3 +402,42 @@ def test_the_middle_prediction_is_logged_in_validation(
     with metrics.aggregate() as meters:
         QueryCtcCriterion.reduce_metrics([criterion(model, batch)[2]])
     assert "nll_middle" not in meters.get_smoothed_values()
+
+
+class Revealing(TwoPredictions):
+    """A self-conditioned model that notes which labels it is given."""
+
+    is_self_conditioned = True
+    seen: torch.Tensor | None = None
+
+    def forward(self, features: torch.Tensor, reveal: Any = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(B, D) -> (B, N, V) and a middle prediction (B, N, V)."""
+        logits, extra = super().forward(features)
+        self.seen = None if reveal is None else reveal(extra["middle_logits"])
+        return logits, extra
+
+
+def test_training_reveals_labels_of_a_path_to_the_target(
+    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    """A third of them, but none of a row that does not fit; and none in validation."""
+    both = Revealing(model, copy.deepcopy(model))
+    batch = make_batch(["a b b", "a b c d e f a"])
+    other = make_batch(["c d", "a b c d e f a"])["target"]
+    other = F.pad(other, (0, batch["target"].size(1) - other.size(1)), value=task.target_dictionary.pad())
+    task.skip_budget = SkipBudget(9999)
+    for sample, targets in ((batch, [[4, 5, 5]]), ({**batch, "alternatives": torch.stack([other] * 2, 1)}, [[6, 7]])):
+        criterion = build(QueryCtcCriterion, task)
+        torch.manual_seed(0)
+        found = []
+        for _ in range(200):
+            criterion(both, sample)
+            assert both.seen is not None and both.seen[1].tolist() == [-1] * 6
+            found.append(both.seen[0])
+        revealed = torch.stack(found)
+        assert (revealed >= 0).float().mean(0).tolist() == pytest.approx([0.3] * 6, abs=0.12)
+        path = collapse(revealed.amax(0)[None], blank=10)
+        assert path.tokens[0, : int(path.lengths)].tolist() in targets
+        criterion.eval()
+        criterion(both, sample)
+        assert both.seen is None

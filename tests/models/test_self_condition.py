@@ -179,6 +179,21 @@ def test_what_is_kept_between_passes_changes_no_output(kind: str, monkeypatch: p
         torch.testing.assert_close(model(**inputs)[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@BOTH
+def test_revealed_labels_replace_predicted_ones(kind: str) -> None:
+    model = conditioned(kind)
+    decoder = model.decoder
+    labels = torch.full((2, 6), -1)
+    labels[0, 2], labels[1, 5], labels[1, 0] = 7, model.blank, 0
+    with torch.no_grad():
+        _, extra = model(**batch(model), reveal=lambda logits: labels)
+        own = decoder._condition(extra["middle_logits"])
+        expected = decoder.condition(decoder.condition_norm(decoder.embed_tokens.weight[labels.clamp(min=0)]))
+        found = decoder._condition(extra["middle_logits"], lambda logits: labels)
+        torch.testing.assert_close(found, torch.where(labels[..., None] >= 0, expected, own))
+        assert not torch.equal(model(**batch(model))[0], model(**batch(model), reveal=lambda logits: labels)[0])
+
+
 def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(InputError, match="self_condition='mean': choose one of argmax, softmax"):
         make("mean")
