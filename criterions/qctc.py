@@ -8,7 +8,7 @@ from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
-from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
+from criterions.query_criterion import Prediction, QueryCriterion, QueryCriterionConfig, smoothing_losses
 from narvl_plugin.ctc import (
     Glance,
     bigram_f1,
@@ -95,27 +95,25 @@ class QueryCtcCriterion(QueryCriterion):
         self.score_weight = score_weight
         self.reference_loss = reference_loss
 
-    def predict(
-        self, model: nn.Module, sample: dict[str, Any], *, blank: int
-    ) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-        """Return the logits (B, N, V), the batch, and what to log. With --glancing, training reveals labels."""
+    def predict(self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any) -> Prediction:
+        """Run the model on a batch. With --glancing, training reveals labels. See `QueryCriterion.predict`."""
         if not (self.glancing and self.training):
-            return super().predict(model, sample, blank=blank)
+            return super().predict(model, sample, blank=blank, **chosen)
         targets = sample.get("alternatives", sample["target"][:, None])
         ratio = self.glancing * (1 - (1 - GLANCING_LEFT) * self.task.progress)
         glances: list[Glance] = []
 
-        def reveal(logits: Tensor) -> Tensor:
+        def look(logits: Tensor) -> Tensor:
             lengths = self.alternative_lengths(targets, logits.size(1))
             glances.append(glance(logits, targets, lengths, ratio=ratio, blank=blank))
             return glances[0].labels
 
-        logits, _ = model(**sample["net_input"], glance=reveal)
-        (found,) = glances
+        found = super().predict(model, sample, blank=blank, glance=look, **chosen)
+        (revealed,) = glances
         if not GLANCING_LOSS_OVER_ALL:
             rows = torch.arange(len(targets), device=targets.device)
-            sample = sample | {"alternatives": targets[rows, found.target][:, None]}
-        return logits, sample, {"revealed": (found.labels != blank).sum()}
+            sample = sample | {"alternatives": targets[rows, revealed.target][:, None]}
+        return found._replace(sample=sample, logged={"revealed": (revealed.labels != blank).sum()})
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""

@@ -5,7 +5,7 @@ Legend: B batch, N queries, V labels, K targets of a sample, T padded target len
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq import utils
@@ -16,9 +16,15 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import min_queries
+from narvl_plugin.ctc import min_queries, viterbi_any
 from narvl_plugin.ctc.lattice import accumulation_dtype
 from narvl_plugin.data.survey import does_not_fit
+
+MIDDLE_WEIGHT = 0.3
+"""Weight of the middle prediction's loss in a self-conditioned model. That of the output has the rest."""
+
+SHARE_REVEALED = 0.3
+"""Share of the middle prediction's labels that training replaces by those of a path to the target."""
 
 
 @dataclass
@@ -34,6 +40,22 @@ class QueryCriterionConfig(FairseqDataclass):
         metadata={"help": "weight of the mean negative log-probability over all queries and all labels but the blank"},
     )
     sentence_avg: bool = II("optimization.sentence_avg")
+
+
+class Prediction(NamedTuple):
+    """What a model predicts for a batch.
+
+    Attributes:
+        logits: (B, N, V).
+        middle: (B, N, V), the logits of the middle layer; None if it predicts nothing.
+        sample: the batch whose targets they are compared with.
+        logged: what to log.
+    """
+
+    logits: Tensor
+    middle: Tensor | None
+    sample: dict[str, Any]
+    logged: dict[str, Any]
 
 
 def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
@@ -54,6 +76,26 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
     return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
 
 
+def revealed_labels(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+    """Draw labels from the most probable path to any of the targets.
+
+    Without them, the layers after the middle would at first read labels that are nearly all wrong.
+    Source: DSLP, https://arxiv.org/abs/2110.07515
+
+    Args:
+        logits: (B, N, V), of the middle layer.
+        targets: (B, K, T), right-padded.
+        target_lengths: (B, K); -1 excludes a target.
+        blank: the label of the blank.
+
+    Returns:
+        (B, N), the label for `SHARE_REVEALED` of the queries, and -1 for the others.
+    """
+    path = viterbi_any(logits, targets, target_lengths, blank=blank)
+    drawn = torch.rand(path.labels.shape, device=logits.device) < SHARE_REVEALED
+    return path.labels.masked_fill(~drawn | path.scores.isinf()[:, None], -1)
+
+
 class QueryCriterion(FairseqCriterion):
     """Base class of the losses for parallel models; subclasses give `losses_over_references`.
 
@@ -65,6 +107,10 @@ class QueryCriterion(FairseqCriterion):
     - `conf` (B,), if samples have weights;
     - `alternatives` (B, K, T), if a sample has several correct targets;
     - `target_lengths` and `target_needs`, see `sizes`.
+
+    A self-conditioned model also returns the logits of its middle layer, `middle_logits` (B, N, V). They are trained on
+    the same targets, but without the auxiliary losses. In training, some of the labels that the next layer reads are
+    those of a path to the target, see `revealed_labels`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
     sample size. The result then does not depend on how a batch is split into steps or processes.
@@ -119,29 +165,30 @@ class QueryCriterion(FairseqCriterion):
                 f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
                 "blank; train it with --criterion label_smoothed_cross_entropy"
             )
-        logits, sample, logged = self.predict(model, sample, blank=blank)
-        targets = sample["target"]
-        lengths = self.target_lengths(targets)
+        logits, middle, sample, logged = self.predict(model, sample, blank=blank)
+        lengths = self.target_lengths(sample["target"])
+        choices, choice_lengths = self.references(sample, logits.size(1))
         weights = sample.get("conf")
-
-        alternatives = sample.get("alternatives")
 
         # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
-        if len(fits) < len(targets):
+        if len(fits) < len(lengths):
             # Indexing with a list would copy it to the device for each tensor and synchronise.
             kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
-            logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
+            logits, lengths = logits[kept], lengths[kept]
+            choices, choice_lengths = choices[kept], choice_lengths[kept]
+            middle = None if middle is None else middle[kept]
             weights = None if weights is None else weights[kept]
-            alternatives = None if alternatives is None else alternatives[kept]
 
-        choices, choice_lengths = targets[:, None], lengths[:, None]
-        if alternatives is not None:
-            choices, choice_lengths = alternatives, self.alternative_lengths(alternatives, logits.size(1))
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
+        nll_middle = None
+        if middle is not None:
+            nll_middle = self.losses_over_references(middle, choices, choice_lengths, blank=blank)
+            of_middle = self.smoothed(nll_middle, middle, lengths, blank=blank)
+            losses = (1 - MIDDLE_WEIGHT) * losses + MIDDLE_WEIGHT * of_middle
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -161,13 +208,27 @@ class QueryCriterion(FairseqCriterion):
         if not self.training:
             labels = logits.argmax(2)
             logging_output["repeats"] = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != blank)).sum()
+            if nll_middle is not None:
+                logging_output["nll_middle"] = nll_middle.detach().sum()
         return losses.sum() if reduce else losses, sample_size, logging_output | logged
 
-    def predict(
-        self, model: nn.Module, sample: dict[str, Any], *, blank: int
-    ) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-        """Return the model's logits (B, N, V), the batch whose targets they are compared with, and what to log."""
-        return model(**sample["net_input"])[0], sample, {}
+    def predict(self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any) -> Prediction:
+        """Run the model on a batch.
+
+        Args:
+            model: the parallel model.
+            sample: the batch.
+            blank: the label of the blank.
+            chosen: further arguments of the model.
+        """
+
+        def reveal(logits: Tensor) -> Tensor:
+            return revealed_labels(logits, *self.references(sample, logits.size(1)), blank=blank)
+
+        if self.training and getattr(model, "is_self_conditioned", False):
+            chosen["reveal"] = reveal
+        logits, extra = model(**sample["net_input"], **chosen)
+        return Prediction(logits, extra.get("middle_logits"), sample, {})
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
@@ -180,6 +241,21 @@ class QueryCriterion(FairseqCriterion):
     ) -> Tensor | float:
         """Return the criterion's additional losses: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
         return 0.0
+
+    def references(self, sample: dict[str, Any], num_queries: int) -> tuple[Tensor, Tensor]:
+        """Return the targets of each sample of a batch.
+
+        Args:
+            sample: the batch.
+            num_queries: the number of queries N.
+
+        Returns:
+            The targets, (B, K, T), and their lengths, (B, K); -1 excludes a target.
+        """
+        alternatives = sample.get("alternatives")
+        if alternatives is None:
+            return sample["target"][:, None], self.target_lengths(sample["target"])[:, None]
+        return alternatives, self.alternative_lengths(alternatives, num_queries)
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
         """Count the tokens of each sample's alternative targets.
@@ -262,6 +338,7 @@ class QueryCriterion(FairseqCriterion):
 
         - loss: per unit of sample size, as trained on;
         - nll_loss: per target token, without weights and smoothing;
+        - nll_middle: in validation, the same of a self-conditioned model's middle prediction;
         - blank_share: the share of queries whose most probable label is the blank;
         - revealed: in training with --glancing, the share of queries whose label is revealed;
         - repeat_share: in validation, the share of queries whose most probable label is that of the query before;
@@ -275,6 +352,9 @@ class QueryCriterion(FairseqCriterion):
         # A step whose samples were all left out has a sample size of zero.
         metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
         metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
+        if any("nll_middle" in log for log in logging_outputs):
+            nll_middle = total("nll_middle") / (num_tokens or 1) / math.log(2)
+            metrics.log_scalar("nll_middle", nll_middle, num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
         if any("repeats" in log for log in logging_outputs):

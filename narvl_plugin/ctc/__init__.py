@@ -9,6 +9,7 @@ from narvl_plugin.ctc.alignment import (
     token_posteriors,
     total_scores,
     viterbi,
+    viterbi_any,
 )
 from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
@@ -95,4 +96,5 @@ __all__ = [
     "tree_automaton",
     "tree_loss",
     "viterbi",
+    "viterbi_any",
 ]

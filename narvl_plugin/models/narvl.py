@@ -17,7 +17,7 @@ from .config import LIMITS, NarvlConfig
 from .interop import ORIGIN, QUERIES, Origin
 from .memo import run_on_memos
 from .ofa import OfaModel
-from .query_decoder import ALL, Glance, QueryDecoder
+from .query_decoder import ALL, Glance, QueryDecoder, Reveal
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,11 @@ class NarvlModel(OfaModel):
         if self.member is not None:
             return length(self.members[self.member])
         return self.decoder.query_embed.num_embeddings
+
+    @property
+    def is_self_conditioned(self) -> bool:
+        """Whether the middle layer predicts labels that the next layer reads."""
+        return self.decoder.condition is not None
 
     @property
     def temperature(self) -> float:
@@ -189,6 +194,7 @@ class NarvlModel(OfaModel):
         queries: str | None = None,
         padded: NDArray[np.bool_] | None = None,
         glance: Glance | None = None,
+        reveal: Reveal | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and intermediate results.
 
@@ -201,7 +207,8 @@ class NarvlModel(OfaModel):
             queries: name of the member whose queries answer the batch. The default is `member`, or all queries of a
                 student of one task.
             padded: (B,), see `OfaEncoder.forward`.
-            glance: chooses the labels to reveal in training, see `QueryDecoder.forward`. The encoder runs once.
+            glance: see `QueryDecoder.forward`. The encoder runs once.
+            reveal: see `QueryDecoder.forward`.
 
         Returns:
             Logits (B, N, V) and a dictionary, see `Decoder.run_layers`.
@@ -210,7 +217,7 @@ class NarvlModel(OfaModel):
 
         def run() -> tuple[Tensor, dict[str, Any]]:
             encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded)
-            return self.decoder(None, encoder_out, rows, glance)
+            return self.decoder(None, encoder_out, rows, glance, reveal)
 
         return run_on_memos(run)
 

@@ -98,7 +98,7 @@ def test_a_pass_in_which_nothing_is_revealed_changes_nothing(batch: dict[str, An
         seen.append(logits)
         return torch.full(logits.shape[:2], BLANK)
 
-    second, _ = model(**batch["net_input"], reveal=nothing)
+    second, _ = model(**batch["net_input"], glance=nothing)
     assert torch.equal(plain, second)
     torch.testing.assert_close(plain, seen[0])
     assert second.requires_grad

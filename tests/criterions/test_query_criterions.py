@@ -1,5 +1,6 @@
 """The two criterions of a parallel model, on a model of one matrix."""
 
+import copy
 import math
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -346,3 +347,100 @@ def test_training_on_one_batch_learns_it(
     found = collapse(model(**batch["net_input"])[0].argmax(2), blank=10)
     words = [tokens[:size] for tokens, size in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
     assert words == [[4, 5, 5], [6], [], [9, 8, 7]]
+
+
+class TwoPredictions(nn.Module):
+    """A model that also returns a middle prediction, of another matrix."""
+
+    def __init__(self, last: nn.Module, middle: nn.Module) -> None:
+        super().__init__()
+        self.last, self.middle, self.blank = last, middle, last.blank
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(B, D) -> (B, N, V) and a middle prediction (B, N, V)."""
+        return self.last(features)[0], {"middle_logits": self.middle(features)[0]}
+
+
+@BOTH
+def test_a_middle_prediction_is_trained_on_the_same_targets(
+    kind: type[QueryCriterion], model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    """With the same weights, alternatives and rows left out; but bigrams are of the output alone."""
+    middle = copy.deepcopy(model)
+    nn.init.normal_(middle.project.weight)
+    both = TwoPredictions(model, middle)
+    batch = {**make_batch(["a b", "a b c d e f a", "c c"]), "conf": torch.tensor([0.5, 9.0, 1.0])}
+    other = make_batch(["b", "a b c d e f a", "d"])["target"]
+    task.skip_budget = SkipBudget(9)
+    for sample in (batch, {**batch, "alternatives": torch.stack([batch["target"], other], 1)}):
+        criterion = build(kind, task)
+        loss, sample_size, log = criterion(both, sample, reduce=False)
+        of_output, size, plain_log = criterion(model, sample, reduce=False)
+        of_middle, *_ = criterion(middle, sample, reduce=False)
+        torch.testing.assert_close(loss, 0.7 * of_output + 0.3 * of_middle)
+        assert sample_size == size and log["did_not_fit"] == 1
+        torch.testing.assert_close(log["nll_loss"], plain_log["nll_loss"])
+        assert "nll_middle" not in log
+    if kind is QueryCtcCriterion:
+        criterion = build(kind, task, bigram_weight=3.0)
+        torch.testing.assert_close(
+            criterion(both, sample, reduce=False)[0],
+            0.7 * criterion(model, sample, reduce=False)[0] + 0.3 * of_middle,
+        )
+    loss.sum().backward()
+    assert all(matrix.project.weight.grad.abs().sum() > 0 for matrix in (model, middle))
+
+
+def test_the_middle_prediction_is_logged_in_validation(
+    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    middle = copy.deepcopy(model)
+    nn.init.normal_(middle.project.weight)
+    criterion = build(QueryCtcCriterion, task).eval()
+    batch = make_batch(["a b", "c"])
+    with metrics.aggregate() as meters:
+        QueryCtcCriterion.reduce_metrics([criterion(TwoPredictions(model, middle), batch)[2]])
+    bits = float(criterion(middle, batch)[0].detach()) / 3 / math.log(2)
+    assert meters.get_smoothed_values()["nll_middle"] == pytest.approx(bits, abs=1e-3)
+    with metrics.aggregate() as meters:
+        QueryCtcCriterion.reduce_metrics([criterion(model, batch)[2]])
+    assert "nll_middle" not in meters.get_smoothed_values()
+
+
+class Revealing(TwoPredictions):
+    """A self-conditioned model that notes which labels it is given."""
+
+    is_self_conditioned = True
+    seen: torch.Tensor | None = None
+
+    def forward(self, features: torch.Tensor, reveal: Any = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(B, D) -> (B, N, V) and a middle prediction (B, N, V)."""
+        logits, extra = super().forward(features)
+        self.seen = None if reveal is None else reveal(extra["middle_logits"])
+        return logits, extra
+
+
+def test_training_reveals_labels_of_a_path_to_the_target(
+    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    """A third of them, but none of a row that does not fit; and none in validation."""
+    both = Revealing(model, copy.deepcopy(model))
+    batch = make_batch(["a b b", "a b c d e f a"])
+    other = make_batch(["c d", "a b c d e f a"])["target"]
+    other = F.pad(other, (0, batch["target"].size(1) - other.size(1)), value=task.target_dictionary.pad())
+    task.skip_budget = SkipBudget(9999)
+    for sample, targets in ((batch, [[4, 5, 5]]), ({**batch, "alternatives": torch.stack([other] * 2, 1)}, [[6, 7]])):
+        criterion = build(QueryCtcCriterion, task)
+        torch.manual_seed(0)
+        found = []
+        for _ in range(200):
+            criterion(both, sample)
+            assert both.seen is not None and both.seen[1].tolist() == [-1] * 6
+            found.append(both.seen[0])
+        revealed = torch.stack(found)
+        assert (revealed >= 0).float().mean(0).tolist() == pytest.approx([0.3] * 6, abs=0.12)
+        path = collapse(revealed.amax(0)[None], blank=10)
+        assert path.tokens[0, : int(path.lengths)].tolist() in targets
+        criterion.eval()
+        criterion(both, sample)
+        assert both.seen is None
