@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "any reference": ("caption", "qctc", {"any_reference": True}, {"bigram_weight": 10.0, "label_smoothing": 0.1}),
     "loss of the authors' code": ("caption", "qctc", {}, {"reference_loss": True, "label_smoothing": 0.1}),
     "cross entropy": ("caption", "query_cross_entropy", {"any_reference": True}, {}),
+    "two views": ("caption", "qctc", {"any_reference": True}, {"consistency": 0.2}),
     "boxes": ("refcoco", "qctc", {}, {"score_weight": 10.0}),
     "answers": ("vqa_gen", "qctc", {}, {}),
     "answers of a teacher": ("vqa_gen", "adjust_label_smoothed_cross_entropy", {}, {"label_smoothing": 0.1}),
