@@ -39,7 +39,7 @@ class QueryCtcConfig(QueryCriterionConfig):
         metadata={
             "help": "weight of the divergence, in nats, between the labels that a sample's queries predict from two "
             "views of it, each with another fifth of the image erased and another dropout; the loss is the mean of "
-            "both views' losses, and an update takes twice as long (0.2 in CR-CTC)"
+            "both views' losses, and an update takes nearly twice as long (0.2 in CR-CTC)"
         },
     )
     reference_loss: bool = field(
