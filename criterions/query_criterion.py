@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
@@ -94,6 +95,21 @@ def revealed_labels(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, 
     path = viterbi_any(logits, targets, target_lengths, blank=blank)
     drawn = torch.rand(path.labels.shape, device=logits.device) < SHARE_REVEALED
     return path.labels.masked_fill(~drawn | path.scores.isinf()[:, None], -1)
+
+
+def divergences(soft: Tensor, logits: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of each sample's labels from soft targets, summed over its queries.
+
+    Args:
+        soft: (B, N, V), the logits of the soft targets. They get no gradient.
+        logits: (B, N, V).
+
+    Returns:
+        (B,), in nats.
+    """
+    dtype = accumulation_dtype(logits.dtype)
+    targets, log_probs = soft.detach().log_softmax(2, dtype=dtype), logits.log_softmax(2, dtype=dtype)
+    return F.kl_div(log_probs, targets, reduction="none", log_target=True).sum((1, 2))
 
 
 class QueryCriterion(FairseqCriterion):

@@ -110,7 +110,7 @@ class OfaEncoder(nn.Module):
             src_tokens: (B, L), right-padded.
             src_lengths: not used.
             patch_images: pixels (B, 3, height, width) or features of the backbone (B, C, rows, columns).
-            patch_masks: (B,), False for samples whose image is ignored.
+            patch_masks: (B,), False for samples whose image is ignored; or (B, P), False for patches that are.
             padded: (B,) on the CPU, True for samples that hold padding or an ignored image. If it is None, the
                 program waits for a GPU to find out.
 
@@ -125,7 +125,7 @@ class OfaEncoder(nn.Module):
             x = torch.cat([patches, x], dim=1)
             ignored = patches.new_zeros(patches.shape[:2], dtype=torch.bool)
             if patch_masks is not None:
-                ignored = ignored | ~patch_masks[:, None]
+                ignored = ignored | ~(patch_masks if patch_masks.dim() == 2 else patch_masks[:, None])
             padding = torch.cat([ignored, padding], dim=1)
         is_padded = self.is_padded
         if is_padded is None:

@@ -203,7 +203,7 @@ class NarvlModel(OfaModel):
             src_lengths: not used.
             prev_output_tokens: not used.
             patch_images: pixels (B, 3, height, width) or features of the backbone (B, C, rows, columns).
-            patch_masks: (B,), False for samples whose image is ignored.
+            patch_masks: (B,), False for samples whose image is ignored; or (B, P), see `OfaEncoder.forward`.
             queries: name of the member whose queries answer the batch. The default is `member`, or all queries of a
                 student of one task.
             padded: (B,), see `OfaEncoder.forward`.

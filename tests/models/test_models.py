@@ -152,6 +152,22 @@ def test_an_ignored_image_does_not_matter(arch):
     torch.testing.assert_close(after, before)
 
 
+@pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
+def test_an_ignored_patch_does_not_matter(arch):
+    """Of 24 patches of features, some are ignored, which differ between the samples."""
+    model, inputs = make(arch), batch()
+    inputs["patch_images"] = torch.randn(2, model.encoder.embed_images.out_channels, 4, 6)
+    inputs["patch_masks"] = torch.rand(2, 24) > 0.4
+    before, _ = model(**inputs)
+    ignored = ~inputs["patch_masks"].view(2, 1, 4, 6)
+    assert ignored.flatten(1).any(1).all()
+    inputs["patch_images"] = torch.where(ignored, torch.randn(2, 1, 4, 6), inputs["patch_images"])
+    after, _ = model(**inputs)
+    torch.testing.assert_close(after, before)
+    inputs["patch_masks"] = torch.ones(2, dtype=torch.bool)
+    assert not torch.allclose(model(**inputs)[0], before)
+
+
 def test_positions_of_a_larger_grid_are_interpolated():
     options = {"interpolate_position": True, "orig_patch_image_size": 32}  # a grid of 2 x 2
     encoder = make("ofa_tiny", **options).encoder
