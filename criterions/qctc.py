@@ -6,7 +6,7 @@ from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
+from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, divergences, smoothing_losses
 from narvl_plugin.ctc import bigram_f1, expected_score, outputs_of, query_ctc_any_loss, sample_paths
 
 PATHS_DRAWN = 16
@@ -30,6 +30,13 @@ class QueryCtcConfig(QueryCriterionConfig):
             "help": "weight of 1 - the expected score of the output (of a box: the share with an IoU of at least "
             "0.5), in nats, estimated from paths drawn from the student; queries that mix two answers then settle on "
             "one of them (10 works well)"
+        },
+    )
+    average_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the divergence of the labels that each query predicts from those of the averaged model "
+            "of --store-ema, in nats, summed over the queries"
         },
     )
     reference_loss: bool = field(
@@ -56,14 +63,16 @@ class QueryCtcCriterion(QueryCriterion):
         label_smoothing: float,
         bigram_weight: float = 0.0,
         score_weight: float = 0.0,
+        average_weight: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
-        for name, weight in (("bigram", bigram_weight), ("score", score_weight)):
+        for name, weight in (("bigram", bigram_weight), ("score", score_weight), ("average", average_weight)):
             if weight < 0:
                 raise ValueError(f"--{name}-weight {weight} must not be negative")
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
+        self.average_weight = average_weight
         self.reference_loss = reference_loss
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
@@ -87,6 +96,18 @@ class QueryCtcCriterion(QueryCriterion):
             scores = self.task.output_scores(*outputs_of(paths, blank=blank), targets, target_lengths)
             loss += self.score_weight * (1 - expected_score(logits, paths, scores))
         return loss
+
+    def soft_losses(self, logits: Tensor, soft_logits: Tensor | None) -> Tensor | float:
+        """Return the divergences from the averaged model in training: (B, N, V), (B, N, V) -> (B,), in nats, or 0.
+
+        Raises:
+            ValueError: if there is no averaged model.
+        """
+        if not (self.average_weight and self.training):
+            return 0.0
+        if soft_logits is None:
+            raise ValueError(f"--average-weight {self.average_weight}: needs the averaged model; give --store-ema, too")
+        return self.average_weight * divergences(soft_logits, logits)
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""

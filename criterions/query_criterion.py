@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
@@ -54,6 +55,21 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
     return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
 
 
+def divergences(soft: Tensor, logits: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of each sample's labels from soft targets, summed over its queries.
+
+    Args:
+        soft: (B, N, V), the logits of the soft targets. They get no gradient.
+        logits: (B, N, V).
+
+    Returns:
+        (B,), in nats.
+    """
+    dtype = accumulation_dtype(logits.dtype)
+    targets, log_probs = soft.detach().log_softmax(2, dtype=dtype), logits.log_softmax(2, dtype=dtype)
+    return F.kl_div(log_probs, targets, reduction="none", log_target=True).sum((1, 2))
+
+
 class QueryCriterion(FairseqCriterion):
     """Base class of the losses for parallel models; subclasses give `losses_over_references`.
 
@@ -64,6 +80,7 @@ class QueryCriterion(FairseqCriterion):
     - `where` ["FILE:ROW", ...];
     - `conf` (B,), if samples have weights;
     - `alternatives` (B, K, T), if a sample has several correct targets;
+    - `soft_logits` (B, N, V), if another model's distributions are targets, too, see `soft_losses`;
     - `target_lengths` and `target_needs`, see `sizes`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
@@ -125,6 +142,7 @@ class QueryCriterion(FairseqCriterion):
         weights = sample.get("conf")
 
         alternatives = sample.get("alternatives")
+        soft_logits = sample.get("soft_logits")
 
         # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
@@ -135,6 +153,7 @@ class QueryCriterion(FairseqCriterion):
             logits, targets, lengths = logits[kept], targets[kept], lengths[kept]
             weights = None if weights is None else weights[kept]
             alternatives = None if alternatives is None else alternatives[kept]
+            soft_logits = None if soft_logits is None else soft_logits[kept]
 
         choices, choice_lengths = targets[:, None], lengths[:, None]
         if alternatives is not None:
@@ -142,6 +161,7 @@ class QueryCriterion(FairseqCriterion):
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
+        losses = losses + self.soft_losses(logits, soft_logits)
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -173,6 +193,10 @@ class QueryCriterion(FairseqCriterion):
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
     ) -> Tensor | float:
         """Return the criterion's additional losses: (B, N, V), (B, K, T), (B, K) -> (B,), or 0."""
+        return 0.0
+
+    def soft_losses(self, logits: Tensor, soft_logits: Tensor | None) -> Tensor | float:
+        """Return the criterion's losses against soft targets: (B, N, V), (B, N, V) or None -> (B,), or 0."""
         return 0.0
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
