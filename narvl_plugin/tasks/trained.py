@@ -237,7 +237,8 @@ class TrainedTask(CommonTask):
         With --amp, a CPU computes in bfloat16 and a GPU in half precision. fairseq itself supports only the GPU.
         With --average-weight, the averaged model's distributions are targets, too.
         """
-        if ema_model is not None and getattr(criterion, "average_weight", 0):
+        learns_from_average = getattr(criterion, "average_weight", 0.0) > 0
+        if ema_model is not None and learns_from_average:
             criterion = partial(_with_average, criterion, ema_model)
         if isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu":
             criterion = partial(_in_bfloat16, criterion)
