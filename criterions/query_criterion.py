@@ -122,6 +122,7 @@ class QueryCriterion(FairseqCriterion):
     - `where` ["FILE:ROW", ...];
     - `conf` (B,), if samples have weights;
     - `alternatives` (B, K, T), if a sample has several correct targets;
+    - `soft_logits` (B, N, V), if another model's distributions are targets, too, see `soft_losses`;
     - `target_lengths` and `target_needs`, see `sizes`.
 
     A self-conditioned model also returns the logits of its middle layer, `middle_logits` (B, N, V). They are trained on
@@ -186,6 +187,8 @@ class QueryCriterion(FairseqCriterion):
         choices, choice_lengths = self.references(sample, logits.size(1))
         weights = sample.get("conf")
 
+        soft_logits = sample.get("soft_logits")
+
         # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
@@ -196,10 +199,12 @@ class QueryCriterion(FairseqCriterion):
             choices, choice_lengths = choices[kept], choice_lengths[kept]
             middle = None if middle is None else middle[kept]
             weights = None if weights is None else weights[kept]
+            soft_logits = None if soft_logits is None else soft_logits[kept]
 
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
+        losses = losses + self.soft_losses(logits, soft_logits)
         nll_middle = None
         if middle is not None:
             nll_middle = self.losses_over_references(middle, choices, choice_lengths, blank=blank)
@@ -272,6 +277,10 @@ class QueryCriterion(FairseqCriterion):
         if alternatives is None:
             return sample["target"][:, None], self.target_lengths(sample["target"])[:, None]
         return alternatives, self.alternative_lengths(alternatives, num_queries)
+
+    def soft_losses(self, logits: Tensor, soft_logits: Tensor | None) -> Tensor | float:
+        """Return the criterion's losses against soft targets: (B, N, V), (B, N, V) or None -> (B,), or 0."""
+        return 0.0
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
         """Count the tokens of each sample's alternative targets.
