@@ -387,8 +387,8 @@ def _ended(automaton: NgramAutomaton, node: Node, weight: float) -> Node | None:
 class NgramConstraint:
     """The sentences of an automaton of n-grams, whose log-probabilities are added to those of paths.
 
-    The search is exact on the most probable labels of each query and the blank. If they spell no sentence of the automaton,
-    or the search gives up, the most probable output of an allowed length stays, with a warning.
+    The search is exact on the most probable labels of each query and the blank. If they spell no sentence of the
+    automaton, or the search gives up, the most probable output of an allowed length stays, with a warning.
 
     Attributes:
         automaton: the automaton.
