@@ -1,11 +1,14 @@
 """The data set of all regions that a phrase describes: several boxes or none, batches, bad rows, tables, features."""
 
+import base64
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from narvl_plugin.data.columns import check_columns
 from narvl_plugin.data.dataset import DatasetOptions
@@ -56,7 +59,7 @@ def test_all_boxes_become_bins_in_the_order_of_the_file(make: Make, codec: TextC
     assert none["prev_output_tokens"].tolist() == [codec.dictionary.bos()]
 
 
-def test_one_box_is_read_as_in_refcoco(make: Make, rows: Rows, options: DatasetOptions, tmp_path: Path) -> None:
+def test_one_box_is_read_as_in_refcoco(make: Make, rows: Rows, options: DatasetOptions) -> None:
     dataset = make(rows[1:2])
     other = RefcocoDataset(dataset.tsv, options, "train", max_image_size=90).sample(0)
     sample = dataset.sample(0)
@@ -143,6 +146,16 @@ def test_boxes_of_0_to_1_are_refused_also_behind_rows_without_boxes(make: Make, 
     rows[1][3] = "0.1,0.2,0.5,0.9&&0,0,4,3"
     rows[2][3] = "0,0,101,102"  # no share and no percentage
     make(rows)
+
+
+def test_images_without_boxes_tell_nothing_of_the_unit(make: Make, rows: Rows) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, "PNG")
+    tiny = base64.b64encode(stream.getvalue()).decode()
+    rows[0][3:] = ["", rows[0][4]]  # of 8 x 6 pixels, where the others' boxes would be shares
+    rows[1][3:] = ["0,0,1,1&&0,0,0.5,1", tiny]
+    rows[2][3:] = ["0,0,1,0.5", tiny]
+    assert make(rows).sample(1)["region_coord"].shape == (2, 4)
 
 
 def test_a_file_of_phrases_that_fit_nothing_can_be_read(make: Make, rows: Rows) -> None:
