@@ -27,7 +27,7 @@ class RegionsDataset(GroundingDataset):
 
     column_names = ("id", "image", "text", "boxes")
     placeholders = {"text": "", "boxes": ""}
-    prompt = "regions"
+    prompt = "refcoco"  # so that a vocabulary need not know another one
 
     def parse(self, column: str, where: str, parse_one: Callable[[str, str], torch.Tensor]) -> torch.Tensor:
         """Return the boxes of a column, float32 (K, 4), see `GroundingDataset.parse`."""

@@ -33,7 +33,6 @@ ENTAILMENT_ANSWERS = {"entailment": "yes", "contradiction": "no", "neutral": "ma
 PROMPTS = {
     "caption": " what does the image describe?",
     "refcoco": ' which region does the text " {text} " describe?',
-    "regions": ' which regions does the text " {text} " describe?',
     "snli_ve": ' does the image describe " {hypothesis} "?',
     "snli_ve_caption": ' can image and text1 " {caption} " imply text2 " {hypothesis} "?',
     "vqa_gen": " {question}?",

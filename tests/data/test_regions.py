@@ -71,7 +71,7 @@ def test_one_box_is_read_as_in_refcoco(make: Make, rows: Rows, options: DatasetO
 
 def test_the_prompt_asks_for_regions(make: Make, codec: TextCodec, rows: Rows) -> None:
     rows[0][2] = "Every striped Cup"
-    expected = codec.encode(' which regions does the text " every striped cup " describe?')
+    expected = codec.encode(' which region does the text " every striped cup " describe?')
     assert torch.equal(make(rows).sample(0)["source"][1:-1], expected)
 
 
