@@ -174,7 +174,7 @@ def table_of_sizes() -> str:
 def parts() -> dict[str, Callable[[], str]]:
     """Return the function that writes each part, by its name. The modules take seconds to import."""
     import narvl_plugin.registered  # noqa: F401 - registers all that fairseq must know
-    from criterions import adjust_label_smoothed_cross_entropy, qctc, query_criterion
+    from criterions import adjust_label_smoothed_cross_entropy, qctc, qset, query_criterion
     from narvl_plugin.models.config import NarvlConfig, OfaConfig
     from narvl_plugin.scoring.registered import SCORERS
     from narvl_plugin.tasks import answers, base, caption, common, refcoco, snli_ve, vqa_gen
@@ -197,6 +197,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "the sizes": table_of_sizes,
         "options of students' criterions": lambda: options(query_criterion.QueryCriterionConfig),
         "options of qctc": lambda: options(qctc.QueryCtcConfig, query_criterion.QueryCriterionConfig),
+        "options of qset": lambda: options(qset.QuerySetConfig, query_criterion.QueryCriterionConfig),
         "options of the teacher's criterion": lambda: options(
             adjust_label_smoothed_cross_entropy.AdjustLabelSmoothedCrossEntropyConfig
         ),

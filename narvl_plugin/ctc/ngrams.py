@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LABELS_TRIED = 8
 """Number of the most probable labels of each query that the search reads, beside the blank."""
+REACH = 10.0
+"""Labels that are less probable than a query's best label by more than this, in nats, are left out."""
 LONGEST = 8
 """Largest order of an automaton."""
 STEPS_KEPT = 1_000_000
@@ -216,8 +218,8 @@ class Read(NamedTuple):
     """What the search reads of one sample, on the CPU.
 
     Attributes:
-        labels: (N, K), the most probable labels of each query other than the blank.
-        log_probs: (N, K), their log-probabilities.
+        labels: (N, K), the most probable labels of each query.
+        log_probs: (N, K), their log-probabilities; -inf for the blank, and for labels that are left out.
         blanks: (N,), the log-probability of the blank.
     """
 
@@ -324,12 +326,13 @@ def best_path(
     """
     num_queries = len(read.blanks)
     least, most = lengths or (0, num_queries)
-    labels, numbers = np.unique(read.labels, return_inverse=True)
+    is_read = read.log_probs > NEVER
+    labels, numbers = np.unique(np.where(is_read, read.labels, automaton.end), return_inverse=True)
     numbers = numbers.reshape(read.labels.shape)
     bounds = Bounds.of(automaton, read, labels, numbers, weight)
     columns: tuple[Any, ...] = (numbers.tolist(), read.labels.tolist(), read.log_probs.tolist())
     options: list[list[tuple[int, int, float]]] = [
-        list(zip(*parts, strict=True)) for parts in zip(*columns, strict=True)
+        [option for option in zip(*parts, strict=True) if option[2] > NEVER] for parts in zip(*columns, strict=True)
     ]
     blanks = read.blanks.tolist()
     step, end = automaton.step, automaton.end
@@ -384,8 +387,8 @@ def _ended(automaton: NgramAutomaton, node: Node, weight: float) -> Node | None:
 class NgramConstraint:
     """The sentences of an automaton of n-grams, whose log-probabilities are added to those of paths.
 
-    The search is exact on each query's most probable labels and the blank. If they spell no sentence of the automaton,
-    or the search gives up, the most probable output of an allowed length stays, with a warning.
+    The search is exact on the most probable labels of each query and the blank. If they spell no sentence of the
+    automaton, or the search gives up, the most probable output of an allowed length stays, with a warning.
 
     Attributes:
         automaton: the automaton.
@@ -420,7 +423,7 @@ class NgramConstraint:
         """Return each sample's path of the highest score; see `OutputConstraint.best_paths`."""
         top = log_probs.topk(min(LABELS_TRIED, log_probs.size(2)), dim=2)
         labels, read, blanks = to_host((top.indices, top.values, log_probs[:, :, blank]))
-        read = read.masked_fill(labels == blank, NEVER)
+        read = read.masked_fill((labels == blank) | (read < read[:, :, :1] - REACH), NEVER)
         paths, missing = torch.full(blanks.shape, blank), list[int]()
         for row, parts in enumerate(zip(labels.numpy(), read.numpy(), blanks.numpy(), strict=True)):
             path = self._best_path(Read(*parts), blank)

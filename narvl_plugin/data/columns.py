@@ -65,6 +65,7 @@ class Kind(Enum):
 TYPED = {
     "image": (Kind.IMAGE, Kind.PATH),
     "box": (Kind.BOX,),
+    "boxes": (Kind.BOX,),
     "answers": (Kind.ANSWERS,),
     "label": (Kind.LABEL,),
 }
@@ -112,9 +113,10 @@ def kind_of(value: str) -> Kind:
         return Kind.IMAGE
     if value in ENTAILMENT_ANSWERS:
         return Kind.LABEL
-    if _BOX.fullmatch(value[:200]):
+    parts = value.split(REFERENCE_SEPARATOR)
+    if all(_BOX.fullmatch(part[:200]) for part in parts):
         return Kind.BOX
-    if all(_ANSWERS.fullmatch(part) for part in value.split(REFERENCE_SEPARATOR)):
+    if all(_ANSWERS.fullmatch(part) for part in parts):
         return Kind.ANSWERS
     return Kind.ID if _ID.fullmatch(value) else Kind.TEXT
 

@@ -130,3 +130,14 @@ class CommonTask:
             InputError: if the task has no such score.
         """
         raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs")
+
+    def elements(self, tokens: list[int]) -> list[tuple[int, ...]]:
+        """Return the elements of a target that is a set, in the target's order.
+
+        Args:
+            tokens: the target without `</s>`.
+
+        Raises:
+            InputError: if the task's targets are sequences.
+        """
+        raise InputError(f"--criterion qset: the targets of the task {self.cfg._name} are sequences; take qctc")

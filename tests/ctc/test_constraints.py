@@ -30,7 +30,18 @@ def two_or_three_then_end(tokens: tuple[int, ...]) -> bool:
     return 2 <= len(said) <= 3 and END not in said
 
 
+def a_set_of_intervals(tokens: tuple[int, ...]) -> bool:
+    parts = [tokens[place : place + 2] for place in range(0, len(tokens), 2)]
+    return (
+        len(tokens) in (0, 2, 4)
+        and END not in tokens
+        and all(part[0] <= part[1] for part in parts)
+        and len(set(parts)) == len(parts)
+    )
+
+
 BINS = sequence_of([torch.tensor([1, 2, 3])] * 4)
+INTERVALS = BINS._replace(accepting=torch.tensor([True, False, True, False, True]))
 CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
     (OrderedTokens(BINS, ((0, 2),)), ordered),
     (OrderedTokens(BINS, ((0, 2), (1, 3))), a_box),
@@ -38,6 +49,7 @@ CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
         OrderedTokens(BINS, ((0, 2), (1, 3))).ending_in(END),
         lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,)),
     ),
+    (OrderedTokens(INTERVALS, ((0, 1), (2, 3)), ((0, 2, 2),)), a_set_of_intervals),
     (LengthRange(1, 2), one_or_two),
     (LengthRange(5, 9), lambda tokens: len(tokens) >= 5),
     (LengthRange(2, 3).ending_in(END), two_or_three_then_end),

@@ -12,6 +12,7 @@ import pytest
 from narvl_plugin.data.caption import CaptionDataset
 from narvl_plugin.data.columns import Kind, check_columns, kind_of
 from narvl_plugin.data.refcoco import RefcocoDataset
+from narvl_plugin.data.regions import RegionsDataset
 from narvl_plugin.data.snli_ve import SnliVeDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.data.vqa_gen import VqaGenDataset
@@ -26,6 +27,7 @@ SENTENCES = (
 HYPOTHESES = ("a man is outdoors", "the dogs are asleep", "a bus", "an old cat", "there is a bird")
 OBJECTS = ("man&&hat&&horse", "dog&&dog&&beach", "bus&&street corner", "cat&&table", "bird&&boat&&water")
 BOXES = ("0,0,4,3", "1,2,7,5", "2.5,1,8,6", "0,0,8,6", "3,3,5,5")
+SETS_OF_BOXES = ("0,0,4,3&&1,2,7,5", "", "2.5,1,8,6", "0,0,8,6&&1,2,7,5&&0,0,4,3", "3,3,5,5")
 ANSWERS = ("1.0|!+yes", "0.6|!+two&&0.3|!+three", "1.0|!+blue", "0.9|!+cat", "1|!+2")
 LABELS = ("entailment", "contradiction", "neutral", "entailment", "neutral")
 QUESTIONS = (
@@ -39,16 +41,24 @@ IDS, IMAGE_IDS, IMAGES = [f"{row}" for row in range(5)], [f"img-{row}" for row i
 FILES = {
     "caption": (IDS, IMAGE_IDS, SENTENCES, OBJECTS, IMAGES),
     "refcoco": (IDS, IMAGE_IDS, ("man left", "the dog", "bus", "old cat", "bird on boat"), BOXES, IMAGES),
+    "regions": (IDS, IMAGE_IDS, ("all men", "every dog", "bus", "old cats", "birds on boats"), SETS_OF_BOXES, IMAGES),
     "vqa_gen": (IDS, IMAGE_IDS, QUESTIONS, ANSWERS, OBJECTS, IMAGES),
     "snli_ve": (IDS, IMAGE_IDS, IMAGES, HYPOTHESES, SENTENCES, LABELS),
 }
 NAMES = {
     "caption": CaptionDataset.column_names,
     "refcoco": RefcocoDataset.column_names,
+    "regions": RegionsDataset.column_names,
     "vqa_gen": VqaGenDataset.column_names,
     "snli_ve": SnliVeDataset.column_names,
 }
-RIGHT = {"caption": (4, 2), "refcoco": (4, 2, 3), "vqa_gen": (5, 2, 3, 4), "snli_ve": (2, 3, 4, 5)}
+RIGHT = {
+    "caption": (4, 2),
+    "refcoco": (4, 2, 3),
+    "regions": (4, 2, 3),
+    "vqa_gen": (5, 2, 3, 4),
+    "snli_ve": (2, 3, 4, 5),
+}
 """After the id, which may be the row's or the image's."""
 
 

@@ -30,7 +30,7 @@ def _decode(image: str) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred scenes of all four tasks."""
+    """A few hundred scenes of all tasks."""
     out = tmp_path_factory.mktemp("scenes")
     write_scenes(out, train=200, valid=60, test=120, nouns=40, seed=3, tasks=TASKS)
     return out
@@ -46,7 +46,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch
         inside = path.relative_to(tmp_path / "first")
         assert path.read_bytes() == (tmp_path / "second" / inside).read_bytes()
         assert path.read_bytes() != (tmp_path / "other" / inside).read_bytes()
-    assert len(list((tmp_path / "first").rglob("*"))) == 4 + 4 * 3 + 1 + 3, "nothing but the finished files is left"
+    assert len(list((tmp_path / "first").rglob("*"))) == 5 + 5 * 3 + 1 + 3, "nothing but the finished files is left"
 
 
 def test_a_second_process_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_caption_rows_hold_five_references_and_an_image(scenes: Path) -> None:
 def test_all_tasks_show_the_same_images_in_their_own_columns(scenes: Path) -> None:
     for split in ("train", "test"):
         images = [row[4] for row in _rows(scenes, "caption", split)]
-        for task, width, column in (("vqa_gen", 6, 5), ("refcoco", 5, 4), ("snli_ve", 6, 2)):
+        for task, width, column in (("vqa_gen", 6, 5), ("refcoco", 5, 4), ("snli_ve", 6, 2), ("regions", 5, 4)):
             rows = _rows(scenes, task, split)
             assert {len(row) for row in rows} == {width}
             assert [row[column] for row in rows] == images

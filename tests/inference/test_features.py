@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from narvl_plugin.data.dataset import DatasetOptions
 from narvl_plugin.data.images import ImageReader
+from narvl_plugin.data.regions import RegionsDataset
 from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.scenes.truth import scenes_file
-from narvl_plugin.errors import BadRow, InputError
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, SkipBudget
 from narvl_plugin.inference import features
 from narvl_plugin.inference.features import frozen_backbone, write_features
 from narvl_plugin.models import build
@@ -61,6 +65,21 @@ def test_a_model_says_the_same_of_features_as_of_the_image(data: Path, tmp_path:
     assert not write_features(data, out, arch="narvl_nano", patch_image_size=SIZE)
     with pytest.raises(BadRow, match=r"features.tsv:1: the image column holds features already"):
         write_features(out, tmp_path / "again.tsv", arch="narvl_nano", patch_image_size=SIZE)
+
+
+def test_sets_of_boxes_stay_and_are_read_with_the_features(tmp_path: Path, codec: TextCodec) -> None:
+    write_scenes(tmp_path, train=12, valid=0, test=0, size=SIZE, nouns=8, tasks=("regions",))
+    data, out = tmp_path / "regions" / "train.tsv", tmp_path / "features.tsv"
+    assert write_features(data, out, **OPTIONS)
+    options = DatasetOptions(codec, SIZE, 20, 4, False, SkipBudget(0))
+    images, features = (RegionsDataset(TsvFile(f, "0,4,2,3"), options, "train", max_image_size=64) for f in (data, out))
+    numbers = set()
+    for row in range(12):
+        image, feature = images.sample(row), features.sample(row)
+        numbers.add(len(image["region_coord"]))
+        assert image["patch_image"].shape != feature["patch_image"].shape
+        assert all(torch.equal(image[key], feature[key]) for key in ("target", "region_coord", "w_resize_ratio"))
+    assert 0 in numbers and len(numbers) > 2
 
 
 def test_rows_that_share_an_image_share_its_features(data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded scenes are data of all four tasks, with the tasks' own defaults."""
+"""The embedded scenes are data of all tasks, with the tasks' own defaults."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from narvl_plugin.data.scenes import TASKS, write_scenes
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred scenes of all four tasks."""
+    """A hundred scenes of all tasks."""
     out = tmp_path_factory.mktemp("scenes")
     write_scenes(out, train=60, valid=20, test=20, nouns=40, seed=3, tasks=TASKS)
     return out
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "regions"])  # which has no task class yet
 def test_every_row_can_be_used(scenes: Path, name: str, answer_vocabulary: Path) -> None:
     files = ",".join(str(scenes / name / f"{split}.tsv") for split in ("train", "valid"))
     config = TASK_DATACLASS_REGISTRY[name](data=files, bpe_dir=str(answer_vocabulary), patch_image_size=32)

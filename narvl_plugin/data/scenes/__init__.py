@@ -1,4 +1,4 @@
-"""The embedded data set: images composed of emoji art, with captions and rows for all four tasks."""
+"""The embedded data set: images composed of emoji art, with captions and rows for each task."""
 
 from narvl_plugin.data.scenes.art import ArtError
 from narvl_plugin.data.scenes.nouns import NOUNS, plural

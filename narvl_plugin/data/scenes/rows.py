@@ -6,9 +6,11 @@ from random import Random
 
 from narvl_plugin.data.scenes.captions import write_captions
 from narvl_plugin.data.scenes.entailment import write_hypothesis
+from narvl_plugin.data.scenes.phrases import write_phrase
 from narvl_plugin.data.scenes.questions import join_answers, write_question
 from narvl_plugin.data.scenes.regions import write_expression
-from narvl_plugin.data.scenes.scene import Scene
+from narvl_plugin.data.scenes.scene import Scene, Thing
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,25 @@ def vqa_row(example: Example, random: Random) -> list[str]:
 def refcoco_row(example: Example, random: Random) -> list[str]:
     """Return uniq-id, image-id, text, x0,y0,x1,y1 in pixels, image."""
     text, thing = write_expression(example.scene, random)
-    box = ",".join(str(round(edge * example.side)) for edge in thing.box)
+    box = ",".join(map(str, _pixels(thing, example)))
     return [example.image_id, example.image_id, text, box, example.image]
+
+
+def regions_row(example: Example, random: Random) -> list[str]:
+    """Return uniq-id, image-id, text, boxes, image: all boxes that the text fits, joined by `&&`.
+
+    A box is x0,y0,x1,y1 in pixels. The column is empty if the text fits none. The boxes are in the reading order of
+    their upper left corners: from top to bottom, and from left to right where y0 is equal.
+    """
+    text, things = write_phrase(example.scene, tuple(example.nouns), random)
+    boxes = sorted((_pixels(thing, example) for thing in things), key=lambda box: (box[1], box[0], box))
+    joined = REFERENCE_SEPARATOR.join(",".join(map(str, box)) for box in boxes)
+    return [example.image_id, example.image_id, text, joined, example.image]
+
+
+def _pixels(thing: Thing, example: Example) -> list[int]:
+    """Return the box of an object in pixels."""
+    return [round(edge * example.side) for edge in thing.box]
 
 
 def snli_ve_row(example: Example, random: Random) -> list[str]:
@@ -62,5 +81,6 @@ ROWS: dict[str, Callable[[Example, Random], list[str]]] = {
     "vqa_gen": vqa_row,
     "refcoco": refcoco_row,
     "snli_ve": snli_ve_row,
+    "regions": regions_row,
 }
 """Task -> the function that makes its row."""
