@@ -33,20 +33,25 @@ def test_number_and_labels_are_those_of_the_alignment(ratio: float) -> None:
     is_revealed = found.labels != BLANK
     assert torch.equal(found.labels[is_revealed], aligned[is_revealed])
     distance = (logits.argmax(2) != aligned).sum(1)
-    number = torch.minimum((ratio * distance).round().long(), (aligned != BLANK).sum(1))
-    assert is_revealed.sum(1).tolist() == number.tolist()
-    assert number.sum() > 0
+    drawn = torch.stack(
+        [glance(logits, targets, lengths, ratio=ratio, blank=BLANK).labels != BLANK for _ in range(400)]
+    )
+    numbers = torch.arange(60.0)
+    chances = torch.distributions.Poisson((ratio * distance).clamp(min=1e-9)[:, None]).log_prob(numbers).exp()
+    expected = (chances * torch.minimum(numbers, (aligned != BLANK).sum(1)[:, None])).sum(1)
+    torch.testing.assert_close(drawn.float().sum(2).mean(0), expected, atol=0.35, rtol=0)
+    assert expected.sum() > 0
 
 
 def test_queries_are_drawn_at_random() -> None:
-    """One of three queries is revealed, each of them in a third of the draws."""
+    """Each of three queries is revealed as often as the others."""
     logits = torch.zeros(3000, 3, 7)
     logits[..., 5] = 1.0  # which is wrong everywhere
     targets = torch.tensor([[[1, 2, 3]]]).expand(3000, -1, -1)
     found = glance(logits, targets, torch.full((3000, 1), 3), ratio=1 / 3, blank=BLANK)
-    revealed = (found.labels != BLANK).float()
-    assert (revealed.sum(1) == 1).all()
-    torch.testing.assert_close(revealed.mean(0), torch.full((3,), 1 / 3), atol=0.05, rtol=0)
+    shares = (found.labels != BLANK).float().mean(0)
+    torch.testing.assert_close(shares, shares.mean().expand(3), atol=0.04, rtol=0)
+    assert 0.2 < shares.mean() < 0.4
 
 
 def test_nothing_is_revealed_where_all_is_right_or_no_target_counts() -> None:
