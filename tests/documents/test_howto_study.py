@@ -64,7 +64,7 @@ def test_one_more_student(command: str, newcomer: Newcomer, recorded: Callable[[
     newcomer.types(found)
     calls = recorded()
     assert [call[:2] for call in calls if call[0] == "narvl"] == [
-        ["narvl", name] for name in ("calibrate", "bench", "report")
+        ["narvl", name] for name in ("calibrate", "ngrams", "bench", "report")
     ]
     out = newcomer.folder / "runs" / "wide"
     assert {file.name for file in out.iterdir() if file.is_symlink()} == {
