@@ -371,7 +371,7 @@ class TrainedSingleTask(TrainedTask, BaseTask):
                 # fairseq's search stores the model that it was built for.
                 self._averaged_model = ema_model
                 self.generator = self.build_generator([ema_model], self.generator_options())
-        if self.generator is None:
+        if self.generates_in_validation and self.generator is None:
             self.prepare_validation(cast(OfaModel, model))
         judged = sample
         if "first_reference" in sample:
