@@ -68,14 +68,15 @@ class QuerySetCriterion(QueryCriterion):
         """Return the loss of each sample's set: (B, N, V), (B, 1, T), (B, 1) -> (B,), in nats."""
         rows = zip(targets[:, 0].tolist(), target_lengths[:, 0].tolist(), strict=True)
         sets = [self.task.elements(row[:length]) for row, length in rows]
-        if self.order == "all" or not self.training:
+        order = self.order if self.training else "all"
+        if order in ("all", "best"):
             automata = [set_of(elements, window=self.window) for elements in sets]
-            return language_loss(logits, automata, blank=blank, reduction="none")
-        if self.order == "best":
-            paths, _ = best_path_of(logits, [set_of(elements, window=self.window) for elements in sets], blank=blank)
+            if order == "all":
+                return language_loss(logits, automata, blank=blank, reduction="none")
+            paths, _ = best_path_of(logits, automata, blank=blank)
             said = collapse(paths, blank=blank)
             return query_ctc_loss(logits, said.tokens, said.lengths, blank=blank, reduction="none")
-        if self.order == "random":
+        if order == "random":
             sets = [shuffled(elements, logits.size(1)) for elements in sets]
         tokens = [torch.tensor(list(chain(*elements)), dtype=torch.int64) for elements in sets]
         lengths = torch.tensor([len(row) for row in tokens], dtype=torch.int64)

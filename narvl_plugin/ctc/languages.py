@@ -308,7 +308,7 @@ def best_path_of(logits: Tensor, acceptors: Sequence[Automaton] | PathGraph, *, 
         The labels (B, N) and the log-probabilities (B,); -inf, and any labels, for a sample without a path.
     """
     graph = _graph_of(logits, acceptors, blank)
-    emissions = gather_labels(logits.detach(), graph.labels) - log_sum_exp(logits)[..., None]
+    emissions = labels_log_probs(logits.detach(), graph.labels)
     scores, shares = _with_gradient(emissions, graph, max_plus)
     labels = graph.labels.gather(1, shares.argmax(2))
     return labels, scores.masked_fill(scores < IMPOSSIBLE / 2, float("-inf"))
@@ -328,7 +328,7 @@ def label_posteriors(
         The labels (B, U) of each sample, the blank first and on padding, and the probabilities (B, N, U).
     """
     graph = _graph_of(logits, acceptors, blank)
-    emissions = gather_labels(logits.detach(), graph.labels) - log_sum_exp(logits)[..., None]
+    emissions = labels_log_probs(logits.detach(), graph.labels)
     return graph.labels, _with_gradient(emissions, graph, log_plus)[1]
 
 
@@ -341,7 +341,7 @@ def path_entropy(logits: Tensor, acceptors: Sequence[Automaton] | PathGraph, *, 
         blank: the label of the blank.
     """
     graph = _graph_of(logits, acceptors, blank)
-    emissions = gather_labels(logits.detach(), graph.labels) - log_sum_exp(logits)[..., None]
+    emissions = labels_log_probs(logits.detach(), graph.labels)
     totals, shares = _with_gradient(emissions, graph, log_plus)
     return totals - (shares * emissions.clamp(min=IMPOSSIBLE)).sum((1, 2))
 

@@ -52,8 +52,8 @@ class Lattice(NamedTuple):
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Return the mask of positions before each sample's length: (B,) lengths -> (B, size) bool."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+    """Return the mask of positions before each length: (...) lengths -> (..., size) bool."""
+    return torch.arange(size, device=lengths.device) < lengths[..., None]
 
 
 def repeats(targets: Tensor, target_lengths: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from narvl_plugin.ctc.lattice import length_mask
 from narvl_plugin.errors import InputError
 
 ORDERS = (1, 2, 3, 4)
@@ -136,7 +137,7 @@ class CaptionReward:
 
     def _ngrams(self, tokens: Tensor, lengths: Tensor, order: int, padding: int) -> Ngrams:
         """Return the n-grams of one order: (..., T), (...)."""
-        inside = _inside(lengths - order + 1, max(0, tokens.size(-1) - order + 1))
+        inside = length_mask(lengths - order + 1, max(0, tokens.size(-1) - order + 1))
         keys = _keys(tokens, order).masked_fill(~inside, padding)
         table, squares, _ = self._on(tokens.device)
         places = _places(table, keys)
@@ -175,15 +176,10 @@ def _padded(references: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return references as tokens (R, S) and lengths (R,)."""
     lengths = torch.tensor([len(reference) for reference in references], dtype=torch.int64)
     tokens = torch.zeros(len(references), max(map(len, references), default=0), dtype=torch.int64)
-    tokens[_inside(lengths, tokens.size(1))] = torch.tensor(
+    tokens[length_mask(lengths, tokens.size(1))] = torch.tensor(
         [token for reference in references for token in reference], dtype=torch.int64
     )
     return tokens, lengths
-
-
-def _inside(lengths: Tensor, size: int) -> Tensor:
-    """Return the mask of positions before each length: (...) -> (..., size)."""
-    return torch.arange(size, device=lengths.device) < lengths[..., None]
 
 
 def _keys(tokens: Tensor, order: int) -> Tensor:
@@ -203,19 +199,19 @@ def _runs(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """
     shape = (*lengths.shape, 1)
     longest = tokens.size(-1)
-    marked = torch.where(_inside(lengths, longest), tokens, _AFTER - _FIRST)
+    marked = torch.where(length_mask(lengths, longest), tokens, _AFTER - _FIRST)
     room = tokens.new_full((*lengths.shape, RUN), _AFTER - _FIRST)
     whole = torch.cat([tokens.new_full(shape, _START - _FIRST), marked, room], -1)
     places = torch.arange(whole.size(-1), device=tokens.device)
     whole = whole.masked_fill(places == lengths.clamp(min=0)[..., None] + 1, _END - _FIRST)
     runs = _keys(whole, RUN)
-    inside = _inside((lengths + 3 - RUN).clamp(min=1), runs.size(-1))
+    inside = length_mask((lengths + 3 - RUN).clamp(min=1), runs.size(-1))
     return torch.where(inside, runs, runs[..., :1]), inside
 
 
 def _frequencies(tokens: Tensor, lengths: Tensor, owners: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Return the distinct n-grams of an order, and the number of rows that hold each: (U,), (U,)."""
-    inside = _inside(lengths - order + 1, max(0, tokens.size(1) - order + 1))
+    inside = length_mask(lengths - order + 1, max(0, tokens.size(1) - order + 1))
     keys = _keys(tokens, order)[inside].numpy()
     rows = owners[:, None].expand(inside.shape)[inside].numpy()
     sorting = np.lexsort((rows, keys))
