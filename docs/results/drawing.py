@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from measurements import Measurement
 
 TEACHER, STUDENT, EXPORTED, GREY = "#8a8f98", "#2563eb", "#0f9d76", "#6b7280"
-COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626")
+COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 SIZE = (5.6, 3.9)
 STUDIES = ("queries", "losses", "teachers")
 """The studies in run_scripts/studies/. A measurement study_STUDY_PART holds a part of one."""
@@ -107,7 +107,7 @@ def _study(parts: Mapping[str, Measurement], with_curves: bool) -> str:
             _points(panel, part)
             panel.set_xlabel(f"{part.raw['main']}: {name.replace('_', ' ')}")
             for panel_of_curves in beside:
-                for row, colour in zip(part, COLOURS, strict=False):
+                for row, colour in zip(part, cycle(COLOURS), strict=False):
                     panel_of_curves.plot(*zip(*row["curve"], strict=True), "o-", markersize=3, color=colour)
                 panel_of_curves.set_xlabel("updates")
                 panel_of_curves.set_ylabel(f"{part.raw['main']} in validation")
