@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from criterions.query_criterion import (
-    Prediction,
     QueryCriterion,
     QueryCriterionConfig,
     divergences,
@@ -17,7 +15,6 @@ from criterions.query_criterion import (
 )
 from criterions.views import mean_of_views, two_views
 from narvl_plugin.ctc import (
-    Glance,
     bigram_f1,
     expected_output_score,
     glance,
@@ -31,9 +28,6 @@ PATHS_DRAWN = 16
 
 GLANCING_LEFT = 0.2
 """The share of --glancing that is left at the end of training. It falls linearly."""
-
-GLANCING_LOSS_OVER_ALL = True
-"""Whether the loss is over all targets of a sample, and not only over the one whose labels are revealed."""
 
 
 @dataclass
@@ -144,25 +138,24 @@ class QueryCtcCriterion(QueryCriterion):
         log |= {key: log[key] // 2 for key in ("ntokens", "nsentences", "sample_size", "did_not_fit")}
         return losses.sum() if reduce else losses, sample_size // 2, log
 
-    def predict(self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any) -> Prediction:
+    def predict(
+        self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Run the model on a batch. With --glancing, training reveals labels. See `QueryCriterion.predict`."""
         if not (self.glancing and self.training):
             return super().predict(model, sample, blank=blank, **chosen)
         targets = sample.get("alternatives", sample["target"][:, None])
         ratio = self.glancing * (1 - (1 - GLANCING_LEFT) * self.task.progress)
-        glances: list[Glance] = []
+        revealed: list[Tensor] = []
 
         def look(logits: Tensor) -> Tensor:
             lengths = self.alternative_lengths(targets, logits.size(1))
-            glances.append(glance(logits, targets, lengths, ratio=ratio, blank=blank))
-            return glances[0].labels
+            labels = glance(logits, targets, lengths, ratio=ratio, blank=blank)
+            revealed.append((labels != blank).sum())
+            return labels
 
-        found = super().predict(model, sample, blank=blank, glance=look, **chosen)
-        (revealed,) = glances
-        if not GLANCING_LOSS_OVER_ALL:
-            rows = torch.arange(len(targets), device=targets.device)
-            sample = sample | {"alternatives": targets[rows, revealed.target][:, None]}
-        return found._replace(sample=sample, logged={"revealed": (revealed.labels != blank).sum()})
+        logits, logged = super().predict(model, sample, blank=blank, glance=look, **chosen)
+        return logits, logged | {"revealed": revealed[0]}
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""

@@ -5,7 +5,7 @@ Legend: B batch, N queries, V labels, K targets of a sample, T padded target len
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,9 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import min_queries, viterbi_any
+from narvl_plugin.ctc import min_queries
 from narvl_plugin.ctc.lattice import accumulation_dtype
 from narvl_plugin.data.survey import does_not_fit
-
-MIDDLE_WEIGHT = 0.3
-"""Weight of the middle prediction's loss in a self-conditioned model. That of the output has the rest."""
-
-SHARE_REVEALED = 0.3
-"""Share of the middle prediction's labels that training replaces by those of a path to the target."""
 
 
 @dataclass
@@ -41,22 +35,6 @@ class QueryCriterionConfig(FairseqDataclass):
         metadata={"help": "weight of the mean negative log-probability over all queries and all labels but the blank"},
     )
     sentence_avg: bool = II("optimization.sentence_avg")
-
-
-class Prediction(NamedTuple):
-    """What a model predicts for a batch.
-
-    Attributes:
-        logits: (B, N, V).
-        middle: (B, N, V), the logits of the middle layer; None if it predicts nothing.
-        sample: the batch whose targets they are compared with.
-        logged: what to log.
-    """
-
-    logits: Tensor
-    middle: Tensor | None
-    sample: dict[str, Any]
-    logged: dict[str, Any]
 
 
 def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
@@ -75,26 +53,6 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
     if without is None:
         return -log_probs.mean((1, 2))
     return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
-
-
-def revealed_labels(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-    """Draw labels from the most probable path to any of the targets.
-
-    Without them, the layers after the middle would at first read labels that are nearly all wrong.
-    Source: DSLP, https://arxiv.org/abs/2110.07515
-
-    Args:
-        logits: (B, N, V), of the middle layer.
-        targets: (B, K, T), right-padded.
-        target_lengths: (B, K); -1 excludes a target.
-        blank: the label of the blank.
-
-    Returns:
-        (B, N), the label for `SHARE_REVEALED` of the queries, and -1 for the others.
-    """
-    path = viterbi_any(logits, targets, target_lengths, blank=blank)
-    drawn = torch.rand(path.labels.shape, device=logits.device) < SHARE_REVEALED
-    return path.labels.masked_fill(~drawn | path.scores.isinf()[:, None], -1)
 
 
 def divergences(soft: Tensor, logits: Tensor) -> Tensor:
@@ -124,10 +82,6 @@ class QueryCriterion(FairseqCriterion):
     - `alternatives` (B, K, T), if a sample has several correct targets;
     - `soft_logits` (B, N, V), if another model's distributions are targets, too, see `soft_losses`;
     - `target_lengths` and `target_needs`, see `sizes`.
-
-    A self-conditioned model also returns the logits of its middle layer, `middle_logits` (B, N, V). They are trained on
-    the same targets, but without the auxiliary losses. In training, some of the labels that the next layer reads are
-    those of a path to the target, see `revealed_labels`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
     sample size. The result then does not depend on how a batch is split into steps or processes.
@@ -182,7 +136,7 @@ class QueryCriterion(FairseqCriterion):
                 f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
                 "blank; train it with --criterion label_smoothed_cross_entropy"
             )
-        logits, middle, sample, logged = self.predict(model, sample, blank=blank)
+        logits, logged = self.predict(model, sample, blank=blank)
         lengths = self.target_lengths(sample["target"])
         choices, choice_lengths = self.references(sample, logits.size(1))
         weights = sample.get("conf")
@@ -197,7 +151,6 @@ class QueryCriterion(FairseqCriterion):
             kept = torch.tensor(fits, dtype=torch.int64).to(logits.device, non_blocking=True)
             logits, lengths = logits[kept], lengths[kept]
             choices, choice_lengths = choices[kept], choice_lengths[kept]
-            middle = None if middle is None else middle[kept]
             weights = None if weights is None else weights[kept]
             soft_logits = None if soft_logits is None else soft_logits[kept]
 
@@ -205,11 +158,6 @@ class QueryCriterion(FairseqCriterion):
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
         losses = losses + self.soft_losses(logits, soft_logits)
-        nll_middle = None
-        if middle is not None:
-            nll_middle = self.losses_over_references(middle, choices, choice_lengths, blank=blank)
-            of_middle = self.smoothed(nll_middle, middle, lengths, blank=blank)
-            losses = (1 - MIDDLE_WEIGHT) * losses + MIDDLE_WEIGHT * of_middle
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -229,11 +177,11 @@ class QueryCriterion(FairseqCriterion):
         if not self.training:
             labels = logits.argmax(2)
             logging_output["repeats"] = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != blank)).sum()
-            if nll_middle is not None:
-                logging_output["nll_middle"] = nll_middle.detach().sum()
         return losses.sum() if reduce else losses, sample_size, logging_output | logged
 
-    def predict(self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any) -> Prediction:
+    def predict(
+        self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Run the model on a batch.
 
         Args:
@@ -241,15 +189,11 @@ class QueryCriterion(FairseqCriterion):
             sample: the batch.
             blank: the label of the blank.
             chosen: further arguments of the model.
+
+        Returns:
+            The logits, (B, N, V), and what to log.
         """
-
-        def reveal(logits: Tensor) -> Tensor:
-            return revealed_labels(logits, *self.references(sample, logits.size(1)), blank=blank)
-
-        if self.training and getattr(model, "is_self_conditioned", False):
-            chosen["reveal"] = reveal
-        logits, extra = model(**sample["net_input"], **chosen)
-        return Prediction(logits, extra.get("middle_logits"), sample, {})
+        return model(**sample["net_input"], **chosen)[0], {}
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
@@ -363,7 +307,6 @@ class QueryCriterion(FairseqCriterion):
 
         - loss: per unit of sample size, as trained on;
         - nll_loss: per target token, without weights and smoothing;
-        - nll_middle: in validation, the same of a self-conditioned model's middle prediction;
         - blank_share: the share of queries whose most probable label is the blank;
         - revealed: in training with --glancing, the share of queries whose label is revealed;
         - repeat_share: in validation, the share of queries whose most probable label is that of the query before;
@@ -377,9 +320,6 @@ class QueryCriterion(FairseqCriterion):
         # A step whose samples were all left out has a sample size of zero.
         metrics.log_scalar("loss", total("loss") / (sample_size or 1) / math.log(2), sample_size, round=3)
         metrics.log_scalar("nll_loss", total("nll_loss") / (num_tokens or 1) / math.log(2), num_tokens, round=3)
-        if any("nll_middle" in log for log in logging_outputs):
-            nll_middle = total("nll_middle") / (num_tokens or 1) / math.log(2)
-            metrics.log_scalar("nll_middle", nll_middle, num_tokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
         if any("repeats" in log for log in logging_outputs):

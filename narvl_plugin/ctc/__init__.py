@@ -9,7 +9,6 @@ from narvl_plugin.ctc.alignment import (
     token_posteriors,
     total_scores,
     viterbi,
-    viterbi_any,
 )
 from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
@@ -17,7 +16,7 @@ from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
-from narvl_plugin.ctc.glancing import Glance, glance
+from narvl_plugin.ctc.glancing import glance
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
@@ -46,7 +45,6 @@ __all__ = [
     "AnswerList",
     "Automaton",
     "Collapsed",
-    "Glance",
     "Hypothesis",
     "OutputConstraint",
     "LengthRange",
@@ -96,5 +94,4 @@ __all__ = [
     "tree_automaton",
     "tree_loss",
     "viterbi",
-    "viterbi_any",
 ]

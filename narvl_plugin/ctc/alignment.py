@@ -130,32 +130,6 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
     return best_states(state_emissions(log_probs.detach(), lattice), lattice)
 
 
-def viterbi_any(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Alignment:
-    """Find the most probable path that collapses to any of several targets.
-
-    The program does not wait for a GPU, because targets are not checked.
-
-    Args:
-        logits: (B, N, V), of any float type, unnormalised.
-        targets: (B, K, S), padded with any label.
-        target_lengths: (B, K); -1 excludes a target. One that needs more than N queries has no path.
-        blank: the label of the blank.
-
-    Returns:
-        The path of each sample, whose score is the sum of its logits. Without a path, the score is -inf, and the labels
-        mean nothing.
-    """
-    shape, num_queries = target_lengths.shape, logits.size(1)
-    lengths = target_lengths.clamp(min=0).flatten()
-    lattice = build_lattice(targets[:, :, :num_queries].flatten(0, 1), lengths, blank=blank)
-    found = best_states(state_emissions(logits.detach(), lattice), lattice)
-    scores = found.scores.view(shape)
-    impossible = (target_lengths < 0) | (target_lengths > num_queries) | (scores < IMPOSSIBLE / 2)
-    best_scores, best = scores.masked_fill(impossible, float("-inf")).max(1)
-    row = torch.arange(shape[0], device=best.device) * shape[1] + best
-    return Alignment(found.labels[row], found.positions[row], best_scores)
-
-
 def best_states(emissions: Tensor, lattice: Lattice) -> Alignment:
     """Find the most probable path to each target from its emissions.
 

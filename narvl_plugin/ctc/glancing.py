@@ -3,8 +3,6 @@
 Legend: B batch, N queries, V labels, K targets of a sample, T padded target length.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,20 +10,8 @@ from narvl_plugin.ctc.alignment import best_states, total_scores
 from narvl_plugin.ctc.lattice import Lattice, build_lattice, state_emissions
 
 
-class Glance(NamedTuple):
-    """The labels that are revealed to the queries.
-
-    Attributes:
-        labels: (B, N), the blank where nothing is revealed.
-        target: (B,), the index of the target to which the queries were aligned.
-    """
-
-    labels: Tensor
-    target: Tensor
-
-
 @torch.no_grad()
-def glance(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, ratio: float, blank: int) -> Glance:
+def glance(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, ratio: float, blank: int) -> Tensor:
     """Choose the labels to reveal, from what the model predicts without them.
 
     The most probable target of each sample is aligned to the queries. The distance is the number of queries whose most
@@ -40,6 +26,9 @@ def glance(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, ratio: fl
         target_lengths: (B, K); -1 excludes a target. Nothing is revealed to a sample without a target.
         ratio: the number of revealed labels for each query that differs, from 0 to 1.
         blank: the label of the blank.
+
+    Returns:
+        The labels (B, N) that are revealed to the queries, the blank where nothing is revealed.
     """
     num_targets = target_lengths.size(1)
     counted = targets[:, :, : logits.size(1)].flatten(0, 1)  # what is cut off belongs to excluded targets
@@ -55,4 +44,4 @@ def glance(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, ratio: fl
     number = torch.poisson(ratio * distance)
     order = torch.rand(aligned.shape, device=logits.device).masked_fill(aligned == blank, 2.0)
     is_drawn = order.argsort(1).argsort(1) < number[:, None]
-    return Glance(aligned.masked_fill(~is_drawn, blank), target)
+    return aligned.masked_fill(~is_drawn, blank)

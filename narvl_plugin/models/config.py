@@ -126,14 +126,6 @@ class NarvlConfig(OfaConfig):
             "plain CTC takes it"
         },
     )
-    self_condition: str = field(
-        default="",
-        metadata={
-            "help": "what the middle decoder layer's prediction gives to the next layer: the embedding of the most "
-            "probable label (`argmax`), or the mean embedding under the probabilities (`softmax`). Query-CTC then also "
-            "trains that prediction. If empty, there is no such connection"
-        },
-    )
     temperature: float = field(
         default=1.0,
         metadata={
@@ -191,10 +183,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Smallest and largest value of each number: beyond any published size, but small enough for memory."""
 
 
-CHOICES = {
-    "query_input": ("learned", "positions", "source"),
-    "self_condition": ("", "argmax", "softmax"),
-}
+CHOICES = {"query_input": ("learned", "positions", "source")}
 """The values of each option that takes only these."""
 
 
@@ -208,7 +197,7 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     if type(value) not in accepted:
         raise InputError(f"{name}={value!r:.80}: is a {type(value).__name__}; expected {kind.__name__}")
     if name in CHOICES and value not in CHOICES[name]:
-        raise InputError(f"{name}={value!r:.80}: choose one of {', '.join(filter(None, CHOICES[name]))}")
+        raise InputError(f"{name}={value!r:.80}: choose one of {', '.join(CHOICES[name])}")
     if name in LIMITS:
         least, most = LIMITS[name]
         if not (math.isfinite(value) and least <= value <= most):

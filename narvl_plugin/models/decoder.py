@@ -1,6 +1,6 @@
 """The base of the autoregressive and the parallel decoder: weights, position biases, layers, projection."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,7 +119,6 @@ class Decoder(nn.Module):
         self_biases: Sequence[Tensor | None],
         cross_bias: Tensor,
         caches: list[LayerCache] | None = None,
-        between: Callable[[int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Run the layers over embedded input.
 
@@ -129,8 +128,6 @@ class Decoder(nn.Module):
             self_biases: the self-attention bias of each layer, see `DecoderLayer.forward`.
             cross_bias: the cross-attention bias, see `DecoderLayer.forward`.
             caches: the cache of each layer, updated in place.
-            between: changes the input of the next layer, or of the last norm: the number of layers that have run and
-                their output (B, T, D) -> (B, T, D).
 
         Returns:
             Logits (B, T, V) and a dictionary with `encoder_out` (S, B, D), `encoder_padding_mask` (B, S) or None,
@@ -142,8 +139,6 @@ class Decoder(nn.Module):
             cache = {"cache": caches[i]} if caches else {}
             x = layer(x, encoder_out.features, self_biases[i], cross_bias, **cache)
             inner_states.append(x.transpose(0, 1))
-            if between is not None:
-                x = between(i + 1, x)
         extra = {
             "encoder_out": encoder_out.features.transpose(0, 1),
             "encoder_padding_mask": encoder_out.padding_mask,

@@ -13,7 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from narvl_plugin.importing import without_compiler
 
-from .layers import ZeroLinear
 from .memo import Memo, Value
 
 with without_compiler():
@@ -60,7 +59,7 @@ def pack_linear_layers(module: nn.Module) -> None:
     """Replace each large linear layer in a module by a packed one, in place. This doubles the memory of the weights."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if (type(child) is nn.Linear or type(child) is ZeroLinear) and child.weight.numel() >= LARGE:
+            if type(child) is nn.Linear and child.weight.numel() >= LARGE:
                 setattr(parent, name, PackedLinear(child))
 
 

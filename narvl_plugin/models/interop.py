@@ -43,8 +43,6 @@ EMBEDDING = "encoder.embed_tokens.weight"
 EMBEDDING_ALIASES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 QUERIES = "decoder.query_embed.weight"
 """Name of the queries (N, D). A checkpoint that has them is a student's. Its last label is the blank."""
-CONDITION = tuple(f"decoder.{part}.{kind}" for part in ("condition_norm", "condition") for kind in ("weight", "bias"))
-"""Names of the connection from a student's middle prediction. Not all students have it."""
 
 ORIGIN = "decoder.origin"
 """Name under which weights carry their `Origin` while they are read, as JSON in bytes."""
@@ -226,8 +224,7 @@ def fit_state(
     """Fit the weights of a checkpoint to a model: a teacher's to a student, fewer labels or queries to more.
 
     New rows are drawn at random: queries from N(0, 0.02), rows of the embedding from N(0, D^-0.5). They follow from
-    torch's initial seed, so all processes of a training draw the same. A new connection from a student's middle
-    prediction is zero.
+    torch's initial seed, so all processes of a training draw the same.
 
     Args:
         found: the checkpoint's weights by name. Tables that our models compute are ignored.
@@ -249,7 +246,6 @@ def fit_state(
         _fit_embedding(found, own, generator, notes, grow)
     if QUERIES in own:
         _fit_queries(found, own, generator, notes)
-        _fit_condition(found, own, notes)
 
     differences = []
     for name in [*own, *(name for name in found if name not in own)]:
@@ -384,16 +380,6 @@ def _fit_queries(
     notes.append(f"new: {QUERIES}[{len(queries)}:{len(wanted)}], queries")
     added = torch.randn(len(wanted) - len(queries), wanted.shape[1], generator=generator) * 0.02
     found[QUERIES] = torch.cat([queries, added.to(queries.dtype)])
-
-
-def _fit_condition(found: dict[str, Tensor], own: Mapping[str, Tensor], notes: list[str]) -> None:
-    """Add the connection from the middle prediction if only the model has it; `found` and `notes` are updated."""
-    if any(name in found for name in CONDITION) or not any(name in own for name in CONDITION):
-        return
-    for name in CONDITION:
-        value = float(name == "decoder.condition_norm.weight")
-        found[name] = torch.full(own[name].shape, value, dtype=own[name].dtype, device="cpu")
-    notes.append("new: decoder.condition, the connection from the middle prediction")
 
 
 def _shape(tensor: Tensor) -> str:

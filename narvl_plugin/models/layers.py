@@ -66,15 +66,6 @@ class _Layer(nn.Module):
         return self._residual(x, self.fc2(self.ffn_layernorm(hidden)))
 
 
-class ZeroLinear(nn.Linear):
-    """Linear layer that starts at zero, without drawing random numbers."""
-
-    def reset_parameters(self) -> None:
-        """Set weight and bias to zero."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
 class EncoderLayer(_Layer):
     """Self-attention and feed-forward block over (B, S, D)."""
 

@@ -17,7 +17,7 @@ from .config import LIMITS, NarvlConfig
 from .interop import ORIGIN, QUERIES, Origin
 from .memo import run_on_memos
 from .ofa import OfaModel
-from .query_decoder import ALL, Glance, QueryDecoder, Reveal
+from .query_decoder import ALL, Glance, QueryDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,6 @@ class NarvlModel(OfaModel):
         if self.member is not None:
             return length(self.members[self.member])
         return self.decoder.query_embed.num_embeddings
-
-    @property
-    def is_self_conditioned(self) -> bool:
-        """Whether the middle layer predicts labels that the next layer reads."""
-        return self.decoder.condition is not None
 
     @property
     def temperature(self) -> float:
@@ -194,7 +189,6 @@ class NarvlModel(OfaModel):
         queries: str | None = None,
         padded: NDArray[np.bool_] | None = None,
         glance: Glance | None = None,
-        reveal: Reveal | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and intermediate results.
 
@@ -208,7 +202,6 @@ class NarvlModel(OfaModel):
                 student of one task.
             padded: (B,), see `OfaEncoder.forward`.
             glance: see `QueryDecoder.forward`. The encoder runs once.
-            reveal: see `QueryDecoder.forward`.
 
         Returns:
             Logits (B, N, V) and a dictionary, see `Decoder.run_layers`.
@@ -217,7 +210,7 @@ class NarvlModel(OfaModel):
 
         def run() -> tuple[Tensor, dict[str, Any]]:
             encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded)
-            return self.decoder(None, encoder_out, rows, glance, reveal)
+            return self.decoder(None, encoder_out, rows, glance)
 
         return run_on_memos(run)
 

@@ -19,7 +19,6 @@ from .decoder import Decoder
 from .encoder import OfaEncoder
 from .inference import multiply_in, optimise_backbone, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state, with_frozen_backbone
-from .layers import ZeroLinear
 from .memo import memos_of, run_on_memos
 
 logger = logging.getLogger(__name__)
@@ -215,8 +214,7 @@ class OfaModel(nn.Module):
 def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None = None) -> None:
     """Draw the weights of a module from scratch, in place.
 
-    Linear layers are drawn from N(0, linear_std), embeddings from N(0, 0.02), convolutions by Kaiming's rule. A layer
-    that starts at zero draws nothing.
+    Linear layers are drawn from N(0, linear_std), embeddings from N(0, 0.02), convolutions by Kaiming's rule.
 
     Args:
         module: the module.
@@ -225,9 +223,7 @@ def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None =
     """
     if module is keep:
         return
-    if isinstance(module, ZeroLinear | nn.LayerNorm | _BatchNorm):
-        module.reset_parameters()
-    elif isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=linear_std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -237,5 +233,7 @@ def initialise(module: nn.Module, *, linear_std: float, keep: nn.Module | None =
             nn.init.zeros_(module.weight[module.padding_idx])
     elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.LayerNorm | _BatchNorm):
+        module.reset_parameters()
     for child in module.children():
         initialise(child, linear_std=linear_std, keep=keep)

@@ -1,22 +1,16 @@
 """The parallel decoder: N learnable query tokens become N label distributions in one pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from narvl_plugin.errors import InputError
 
 from .config import NarvlConfig, check_value
 from .decoder import Decoder
 from .encoder import EncoderOutput
-from .layers import DecoderLayer, ZeroLinear
+from .layers import DecoderLayer
 from .memo import FixedMemo, Memo, weights_of
-
-Reveal = Callable[[Tensor], Tensor]
-"""Chooses labels that replace a middle prediction's: its logits (B, N, V) -> (B, N), -1 where the prediction stays."""
 
 ALL = slice(None)
 """The rows of all queries."""
@@ -31,20 +25,12 @@ class QueryDecoder(Decoder):
     For comparison, `query_input` of the configuration puts something else in the place of the embeddings: the
     embeddings of the queries' positions, or a uniform copy of the encoder's states. Plain CTC decodes such states.
 
-    With `self_condition` of the configuration, the middle layer also predicts labels, and the next layer reads their
-    embeddings. Source: self-conditioned CTC, https://arxiv.org/abs/2104.02724
-
     Legend: B batch, N queries, S source positions, D width, V vocabulary with the blank.
 
     Attributes:
         cfg: the configuration.
         query_embed: the embeddings of the queries.
         blank_row: (D,), the blank's row of a frozen embedding, which is trained; else None.
-        middle: the number of layers before the middle prediction.
-        condition_norm: the norm of the predicted labels' embeddings. An embedding's deviation is about 0.02, that of
-            the states about 1.
-        condition: the connection from the middle prediction to the next layer, zero at first; None without
-            `self_condition`.
     """
 
     cfg: NarvlConfig
@@ -54,18 +40,6 @@ class QueryDecoder(Decoder):
         check_value("query_input", cfg.query_input, str)
         self.query_embed = nn.Embedding(cfg.num_queries, cfg.encoder_embed_dim)
         self.query_embed.requires_grad_(cfg.query_input == "learned")
-        check_value("self_condition", cfg.self_condition, str)
-        self.middle = cfg.decoder_layers // 2
-        self.condition_norm: nn.LayerNorm | None = None
-        self.condition: ZeroLinear | None = None
-        if cfg.self_condition:
-            if not self.middle:
-                raise InputError(
-                    f"self_condition={cfg.self_condition}: needs two decoder layers or more; decoder_layers is "
-                    f"{cfg.decoder_layers}"
-                )
-            self.condition_norm = nn.LayerNorm(cfg.encoder_embed_dim)
-            self.condition = ZeroLinear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
         self._start_memo: Memo[Tensor] = Memo(exact=True)
         self.blank_row: nn.Parameter | None = None
         if cfg.freeze_embedding:
@@ -77,7 +51,6 @@ class QueryDecoder(Decoder):
         encoder_out: EncoderOutput,
         rows: slice = ALL,
         glance: Glance | None = None,
-        reveal: Reveal | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and the intermediate results of `run_layers`.
 
@@ -89,11 +62,9 @@ class QueryDecoder(Decoder):
             encoder_out: the encoder's output.
             rows: the N queries to use. The first one is at position 0.
             glance: chooses the labels to reveal to the first layer, in training.
-            reveal: labels that the layer after the middle reads in training; only with `self_condition`.
 
         Returns:
-            Logits (B, N, V) and a dictionary of intermediate results. With `self_condition`, these include the middle
-            layer's logits, `middle_logits` (B, N, V).
+            Logits (B, N, V) and a dictionary of intermediate results.
         """
         samples = encoder_out.features.shape[0]
         self_biases, cross_bias = self.text_biases(len(self.query_embed.weight[rows]), encoder_out.positions)
@@ -107,52 +78,14 @@ class QueryDecoder(Decoder):
             x = self.embed_queries(rows).expand(samples, -1, -1)
         else:
             x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
-            return self._run(x, encoder_out, [None, *self_biases[1:]], cross_bias, reveal)
+            return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
         if glance is not None:
             with torch.no_grad():
-                labels = glance(self._run(x, encoder_out, self_biases, cross_bias, None)[0])
+                labels = glance(self.run_layers(x, encoder_out, self_biases, cross_bias)[0])
             # Older versions of torch would use the weights again that autocast has converted without a gradient.
             torch.clear_autocast_cache()
             x = x + self.embed_labels(labels)
-        return self._run(x, encoder_out, self_biases, cross_bias, reveal)
-
-    def _run(
-        self,
-        x: Tensor,
-        encoder_out: EncoderOutput,
-        self_biases: Sequence[Tensor | None],
-        cross_bias: Tensor,
-        reveal: Reveal | None,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the layers, with the connection from the middle prediction if there is one; see `run_layers`."""
-        if self.condition is None:
-            return self.run_layers(x, encoder_out, self_biases, cross_bias)
-        middle: dict[str, Tensor] = {}
-
-        def between(number: int, x: Tensor) -> Tensor:
-            if number != self.middle:
-                return x
-            middle["middle_logits"] = self.project(self.layer_norm(x))
-            return x + self._condition(middle["middle_logits"], reveal)
-
-        logits, extra = self.run_layers(x, encoder_out, self_biases, cross_bias, between=between)
-        return logits, extra | middle
-
-    def _condition(self, logits: Tensor, reveal: Reveal | None = None) -> Tensor:
-        """Return what a prediction adds to the next layer's input: (B, N, V) -> (B, N, D)."""
-        assert self.condition is not None and self.condition_norm is not None
-        embedding = self.embed_tokens.weight
-        if self.blank_row is not None:
-            embedding = torch.cat([embedding[:-1], self.blank_row[None]])
-        if self.cfg.self_condition == "argmax":
-            feedback = F.embedding(logits.argmax(-1), embedding)
-        else:
-            feedback = logits.softmax(-1) @ embedding
-        if reveal is not None:
-            labels = reveal(logits)
-            feedback = torch.where(labels[..., None] < 0, feedback, F.embedding(labels.clamp(min=0), embedding))
-        conditioned: Tensor = self.condition(self.condition_norm(feedback))
-        return conditioned
+        return self.run_layers(x, encoder_out, self_biases, cross_bias)
 
     def fix_shapes(self, rows: slice, source_positions: Tensor) -> None:
         """Fix the biases of the queries in `rows`, and what they are before reading, for one source, in place.

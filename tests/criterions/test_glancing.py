@@ -68,7 +68,7 @@ def test_the_input_of_exactly_the_revealed_queries_changes(
     encoded = []
     model.encoder.register_forward_hook(lambda *_: encoded.append(1))
     first, second = inputs_of_passes(model, lambda: criterion(task, glancing=1.0)(model, batch))
-    labels = glances[0].labels
+    labels = glances[0]
     for row, words in enumerate([{4, 5, 6}, {7}, {8}]):
         assert set(labels[row].tolist()) - {BLANK} == words
     assert torch.equal((first != second).any(2), labels != BLANK)
@@ -153,27 +153,6 @@ def test_samples_that_do_not_fit_are_not_revealed_anything(task: SimpleNamespace
     assert (first != second).any(2).any(1).tolist() == [False, True]
     log = criterion(task, glancing=1.0)(model, both)[2]
     assert (log["did_not_fit"], log["nsentences"], log["queries"]) == (1, 1, 6)
-
-
-@pytest.mark.parametrize("over_all", [True, False])
-def test_loss_with_several_references(
-    over_all: bool, task: SimpleNamespace, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is over all of them, or over the one that is revealed."""
-    monkeypatch.setattr(qctc, "GLANCING_LOSS_OVER_ALL", over_all)
-    batch["alternatives"] = torch.tensor([[[4, 5, 2], [6, 2, 1]], [[7, 2, 1], [8, 9, 2]], [[5, 2, 1], [1, 1, 1]]])
-    model, seen = student(), []
-    monkeypatch.setattr(
-        QueryCtcCriterion,
-        "losses_over_references",
-        lambda self, logits, targets, *_, **__: (seen.append(targets), logits.sum((1, 2)))[1],
-    )
-    criterion(task, glancing=1.0)(model, batch)
-    if over_all:
-        assert torch.equal(seen[0], batch["alternatives"])
-    else:
-        assert seen[0].shape == (3, 1, 3)
-        assert seen[0][2, 0].tolist() == [5, 2, 1]
 
 
 @pytest.mark.parametrize("glancing", [-0.1, 1.1, float("nan")])

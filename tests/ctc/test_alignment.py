@@ -6,15 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from narvl_plugin.ctc import (
-    TargetsDoNotFit,
-    min_queries,
-    query_ctc_loss,
-    score_targets,
-    token_posteriors,
-    viterbi,
-    viterbi_any,
-)
+from narvl_plugin.ctc import TargetsDoNotFit, query_ctc_loss, score_targets, token_posteriors, viterbi
 
 Spellings = Callable[[int, int, int, tuple[int, ...]], Iterator[tuple[int, ...]]]
 
@@ -112,29 +104,3 @@ def test_several_targets_of_a_sample_are_scored_as_the_loss_scores_them() -> Non
         torch.testing.assert_close(scores[:, k], -losses)
     assert score_targets(log_probs[:0], targets[:0], lengths[:0], blank=0).shape == (0, 4)
     assert float(score_targets(log_probs[:, :1], targets[:, :, :2], torch.full((3, 4), 2), blank=0).max()) == -torch.inf
-
-
-def test_best_path_to_any_target_is_the_best_of_each_ones() -> None:
-    """Excluded targets do not count, nor those that need more queries; other samples have no path at all."""
-    random = torch.Generator().manual_seed(4)
-    logits = 3 * torch.randn(20, 5, 6, generator=random)
-    targets = torch.randint(1, 6, (20, 4, 9), generator=random)
-    lengths = torch.randint(0, 5, (20, 4), generator=random)
-    targets[:, 1, :3], lengths[:, 1] = 2, 3  # five queries, with two blanks
-    targets[:, 2, :4], lengths[:, 2] = 2, 4  # seven
-    lengths[:, 3] = torch.tensor([-1, 9]).repeat(10)
-    lengths[-1] = torch.tensor([-1, -1, 4, 6])
-    found = viterbi_any(logits, targets, lengths, blank=0)
-    chosen = set()
-    for sample in range(19):
-        usable = [k for k in (0, 1) if min_queries(targets[sample], lengths[sample])[k] <= 5]
-        single = [
-            viterbi(logits[sample, None], targets[sample, None, k], lengths[sample, None, k], blank=0) for k in usable
-        ]
-        best = max(range(len(single)), key=lambda k: float(single[k].scores))
-        chosen.add(best)
-        assert found.labels[sample].tolist() == single[best].labels[0].tolist()
-        assert found.positions[sample].tolist() == single[best].positions[0].tolist()
-        assert found.scores[sample].item() == pytest.approx(single[best].scores.item(), rel=1e-5)
-    assert chosen == {0, 1}
-    assert found.scores[19].item() == -float("inf")

@@ -193,7 +193,7 @@ class TestFrozenEmbedding:
 def test_a_students_configuration_adds_queries_and_calibration() -> None:
     names = [{field for field in config.__dataclass_fields__} for config in (OfaConfig, NarvlConfig)]
     calibration = {"temperature", "confidence_slope", "confidence_offset"}
-    own = {"num_queries", "query_input", "self_condition", "member_queries", "member_calibration"}
+    own = {"num_queries", "query_input", "member_queries", "member_calibration"}
     assert names[1] - names[0] == own | calibration
 
 
