@@ -138,18 +138,21 @@ def greedy(logits: Tensor, *, blank: int) -> list[Hypothesis]:
     return hypotheses_of(labels, best - log_sum_exp(logits), blank=blank)
 
 
-def hypotheses_of(labels: Tensor, log_probs: Tensor, *, blank: int) -> list[Hypothesis]:
+def hypotheses_of(
+    labels: Tensor, log_probs: Tensor, *, blank: int, collapsed: Collapsed | None = None
+) -> list[Hypothesis]:
     """Collapse the paths of a batch.
 
     Args:
         labels: (B, N), the label of each query.
         log_probs: (B, N), the log-probability of each label.
         blank: the label of the blank.
+        collapsed: the result of `collapse` on the labels, if it is known.
 
     Returns:
         One hypothesis for each sample.
     """
-    tokens, queries, lengths = collapse(labels, blank=blank)
+    tokens, queries, lengths = collapsed or collapse(labels, blank=blank)
     positional = log_probs.gather(1, queries.clamp(min=0))
     return [
         Hypothesis(

@@ -81,9 +81,10 @@ def constrain(
         searched = constraint.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
         labels, near = labels.index_copy(0, rows, searched.labels), near.index_copy(0, rows, searched.log_probs)
     paths = Paths(labels, near)
-    tokens, queries, lengths = collapse(labels, blank=blank)
+    collapsed = collapse(labels, blank=blank)
+    tokens, queries, lengths = collapsed
     emissions = paths.emissions(queries)
     scores = total_scores(emissions, build_lattice(tokens, lengths, blank=blank))
-    found = hypotheses_of(labels, paths.positional, blank=blank)
+    found = hypotheses_of(labels, paths.positional, blank=blank, collapsed=collapsed)
     outputs = Outputs(tokens[:, None], lengths[:, None], scores[:, None], emissions[:, None])
     return [path._replace(score=score) for path, score in zip(found, scores, strict=True)], outputs
