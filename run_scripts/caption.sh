@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Captioning from data to report: scenes -> teacher -> distilled captions -> student -> its captions.
+# Captioning from data to report: scenes -> teacher -> student -> its captions.
+# With DISTIL=1, the student learns the teacher's captions.
 #
 #   bash run_scripts/caption.sh [KEY=value ...]
 #

@@ -77,7 +77,7 @@ def pipeline(root: Path, name: str, *settings: str) -> subprocess.CompletedProce
 def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     """Every stage leaves its output; a finished run does nothing again, and is not gone on with otherwise."""
     run, began = tmp_path / "run", datetime.now(UTC).replace(microsecond=0)
-    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}", "DISTIL=1")
     assert done.returncode == 0, done.stdout + done.stderr
     timed = [line.split("\t") for line in (run / "stages.tsv").read_text().splitlines()]
     assert sorted(name for name, *_ in timed) == sorted(STAGES)
@@ -106,12 +106,12 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     assert (run / "captions.ngrams").stat().st_size > 0
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}", "DISTIL=1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is done: ") == len(STAGES)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
-    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}", "QUERIES=7")
+    done = pipeline(root, "caption", "PRESET=smoke", f"OUT={run}", "DISTIL=1", "QUERIES=7")
     assert done.returncode == 1
     assert "QUERIES (was '24', now '7')" in done.stderr
 
@@ -418,7 +418,7 @@ def test_three_teachers_distil_together_and_a_student_teaches_a_second(
     stand_ins(tmp_path / "programs", monkeypatch)
     run, words = tmp_path / "run", ["preset=smoke", "processes=1", "seed=7"]
     assert narvl_run(tmp_path, *words, f"out={tmp_path / 'one'}").returncode == 0
-    words += ["teachers=3", "self_distil=mbr"]
+    words += ["teachers=3", "distil=true", "self_distil=mbr"]
     record = tmp_path / "programs" / "record"
     record.unlink()
     done = narvl_run(tmp_path, *words, f"out={run}")

@@ -67,9 +67,7 @@ def test_one_more_student(command: str, newcomer: Newcomer, recorded: Callable[[
         ["narvl", name] for name in ("calibrate", "ngrams", "bench", "report")
     ]
     out = newcomer.folder / "runs" / "wide"
-    assert {file.name for file in out.iterdir() if file.is_symlink()} == {
-        *("data", "vocab", "features", "teacher", "distilled")
-    }
+    assert {file.name for file in out.iterdir() if file.is_symlink()} == {"data", "vocab", "features", "teacher"}
     assert all((file / "generate-test.txt").exists() for file in (out / "generate").iterdir())
     assert (out / "report.html").exists()
     with pytest.raises(
