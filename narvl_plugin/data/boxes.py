@@ -73,6 +73,11 @@ def parse_edges(column: str, where: str) -> Tensor:
     return box
 
 
+def format_box(box: Sequence[float]) -> str:
+    """Return a box as the column `x0,y0,x1,y1`, with at most two decimals."""
+    return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in box)
+
+
 def may_be_percent(boxes: Tensor) -> bool:
     """Return whether all edges of boxes (N, 4) could be shares or percentages of their images."""
     return bool((boxes.abs() <= 100 * ROUNDED).all())

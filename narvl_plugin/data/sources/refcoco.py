@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from narvl_plugin.data.boxes import format_box
 from narvl_plugin.data.plain_pickles import read_pickle
 from narvl_plugin.data.sources.reading import (
     Record,
@@ -169,4 +170,4 @@ def corners(region: Region, notes: Notes) -> str:
         raise Dropped("box empty or outside the image")
     if inside != whole:
         notes["boxes clipped"] += 1
-    return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in inside)
+    return format_box(inside)
