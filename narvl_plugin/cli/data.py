@@ -138,6 +138,29 @@ def refcoco(
 
 
 @app.command()
+def grefcoco(
+    raw: Raw,
+    out: SplitsDir,
+    images: Images = None,
+    splits: Splits = None,
+    cut_boxes: Annotated[
+        bool, typer.Option("--cut-boxes", help="Cut rows of more than 5 boxes to the first 5 of them, not drop them.")
+    ] = False,
+    image_paths: ImagePaths = False,
+    check_images: CheckImages = False,
+) -> None:
+    """Convert the phrases of gRefCOCO with all their boxes.
+
+    Reads grefcoco/grefs(unc).json, grefcoco/instances.json and train2014/. Writes the splits train, val, testA and
+    testB. A phrase may have no box. Rows of more than 5 boxes are counted, and dropped or cut.
+    """
+    from narvl_plugin.data.sources.grefcoco import convert_grefcoco
+
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_grefcoco(raw, out, folder, splits=_names(splits), cut_boxes=cut_boxes))
+
+
+@app.command()
 def snli_ve(
     raw: Raw,
     out: SplitsDir,
@@ -153,6 +176,30 @@ def snli_ve(
     from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 
     _tell(convert_snli_ve(raw, out, _image_folder(images or raw, image_paths, check_images), splits=_names(splits)))
+
+
+@app.command()
+def visual_genome(
+    raw: Raw,
+    out: SplitsDir,
+    images: Images = None,
+    splits: Splits = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of the only nouns and relations to keep, such as VG-SGG-dicts.json."),
+    ] = None,
+    image_paths: ImagePaths = False,
+    check_images: CheckImages = False,
+) -> None:
+    """Convert the relationships of Visual Genome to triplets with boxes.
+
+    Reads image_data.json, relationships.json, vg_splits.json, and VG_100K/ or VG_100K_2/ or both. Writes the splits
+    train, val and test.
+    """
+    from narvl_plugin.data.sources.visual_genome import convert_visual_genome
+
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_visual_genome(raw, out, folder, splits=_names(splits), names=names))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +25,13 @@ TINY, LARGE = 2, 200
 """Longer side of an image, in pixels, up to which boxes of 1 pixel are plausible, and from which 100 are small."""
 GOOD_IOU = 0.5
 """Smallest IoU of a correct box."""
+LARGEST_EDGE = 1e9
+"""Largest distance of an edge from the image's corner, in pixels, in a file from elsewhere."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 """A box that covers nothing."""
 _FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
+_BIN = re.compile(r"<bin_([0-9]{1,9})>")
+_BINS = re.compile(r"\s*(?:<bin_[0-9]{1,9}>\s*)*")
 _EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float also accepts 1_0 and digits of other scripts
 
 
@@ -76,6 +81,14 @@ def parse_edges(column: str, where: str) -> Tensor:
 def format_box(box: Sequence[float]) -> str:
     """Return a box as the column `x0,y0,x1,y1`, with at most two decimals."""
     return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in box)
+
+
+def is_box(value: Any) -> bool:
+    """Return whether a value of JSON is a list of four numbers in the range of edges."""
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    numbers = [edge for edge in value if isinstance(edge, (int, float)) and not isinstance(edge, bool)]
+    return len(numbers) == 4 and all(abs(edge) <= LARGEST_EDGE for edge in numbers)
 
 
 def may_be_percent(boxes: Tensor) -> bool:
@@ -175,6 +188,17 @@ def bins_in(text: str) -> list[int] | None:
     """Return the four bins of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
     match = _FOUR_BINS.fullmatch(text.strip())
     return None if match is None else [int(number) for number in match.groups()]
+
+
+def boxes_in(text: str) -> list[list[int]] | None:
+    """Return the bins of each box of a text that is exactly four `<bin_k>` for each box, else None.
+
+    A text without bins has no box.
+    """
+    if not _BINS.fullmatch(text):
+        return None
+    bins = [int(number) for number in _BIN.findall(text)]
+    return [bins[start : start + 4] for start in range(0, len(bins), 4)] if len(bins) % 4 == 0 else None
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
