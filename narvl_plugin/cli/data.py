@@ -126,7 +126,7 @@ def refcoco(
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """Convert the phrases and boxes of RefCOCO, RefCOCO+ or RefCOCOg.
+    """Convert the phrases of RefCOCO, RefCOCO+ or RefCOCOg.
 
     Reads NAME/refs(…).p, NAME/instances.json and train2014/. Writes the splits train and val, and either test or testA
     and testB.
@@ -144,15 +144,17 @@ def grefcoco(
     images: Images = None,
     splits: Splits = None,
     cut_boxes: Annotated[
-        bool, typer.Option("--cut-boxes", help="Cut rows of more than 5 boxes to the first 5 of them, not drop them.")
+        bool,
+        typer.Option("--cut-boxes", help="Keep rows of more boxes than the task reads, cut to the first ones."),
     ] = False,
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """Convert the phrases of gRefCOCO with all their boxes.
+    """Convert the phrases of gRefCOCO.
 
     Reads grefcoco/grefs(unc).json, grefcoco/instances.json and train2014/. Writes the splits train, val, testA and
-    testB. A phrase may have no box. Rows of more than 5 boxes are counted, and dropped or cut.
+    testB. A row has all boxes of a phrase, or none. Rows of more boxes than the task reads are counted, and dropped or
+    cut.
     """
     from narvl_plugin.data.sources.grefcoco import convert_grefcoco
 
@@ -191,10 +193,10 @@ def visual_genome(
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """Convert the relationships of Visual Genome to triplets with boxes.
+    """Convert the relationships of Visual Genome.
 
     Reads image_data.json, relationships.json, vg_splits.json, and VG_100K/ or VG_100K_2/ or both. Writes the splits
-    train, val and test.
+    train, val and test. A row has all triplets of subject, relation and object of an image, with their boxes.
     """
     from narvl_plugin.data.sources.visual_genome import convert_visual_genome
 

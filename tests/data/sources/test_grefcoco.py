@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from narvl_plugin.data.dataset import DatasetOptions
+from narvl_plugin.data.regions import RegionsDataset
 from narvl_plugin.data.resumable import ResumableWriter, StalePart, fingerprint
 from narvl_plugin.data.sources.grefcoco import convert_grefcoco
 from narvl_plugin.data.sources.writing import ImageFolder
-from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.data.text import TextCodec
+from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import BadRow, InputError, MissingInput, SkipBudget
 
 NAME = "COCO_train2014_000000000909.jpg"
 BOXES = {
@@ -111,6 +115,19 @@ def test_rows_of_many_boxes_can_be_cut_and_are_counted(
     assert seven[:3] == ["7-21", "909", "all seven"] and seven[3] == five[3]
     assert val.counts is not None
     assert "2 boxes cut" in str(val) and "1 rows cut to their first 5 boxes" in str(val)
+
+
+def test_rows_are_those_that_the_data_set_of_regions_reads(
+    raw: Path, tmp_path: Path, image: str, photo: Callable[..., str], codec: TextCodec
+) -> None:
+    photo(f"train2014/{NAME}", (640, 480))
+    train, val, *_ = convert_grefcoco(raw, tmp_path, ImageFolder(raw), cut_boxes=True)
+    options = DatasetOptions(codec, 64, 20, 20, False, SkipBudget(0))
+    numbers = []
+    for outcome in (train, val):
+        dataset = RegionsDataset(TsvFile(outcome.path, "0,4,2,3"), options, "valid", max_image_size=512)
+        numbers.append([len(dataset.sample(row)["region_coord"]) for row in range(len(dataset))])
+    assert numbers == [[1, 1, 2, 0, 1], [5, 5]]
 
 
 def test_an_unfinished_file_of_the_other_choice_is_refused(raw: Path, tmp_path: Path, image: str) -> None:
