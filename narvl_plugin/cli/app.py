@@ -512,10 +512,10 @@ def predictions(
     ] = None,
 ) -> None:
     """Write a model's outputs in the format of a benchmark."""
-    from narvl_plugin.evaluation.predictions import BinSizes, write_predictions
+    from narvl_plugin.evaluation.predictions import OF_BINS, BinSizes, write_predictions
 
     given = {"num_bins": num_bins, "max_image_size": max_image_size, "patch_image_size": patch_image_size}
-    bins = BinSizes.of(generated, given) if task == "refcoco" else BinSizes()
+    bins = BinSizes.of(generated, given) if task in OF_BINS else BinSizes()
     print(f"{out}: {write_predictions(generated, out, task=task, data=data, bins=bins)} predictions")
 
 

@@ -126,7 +126,7 @@ def refcoco(
     image_paths: ImagePaths = False,
     check_images: CheckImages = False,
 ) -> None:
-    """Convert the phrases and boxes of RefCOCO, RefCOCO+ or RefCOCOg.
+    """Convert the phrases of RefCOCO, RefCOCO+ or RefCOCOg.
 
     Reads NAME/refs(…).p, NAME/instances.json and train2014/. Writes the splits train and val, and either test or testA
     and testB.
@@ -135,6 +135,31 @@ def refcoco(
 
     folder = _image_folder(images or raw, image_paths, check_images)
     _tell(convert_refcoco(raw, out, folder, name=name, split_by=split_by, splits=_names(splits)))
+
+
+@app.command()
+def grefcoco(
+    raw: Raw,
+    out: SplitsDir,
+    images: Images = None,
+    splits: Splits = None,
+    cut_boxes: Annotated[
+        bool,
+        typer.Option("--cut-boxes", help="Keep rows of more boxes than the task reads, cut to the first ones."),
+    ] = False,
+    image_paths: ImagePaths = False,
+    check_images: CheckImages = False,
+) -> None:
+    """Convert the phrases of gRefCOCO.
+
+    Reads grefcoco/grefs(unc).json, grefcoco/instances.json and train2014/. Writes the splits train, val, testA and
+    testB. A row has all boxes of a phrase, or none. Rows of more boxes than the task reads are counted, and dropped or
+    cut.
+    """
+    from narvl_plugin.data.sources.grefcoco import convert_grefcoco
+
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_grefcoco(raw, out, folder, splits=_names(splits), cut_boxes=cut_boxes))
 
 
 @app.command()
@@ -153,6 +178,30 @@ def snli_ve(
     from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 
     _tell(convert_snli_ve(raw, out, _image_folder(images or raw, image_paths, check_images), splits=_names(splits)))
+
+
+@app.command()
+def visual_genome(
+    raw: Raw,
+    out: SplitsDir,
+    images: Images = None,
+    splits: Splits = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of the only nouns and relations to keep, such as VG-SGG-dicts.json."),
+    ] = None,
+    image_paths: ImagePaths = False,
+    check_images: CheckImages = False,
+) -> None:
+    """Convert the relationships of Visual Genome.
+
+    Reads image_data.json, relationships.json, vg_splits.json, and VG_100K/ or VG_100K_2/ or both. Writes the splits
+    train, val and test. A row has all triplets of subject, relation and object of an image, with their boxes.
+    """
+    from narvl_plugin.data.sources.visual_genome import convert_visual_genome
+
+    folder = _image_folder(images or raw, image_paths, check_images)
+    _tell(convert_visual_genome(raw, out, folder, splits=_names(splits), names=names))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +25,12 @@ TINY, LARGE = 2, 200
 """Longer side of an image, in pixels, up to which boxes of 1 pixel are plausible, and from which 100 are small."""
 GOOD_IOU = 0.5
 """Smallest IoU of a correct box."""
+LARGEST_EDGE = 1e9
+"""Largest distance of an edge from the image's corner, in pixels, in a file from elsewhere."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 """A box that covers nothing."""
-_FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
+_BIN = re.compile(r"<bin_([0-9]{1,9})>")
+_BINS = re.compile(rf"(?:\s*{_BIN.pattern})*\s*")
 _EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float also accepts 1_0 and digits of other scripts
 
 
@@ -71,6 +75,19 @@ def parse_edges(column: str, where: str) -> Tensor:
     if len(box) != 4 or not bool(box.isfinite().all()):
         raise BadRow(f"{where}: {column!r} is no box; expected x0,y0,x1,y1 in pixels (check --selected-cols)")
     return box
+
+
+def format_box(box: Sequence[float]) -> str:
+    """Return a box as the column `x0,y0,x1,y1`, with at most two decimals."""
+    return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in box)
+
+
+def is_box(value: Any) -> bool:
+    """Return whether a value of JSON is a list of four numbers in the range of edges."""
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    numbers = [edge for edge in value if isinstance(edge, (int, float)) and not isinstance(edge, bool)]
+    return len(numbers) == 4 and all(abs(edge) <= LARGEST_EDGE for edge in numbers)
 
 
 def may_be_percent(boxes: Tensor) -> bool:
@@ -168,8 +185,16 @@ def from_bins(bins: Tensor, *, side: int, num_bins: int) -> Tensor:
 
 def bins_in(text: str) -> list[int] | None:
     """Return the four bins of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
-    match = _FOUR_BINS.fullmatch(text.strip())
-    return None if match is None else [int(number) for number in match.groups()]
+    boxes = boxes_in(text)
+    return boxes[0] if boxes is not None and len(boxes) == 1 else None
+
+
+def boxes_in(text: str) -> list[list[int]] | None:
+    """Return the four bins of each box of a text that is a sequence of boxes, else None. An empty text has no box."""
+    bins = [int(number) for number in _BIN.findall(text)]
+    if not _BINS.fullmatch(text) or len(bins) % 4:
+        return None
+    return [bins[place : place + 4] for place in range(0, len(bins), 4)]
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:

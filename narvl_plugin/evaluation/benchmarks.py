@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from narvl_plugin.data.boxes import GOOD_IOU, overlaps
-from narvl_plugin.data.sources import coco, gqa, refcoco, snli_ve, vqav2
+import torch
+
+from narvl_plugin.data.boxes import GOOD_IOU, NO_BOX, overlaps
+from narvl_plugin.data.sources import coco, gqa, grefcoco, refcoco, snli_ve, visual_genome, vqav2
+from narvl_plugin.data.sources.instances import edges
 from narvl_plugin.data.sources.reading import not_as_published, pick, pick_all, read_json
+from narvl_plugin.data.sources.writing import Dropped
+from narvl_plugin.data.triplets import Instance, Triplet
 from narvl_plugin.data.vqa_answers import official_accuracy
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.evaluation.predictions import form_of, read_predictions
 from narvl_plugin.scoring.coco_caption import METRICS, score_captions
 from narvl_plugin.scoring.entailment import OTHER
 from narvl_plugin.scoring.gqa import same_answer
+from narvl_plugin.scoring.regions import score_regions
 from narvl_plugin.scoring.tokenization import why_plain
+from narvl_plugin.scoring.triplets import score_triplets
 
 ALL = "all"
+
+GREEDY = (
+    f"Boxes are paired so that as many pairs as possible have an IoU of {GOOD_IOU}. GREC's own program pairs them "
+    "greedily by the generalized IoU, and may find fewer pairs."
+)
+SEVERAL_RELATIONS = (
+    "R@K and mR@K count all relations of the list. If it has several for one pair of boxes, compare with published "
+    "figures without graph constraint (ng-R@K)."
+)
 
 Truth = dict[str, dict[Any, Any]]
 """The annotation by split, then by official id; a file without splits has one, named `all`."""
@@ -52,11 +69,22 @@ class Benchmark:
         files: the names of the official files, in the order of `truth`'s arguments.
         truth: reads the files.
         scores: scores the predictions of one or more splits.
+        optional: the names of further files that may be missing.
     """
 
     files: tuple[str, ...]
     truth: Callable[..., Truth]
     scores: Callable[[Pairs], Scores]
+    optional: tuple[str, ...] = ()
+
+    def takes(self, files: Sequence[Path]) -> bool:
+        """Return whether files have the number and the suffixes of the official ones."""
+        names = [*self.files, *self.optional][: max(len(files), len(self.files))]
+        return [file.suffix for file in files] == [Path(name).suffix for name in names]
+
+    def __str__(self) -> str:
+        """Return the names of the official files."""
+        return ", ".join(self.files) + "".join(f" and, if you like, {name}" for name in self.optional)
 
 
 def evaluate(predictions: Path, annotations: Sequence[Path], task: str) -> Scores:
@@ -77,11 +105,9 @@ def evaluate(predictions: Path, annotations: Sequence[Path], task: str) -> Score
     """
     form_of(task)
     benchmark = BENCHMARKS[task]
-    if [file.suffix for file in annotations] != [Path(name).suffix for name in benchmark.files]:
-        raise InputError(
-            f"--task {task}: is scored against {', '.join(benchmark.files)}, in this order; given: "
-            f"{', '.join(map(str, annotations))}"
-        )
+    if not benchmark.takes(annotations):
+        given = ", ".join(map(str, annotations))
+        raise InputError(f"--task {task}: is scored against {benchmark}, in this order; given: {given}")
     for file in annotations:
         if not file.is_file():
             raise MissingInput(f"{file}: no such file of annotations")
@@ -103,6 +129,9 @@ def paired(said: Mapping[Any, Any], truth: Truth, file: Path) -> Pairs:
         InputError: if the ids of these splits differ from those of the predictions.
     """
     splits = {split: annotated for split, annotated in truth.items() if not said.keys().isdisjoint(annotated)}
+    complete = {split: annotated for split, annotated in splits.items() if annotated.keys() <= said.keys()}
+    if said.keys() == {key for annotated in complete.values() for key in annotated}:
+        splits = complete  # other splits may share ids with these
     wanted = {key for annotated in (splits or truth).values() for key in annotated}
     missing = [key for key in wanted if key not in said]
     surplus = [key for key in said if key not in wanted]
@@ -227,12 +256,6 @@ def refcoco_truth(references: Path, instances: Path) -> Truth:
     }
 
 
-def edges(bbox: Sequence[float]) -> list[float]:
-    """Return COCO's x, y, width, height as x0, y0, x1, y1."""
-    x, y, width, height = bbox
-    return [x, y, x + width, y + height]
-
-
 def refcoco_scores(pairs: Pairs) -> Scores:
     """Score the boxes of each split by the share with an IoU of at least 0.5, and by their mean IoU."""
     right = f"accuracy at IoU {GOOD_IOU}"
@@ -247,6 +270,40 @@ def refcoco_scores(pairs: Pairs) -> Scores:
             "sentences": len(scores),
         }
     return Scores({"boxes": table})
+
+
+def grefcoco_truth(references: Path, instances: Path) -> Truth:
+    """Return the boxes x0, y0, x1, y1 of grefs(….).json and instances.json by split and sentence."""
+    return {
+        split: by_id(((expression.key, expression.boxes) for expression in found), str(references))
+        for split, found in grefcoco.load_expressions(references, instances).items()
+    }
+
+
+def grefcoco_scores(pairs: Pairs) -> Scores:
+    """Score the sets of boxes of each split as GREC does; a prediction that is not boxes counts as one wrong box."""
+    table: Table = {}
+    for split, boxes in pairs.items():
+        scores = score_regions(
+            [_stacked([NO_BOX] if said is None else said) for said, _ in boxes.values()],
+            [_stacked(true) for _, true in boxes.values()],
+        )
+        values = {
+            f"Precision@(F1=1, IoU>={GOOD_IOU})": scores.precision,
+            "mean F1": scores.mean_f1,
+            "N-acc": scores.n_acc,
+            "T-acc": scores.t_acc,
+        }
+        table[split] = {name: value for name, value in values.items() if value is not None} | {
+            "no boxes": sum(prediction is None for prediction, _ in boxes.values()),
+            "sentences": len(boxes),
+        }
+    return Scores({"sets of boxes": table}, [GREEDY])
+
+
+def _stacked(boxes: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Return boxes as a tensor, float64 (N, 4)."""
+    return torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
 
 
 def snli_ve_truth(file: Path) -> Truth:
@@ -266,6 +323,46 @@ def snli_ve_scores(pairs: Pairs) -> Scores:
     return Scores({"gold label": accuracies(scores, "pairs"), "gold label, predicted as": confusion})
 
 
+def visual_genome_truth(image_data: Path, relationships: Path, splits: Path, names: Path | None = None) -> Truth:
+    """Return the triplets of the official files by split and image, for images with triplets.
+
+    They are those that `narvl data visual-genome` writes: with clipped boxes and, if a list of names is given, with
+    these alone.
+    """
+    known = visual_genome.load_names(names) if names else None
+    found = visual_genome.load_graphs(image_data, relationships, splits)
+    return {split: by_id(_with_triplets(graphs, known), f"{splits}:{split}") for split, graphs in found.items()}
+
+
+def _with_triplets(
+    graphs: Iterable[visual_genome.Graph], known: visual_genome.Names | None
+) -> Iterator[tuple[int, list[Triplet]]]:
+    for graph in graphs:
+        with suppress(Dropped):
+            yield graph.image["image_id"], visual_genome.triplets_in(graph, known, Counter())
+
+
+def visual_genome_scores(pairs: Pairs) -> Scores:
+    """Score the triplets of each split by recall, mean recall over relations, and exact graphs."""
+    table: Table = {}
+    for split, graphs in pairs.items():
+        said, true = zip(*graphs.values(), strict=True)
+        scores = score_triplets([list(map(_triplet, one)) for one in said], true)
+        table[split] = (
+            {f"R@{rank}": value for rank, value in scores.recall.items()}
+            | {f"mR@{rank}": value for rank, value in scores.mean_recall.items()}
+            | {"exact graph": scores.exact, "images": len(graphs)}
+        )
+    return Scores({"triplets": table}, [SEVERAL_RELATIONS])
+
+
+def _triplet(said: Mapping[str, Any]) -> Triplet:
+    subject, other = (
+        Instance(visual_genome.tidy_name(said[side]), tuple(said[f"{side}_box"])) for side in ("subject", "object")
+    )
+    return Triplet(subject, visual_genome.tidy_name(said["relation"]), other)
+
+
 def accuracies(scores: Iterable[tuple[str, float]], counted: str) -> Table:
     """Return the mean and the number of the scores of each kind; `all` is first."""
     groups: dict[str, list[float]] = defaultdict(list)
@@ -282,5 +379,12 @@ BENCHMARKS = {
     "vqa": Benchmark(("v2_mscoco_val2014_annotations.json",), vqa_truth, vqa_scores),
     "gqa": Benchmark(("testdev_balanced_questions.json",), gqa_truth, gqa_scores),
     "refcoco": Benchmark(("refs(unc).p", "instances.json"), refcoco_truth, refcoco_scores),
+    "grefcoco": Benchmark(("grefs(unc).json", "instances.json"), grefcoco_truth, grefcoco_scores),
     "snli_ve": Benchmark(("snli_ve_test.jsonl",), snli_ve_truth, snli_ve_scores),
+    "visual_genome": Benchmark(
+        ("image_data.json", "relationships.json", "vg_splits.json"),
+        visual_genome_truth,
+        visual_genome_scores,
+        optional=("VG-SGG-dicts.json",),
+    ),
 }

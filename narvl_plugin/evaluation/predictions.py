@@ -2,14 +2,21 @@
 
 All are a JSON list with an object for each official id::
 
-    caption  [{"image_id": 42, "caption": "a dog"}, …]                      COCO's results format
-    vqa      [{"question_id": 42000, "answer": "yes"}, …]                   VQA's
-    gqa      [{"questionId": "05515938", "prediction": "left"}, …]          GQA's
-    refcoco  [{"sent_id": 50, "box": [x0, y0, x1, y1]}, …]                  ours; pixels of the original image, or null
-    snli_ve  [{"pairID": "4705552913.jpg#2r1n", "label": "neutral"}, …]     ours
+    caption        [{"image_id": 42, "caption": "a dog"}, …]                   COCO's results format
+    vqa            [{"question_id": 42000, "answer": "yes"}, …]                VQA's
+    gqa            [{"questionId": "05515938", "prediction": "left"}, …]       GQA's
+    refcoco        [{"sent_id": 50, "box": [x0, y0, x1, y1]}, …]               ours
+    grefcoco       [{"id": "135-400", "boxes": [[x0, y0, x1, y1], …]}, …]      ours; the id is REF_ID-SENT_ID
+    snli_ve        [{"pairID": "4705552913.jpg#2r1n", "label": "neutral"}, …]  ours
+    visual_genome  [{"image_id": 42, "triplets": […]}, …]                      ours
 
-The last two have no evaluation server and no official format. A hypothesis that is not a box or a label counts as
-wrong. Its box is null, or its label is the predicted text.
+Our formats are for benchmarks without an evaluation server and an official format. Boxes are in pixels of the original
+image. A hypothesis that is not a box, a list of boxes or a label counts as wrong. Its box is null, its boxes are null,
+or its label is the predicted text.
+
+The surest triplet comes first. It is such as::
+
+    {"subject": "dog", "subject_box": [1, 4, 9, 13], "relation": "on", "object": "mat", "object_box": [0, 9, 15, 16]}
 """
 
 from __future__ import annotations
@@ -17,16 +24,18 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from narvl_plugin.data.boxes import bins_in, from_bins
+from narvl_plugin.data.boxes import bins_in, boxes_in, from_bins, is_box
 from narvl_plugin.data.images import ImageReader, image_size
+from narvl_plugin.data.sources.reading import check_size
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
+from narvl_plugin.data.triplets import MOST_TRIPLETS
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.scoring.tokenization import one_line
@@ -45,7 +54,38 @@ LABELS = {said: label for label, said in ENTAILMENT_ANSWERS.items()}
 _DETOKENIZED = re.compile(r"D-(?P<id>[^\t]+)\t[^\t]*\t(?P<text>.*)")
 # Python's int also accepts underscores, signs, spaces and the digits of other scripts; it reads 79_1 as 791.
 _WHOLE_NUMBER = re.compile("[0-9]{1,18}")
-LARGEST_EDGE = 1e9  # in pixels
+MOST_PREDICTED_BOXES = 1000
+"""Largest number of boxes of a prediction."""
+TRIPLET = {"subject": str, "subject_box": list, "relation": str, "object": str, "object_box": list}
+"""The fields of a predicted triplet."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_box(value: Any) -> bool:
+    """Tell whether a value is a box or null."""
+    return value is None or is_box(value)
+
+
+def _is_boxes(value: Any) -> bool:
+    """Tell whether a value is a list of boxes or null."""
+    return value is None or (isinstance(value, list) and len(value) <= MOST_PREDICTED_BOXES and all(map(is_box, value)))
+
+
+def _is_triplets(value: Any) -> bool:
+    """Tell whether a value is a list of triplets."""
+    return isinstance(value, list) and len(value) <= MOST_TRIPLETS and all(map(_is_triplet, value))
+
+
+def _is_triplet(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), kind) for name, kind in TRIPLET.items())
+        and is_box(value["subject_box"])
+        and is_box(value["object_box"])
+    )
 
 
 @dataclass(frozen=True)
@@ -55,9 +95,10 @@ class Form:
     Attributes:
         key: the field of the official id.
         key_type: int or str.
-        value: the field of the prediction, a string or a box.
+        value: the field of the prediction.
         source: the command `narvl data SOURCE` writes TSV files with these ids.
         column: the TSV column that holds the official id.
+        is_value: whether a value of JSON is a prediction.
     """
 
     key: str
@@ -65,6 +106,7 @@ class Form:
     value: str
     source: str
     column: int = UNIQUE_ID
+    is_value: Callable[[Any], bool] = _is_text
 
     def official(self, key: str, where: str) -> int | str:
         """Return a TSV file's id in the benchmark's format.
@@ -86,9 +128,13 @@ FORMS = {
     "caption": Form("image_id", int, "caption", "coco", IMAGE_ID),
     "vqa": Form("question_id", int, "answer", "vqav2"),
     "gqa": Form("questionId", str, "prediction", "gqa"),
-    "refcoco": Form("sent_id", int, "box", "refcoco"),
+    "refcoco": Form("sent_id", int, "box", "refcoco", is_value=_is_box),
+    "grefcoco": Form("id", str, "boxes", "grefcoco", is_value=_is_boxes),
     "snli_ve": Form("pairID", str, "label", "snli-ve"),
+    "visual_genome": Form("image_id", int, "triplets", "visual-genome", is_value=_is_triplets),
 }
+OF_BINS = ("refcoco", "grefcoco")
+"""The tasks whose hypotheses are `<bin_k>`."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +204,22 @@ class BinSizes:
             The edges x0, y0, x1, y1; None if the text is not a box.
         """
         bins = bins_in(text)
-        if bins is None:
-            return None
+        return None if bins is None else self._in_pixels(bins, size)
+
+    def boxes(self, text: str, size: tuple[int, int]) -> list[list[float]] | None:
+        """Return all boxes of a text, in pixels of the original image.
+
+        Args:
+            text: the text, four `<bin_k>` for each box, or anything else.
+            size: the width and height of the image.
+
+        Returns:
+            The edges x0, y0, x1, y1 of each box; None if the text is not boxes.
+        """
+        found = boxes_in(text)
+        return None if found is None else [self._in_pixels(bins, size) for bins in found]
+
+    def _in_pixels(self, bins: Sequence[int], size: tuple[int, int]) -> list[float]:
         resized = from_bins(torch.tensor(bins), side=self.max_image_size, num_bins=self.num_bins)
         edges = (resized * torch.tensor(size).repeat(2) / self.patch_image_size).tolist()
         return [round(edge, 2) for edge in edges]
@@ -224,6 +284,8 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     """
     require_writable(out)
     form = form_of(task)
+    if task == "visual_genome":
+        raise InputError(f"--task {task}: no model predicts triplets yet; write the file of predictions by a program")
     said = read_generated(generated)
     tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))
     rows = [tsv[row] for row in range(len(tsv))]
@@ -241,9 +303,10 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     values: dict[str, Any] = texts
     if task == "snli_ve":
         values = {key: LABELS.get(text, text) for key, text in texts.items()}
-    elif task == "refcoco":
+    elif task in OF_BINS:
         images = TsvFile(data, (IMAGE,))
-        values = {key: bins.box(text, _size(images, row_of[key])) for key, text in texts.items()}
+        read = bins.box if task == "refcoco" else bins.boxes
+        values = {key: read(text, _size(images, row_of[key])) for key, text in texts.items()}
     records = [{form.key: form.official(key, tsv.where(row)), form.value: values[key]} for key, row in row_of.items()]
     write_whole(out, json.dumps(records) + "\n")
     return len(records)
@@ -325,7 +388,7 @@ def official_ids(samples: Collection[str], rows: Sequence[Sequence[str]], offici
 
 
 def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
-    """Return the predictions of a file by official id; each is a string, or a box or None.
+    """Return the predictions of a file by official id; each is a value that the task's form allows.
 
     Raises:
         MissingInput: if there is no such file.
@@ -333,6 +396,7 @@ def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
     """
     form = form_of(task)
     try:
+        check_size(file)
         records = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingInput(f"{file}: no such file; write it by narvl predictions") from error
@@ -341,12 +405,11 @@ def read_predictions(file: Path, task: str) -> dict[int | str, Any]:
     expected = f"an object with {form.key} ({form.key_type.__name__}) and {form.value}, as --task {task} has"
     if not isinstance(records, list):
         raise InputError(f"{file}: is a {type(records).__name__}, not a list; each entry is {expected}")
-    is_value = _is_box if task == "refcoco" else _is_text
     predictions: dict[int | str, Any] = {}
     for index, record in enumerate(records):
         key: Any = record.get(form.key) if isinstance(record, dict) else None
         is_key = isinstance(key, form.key_type) and not isinstance(key, bool)  # true is an int, equal to 1
-        if not is_key or form.value not in record or not is_value(record[form.value]):
+        if not is_key or form.value not in record or not form.is_value(record[form.value]):
             raise InputError(f"{file}[{index}]: is {json.dumps(record):.80}, not {expected}")
         if key in predictions:
             raise InputError(f"{file}[{index}]: {form.key} {key} has a prediction already")
@@ -361,15 +424,3 @@ def _size(images: TsvFile, row: int) -> tuple[int, int]:
     if size is None:
         raise BadRow(f"{where}: the image column holds features that do not tell the size of the image")
     return size
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_box(value: Any) -> bool:
-    """Tell whether a value is null or four numbers in the range of edges in pixels."""
-    if not isinstance(value, list):
-        return value is None
-    numbers = [edge for edge in value if isinstance(edge, (int, float)) and not isinstance(edge, bool)]
-    return len(value) == len(numbers) == 4 and all(abs(edge) <= LARGEST_EDGE for edge in numbers)

@@ -41,9 +41,18 @@ def matched(predicted: Tensor, true: Tensor) -> int:
         predicted: (P, 4), x0, y0, x1, y1.
         true: (K, 4), in the same unit.
     """
-    good = (iou(predicted[:, None], true[None]) >= GOOD_IOU).cpu().numpy()
-    rows, columns = linear_sum_assignment(good, maximize=True)
-    return int(good[rows, columns].sum())
+    return most_pairs(iou(predicted[:, None], true[None]) >= GOOD_IOU)
+
+
+def most_pairs(good: Tensor) -> int:
+    """Return the largest number of good pairs, each element in one pair at most.
+
+    Args:
+        good: bool (P, K), whether a predicted and a true element are a good pair.
+    """
+    pairs = good.cpu().numpy()
+    rows, columns = linear_sum_assignment(pairs, maximize=True)
+    return int(pairs[rows, columns].sum())
 
 
 def f1(predicted: Tensor, true: Tensor) -> float:

@@ -90,6 +90,8 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
         ),
         (["data", "gqa", "--raw", "gone", "--out", "o"], "gone/train_balanced_questions.json: no such file"),
         (["data", "refcoco", "--raw", "gone", "--out", "o"], "gone/refcoco/refs(unc).p: no such file"),
+        (["data", "grefcoco", "--raw", "gone", "--out", "o"], "gone/grefcoco/grefs(unc).json: no such file"),
+        (["data", "visual-genome", "--raw", "gone", "--out", "o"], "gone/image_data.json: no such file"),
         (["data", "snli-ve", "--raw", "gone", "--out", "o"], "gone/snli_ve_train.jsonl: no such file"),
         (["data", "easy-vqa", "--raw", "gone", "--out", "o"], "gone/answers.txt: no such file"),
         (["predictions", "gone.txt", "o.json", "--task", "vqa", "--data", "gone.tsv"], "gone.txt: no such file"),

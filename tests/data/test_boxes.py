@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.data.boxes import bins_in, check_units, from_bins, iou, to_bins
+from narvl_plugin.data.boxes import (
+    bins_in,
+    boxes_in,
+    check_units,
+    format_box,
+    from_bins,
+    iou,
+    is_box,
+    parse_box,
+    to_bins,
+)
 from narvl_plugin.errors import InputError
 
 
@@ -36,6 +46,47 @@ def test_bins_are_at_most_half_a_bin_away(box: list[float], num_bins: int) -> No
 )
 def test_only_four_bins_are_a_box(text: str, bins: list[int] | None) -> None:
     assert bins_in(text) == bins
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("", []),
+        (" ", []),
+        ("<bin_1><bin_20><bin_300><bin_0>", [[1, 20, 300, 0]]),
+        ("<bin_1> <bin_2><bin_3><bin_4> <bin_5><bin_6><bin_7><bin_8>", [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("<bin_1><bin_2><bin_3><bin_4><bin_5>", None),
+        ("<bin_1><bin_2><bin_3><bin_4>dog", None),
+        ("dog", None),
+        (f"<bin_1><bin_2><bin_3><bin_{10**20}>", None),
+    ],
+)
+def test_only_fours_of_bins_are_boxes(text: str, boxes: list[list[int]] | None) -> None:
+    assert boxes_in(text) == boxes
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([0, -1.5, 2, 1e9], True),
+        ([1, 2, 3], False),
+        ([1, 2, 3, 4, 5], False),
+        ([1, 2, 3, True], False),
+        ([1, 2, 3, "4"], False),
+        ([1, 2, 3, float("nan")], False),
+        ([1, 2, 3, float("inf")], False),
+        ([1, 2, 3, 10**400], False),
+        (None, False),
+        ("1234", False),
+    ],
+)
+def test_four_numbers_of_pixels_are_a_box(value: object, expected: bool) -> None:
+    assert is_box(value) is expected
+
+
+def test_a_box_is_written_with_two_decimals_at_most_and_read_back() -> None:
+    assert format_box([10, 0.5, 100.126, -3.0]) == "10,0.5,100.13,-3"
+    assert parse_box(format_box([100, 0, 200.25, 30]), "a.tsv:1").tolist() == [100, 0, 200.25, 30]
 
 
 @pytest.mark.parametrize(

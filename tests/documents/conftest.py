@@ -118,6 +118,21 @@ def predictions() -> dict[str, list[dict[str, Any]]]:
         "gqa.json": [{"questionId": "3", "prediction": "yes"}],
         "boxes.json": [{"sent_id": 13, "box": [1, 2, 4, 6]}],
         "snli.json": [{"pairID": "9.jpg#2r3e", "label": "entailment"}],
+        "sets.json": [{"id": "13-13", "boxes": [[1, 2, 4, 6]]}],
+        "graphs.json": [
+            {
+                "image_id": 3,
+                "triplets": [
+                    {
+                        "subject": "dog",
+                        "subject_box": [1, 2, 4, 6],
+                        "relation": "on",
+                        "object": "beach",
+                        "object_box": [0, 0, 8, 6],
+                    }
+                ],
+            }
+        ],
     }
 
 
@@ -166,6 +181,18 @@ def write_raw_data() -> Callable[[Path], None]:
         image = {"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "width": 8, "height": 6}
         write("refcoco/instances.json", {"images": [image], "annotations": boxes, "categories": []})
         (folder / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+
+        write("grefcoco/instances.json", {"images": [image], "annotations": boxes, "categories": []})
+        write("grefcoco/grefs(unc).json", [{**ref, "ann_id": [ref["ann_id"]], "no_target": False} for ref in refs])
+
+        dog = {"object_id": 1, "x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"]}
+        beach = {"object_id": 2, "x": 0, "y": 0, "w": 8, "h": 6, "name": "beach"}
+        on = {"relationship_id": 1, "predicate": "on", "subject": dog, "object": beach}
+        write("image_data.json", [{"image_id": key, "width": 8, "height": 6} for key in (1, 2, 3)])
+        write("relationships.json", [{"image_id": key, "relationships": [on]} for key in (1, 2, 3)])
+        write("vg_splits.json", {"train": [1], "val": [2], "test": [3]})
+        for name in ("VG_100K/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg"):
+            draw(name)
 
         for number, split in enumerate(("train", "dev", "test"), start=1):
             pair = {"Flickr30K_ID": "9", "pairID": f"9.jpg#2r{number}e", "gold_label": "entailment"}

@@ -143,10 +143,11 @@ def test_raw_data_become_tsv_files(block: str, newcomer: Newcomer, write_raw_dat
 
 def test_the_table_of_raw_files_is_that_of_the_modules() -> None:
     """Each file and folder in backticks is named by the first lines of a data set's module."""
-    from narvl_plugin.data.sources import coco, gqa, refcoco, snli_ve, vqav2
+    from narvl_plugin.data.sources import coco, gqa, grefcoco, refcoco, snli_ve, visual_genome, vqav2
 
     rows = dict(re.findall(r"^\| ([\w+ -]+?) \| (`.* \| .* \| .*) \|$", RAW.text, flags=re.MULTILINE))
     modules = {"COCO captions": coco, "VQAv2": vqav2, "GQA": gqa, "SNLI-VE": snli_ve}
+    modules |= {"gRefCOCO": grefcoco, "Visual Genome": visual_genome}
     modules |= dict.fromkeys(("RefCOCO", "RefCOCO+", "RefCOCOg"), refcoco)
     assert modules.keys() <= rows.keys()
     for name, module in modules.items():
@@ -188,12 +189,24 @@ def test_outputs_are_scored_as_benchmarks_do(
         assert "1.0000" in newcomer.types(command)
 
 
-@pytest.mark.parametrize("task", ["caption", "vqa", "gqa", "refcoco", "snli_ve"])
+@pytest.mark.parametrize("task", ["caption", "vqa", "gqa", "refcoco", "snli_ve", "grefcoco", "visual_genome"])
 def test_forms_of_predictions_are_those_of_the_code(task: str) -> None:
     from narvl_plugin.evaluation.predictions import FORMS
 
     (entry,) = re.findall(rf"^\| `{task}` \| `\{{(.*?)\}}`", EVALUATE.text, flags=re.MULTILINE)
     assert re.findall(r'"(\w+)":', entry) == [FORMS[task].key, FORMS[task].value]
+
+
+def test_a_triplet_is_of_the_form_that_the_pages_show() -> None:
+    from narvl_plugin.data.triplets import read_triplets
+    from narvl_plugin.evaluation.predictions import FORMS
+
+    def shown(page: Page, beginning: str) -> str:
+        (text,) = (block.text for block in page.blocks if block.text.startswith(beginning))
+        return text
+
+    assert FORMS["visual_genome"].is_value([json.loads(shown(EVALUATE, '{"subject"'))])
+    assert len(read_triplets(shown(RAW, "dog 12,40"), "raw-data-sets.md:1")) == 2
 
 
 def test_scorers_that_the_page_names_are_there() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from narvl_plugin.data.sources.coco import convert_coco
 from narvl_plugin.data.sources.gqa import convert_gqa
+from narvl_plugin.data.sources.grefcoco import convert_grefcoco
 from narvl_plugin.data.sources.refcoco import convert_refcoco
 from narvl_plugin.data.sources.snli_ve import convert_snli_ve
 from narvl_plugin.data.sources.vqav2 import convert_vqav2
@@ -159,6 +160,69 @@ def refcoco_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json
     (raw / "refcoco/refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
     photo(f"train2014/{name}", (640, 480))
     return next(convert_refcoco(raw, tmp_path / "tsv", ImageFolder(raw), splits=["testA"])).path
+
+
+@pytest.fixture
+def grefcoco_tsv(raw: Path, tmp_path: Path, photo: Callable[..., str], write_json: Callable[..., Path]) -> Path:
+    """Write gRefCOCO with an image of 640 x 480 pixels, four phrases in val and two in train; return val.tsv.
+
+    A phrase of train has the id of one of val. One of val has six boxes.
+    """
+    name = "COCO_train2014_000000581857.jpg"
+    boxes = {number: [64 * number, 0, 64, 96] for number in range(6)}
+    phrases = [
+        ("train", 1, [0], "left one"),
+        ("train", 5, [0], "only one"),
+        ("val", 1, [0, 1], "both on the left"),
+        ("val", 2, [-1], "the kid"),
+        ("val", 3, [-1], "nobody"),
+        ("val", 4, [*boxes], "everyone"),
+    ]
+    references = [
+        {
+            "ann_id": ann_ids,
+            "category_id": [1],
+            "file_name": name,
+            "image_id": 581857,
+            "no_target": ann_ids == [-1],
+            "ref_id": ref_id,
+            "sent_ids": [ref_id],
+            "sentences": [{"raw": text, "sent": text, "sent_id": ref_id, "tokens": text.split()}],
+            "split": split,
+        }
+        for split, ref_id, ann_ids, text in phrases
+    ]
+    annotations = [{"id": key, "bbox": box, "image_id": 581857, "category_id": 1} for key, box in boxes.items()]
+    image = {"file_name": name, "height": 480, "width": 640, "id": 581857}
+    write_json("grefcoco/instances.json", {"images": [image], "annotations": annotations, "categories": []})
+    write_json("grefcoco/grefs(unc).json", references)
+    photo(f"train2014/{name}", (640, 480))
+    return next(convert_grefcoco(raw, tmp_path / "tsv", ImageFolder(raw), splits=["val"], cut_boxes=True)).path
+
+
+@pytest.fixture
+def visual_genome(write_json: Callable[..., Path]) -> list[Path]:
+    """Write Visual Genome with three images in test, one of them without relationships; return its files."""
+    dog, mat, cat = (
+        {"object_id": key, "x": x, "y": 0, "w": 50, "h": 40, "names": [name], "synsets": []}
+        for key, (name, x) in enumerate({"dog": 0, "mat": 60, "cat": 120}.items())
+    )
+
+    def relate(subject: Any, predicate: str, other: Any) -> dict[str, Any]:
+        return {"relationship_id": 1, "predicate": predicate, "synsets": [], "subject": subject, "object": other}
+
+    related = {
+        1: [relate(dog, "ON", mat), relate(cat, "on", mat), relate(dog, "near", cat)],
+        2: [relate(dog, "near", mat)],
+        3: [],
+        4: [relate(dog, "on", mat)],
+    }
+    splits = {"train": [4], "val": [], "test": [1, 2, 3]}
+    return [
+        write_json("image_data.json", [{"image_id": key, "width": 200, "height": 150, "url": ""} for key in related]),
+        write_json("relationships.json", [{"image_id": key, "relationships": found} for key, found in related.items()]),
+        write_json("vg_splits.json", splits),
+    ]
 
 
 @pytest.fixture

@@ -132,6 +132,85 @@ def test_refcoco(raw: Path, refcoco_tsv: Path, predict: Callable[..., Path], wri
     }
 
 
+def test_grefcoco(
+    raw: Path, grefcoco_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    # Bin k of 11 is at k/10 of the image's 640 x 480 pixels: a box is one bin wide and two high.
+    said = {
+        "1-1": "<bin_1><bin_0><bin_2><bin_2><bin_0><bin_0><bin_1><bin_2>",  # both, in another order
+        "2-2": "",
+        "3-3": "<bin_1>",
+        "4-4": "".join(f"<bin_{left}><bin_0><bin_{left + 1}><bin_2>" for left in range(5)),  # five of six
+    }
+    predictions = predict("grefcoco", grefcoco_tsv, said, BinSizes(num_bins=11))
+    assert written(predictions)[:3] == [
+        {"id": "1-1", "boxes": [[64, 0, 128, 96], [0, 0, 64, 96]]},
+        {"id": "2-2", "boxes": []},
+        {"id": "3-3", "boxes": None},
+    ]
+    files = [raw / "grefcoco/grefs(unc).json", raw / "grefcoco/instances.json"]
+    scores = evaluate(predictions, files, "grefcoco")
+    assert scores.tables == {
+        "sets of boxes": {
+            "val": {
+                "Precision@(F1=1, IoU>=0.5)": 0.5,
+                "mean F1": pytest.approx((1 + 1 + 0 + 10 / 11) / 4),
+                "N-acc": 0.5,
+                "T-acc": 1,
+                "no boxes": 1,
+                "sentences": 4,
+            }
+        }
+    }
+    assert len(scores.notes) == 1 and "GREC's own program pairs them greedily" in scores.notes[0]
+
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([{"id": key, "boxes": [[0, 0, 64, 96]]} for key in ("1-1", "5-5")]))
+    train = evaluate(file, files, "grefcoco").tables["sets of boxes"]
+    assert train == {
+        "train": {
+            "Precision@(F1=1, IoU>=0.5)": 1,
+            "mean F1": 1,
+            "T-acc": 1,  # and no N-acc, since no phrase of train describes nothing
+            "no boxes": 0,
+            "sentences": 2,
+        }
+    }
+
+
+def triplet(subject: str, left: float, relation: str, other: str, other_left: float) -> dict[str, Any]:
+    """Return a predicted triplet of boxes of 50 x 40 pixels."""
+    boxes = {"subject_box": [left, 0, left + 50, 40], "object_box": [other_left, 0, other_left + 50, 40]}
+    return {"subject": subject, "relation": relation, "object": other, **boxes}
+
+
+def test_visual_genome(visual_genome: list[Path], write_json: Callable[..., Path]) -> None:
+    wrong = [triplet("dog", 0, f"on {number}", "mat", 60) for number in range(9)]
+    said = {
+        1: [triplet("Dog", 0, "on", " mat", 60), *wrong, triplet("cat", 120, "on", "mat", 60)],
+        2: [triplet("dog", 10, "near", "mat", 60)],  # an IoU of 2/3
+    }
+    file = write_json("p.json", [{"image_id": key, "triplets": found} for key, found in said.items()])
+    scores = evaluate(file, visual_genome, "visual_genome")
+    values = scores.tables["triplets"]["test"]
+    # Of the first image one of three is among the first five and ten, and two among the first twenty.
+    early, late = pytest.approx((1 / 3 + 1) / 2), pytest.approx((2 / 3 + 1) / 2)
+    assert [values[f"R@{rank}"] for rank in (5, 10, 20, 50, 100)] == [early, early, late, late, late]
+    # "on": one of two, then both. "near": nothing of the first image, all of the second.
+    early, late = pytest.approx((1 / 2 + 1 / 2) / 2), pytest.approx((1 + 1 / 2) / 2)
+    assert [values[f"mR@{rank}"] for rank in (5, 10, 20, 50, 100)] == [early, early, late, late, late]
+    assert values["exact graph"] == 0.5 and values["images"] == 2
+    assert scores.tables["triplets"].keys() == {"test"}
+    assert "without graph constraint" in scores.notes[0]
+
+
+def test_visual_genome_of_a_list_of_names(visual_genome: list[Path], write_json: Callable[..., Path]) -> None:
+    names = write_json("VG-SGG-dicts.json", {"label_to_idx": {"dog": 1, "mat": 2}, "predicate_to_idx": {"on": 1}})
+    file = write_json("p.json", [{"image_id": 1, "triplets": [triplet("dog", 0, "on", "mat", 60)]}])
+    values = evaluate(file, [*visual_genome, names], "visual_genome").tables["triplets"]["test"]
+    assert values["R@5"] == values["exact graph"] == values["images"] == 1
+
+
 def test_snli_ve(raw: Path, snli_ve_tsv: Path, predict: Callable[..., Path], written: Callable[[Path], Any]) -> None:
     key = "4705552913.jpg#2r"
     said = {f"{key}1e": "yes", f"{key}2n": "maybe", f"{key}3c": "yes", f"{key}5n": "maybe not"}
@@ -193,6 +272,14 @@ def test_splits_in_one_file_are_scored_each(raw: Path, tmp_path: Path, refcoco_t
     [
         ("vqa", [], InputError, "--task vqa: is scored against v2_mscoco_val2014_annotations.json, in this order"),
         ("refcoco", ["a.json", "b.p"], InputError, r"against refs\(unc\).p, instances.json, in this order; given: a"),
+        ("vqa", ["a.json", "b"], InputError, "--task vqa: is scored against v2_mscoco_val2014_annotations.json, in"),
+        (
+            "visual_genome",
+            ["a.json", "b.json"],
+            InputError,
+            "against image_data.json, relationships.json, vg_splits.json and, if you like, VG-SGG-dicts.json, in this",
+        ),
+        ("visual_genome", ["a.json"] * 5, InputError, "--task visual_genome: is scored against"),
         ("snli_ve", ["gone.jsonl"], MissingInput, "gone.jsonl: no such file of annotations"),
         ("retrieval", ["a.json"], InputError, "--task retrieval: choose one of caption"),
     ],

@@ -12,6 +12,13 @@ import pytest
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 from narvl_plugin.evaluation.predictions import BinSizes, read_generated, read_predictions, write_predictions
 
+DOG_ON_MAT = {
+    "subject": "dog",
+    "subject_box": [1, 2, 3, 4],
+    "relation": "on",
+    "object": "mat",
+    "object_box": [0, 0, 9, 9],
+}
 CAPTIONS = [{"image_id": 74, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
 
 
@@ -134,7 +141,11 @@ def test_rows_of_one_image_give_one_caption_the_first_generated(
         ("vqa", {"74": "a"}, "sample ids belong to several rows.*--selected-cols 0"),
         ("caption", {"1": "a", "2": "b", "x": "c"}, "'m' is no image_id, which are whole numbers; check --task"),
         ("vqa", {"1": "a", "2": "b", "x": "c"}, "test.tsv:3: 'x' is no question_id"),
-        ("boxes", {"1": "a"}, "--task boxes: choose one of caption, vqa, gqa, refcoco, snli_ve"),
+        (
+            "boxes",
+            {"1": "a"},
+            "--task boxes: choose one of caption, vqa, gqa, refcoco, grefcoco, snli_ve, visual_genome",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(
@@ -227,6 +238,34 @@ def test_bins_become_pixels_of_the_original_image(bins: BinSizes, text: str, box
     assert bins.box(text, (640, 480)) == box
 
 
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("", []),
+        (
+            "<bin_1><bin_2><bin_5><bin_10><bin_0><bin_0><bin_5><bin_5>",
+            [[64, 96, 320, 480], [0, 0, 320, 240]],
+        ),
+        ("<bin_1><bin_2><bin_5><bin_10><bin_0>", None),
+        ("no hats", None),
+    ],
+)
+def test_sets_of_bins_become_boxes(text: str, boxes: list[list[float]] | None) -> None:
+    assert BinSizes(num_bins=11).boxes(text, (640, 480)) == boxes
+
+
+def test_triplets_are_not_written_from_hypotheses_yet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--task visual_genome: no model predicts triplets yet; write"):
+        write_predictions(tmp_path, tmp_path / "o.json", task="visual_genome", data=tmp_path, bins=BinSizes())
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "p.json", "wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    with pytest.raises(InputError, match=r"p.json: has 8,589,934,592 bytes; of JSON at most 4,294,967,296 are read"):
+        read_predictions(tmp_path / "p.json", "caption")
+
+
 def test_boxes_need_the_image(
     tmp_path: Path, write_tsv: Callable[..., Path], write_generated: Callable[..., Path]
 ) -> None:
@@ -253,6 +292,16 @@ def test_boxes_need_the_image(
         ("caption", [{"image_id": 9.0, "caption": "a"}], "not an object with image_id"),
         ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, 10**400]}], "not an object with sent_id"),
         ("refcoco", [{"sent_id": 7, "box": [1, 2, 3, True]}], "not an object with sent_id"),
+        ("grefcoco", [{"id": "7-1", "boxes": [1, 2, 3, 4]}], r"not an object with id \(str\) and boxes"),
+        ("grefcoco", [{"id": "7-1", "boxes": [[1, 2, 3, 4], None]}], "not an object with id"),
+        ("grefcoco", [{"id": "7-1", "boxes": [[1, 2, 3, 4]] * 1001}], "not an object with id"),
+        ("grefcoco", [{"id": 7, "boxes": []}], "not an object with id"),
+        ("visual_genome", [{"image_id": 7, "triplets": None}], r"image_id \(int\) and triplets"),
+        ("visual_genome", [{"image_id": 7, "triplets": [["dog", "on", "mat"]]}], "not an object with image_id"),
+        ("visual_genome", [{"image_id": 7, "triplets": [{**DOG_ON_MAT, "relation": 1}]}], "not an object with"),
+        ("visual_genome", [{"image_id": 7, "triplets": [{**DOG_ON_MAT, "object_box": [1]}]}], "not an object with"),
+        ("visual_genome", [{"image_id": 7, "triplets": [{"subject": "dog"}]}], "not an object with"),
+        ("visual_genome", [{"image_id": 7, "triplets": [DOG_ON_MAT] * 1001}], "not an object with"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, task: str, content: Any, message: str) -> None:

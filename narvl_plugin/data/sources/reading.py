@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 from narvl_plugin.errors import BadRow, InputError, MissingInput
 
+LARGEST_JSON = 2**32
+"""Largest size of a JSON file, in bytes. Published ones take less than a quarter of it."""
+
 Record = dict[str, Any]
 
 
@@ -55,13 +58,27 @@ def read_json(file: Path, object_hook: Callable[[Record], Any] | None = None) ->
         The content.
 
     Raises:
+        InputError: if the file is larger than `LARGEST_JSON`.
         BadRow: if the file is not JSON.
     """
+    check_size(file)
     with file.open(encoding="utf-8") as stream:
         try:
             return json.load(stream, object_hook=object_hook)
         except (ValueError, RecursionError) as error:
             not_as_published(str(file), f"is not JSON ({error})")
+
+
+def check_size(file: Path) -> None:
+    """Check that a JSON file is not larger than `LARGEST_JSON`.
+
+    Raises:
+        InputError: if it is.
+        FileNotFoundError: if it does not exist.
+    """
+    size = file.stat().st_size
+    if size > LARGEST_JSON:
+        raise InputError(f"{file}: has {size:,} bytes; of JSON at most {LARGEST_JSON:,} are read")
 
 
 def pick(record: Any, fields: Mapping[str, type], where: str) -> Record:

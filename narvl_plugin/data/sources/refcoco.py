@@ -24,17 +24,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from narvl_plugin.data.boxes import format_box
 from narvl_plugin.data.plain_pickles import read_pickle
-from narvl_plugin.data.sources.reading import (
-    Record,
-    chosen_splits,
-    need,
-    not_as_published,
-    pick,
-    pick_all,
-    read_json,
-)
-from narvl_plugin.data.sources.writing import Columns, Dropped, ImageFolder, Notes, Outcome, clean, write_split
+from narvl_plugin.data.sources.instances import Instances, edges, inside
+from narvl_plugin.data.sources.reading import Record, chosen_splits, need, pick_all
+from narvl_plugin.data.sources.writing import Columns, ImageFolder, Notes, Outcome, clean, write_split
 from narvl_plugin.errors import InputError
 
 SPLITS = {
@@ -49,8 +43,6 @@ SPLITS = {
 FOLDER = "train2014"
 REFERENCE = {"image_id": int, "ann_id": int, "split": str, "sentences": list}
 SENTENCE = {"sent_id": int, "sent": str}
-IMAGE = {"id": int, "file_name": str, "width": int, "height": int}
-ANNOTATION = {"id": int, "bbox": list}
 
 
 @dataclass(frozen=True)
@@ -120,20 +112,11 @@ def convert_refcoco(
 
 def load_regions(references: Path, instances: Path) -> dict[str, list[Region]]:
     """Return all sentences by split."""
-    found = pick(read_json(instances), {"images": list, "annotations": list}, str(instances))
-    images = {image["id"]: image for image in pick_all(found["images"], IMAGE, f"{instances}:images")}
-    annotations = pick_all(found["annotations"], ANNOTATION, f"{instances}:annotations")
-    boxes = {annotation["id"]: annotation["bbox"] for annotation in annotations}
+    known = Instances.read(instances)
     regions: dict[str, list[Region]] = {}
     for index, reference in enumerate(pick_all(read_pickle(references), REFERENCE, str(references))):
         where = f"{references}[{index}]"
-        image, box = images.get(reference["image_id"]), boxes.get(reference["ann_id"])
-        if image is None:
-            not_as_published(where, f"image_id {reference['image_id']} is not among the images of {instances}")
-        if box is None:
-            not_as_published(where, f"ann_id {reference['ann_id']} is not among the annotations of {instances}")
-        if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
-            not_as_published(f"{instances}:annotations", f"id {reference['ann_id']} has bbox {box}, not 4 numbers")
+        image, box = known.image(reference["image_id"], where), known.bbox(reference["ann_id"], where)
         for sentence in pick_all(reference["sentences"], SENTENCE, f"{where}.sentences"):
             regions.setdefault(reference["split"], []).append(Region(sentence, image, box))
     return regions
@@ -150,23 +133,6 @@ def region_row(region: Region, notes: Notes) -> Columns:
         str(region.sentence["sent_id"]),
         str(region.image["id"]),
         clean(region.sentence["sent"], notes),
-        corners(region, notes),
+        format_box(inside(edges(region.bbox), region.image, notes)),
         Path(FOLDER, region.image["file_name"]),
     ]
-
-
-def corners(region: Region, notes: Notes) -> str:
-    """Return `x0,y0,x1,y1` within the image, in pixels with two decimals.
-
-    Raises:
-        Dropped: if the box is empty within the image.
-    """
-    x, y, width, height = region.bbox
-    whole = [round(edge, 2) for edge in (x, y, x + width, y + height)]
-    limits = [region.image["width"], region.image["height"]] * 2
-    inside = [min(max(edge, 0), limit) for edge, limit in zip(whole, limits, strict=True)]
-    if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        raise Dropped("box empty or outside the image")
-    if inside != whole:
-        notes["boxes clipped"] += 1
-    return ",".join(f"{edge:.2f}".rstrip("0").rstrip(".") for edge in inside)
