@@ -17,7 +17,6 @@ from criterions.views import mean_of_views, two_views
 from narvl_plugin.ctc import (
     bigram_f1,
     expected_output_score,
-    glance,
     outputs_of,
     query_ctc_any_loss,
     sample_paths,
@@ -25,9 +24,6 @@ from narvl_plugin.ctc import (
 
 PATHS_DRAWN = 16
 """Number of paths drawn of each sample to estimate the expected score of its output."""
-
-GLANCING_LEFT = 0.2
-"""The share of --glancing that is left at the end of training. It falls linearly."""
 
 
 @dataclass
@@ -48,14 +44,6 @@ class QueryCtcConfig(QueryCriterionConfig):
             "0.5; of a caption: half of it CIDEr, and half whether all runs of four tokens occur in the training "
             "captions), in nats, estimated from paths drawn from the student; queries that mix two answers then settle "
             "on one of them (10 works well)"
-        },
-    )
-    glancing: float = field(
-        default=0.0,
-        metadata={
-            "help": "share, from 0 to 1, of the labels that the student gets wrong in a first pass and that are then "
-            "revealed to its queries in a second one, which is trained; it falls to a fifth over the training (0.5 is "
-            "usual)"
         },
     )
     consistency: float = field(
@@ -97,7 +85,6 @@ class QueryCtcCriterion(QueryCriterion):
         label_smoothing: float,
         bigram_weight: float = 0.0,
         score_weight: float = 0.0,
-        glancing: float = 0.0,
         consistency: float = 0.0,
         average_weight: float = 0.0,
         reference_loss: bool = False,
@@ -108,9 +95,6 @@ class QueryCtcCriterion(QueryCriterion):
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"--{name} {weight} must not be negative")
-        if not 0.0 <= glancing <= 1.0:
-            raise ValueError(f"--glancing {glancing} must be in [0, 1]")
-        self.glancing = glancing
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
         self.consistency = consistency
@@ -137,25 +121,6 @@ class QueryCtcCriterion(QueryCriterion):
         log |= {key: log[key] / 2 for key in ("loss", "nll_loss")}
         log |= {key: log[key] // 2 for key in ("ntokens", "nsentences", "sample_size", "did_not_fit")}
         return losses.sum() if reduce else losses, sample_size // 2, log
-
-    def predict(
-        self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the model on a batch. With --glancing, training reveals labels. See `QueryCriterion.predict`."""
-        if not (self.glancing and self.training):
-            return super().predict(model, sample, blank=blank, **chosen)
-        targets = sample.get("alternatives", sample["target"][:, None])
-        ratio = self.glancing * (1 - (1 - GLANCING_LEFT) * self.task.progress)
-        revealed: list[Tensor] = []
-
-        def look(logits: Tensor) -> Tensor:
-            lengths = self.alternative_lengths(targets, logits.size(1))
-            labels = glance(logits, targets, lengths, ratio=ratio, blank=blank)
-            revealed.append((labels != blank).sum())
-            return labels
-
-        logits, logged = super().predict(model, sample, blank=blank, glance=look, **chosen)
-        return logits, logged | {"revealed": revealed[0]}
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""

@@ -136,7 +136,7 @@ class QueryCriterion(FairseqCriterion):
                 f"{type(self).__name__} trains a parallel model (--arch narvl_...), and {type(model).__name__} has no "
                 "blank; train it with --criterion label_smoothed_cross_entropy"
             )
-        logits, logged = self.predict(model, sample, blank=blank)
+        logits, _ = model(**sample["net_input"])
         lengths = self.target_lengths(sample["target"])
         choices, choice_lengths = self.references(sample, logits.size(1))
         weights = sample.get("conf")
@@ -177,23 +177,7 @@ class QueryCriterion(FairseqCriterion):
         if not self.training:
             labels = logits.argmax(2)
             logging_output["repeats"] = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != blank)).sum()
-        return losses.sum() if reduce else losses, sample_size, logging_output | logged
-
-    def predict(
-        self, model: nn.Module, sample: dict[str, Any], *, blank: int, **chosen: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Run the model on a batch.
-
-        Args:
-            model: the parallel model.
-            sample: the batch.
-            blank: the label of the blank.
-            chosen: further arguments of the model.
-
-        Returns:
-            The logits, (B, N, V), and what to log.
-        """
-        return model(**sample["net_input"], **chosen)[0], {}
+        return losses.sum() if reduce else losses, sample_size, logging_output
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""
@@ -308,7 +292,6 @@ class QueryCriterion(FairseqCriterion):
         - loss: per unit of sample size, as trained on;
         - nll_loss: per target token, without weights and smoothing;
         - blank_share: the share of queries whose most probable label is the blank;
-        - revealed: in training with --glancing, the share of queries whose label is revealed;
         - repeat_share: in validation, the share of queries whose most probable label is that of the query before;
         - did_not_fit: the number of samples left out.
         """
@@ -324,8 +307,6 @@ class QueryCriterion(FairseqCriterion):
         metrics.log_scalar("blank_share", total("blanks") / (num_queries or 1), num_queries, round=3)
         if any("repeats" in log for log in logging_outputs):
             metrics.log_scalar("repeat_share", total("repeats") / (num_queries or 1), num_queries, round=3)
-        if any("revealed" in log for log in logging_outputs):
-            metrics.log_scalar("revealed", total("revealed") / (num_queries or 1), num_queries, round=3)
         metrics.log_scalar_sum("did_not_fit", total("did_not_fit"))
 
     @staticmethod

@@ -16,7 +16,6 @@ from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OrderedTokens, OutputConstraint, one_of, sequence_of
-from narvl_plugin.ctc.glancing import glance
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
@@ -68,7 +67,6 @@ __all__ = [
     "elements_of",
     "expected_output_score",
     "expected_score",
-    "glance",
     "greedy",
     "hypotheses_of",
     "constrained_outputs",

@@ -17,7 +17,7 @@ from .config import LIMITS, NarvlConfig
 from .interop import ORIGIN, QUERIES, Origin
 from .memo import run_on_memos
 from .ofa import OfaModel
-from .query_decoder import ALL, Glance, QueryDecoder
+from .query_decoder import ALL, QueryDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,6 @@ class NarvlModel(OfaModel):
         patch_masks: Tensor | None = None,
         queries: str | None = None,
         padded: NDArray[np.bool_] | None = None,
-        glance: Glance | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and intermediate results.
 
@@ -201,7 +200,6 @@ class NarvlModel(OfaModel):
             queries: name of the member whose queries answer the batch. The default is `member`, or all queries of a
                 student of one task.
             padded: (B,), see `OfaEncoder.forward`.
-            glance: see `QueryDecoder.forward`. The encoder runs once.
 
         Returns:
             Logits (B, N, V) and a dictionary, see `Decoder.run_layers`.
@@ -210,7 +208,7 @@ class NarvlModel(OfaModel):
 
         def run() -> tuple[Tensor, dict[str, Any]]:
             encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks, padded)
-            return self.decoder(None, encoder_out, rows, glance)
+            return self.decoder(None, encoder_out, rows)
 
         return run_on_memos(run)
 

@@ -1,6 +1,5 @@
 """The parallel decoder: N learnable query tokens become N label distributions in one pass."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -14,9 +13,6 @@ from .memo import FixedMemo, Memo, weights_of
 
 ALL = slice(None)
 """The rows of all queries."""
-
-Glance = Callable[[Tensor], Tensor]
-"""Chooses the labels (B, N) to reveal, given logits (B, N, V). The blank stands for no label."""
 
 
 class QueryDecoder(Decoder):
@@ -50,18 +46,13 @@ class QueryDecoder(Decoder):
         prev_output_tokens: Tensor | None,
         encoder_out: EncoderOutput,
         rows: slice = ALL,
-        glance: Glance | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return logits and the intermediate results of `run_layers`.
-
-        With `glance`, there are two passes. The logits of the first one, which has no gradient, go to `glance`. In the
-        second one, the embeddings of the labels that it returns are added to the input.
 
         Args:
             prev_output_tokens: not used.
             encoder_out: the encoder's output.
             rows: the N queries to use. The first one is at position 0.
-            glance: chooses the labels to reveal to the first layer, in training.
 
         Returns:
             Logits (B, N, V) and a dictionary of intermediate results.
@@ -71,21 +62,13 @@ class QueryDecoder(Decoder):
         first = cast(DecoderLayer, self.layers[0])
         if self._copies_source:
             x = self.dropout(self.layernorm_embedding(uniform_copy(encoder_out, len(self.query_embed.weight[rows]))))
-        elif glance is not None or any(
-            part.training for part in (self, self.dropout, first.self_attn, first.dropout, first.drop_path)
-        ):
+            return self.run_layers(x, encoder_out, self_biases, cross_bias)
+        if any(part.training for part in (self, self.dropout, first.self_attn, first.dropout, first.drop_path)):
             # Dropout differs from sample to sample.
             x = self.embed_queries(rows).expand(samples, -1, -1)
-        else:
-            x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
-            return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
-        if glance is not None:
-            with torch.no_grad():
-                labels = glance(self.run_layers(x, encoder_out, self_biases, cross_bias)[0])
-            # Older versions of torch would use the weights again that autocast has converted without a gradient.
-            torch.clear_autocast_cache()
-            x = x + self.embed_labels(labels)
-        return self.run_layers(x, encoder_out, self_biases, cross_bias)
+            return self.run_layers(x, encoder_out, self_biases, cross_bias)
+        x = self._before_reading(rows, self_biases[0]).expand(samples, -1, -1)
+        return self.run_layers(x, encoder_out, [None, *self_biases[1:]], cross_bias)
 
     def fix_shapes(self, rows: slice, source_positions: Tensor) -> None:
         """Fix the biases of the queries in `rows`, and what they are before reading, for one source, in place.
@@ -102,15 +85,6 @@ class QueryDecoder(Decoder):
     def embed_queries(self, rows: slice) -> Tensor:
         """Return the input of the first layer, (1, N, D), where it is the same for all samples."""
         return self.dropout(self.layernorm_embedding(self._input(rows)))[None]
-
-    def embed_labels(self, labels: Tensor) -> Tensor:
-        """Return what revealed labels add to the input of the first layer: (B, N) -> (B, N, D), 0 for the blank.
-
-        A label is embedded as the teacher's decoder embeds it, so it is as long as a query's embedding.
-        """
-        is_blank = labels == self.embed_tokens.num_embeddings - 1
-        embedded = self.dropout(self.layernorm_embedding(self.embed_tokens(labels)))
-        return embedded.masked_fill(is_blank[..., None], 0.0)
 
     def _input(self, rows: slice) -> Tensor:
         """Return the embeddings of the queries or of their positions, (N, D)."""

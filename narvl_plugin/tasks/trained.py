@@ -55,8 +55,6 @@ class TrainedTask(CommonTask):
     Attributes:
         keeps_eos: whether a student is trained to predict `</s>`, too, which takes a query.
         last_epoch: the last epoch of the training, from 1; the trainer sets it to --max-epoch.
-        progress: the share of the updates that are done, from 0 to 1; the trainer sets it before each. It stays 0 if
-            neither --max-update nor the schedule tells the number of updates.
     """
 
     uses_ema = True  # makes fairseq's trainer pass the averaged model of --store-ema
@@ -69,7 +67,6 @@ class TrainedTask(CommonTask):
         self.target_texts: TargetTexts | None = None  # only for fairseq-generate
         self.keeps_eos = False
         self.last_epoch: float = math.inf
-        self.progress = 0.0
         self._surveyed = False
         self._last_built = ""
         self._iterated: list[FairseqRows] = []

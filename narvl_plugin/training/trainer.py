@@ -64,15 +64,13 @@ class NarvlTrainer(trainer.Trainer):
         return iterator
 
     def train_step(self, samples: list[Any], raise_oom: bool = False) -> Any:
-        """Update the weights with some batches. `stand_in` replaces an empty batch. The task is told its progress.
+        """Update the weights with some batches. `stand_in` replaces an empty batch.
 
         If the second of two batches is empty, fairseq would lose the sample size of the first, but not its gradient.
         After a validation, fairseq would replace the empty batch by a validation batch and train on it.
         """
         if self.stand_in is not None:
             samples = [sample or self.stand_in for sample in samples]
-            updates = self.cfg.optimization.max_update or getattr(self.lr_scheduler, "total_num_update", None)
-            self.task.progress = min(1.0, self.get_num_updates() / updates) if updates else 0.0
         return super().train_step(samples, raise_oom)
 
     def load_checkpoint(
