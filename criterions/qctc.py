@@ -54,13 +54,6 @@ class QueryCtcConfig(QueryCriterionConfig):
             "both views' losses, and an update takes nearly twice as long (0.2 in CR-CTC)"
         },
     )
-    average_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "weight of the divergence of the labels that each query predicts from those of the averaged model "
-            "of --store-ema, in nats, summed over the queries"
-        },
-    )
     reference_loss: bool = field(
         default=False,
         metadata={
@@ -86,19 +79,16 @@ class QueryCtcCriterion(QueryCriterion):
         bigram_weight: float = 0.0,
         score_weight: float = 0.0,
         consistency: float = 0.0,
-        average_weight: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
         weights = {"bigram-weight": bigram_weight, "score-weight": score_weight, "consistency": consistency}
-        weights["average-weight"] = average_weight
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"--{name} {weight} must not be negative")
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
         self.consistency = consistency
-        self.average_weight = average_weight
         self.reference_loss = reference_loss
 
     @property
@@ -147,18 +137,6 @@ class QueryCtcCriterion(QueryCriterion):
             between = (divergences(first, second) + divergences(second, first)) / 2
             loss += self.consistency * between.repeat(2)
         return loss
-
-    def soft_losses(self, logits: Tensor, soft_logits: Tensor | None) -> Tensor | float:
-        """Return the divergences from the averaged model in training: (B, N, V), (B, N, V) -> (B,), in nats, or 0.
-
-        Raises:
-            ValueError: if there is no averaged model.
-        """
-        if not (self.average_weight and self.training):
-            return 0.0
-        if soft_logits is None:
-            raise ValueError(f"--average-weight {self.average_weight}: needs the averaged model; give --store-ema, too")
-        return self.average_weight * divergences(soft_logits, logits)
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample from its negative log-likelihood: (B,), (B, N, V), (B,) -> (B,), in nats."""

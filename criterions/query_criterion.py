@@ -80,7 +80,6 @@ class QueryCriterion(FairseqCriterion):
     - `where` ["FILE:ROW", ...];
     - `conf` (B,), if samples have weights;
     - `alternatives` (B, K, T), if a sample has several correct targets;
-    - `soft_logits` (B, N, V), if another model's distributions are targets, too, see `soft_losses`;
     - `target_lengths` and `target_needs`, see `sizes`.
 
     Losses are in nats and summed, and the sample size is additive. fairseq divides the summed gradient by the summed
@@ -141,8 +140,6 @@ class QueryCriterion(FairseqCriterion):
         choices, choice_lengths = self.references(sample, logits.size(1))
         weights = sample.get("conf")
 
-        soft_logits = sample.get("soft_logits")
-
         # The needs are counted on the host, because reading them from the device would synchronise.
         said, needs = self.sizes(sample)
         fits = self.fits(needs, logits.size(1), sample["where"], is_training=self.training)
@@ -152,12 +149,10 @@ class QueryCriterion(FairseqCriterion):
             logits, lengths = logits[kept], lengths[kept]
             choices, choice_lengths = choices[kept], choice_lengths[kept]
             weights = None if weights is None else weights[kept]
-            soft_logits = None if soft_logits is None else soft_logits[kept]
 
         nll = self.losses_over_references(logits, choices, choice_lengths, blank=blank)
         losses = self.smoothed(nll, logits, lengths, blank=blank)
         losses = losses + self.auxiliary_losses(logits, choices, choice_lengths, blank=blank)
-        losses = losses + self.soft_losses(logits, soft_logits)
         if weights is not None:
             losses = losses * weights.to(losses.dtype)
 
@@ -205,10 +200,6 @@ class QueryCriterion(FairseqCriterion):
         if alternatives is None:
             return sample["target"][:, None], self.target_lengths(sample["target"])[:, None]
         return alternatives, self.alternative_lengths(alternatives, num_queries)
-
-    def soft_losses(self, logits: Tensor, soft_logits: Tensor | None) -> Tensor | float:
-        """Return the criterion's losses against soft targets: (B, N, V), (B, N, V) or None -> (B,), or 0."""
-        return 0.0
 
     def alternative_lengths(self, alternatives: Tensor, num_queries: int) -> Tensor:
         """Count the tokens of each sample's alternative targets.

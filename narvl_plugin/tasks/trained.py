@@ -4,7 +4,7 @@ The base classes of a task are: a class of this module, the plain task, fairseq'
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, ClassVar, cast
@@ -235,11 +235,7 @@ class TrainedTask(CommonTask):
         """Compute the gradient of a batch's loss; return loss, sample size and logged values, all 0 for a stand-in.
 
         With --amp, a CPU computes in bfloat16 and a GPU in half precision. fairseq itself supports only the GPU.
-        With --average-weight, the averaged model's distributions are targets, too.
         """
-        learns_from_average = getattr(criterion, "average_weight", 0.0) > 0
-        if ema_model is not None and learns_from_average:
-            criterion = partial(_with_average, criterion, ema_model)
         if isinstance(optimizer, AMPOptimizer) and next(model.parameters()).device.type == "cpu":
             criterion = partial(_in_bfloat16, criterion)
         is_stand_in = bool(sample.get(STAND_IN))
@@ -416,16 +412,6 @@ def _in_bfloat16(criterion: FairseqCriterion, model: torch.nn.Module, sample: di
     """Return the criterion's result, with matrix products in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         return criterion(model, sample)
-
-
-def _with_average(
-    criterion: Callable[..., Step], average: torch.nn.Module, model: torch.nn.Module, sample: dict[str, Any]
-) -> Step:
-    """Return the criterion's result, given what an averaged model predicts as the batch's `soft_logits`."""
-    average.eval()
-    with torch.no_grad():
-        logits, _ = average(**sample["net_input"])
-    return criterion(model, sample | {"soft_logits": logits})
 
 
 def with_first_reference(sample: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from fairseq.models.ema import EMA
 from torch import Tensor, nn
 
 from narvl_plugin.models.inference import multiply_in
-from narvl_plugin.models.memo import memos_of
 
 
 class AveragedModel(EMA):
@@ -43,8 +42,6 @@ class AveragedModel(EMA):
                 averages[name].lerp_(weight.float(), 1 - self.decay)
             else:
                 averages[name].copy_(weight)
-        for memo in memos_of(self.model):  # on a GPU, a pass on values of older weights would run twice
-            memo.forget()
 
     def build_fp32_params(self, state_dict: dict[str, Tensor] | None = None) -> None:
         """Provide the averages by name, as --ema-fp32 does, and restore those that are given, in float32."""

@@ -31,17 +31,6 @@ class NarvlTrainer(trainer.Trainer):
 
     stand_in: dict[str, Any] | None = None
 
-    def __init__(self, cfg: Any, task: Any, model: Any, criterion: Any, quantizer: Any = None) -> None:
-        """Take the parts of a training.
-
-        Raises:
-            InputError: if the criterion learns from an averaged model, and there is none.
-        """
-        weight = getattr(criterion, "average_weight", 0)
-        if weight and not cfg.ema.store_ema:
-            raise InputError(f"--average-weight {weight}: needs the averaged model; give --store-ema, too")
-        super().__init__(cfg, task, model, criterion, quantizer)
-
     def get_train_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the iterator of an epoch's batches, and set the length of the training in task and schedule.
 
