@@ -1,19 +1,12 @@
 """Query-CTC as a fairseq criterion: all query paths that collapse to the target count."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
-from torch import Tensor, nn
+from torch import Tensor
 
-from criterions.query_criterion import (
-    QueryCriterion,
-    QueryCriterionConfig,
-    divergences,
-    smoothing_losses,
-)
-from criterions.views import mean_of_views, two_views
+from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
 from narvl_plugin.ctc import (
     bigram_f1,
     expected_output_score,
@@ -46,14 +39,6 @@ class QueryCtcConfig(QueryCriterionConfig):
             "on one of them (10 works well)"
         },
     )
-    consistency: float = field(
-        default=0.0,
-        metadata={
-            "help": "weight of the divergence, in nats, between the labels that a sample's queries predict from two "
-            "views of it, each with another fifth of the image erased and another dropout; the loss is the mean of "
-            "both views' losses, and an update takes nearly twice as long (0.2 in CR-CTC)"
-        },
-    )
     reference_loss: bool = field(
         default=False,
         metadata={
@@ -78,39 +63,16 @@ class QueryCtcCriterion(QueryCriterion):
         label_smoothing: float,
         bigram_weight: float = 0.0,
         score_weight: float = 0.0,
-        consistency: float = 0.0,
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
-        weights = {"bigram-weight": bigram_weight, "score-weight": score_weight, "consistency": consistency}
+        weights = {"bigram-weight": bigram_weight, "score-weight": score_weight}
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"--{name} {weight} must not be negative")
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
-        self.consistency = consistency
         self.reference_loss = reference_loss
-
-    @property
-    def _sees_two_views(self) -> bool:
-        """Whether each sample is seen twice: in training, with `consistency`."""
-        return self.training and self.consistency > 0
-
-    def forward(
-        self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Return the loss, the sample size and the logging output; see `QueryCriterion.forward`.
-
-        With `consistency`, each sample is seen in two views, and counted once.
-        Source: CR-CTC (arXiv 2410.05101).
-        """
-        if not self._sees_two_views:
-            return super().forward(model, sample, reduce)
-        losses, sample_size, log = super().forward(model, two_views(sample), reduce=False)
-        losses = mean_of_views(losses)
-        log |= {key: log[key] / 2 for key in ("loss", "nll_loss")}
-        log |= {key: log[key] // 2 for key in ("ntokens", "nsentences", "sample_size", "did_not_fit")}
-        return losses.sum() if reduce else losses, sample_size // 2, log
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
@@ -119,9 +81,9 @@ class QueryCtcCriterion(QueryCriterion):
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
     ) -> Tensor | float:
-        """Return the bigram, score and consistency losses, in nats: (B, N, V), (B, K, T), (B, K) -> (B,), or 0.
+        """Return the bigram and score losses, in nats: (B, N, V), (B, K, T), (B, K) -> (B,), or 0.
 
-        The bigram loss compares with the target of the highest bigram F1. Each of two views is a target of the other.
+        The bigram loss compares with the target of the highest bigram F1.
         """
         loss: Tensor | float = 0.0
         if self.bigram_weight:
@@ -132,10 +94,6 @@ class QueryCtcCriterion(QueryCriterion):
             outputs, lengths = outputs_of(sample_paths(logits, PATHS_DRAWN), blank=blank)
             scores = self.task.output_scores(outputs, lengths, targets, target_lengths)
             loss += self.score_weight * (1 - expected_output_score(logits, outputs, lengths, scores, blank=blank))
-        if self._sees_two_views:
-            first, second = logits[: len(logits) // 2], logits[len(logits) // 2 :]
-            between = (divergences(first, second) + divergences(second, first)) / 2
-            loss += self.consistency * between.repeat(2)
         return loss
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion
 from fairseq.dataclass import FairseqDataclass
@@ -53,21 +52,6 @@ def smoothing_losses(logits: Tensor, *, without: int | None = None) -> Tensor:
     if without is None:
         return -log_probs.mean((1, 2))
     return -(log_probs.sum(2) - log_probs[:, :, without]).mean(1) / (logits.size(2) - 1)
-
-
-def divergences(soft: Tensor, logits: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of each sample's labels from soft targets, summed over its queries.
-
-    Args:
-        soft: (B, N, V), the logits of the soft targets. They get no gradient.
-        logits: (B, N, V).
-
-    Returns:
-        (B,), in nats.
-    """
-    dtype = accumulation_dtype(logits.dtype)
-    targets, log_probs = soft.detach().log_softmax(2, dtype=dtype), logits.log_softmax(2, dtype=dtype)
-    return F.kl_div(log_probs, targets, reduction="none", log_target=True).sum((1, 2))
 
 
 class QueryCriterion(FairseqCriterion):

@@ -53,7 +53,7 @@ def averaged_gradient(
 def test_options_on_the_command_line(name: str) -> None:
     parser = ArgumentParser()
     CRITERION_REGISTRY[name].add_args(parser)
-    terms = {"bigram_weight": 0.0, "score_weight": 0.0, "consistency": 0.0}
+    terms = {"bigram_weight": 0.0, "score_weight": 0.0}
     own = {"reference_loss": False, **terms} if name == "qctc" else {}
     assert vars(parser.parse_args([])) == {"keep_eos": False, "label_smoothing": 0.0, **own}
     given = parser.parse_args(["--keep-eos", "--label-smoothing", "0.1"])

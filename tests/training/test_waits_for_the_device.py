@@ -25,7 +25,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "loss of the authors' code": ("caption", "qctc", {}, {"reference_loss": True, "label_smoothing": 0.1}),
     "captions that are scored": ("caption", "qctc", {"any_reference": True}, {"score_weight": 10.0}),
     "cross entropy": ("caption", "query_cross_entropy", {"any_reference": True}, {}),
-    "two views": ("caption", "qctc", {"any_reference": True}, {"consistency": 0.2}),
     "boxes": ("refcoco", "qctc", {}, {"score_weight": 10.0}),
     "answers": ("vqa_gen", "qctc", {}, {}),
     "answers of a teacher": ("vqa_gen", "adjust_label_smoothed_cross_entropy", {}, {"label_smoothing": 0.1}),
