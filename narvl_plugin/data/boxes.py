@@ -26,7 +26,8 @@ GOOD_IOU = 0.5
 """Smallest IoU of a correct box."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 """A box that covers nothing."""
-_FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
+_BIN = re.compile(r"<bin_([0-9]{1,9})>")
+_BINS = re.compile(rf"(?:\s*{_BIN.pattern})*\s*")
 _EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float also accepts 1_0 and digits of other scripts
 
 
@@ -168,8 +169,16 @@ def from_bins(bins: Tensor, *, side: int, num_bins: int) -> Tensor:
 
 def bins_in(text: str) -> list[int] | None:
     """Return the four bins of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
-    match = _FOUR_BINS.fullmatch(text.strip())
-    return None if match is None else [int(number) for number in match.groups()]
+    boxes = boxes_in(text)
+    return boxes[0] if boxes is not None and len(boxes) == 1 else None
+
+
+def boxes_in(text: str) -> list[list[int]] | None:
+    """Return the four bins of each box of a text that is a sequence of boxes, else None. An empty text has no box."""
+    bins = [int(number) for number in _BIN.findall(text)]
+    if not _BINS.fullmatch(text) or len(bins) % 4:
+        return None
+    return [bins[place : place + 4] for place in range(0, len(bins), 4)]
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
