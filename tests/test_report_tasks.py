@@ -162,7 +162,7 @@ def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) 
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
     subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
-    assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
+    assert subject.regions(row, "<bin_0><bin_0><bin_5><bin_5>") == [pytest.approx((0, 0, 1, 1))]
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
     # The mean of one box: 0, 0 to the middle, at bin 2.5, which lies as near to 2 as to 3.
     assert subject.say_baselines([row])["mean_box"] == {0: "<bin_0><bin_0><bin_2><bin_2>"}

@@ -29,9 +29,8 @@ LARGEST_EDGE = 1e9
 """Largest distance of an edge from the image's corner, in pixels, in a file from elsewhere."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 """A box that covers nothing."""
-_FOUR_BINS = re.compile(r"\s*".join([r"<bin_([0-9]{1,9})>"] * 4))
 _BIN = re.compile(r"<bin_([0-9]{1,9})>")
-_BINS = re.compile(r"\s*(?:<bin_[0-9]{1,9}>\s*)*")
+_BINS = re.compile(rf"(?:\s*{_BIN.pattern})*\s*")
 _EDGES = re.compile(r"[-+.0-9eE, ]+")  # Python's float also accepts 1_0 and digits of other scripts
 
 
@@ -186,19 +185,16 @@ def from_bins(bins: Tensor, *, side: int, num_bins: int) -> Tensor:
 
 def bins_in(text: str) -> list[int] | None:
     """Return the four bins of a text that is exactly `<bin_a><bin_b><bin_c><bin_d>`, else None."""
-    match = _FOUR_BINS.fullmatch(text.strip())
-    return None if match is None else [int(number) for number in match.groups()]
+    boxes = boxes_in(text)
+    return boxes[0] if boxes is not None and len(boxes) == 1 else None
 
 
 def boxes_in(text: str) -> list[list[int]] | None:
-    """Return the bins of each box of a text that is exactly four `<bin_k>` for each box, else None.
-
-    A text without bins has no box.
-    """
-    if not _BINS.fullmatch(text):
-        return None
+    """Return the four bins of each box of a text that is a sequence of boxes, else None. An empty text has no box."""
     bins = [int(number) for number in _BIN.findall(text)]
-    return [bins[start : start + 4] for start in range(0, len(bins), 4)] if len(bins) % 4 == 0 else None
+    if not _BINS.fullmatch(text) or len(bins) % 4:
+        return None
+    return [bins[place : place + 4] for place in range(0, len(bins), 4)]
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -68,6 +68,15 @@ class GroundingDataset(TsvDataset):
         """Return the boxes (…, 4) of B rows as the `region_coords` of their batch."""
         raise NotImplementedError
 
+    def in_order(self, row: int, bins: torch.Tensor) -> torch.Tensor:
+        """Return the boxes of a row's target, int64 (…, 4), in the order in which this epoch learns them.
+
+        Args:
+            row: number of the row.
+            bins: int64 (…, 4), the boxes in the column's order.
+        """
+        return bins
+
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row.
 
@@ -85,7 +94,7 @@ class GroundingDataset(TsvDataset):
         ratios = self._ratios(size)
         return (
             self.as_input(row, unique_id, source, pixels)
-            | self.as_target(self._tokens(boxes * ratios.repeat(2)))
+            | self.as_target(self._tokens(row, boxes * ratios.repeat(2)))
             | {"region_coord": boxes, "w_resize_ratio": ratios[0], "h_resize_ratio": ratios[1]}
         )
 
@@ -102,7 +111,7 @@ class GroundingDataset(TsvDataset):
         return self.with_specials(self.options.codec.encode(PROMPTS[self.prompt].format(text=words)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the bins of a row, four for each box in the column's order, int64 (T,).
+        """Return the bins of a row, four for each box, int64 (T,).
 
         Raises:
             BadRow: if the boxes or the image cannot be used.
@@ -110,7 +119,7 @@ class GroundingDataset(TsvDataset):
         _, image, _, column = columns
         where = self.tsv.where(row)
         size = self._known(image_size(self.read_image.read_bytes(image, where), where), where)
-        return self._tokens(self._boxes(column, size, where) * self._ratios(size).repeat(2))
+        return self._tokens(row, self._boxes(column, size, where) * self._ratios(size).repeat(2))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples, with the boxes that the class describes."""
@@ -169,6 +178,6 @@ class GroundingDataset(TsvDataset):
     def _ratios(self, size: tuple[int, int]) -> torch.Tensor:
         return self.options.patch_image_size / torch.tensor(size, dtype=torch.float32)
 
-    def _tokens(self, resized_boxes: torch.Tensor) -> torch.Tensor:
+    def _tokens(self, row: int, resized_boxes: torch.Tensor) -> torch.Tensor:
         bins = to_bins(resized_boxes, side=self.max_image_size, num_bins=self.options.codec.num_bins)
-        return self._first_bin + bins.flatten()
+        return self._first_bin + self.in_order(row, bins).flatten()

@@ -288,11 +288,11 @@ class BaseTask(CommonTask):
         """Return the scores of the best hypotheses of the B samples, by name, see `validation_metrics`."""
         raise NotImplementedError
 
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
         """Return the hypotheses of the B samples as targets in the form of the TSV column.
 
-        If the column may hold several targets, all hypotheses are written, else the best one. A text is empty if the
-        column cannot hold the hypothesis.
+        If the column may hold several targets, all hypotheses are written, else the best one. It is None if the column
+        cannot hold the hypothesis.
         """
         raise NotImplementedError
 
@@ -478,6 +478,10 @@ class BaseTask(CommonTask):
         if "confidence" in best:
             return float(best["confidence"])
         return float(best["positional_scores"].sum().exp())
+
+    def element_confidences(self, beam: list[dict[str, Any]]) -> list[float]:
+        """Return the model's probability of each element of the best of a sample's hypotheses, if outputs are sets."""
+        return []
 
     def inference_step(
         self,
