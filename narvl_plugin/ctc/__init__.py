@@ -22,6 +22,7 @@ from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
+from narvl_plugin.ctc.named_boxes import NamedBoxes
 from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
 from narvl_plugin.ctc.ordered import OrderedTokens
 from narvl_plugin.ctc.outputs import Outputs, Scored
@@ -52,6 +53,7 @@ __all__ = [
     "OutputConstraint",
     "LengthRange",
     "OrderedTokens",
+    "NamedBoxes",
     "NgramAutomaton",
     "NgramConstraint",
     "count_ngrams",

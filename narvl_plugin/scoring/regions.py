@@ -112,12 +112,28 @@ def all_found(predicted: Tensor, numbers: Tensor, true: Tensor, true_numbers: Te
     Returns:
         (…) bool.
     """
-    places = torch.arange(predicted.size(-2), device=predicted.device)
-    is_box, is_true = (places < number[..., None] for number in (numbers, true_numbers))
     good = iou(predicted[..., :, None, :], true[..., None, :, :]) >= GOOD_IOU
-    # Places without a box are matched with each other.
-    good = torch.where(is_box[..., :, None], good & is_true[..., None, :], ~is_true[..., None, :])
-    orders = torch.tensor(list(permutations(range(len(places)))), device=predicted.device)
+    return all_paired(good, numbers, true_numbers)
+
+
+def all_paired(good: Tensor, numbers: Tensor, true_numbers: Tensor) -> Tensor:
+    """Tell whether all predicted and all true elements can be matched in pairs. There may be no element at all.
+
+    All matchings are tried at once, so there may be a few elements only.
+
+    Args:
+        good: (…, K, K) bool, whether a predicted element (row) may be matched with a true one (column).
+        numbers: (…), the number of predicted elements, which are the first ones.
+        true_numbers: (…), the number of true elements.
+
+    Returns:
+        (…) bool.
+    """
+    places = torch.arange(good.size(-1), device=good.device)
+    is_said, is_true = (places < number[..., None] for number in (numbers, true_numbers))
+    # Places without an element are matched with each other.
+    good = torch.where(is_said[..., :, None], good & is_true[..., None, :], ~is_true[..., None, :])
+    orders = torch.tensor(list(permutations(range(len(places)))), device=good.device)
     return good[..., places, orders].all(-1).any(-1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from narvl_plugin.importing import leaving_logging_alone
-from narvl_plugin.tasks import caption, multitask, refcoco, regions, snli_ve, vqa_gen
+from narvl_plugin.tasks import caption, multitask, refcoco, regions, scene_graph, snli_ve, vqa_gen
 from narvl_plugin.tasks.trained import TrainedSingleTask
 
 with leaving_logging_alone():
@@ -50,6 +50,18 @@ class RegionsTask(TrainedSingleTask, regions.RegionsTask, FairseqTask):
     """Sets of regions, for fairseq."""
 
     config_class = RegionsConfig  # type: ignore[assignment]
+
+
+@dataclass
+class SceneGraphConfig(scene_graph.SceneGraphConfig, FairseqDataclass):
+    """Options of `--task scene_graph`."""
+
+
+@register_task("scene_graph", dataclass=SceneGraphConfig)
+class SceneGraphTask(TrainedSingleTask, scene_graph.SceneGraphTask, FairseqTask):
+    """Scene graphs, for fairseq."""
+
+    config_class = SceneGraphConfig  # type: ignore[assignment]
 
 
 @dataclass
