@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narvl_plugin.data.boxes import bins_in, check_units, from_bins, iou, to_bins
+from narvl_plugin.data.boxes import bins_in, boxes_in, check_units, from_bins, iou, to_bins
 from narvl_plugin.errors import InputError
 
 
@@ -36,6 +36,22 @@ def test_bins_are_at_most_half_a_bin_away(box: list[float], num_bins: int) -> No
 )
 def test_only_four_bins_are_a_box(text: str, bins: list[int] | None) -> None:
     assert bins_in(text) == bins
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("", []),
+        ("  ", []),
+        ("<bin_1><bin_2><bin_3><bin_4>", [[1, 2, 3, 4]]),
+        ("<bin_1><bin_2><bin_3><bin_4> <bin_5><bin_6> <bin_7><bin_8> ", [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("<bin_1><bin_2><bin_3><bin_4><bin_5>", None),
+        ("<bin_1><bin_2><bin_3><bin_4> and <bin_5><bin_6><bin_7><bin_8>", None),
+        ("a", None),
+    ],
+)
+def test_four_bins_each_are_boxes(text: str, boxes: list[list[int]] | None) -> None:
+    assert boxes_in(text) == boxes
 
 
 @pytest.mark.parametrize(
