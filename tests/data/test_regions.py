@@ -23,13 +23,12 @@ from narvl_plugin.errors import BadRow, InputError, SkipBudget
 
 Rows = list[list[str]]
 Make = Callable[..., RegionsDataset]
-TWO, ONE, NONE = "1,2,7.5,6&&0,0,4,3", "2,1,8,6", ""
 
 
 @pytest.fixture
-def rows(refcoco_rows: Rows) -> Rows:
+def rows(regions_rows: Rows) -> Rows:
     """Rows with two boxes, one and none, on images of 8 x 6 pixels."""
-    return [[*row[:3], boxes, row[4]] for row, boxes in zip(refcoco_rows, (TWO, ONE, NONE), strict=True)]
+    return regions_rows
 
 
 @pytest.fixture

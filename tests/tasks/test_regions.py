@@ -23,10 +23,10 @@ NEARLY_LEFT = (0, 0, 6, 10)
 
 
 @pytest.fixture
-def rows(refcoco_rows: Rows) -> Rows:
+def rows(regions_rows: Rows) -> Rows:
     """Rows with two boxes, one and none, on images of 8 x 6 pixels."""
-    boxes = ("4,0,8,6&&0,0,4,6", "0,0,8,6", "")
-    return [[*row[:3], column, row[4]] for row, column in zip(refcoco_rows, boxes, strict=True)]
+    regions_rows[0][3], regions_rows[1][3] = "4,0,8,6&&0,0,4,6", "0,0,8,6"
+    return regions_rows
 
 
 @pytest.fixture
