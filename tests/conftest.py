@@ -88,6 +88,13 @@ def refcoco_rows() -> list[list[str]]:
 
 
 @pytest.fixture
+def regions_rows(refcoco_rows: list[list[str]]) -> list[list[str]]:
+    """Rows in the columns of sets of regions, with two boxes, one and none."""
+    columns = ("1,2,7.5,6&&0,0,4,3", "2,1,8,6", "")
+    return [[*row[:3], boxes, row[4]] for row, boxes in zip(refcoco_rows, columns, strict=True)]
+
+
+@pytest.fixture
 def snli_ve_rows() -> list[list[str]]:
     """Rows in the columns of visual entailment: id, image id, image, hypothesis, caption, label."""
     labels = ("entailment", "contradiction", "neutral", "entailment")

@@ -150,7 +150,7 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
         assert export(checkpoint, out, to=to, prompt_length=40) < 1e-4
     predictor = Predictor.load(checkpoint, data).with_options({}, beam=1)
     hypotheses = predictor.hypotheses_of(range(3))
-    boxes = predictor.task.boxes(predictor.batch(0, 1, 2), hypotheses)
+    boxes = [box for (box,) in predictor.task.boxes_of_best(predictor.batch(0, 1, 2), hypotheses)]
     dataset = predictor.task.dataset("test")
     fields = [{"text": dataset.tsv[row][2]} for row in range(3)]
     answers = Student(out)(image_files(data), fields)

@@ -27,6 +27,14 @@ ENTAILMENT = {  # yes, no, maybe, yes
     "teacher_allcand": ["yes", "no", "maybe", "no"],
     "student": ["yes", "yes", "perhaps", "yes"],
 }
+SETS = {  # the right ones are 0,0,4,3 and 1,2,7,5; none; 2,1,8,6
+    "teacher_beam5": [
+        "<bin_1><bin_3><bin_9><bin_8><bin_0><bin_0><bin_5><bin_5>",
+        "<bin_0><bin_0><bin_10><bin_10>",
+        "<bin_2><bin_1><bin_10><bin_10>",
+    ],
+    "student": ["<bin_0><bin_0><bin_5><bin_5>", "", "<bin_0><bin_0>"],
+}
 BOXES = {  # of eleven bins; the right ones are 0,0,4,3 and 1,2,7,5 and 2,1,8,6 on 8 x 6 pixels
     "teacher_beam5": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_10><bin_10>", "<bin_9><bin_9><bin_1><bin_1>"],
     "student": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0>", "<bin_0><bin_0><bin_10><bin_10>"],
@@ -158,6 +166,37 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
     assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no box is shown as it was said
 
 
+def test_sets_of_boxes(report_on: Callable[..., dict[str, Any]], regions_rows: Rows, tmp_path: Path) -> None:
+    for row, column in zip(regions_rows, ("0,0,4,3&&1,2,7,5", "", "2,1,8,6"), strict=True):
+        row[3] = column
+    content = report_on("regions", regions_rows, SETS, num_bins=11, max_image_size=80, patch_image_size=80)
+    systems = content["systems"]
+    assert list(systems) == ["teacher_beam5", "student", "no_region", "whole_image"]
+    assert systems["teacher_beam5"]["scores"] == pytest.approx(
+        {"precision": 2 / 3, "mean F1": 2 / 3, "N-acc": 0, "T-acc": 1}
+    )
+    student = systems["student"]
+    assert student["scores"] == pytest.approx({"precision": 1 / 3, "mean F1": 5 / 9, "N-acc": 1, "T-acc": 1})
+    assert student["precision_ratio_to_teacher_beam5"] == pytest.approx(1 / 2)
+    assert student["by_count"] == {
+        "0": {"rows": 1, "precision": 1.0, "mean F1": 1.0},
+        "1": {"rows": 1, "precision": 0.0, "mean F1": 0.0},
+        "2": {"rows": 1, "precision": 0.0, "mean F1": pytest.approx(2 / 3)},
+    }
+    assert systems["no_region"]["scores"]["N-acc"] == systems["whole_image"]["scores"]["T-acc"] == 1
+    table = (tmp_path / "table.md").read_text().partition("Precision by the number of true boxes")[2]
+    assert cells(table, "system") == ["0", "1", "2"]
+    assert cells(table, "phrases") == ["1", "1", "1"]
+    assert cells(table, "Teacher, beam 5") == ["0.000", "1.000", "1.000"]
+    page = (tmp_path / "report.html").read_text()
+    roles = re.findall(r'<rect class="(\w+)"', page)
+    assert roles == [*["reference"] * 2, *["teacher"] * 2, "student", "teacher", "reference", "teacher"]
+    assert page.count("no region") == 3  # the student's answer, and twice the right one
+    assert "x 0 to 4, y 0 to 3; x 1 to 7, y 2 to 5" in page
+    assert '<span class="wrong">F1 0.67</span>' in page
+    assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no set is shown as it was said
+
+
 def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
     subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
@@ -193,5 +232,5 @@ def test_image_ids_do_not_name_questions(
 
 
 def test_unknown_tasks_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--task vqa: choose one of caption, vqa_gen, refcoco, snli_ve"):
+    with pytest.raises(InputError, match="--task vqa: choose one of caption, vqa_gen, refcoco, snli_ve, regions"):
         build_report(tmp_path, task="vqa")

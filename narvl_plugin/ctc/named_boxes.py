@@ -198,8 +198,8 @@ def _cycle(tries: Sequence[Automaton], first_bin: int) -> Automaton:
         sources = torch.cat([ends, edges])
         targets = torch.cat([edges[:1].expand(len(ends)), edges[1:], edges.new_tensor([following])])
         parts.append((sources, torch.full_like(sources, first_bin), targets))
-    accepting = torch.arange(starts[-1]) == 0
-    return Automaton(*(torch.cat(part) for part in zip(*parts, strict=True)), accepting)
+    sources, labels, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Automaton(sources, labels, targets, torch.arange(starts[-1]) == 0)
 
 
 class _Forbidden(NamedTuple):

@@ -194,8 +194,8 @@ class _Scores(NamedTuple):
     """The scores of the best paths before a query.
 
     Attributes:
-        labels: for each place, (K, V, ..., V), of the paths that end in a label: its axes are the element, the tokens of
-            the places that are open, and the label.
+        labels: for each place, (K, V, ..., V), of the paths that end in a label: its axes are the element, the tokens
+            of the places that are open, and the label.
         blanks: for each place but the first, (K, V, ..., V), of the paths that end in a blank after the place before:
             its axes are the element, and the tokens that are known.
         between: (K + 1,), of the paths that end in a blank after whole elements, or are empty.

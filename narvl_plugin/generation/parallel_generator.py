@@ -106,8 +106,8 @@ class ParallelGenerator:
             expected gain, not by probability.
         output_scores: the scores of outputs if another one is correct. The confidence in an output is then the expected
             score of the student's paths if the output is correct.
-        element_scores: for outputs that are sets, the probability of each element, given outputs of the student's paths;
-            takes effect with `output_scores`.
+        element_scores: for outputs that are sets, the probability of each element, given outputs of the student's
+            paths; takes effect with `output_scores`.
         rescorer: terms that are added to the scores of a beam's outputs before they are ordered.
         abstain_below: the confidence below which the output is empty.
 

@@ -128,9 +128,11 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
 
 def elements(student: Predictor, beam: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """Return the elements of the best output as texts with their probability; none if outputs are no sets."""
-    confidences = student.task.element_confidences(beam)
-    found = student.task.elements(beam[0]["tokens"][:-1].tolist()) if confidences else []
-    return [(student.task.codec.decode(list(one)), sure) for one, sure in zip(found, confidences, strict=True)]
+    task = student.task
+    if not task.predicts_sets:
+        return []
+    pairs = zip(task.elements(beam[0]["tokens"][:-1].tolist()), task.element_confidences(beam), strict=True)
+    return [(task.codec.decode(list(one)), sure) for one, sure in pairs]
 
 
 def ranked(student: Predictor, output: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:

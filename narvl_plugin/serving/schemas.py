@@ -93,6 +93,13 @@ class Alternative(BaseModel):
     box: tuple[float, float, float, float] | None
 
 
+class FoundBox(BaseModel):
+    """A region of several, with its probability."""
+
+    box: tuple[float, float, float, float]
+    probability: float
+
+
 class Prediction(BaseModel):
     """What the model predicts: the values of `Prediction.to_dict()`."""
 
@@ -105,6 +112,7 @@ class Prediction(BaseModel):
         tuple[float, float, float, float] | None,
         Field(description="Left, upper, right and lower edge, in pixels of the image as a person sees it."),
     ]
+    boxes: list[FoundBox]
     task: str
     prompt: str | None
     labels: list[int]

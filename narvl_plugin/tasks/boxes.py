@@ -7,9 +7,10 @@ import torch
 
 from narvl_plugin.data.boxes import boxes_in, from_bins, inside_image
 from narvl_plugin.data.grounding import GroundingDataset
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins
+from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins, Hypotheses
 
 Edges = list[float]
 """Left, upper, right and lower edge of a box."""
@@ -29,7 +30,7 @@ class BoxTaskConfig(BaseTaskConfig):
 class BoxTask(BaseTask):
     """A task whose outputs are boxes, each four `<bin_k>`."""
 
-    text_column = "text"
+    text_column: ClassVar[str | None] = "text"
     dataset_class: ClassVar[type[GroundingDataset]]
     target_place = 3
     cfg: BoxTaskConfig
@@ -56,9 +57,7 @@ class BoxTask(BaseTask):
         """The labels of box coordinates."""
         return Bins(self.codec.dictionary.index("<bin_0>"), self.codec.num_bins, self.cfg.max_image_size)
 
-    def boxes_in(
-        self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor
-    ) -> list[Edges] | None:
+    def boxes(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[Edges] | None:
         """Return the boxes that tokens spell, in pixels of the image as it came.
 
         Args:
@@ -67,16 +66,30 @@ class BoxTask(BaseTask):
             height_ratio: by how much its height was multiplied, a number.
 
         Returns:
-            Left, upper, right and lower edge of each box, or None for tokens that spell no boxes.
+            Left, upper, right and lower edge of each box, or None for tokens that are no output of the task.
         """
         boxes = boxes_in(self.codec.decode(tokens))
-        if boxes is None:
+        if boxes is None or not (self.predicts_sets or len(boxes) == 1):
             return None
         ratios = torch.stack([width_ratio, height_ratio]).cpu().repeat(2)
         bins = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
         resized = from_bins(bins, side=self.cfg.max_image_size, num_bins=self.cfg.num_bins)
         edges: list[Edges] = (resized / ratios).tolist()
         return edges
+
+    def boxes_of_best(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[Edges] | None]:
+        """Return the boxes of the best hypotheses of the B samples, in pixels of the original images; see `boxes`."""
+        ratios = sample["w_resize_ratios"].cpu(), sample["h_resize_ratios"].cpu()
+        return [self.boxes(beam[0]["tokens"], *ratio) for beam, *ratio in zip(hypotheses, *ratios, strict=True)]
+
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
+        """Return the best boxes as `x0,y0,x1,y1` in pixels of the original images, joined by `&&`."""
+        written: list[str | None] = []
+        rows = zip(self.boxes_of_best(sample, hypotheses), self.sizes_of_images(sample), sample["where"], strict=True)
+        for boxes, size, where in rows:
+            texts = [None] if boxes is None else [self.as_column(box, size, where) for box in boxes]
+            written.append(None if None in texts else REFERENCE_SEPARATOR.join(filter(None, texts)))
+        return written
 
     def sizes_of_images(self, sample: dict[str, Any]) -> list[tuple[int, int]]:
         """Return the width and height of the B images of a batch, in pixels."""

@@ -110,36 +110,12 @@ class RefcocoTask(BoxTask):
         good = self.agreement([hypothesis["tokens"] for hypothesis in boxes])[0] >= GOOD_IOU
         return float(weights[good].sum())
 
-    def box(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[float] | None:
-        """Return the box that tokens spell, in pixels of the image as it came.
-
-        Args:
-            tokens: (T,).
-            width_ratio: by how much the width of the image was multiplied, a number.
-            height_ratio: by how much its height was multiplied, a number.
-
-        Returns:
-            Left, upper, right and lower edge, or None for tokens that spell no box.
-        """
-        boxes = self.boxes_in(tokens, width_ratio, height_ratio)
-        return boxes[0] if boxes is not None and len(boxes) == 1 else None
-
-    def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
-        """Return the best hypotheses as boxes in pixels of the original images, or None for an invalid box."""
-        ratios = sample["w_resize_ratios"].cpu(), sample["h_resize_ratios"].cpu()
-        return [self.box(beam[0]["tokens"], *ratio) for beam, *ratio in zip(hypotheses, *ratios, strict=True)]
-
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return for each hypothesis whether its box is good, the IoU, and whether it is not a box."""
-        boxes = self.boxes(sample, hypotheses)
+        boxes = [found[0] if found else None for found in self.boxes_of_best(sample, hypotheses)]
         scores = overlaps(boxes, sample["region_coords"].tolist())
         return {
             "score": [float(score >= GOOD_IOU) for score in scores],
             "mean_iou": scores,
             "no_box": [float(box is None) for box in boxes],
         }
-
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
-        """Return the best boxes as `x0,y0,x1,y1` in pixels of the original images."""
-        rows = zip(self.boxes(sample, hypotheses), self.sizes_of_images(sample), sample["where"], strict=True)
-        return [None if box is None else self.as_column(box, size, where) for box, size, where in rows]

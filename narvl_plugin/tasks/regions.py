@@ -1,12 +1,13 @@
-"""The task `regions`: it predicts the boxes of all image regions that a phrase describes, of which there may be none."""
+"""The task `regions`: it predicts the boxes of all image regions that a phrase describes. There may be none."""
 
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
@@ -15,11 +16,11 @@ from narvl_plugin.ctc import OrderedTokens, sequence_of
 from narvl_plugin.data.boxes import GOOD_IOU, NO_BOX, boxes_in, iou
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.regions import MOST_BOXES, RegionsDataset
-from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.data.tsv import TsvFile
+from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.regions import all_found, f1
 from narvl_plugin.tasks.base import Hypotheses, Search
-from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig, Edges
+from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig
 
 SIZE = 4
 """Number of tokens of a box."""
@@ -39,9 +40,9 @@ class RegionsConfig(BoxTaskConfig):
     eval_acc: bool = field(
         default=False,
         metadata={
-            "help": "generate in validation and log the share of rows whose boxes are all found, and no other, as `score` "
-            "(for --best-checkpoint-metric), `mean_f1`, and the shares of rows with the right answer to whether there "
-            "is any box, `n_acc` of those without one, and `t_acc` of the others"
+            "help": "generate in validation and log the share of rows whose boxes are all found, and no other, as "
+            "`score` (for --best-checkpoint-metric), the mean F1 as `mean_f1`, and the share of rows for which the "
+            "model rightly predicts no box, `n_acc`, or some box, `t_acc`"
         },
     )
     eval_args: str = field(
@@ -68,6 +69,7 @@ class RegionsTask(BoxTask):
     config_class = RegionsConfig
     validation_metrics = ("score", "mean_f1", "n_acc", "t_acc")
     dataset_class = RegionsDataset
+    predicts_sets = True
     cfg: RegionsConfig
 
     def build_dataset(self, tsv: TsvFile, split: str) -> RegionsDataset:
@@ -118,34 +120,38 @@ class RegionsTask(BoxTask):
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """Return the generator, see `BaseTask.build_generator`; of teachers, it is limited to sets of boxes."""
-        args = copy(args)
-        args.min_len, args.max_len_a, args.max_len_b = 0, 0, SIZE * MOST_BOXES
-        return super().build_generator(
-            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn or self.allowed_tokens
-        )
+        """Return the generator, see `BaseTask.build_generator`; that of teachers is limited to sets of boxes.
 
-    def allowed_tokens(self, sample: int, prefix: torch.Tensor) -> torch.Tensor:
-        """Return the tokens that may follow in a teacher's output; fairseq's search calls it.
-
-        Args:
-            sample: number of the sample in its batch; unused.
-            prefix: (T,), `<s>` and the tokens so far.
-
-        Returns:
-            The tokens, (K,).
+        Raises:
+            InputError: as there, and with --abstain-below.
         """
+        if self.cfg.abstain_below:
+            raise InputError(
+                f"--abstain-below {self.cfg.abstain_below:g}: is not for --task {self.name}, whose empty output "
+                "says that there is no such region; each box has a probability of its own"
+            )
+        if not any(model.is_student for model in models):
+            from narvl_plugin.generation.teacher import AllowedSequenceGenerator  # imports fairseq
+
+            args = copy(args)
+            args.min_len, args.max_len_a, args.max_len_b = 0, 0, SIZE * MOST_BOXES
+            seq_gen_cls = cast(type, partial(AllowedSequenceGenerator, allowed=self.allowed_tokens))
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+
+    def allowed_tokens(self, tokens: list[int]) -> list[int]:
+        """Return the tokens that may follow the tokens of a teacher's output; none if no set of boxes begins so."""
         first, number, _ = self.bins
-        bins = (prefix[1:] - first).tolist()
+        bins = [token - first for token in tokens]
+        if not all(0 <= one < number for one in bins):
+            return []
         *said, box = [bins[place : place + SIZE] for place in range(0, len(bins) + 1, SIZE)]
-        least = min(max(box[-2], 0), number - 1) if len(box) >= 2 else 0  # the search also asks for impossible outputs
+        end = [] if box else [self.target_dictionary.eos()]
+        if len(said) == MOST_BOXES:
+            return end
         following = Counter(other[len(box)] for other in said if other[: len(box)] == box)
-        used_up = [token for token, times in following.items() if times >= number_of_boxes([*box, token], number)]
-        tokens = torch.tensor([first + token for token in range(least, number) if token not in used_up])
-        if box:
-            return tokens
-        end = torch.tensor([self.target_dictionary.eos()])
-        return end if len(said) == MOST_BOXES else torch.cat([end, tokens])
+        used_up = {one for one, times in following.items() if times == number_of_boxes([*box, one], number)}
+        least = box[-2] if len(box) >= 2 else 0
+        return end + [first + one for one in range(least, number) if one not in used_up]
 
     # --- Scores of outputs -------------------------------------------------------------------------------------------
 
@@ -233,32 +239,16 @@ class RegionsTask(BoxTask):
             return True
         return any(box[0] > box[2] or box[1] > box[3] for box in boxes)
 
-    # --- Boxes in pixels ---------------------------------------------------------------------------------------------
-
-    def sets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[Edges] | None]:
-        """Return the best hypotheses as boxes in pixels of the original images, or None for no set of boxes."""
-        ratios = sample["w_resize_ratios"].cpu(), sample["h_resize_ratios"].cpu()
-        return [self.boxes_in(beam[0]["tokens"], *ratio) for beam, *ratio in zip(hypotheses, *ratios, strict=True)]
-
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return for each hypothesis whether its F1 is 1, its F1, and whether it rightly has any box or none."""
         found: dict[str, list[float]] = {name: [] for name in self.validation_metrics}
-        for boxes, true in zip(self.sets(sample, hypotheses), sample["region_coords"], strict=True):
+        for boxes, true in zip(self.boxes_of_best(sample, hypotheses), sample["region_coords"], strict=True):
             predicted = torch.tensor([NO_BOX] if boxes is None else boxes, dtype=torch.float64).reshape(-1, 4)
             score = f1(predicted, true.cpu())
             found["score"].append(float(score == 1))
             found["mean_f1"].append(score)
             found["t_acc" if len(true) else "n_acc"].append(float(bool(len(true)) == bool(len(predicted))))
         return found
-
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
-        """Return the boxes of the best sets as `x0,y0,x1,y1` in pixels of the original images, joined by `&&`."""
-        written: list[str | None] = []
-        rows = zip(self.sets(sample, hypotheses), self.sizes_of_images(sample), sample["where"], strict=True)
-        for boxes, size, where in rows:
-            texts = [None] if boxes is None else [self.as_column(box, size, where) for box in boxes]
-            written.append(None if None in texts else REFERENCE_SEPARATOR.join(filter(None, texts)))
-        return written
 
 
 def number_of_boxes(begin: Sequence[int], bins: int) -> int:

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch.nn.functional import pad
@@ -76,7 +77,7 @@ class SceneGraphTask(BoxTask):
 
     name = "scene_graph"
     verb = "graph"
-    text_column = None
+    text_column = None  # all rows ask the same
     config_class = SceneGraphConfig
     validation_metrics = ("score", "r_5", "r_10")
     dataset_class = SceneGraphDataset
@@ -96,7 +97,7 @@ class SceneGraphTask(BoxTask):
         self.graphs = NamedBoxes.of(self.names.sides, **bins, most=MOST_TRIPLETS)
 
     @property
-    def bins(self) -> None:
+    def bins(self) -> None:  # type: ignore[override]
         """None: outputs are not boxes alone."""
         return
 
@@ -162,51 +163,43 @@ class SceneGraphTask(BoxTask):
                 f"--abstain-below {self.cfg.abstain_below:g}: is not for --task {self.name}, whose empty output says "
                 "that there are no relations; each triplet has a probability of its own"
             )
-        args = copy(args)
-        args.min_len, args.max_len_a, args.max_len_b = 0, 0, MOST_TRIPLETS * self.longest_element
-        return super().build_generator(
-            models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn or self.allowed_tokens
-        )
+        if not any(model.is_student for model in models):
+            from narvl_plugin.generation.teacher import AllowedSequenceGenerator  # imports fairseq
 
-    @property
-    def longest_element(self) -> int:
-        """The number of tokens of the longest triplet."""
-        return sum(max(map(len, names)) + EDGES for names in self.names.sides)
+            args = copy(args)
+            longest = sum(max(map(len, names)) + EDGES for names in self.names.sides)
+            args.min_len, args.max_len_a, args.max_len_b = 0, 0, MOST_TRIPLETS * longest
+            seq_gen_cls = cast(type, partial(AllowedSequenceGenerator, allowed=self.allowed_tokens))
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
-    def allowed_tokens(self, sample: int, prefix: torch.Tensor) -> torch.Tensor:
-        """Return the tokens that may follow in a teacher's output; fairseq's search calls it.
-
-        Args:
-            sample: number of the sample in its batch; unused.
-            prefix: (T,), `<s>` and the tokens so far.
-
-        Returns:
-            The tokens, (K,).
-        """
+    def allowed_tokens(self, tokens: list[int]) -> list[int]:
+        """Return the tokens that may follow the tokens of a teacher's output; none if no set of triplets begins so."""
         first, number = self._first_bin, self.codec.num_bins
-        end = self.target_dictionary.eos()
-        runs = self._runs(prefix[1:].tolist())
+        runs = self._runs(tokens)
         in_box = bool(runs) and len(runs) % 2 == 0 and len(runs[-1]) < EDGES
-        part = (len(runs) - 1 if in_box else len(runs)) // 2
+        part = (len(runs) - in_box) // 2
         side, element = part % SIDES, part - part % SIDES
         name = runs[2 * part] if len(runs) > 2 * part else ()
-        tokens = [] if in_box else sorted(self.names.following[side].get(name, ()))
+        following = self.names.following[side].get(name)
+        if following is None or part // SIDES == MOST_TRIPLETS:
+            return [] if name else [self.target_dictionary.eos()]
+        found = [] if in_box else sorted(following)
         if not name and side == 0:
-            tokens = [end] if part == SIDES * MOST_TRIPLETS else [end, *tokens]
-        if self.names.is_name(side, name):
-            box = [token - first for token in runs[-1]] if in_box else []
-            least = min(max(box[-2], 0), number - 1) if len(box) >= 2 else 0  # impossible outputs are asked for, too
-            begin = runs[2 * element : 2 * part + 1]
-            # The last box tells a triplet from others that begin like it.
-            others = [
-                [token - first for token in runs[2 * other + 2 * SIDES - 1]]
-                for other in range(0, element, SIDES)
-                if side == SIDES - 1 and runs[2 * other : 2 * other + 2 * SIDES - 1] == begin
-            ]
-            following = Counter(other[len(box)] for other in others if other[: len(box)] == box)
-            used_up = [edge for edge, times in following.items() if times >= number_of_boxes([*box, edge], number)]
-            tokens += [first + edge for edge in range(least, number) if edge not in used_up]
-        return torch.tensor(tokens or [end])
+            return [self.target_dictionary.eos(), *found]
+        if not self.names.is_name(side, name):
+            return found
+        box = [token - first for token in runs[-1]] if in_box else []
+        # The last box tells a triplet from others that begin like it.
+        begin = runs[2 * element : 2 * part + 1]
+        others = [
+            [token - first for token in runs[2 * (other + SIDES) - 1]]
+            for other in range(0, element if side == SIDES - 1 else 0, SIDES)
+            if runs[2 * other : 2 * (other + SIDES) - 1] == begin
+        ]
+        times = Counter(other[len(box)] for other in others if other[: len(box)] == box)
+        used_up = {edge for edge, count in times.items() if count == number_of_boxes([*box, edge], number)}
+        least = box[-2] if len(box) >= 2 else 0
+        return found + [first + edge for edge in range(least, number) if edge not in used_up]
 
     def _runs(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
         """Split tokens into names and boxes in turn."""
@@ -290,7 +283,10 @@ class SceneGraphTask(BoxTask):
         return float(self.agreement([hypothesis["tokens"].cpu() for hypothesis in beam])[0] @ self._weights(beam))
 
     def element_confidences(self, beam: list[dict[str, Any]]) -> list[float]:
-        """Return the probability of each triplet of the best graph, see `element_scores`; of a teacher, over its beam."""
+        """Return the probability of each triplet of the best graph, see `element_scores`.
+
+        A teacher's is that of the graphs in its beam.
+        """
         if "element_confidences" in beam[0]:
             shares: list[float] = beam[0]["element_confidences"].tolist()
             return shares

@@ -16,7 +16,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "regions"])  # which has no task class yet
+@pytest.mark.parametrize("name", TASKS)
 def test_every_row_can_be_used(scenes: Path, name: str, answer_vocabulary: Path) -> None:
     files = ",".join(str(scenes / name / f"{split}.tsv") for split in ("train", "valid"))
     config = TASK_DATACLASS_REGISTRY[name](data=files, bpe_dir=str(answer_vocabulary), patch_image_size=32)

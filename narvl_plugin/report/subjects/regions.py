@@ -24,14 +24,14 @@ class RegionsReport(BoxReport):
     curve = ("valid_score", "precision at F1 = 1")
     baselines = {NONE: "No region", WHOLE: "Whole image"}
     confidence = (
-        "Confidence is a student's own probability that its boxes are all that the phrase describes, each with an IoU of "
-        f"at least {GOOD_IOU}. A teacher's is the probability of the outputs in its beam that agree with its best one."
+        "Confidence is a student's own probability that its boxes are all that the phrase describes, each with an IoU "
+        f"of at least {GOOD_IOU}. A teacher's is the probability of the outputs in its beam that agree with its best."
     )
     title = "Sets of boxes in one pass"
     lead = (
-        "Which regions of the image does a phrase describe? There may be several, or none. A teacher predicts the edges "
-        "of their boxes one by one, in a given order. Its student predicts all of them at once with a fixed set of "
-        "queries, trained by Query-CTC on all orders. This page compares their quality and speed on images that neither "
+        "Which regions of the image does a phrase describe? There may be several, or none. A teacher predicts the "
+        "edges of their boxes one by one, in a given order. Its student predicts all of them at once with a fixed set "
+        "of queries, trained by Query-CTC on sets. This page compares their quality and speed on images that neither "
         "has seen."
     )
     beside = "the F1 of its boxes"
@@ -85,9 +85,9 @@ class RegionsReport(BoxReport):
         return [
             f"{len(rows):,} test phrases; precision: share of phrases with F1 = 1, whose boxes are all found, and no "
             f"other; a box is found by one with an IoU of at least {GOOD_IOU}. N-acc: of the phrases without a region, "
-            "the share without a predicted box. T-acc: of the others, the share with a predicted box. Boxes are compared "
-            "in pixels, as in validation. fairseq-generate compares bins, so a box close to the threshold may count "
-            "differently there."
+            "the share without a predicted box. T-acc: of the others, the share with a predicted box. Boxes are "
+            "compared in pixels, as in validation. fairseq-generate compares bins, so a box close to the threshold may "
+            "count differently there."
         ]
 
     def closing_notes(self, scores: Mapping[str, Scores]) -> list[str]:
