@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import networkx
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -170,6 +171,40 @@ def points_chart(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11, handlelength=1.2)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _for_html(stream.getvalue(), description)
+
+
+def graph_picture(
+    nodes: Sequence[tuple[str, float, float]], edges: Sequence[tuple[int, int, str]], *, colour: str, description: str
+) -> str:
+    """Draw a graph of objects at their places in an image.
+
+    Args:
+        nodes: the name, x and y of each object; x and y are shares of the image's width and height.
+        edges: the numbers of two nodes, and the name of the relation from the first to the second.
+        colour: the colour of the edges.
+        description: the text for screen readers.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    graph = networkx.MultiDiGraph()
+    graph.add_nodes_from(range(len(nodes)))
+    graph.add_edges_from((one, other, {"name": name}) for one, other, name in edges)
+    places = {number: (x, y) for number, (_, x, y) in enumerate(nodes)}
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.3, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        networkx.draw_networkx_nodes(graph, places, ax=axes, node_size=1100, node_color="white", edgecolors=_RULE)
+        networkx.draw_networkx_labels(graph, places, {number: node[0] for number, node in enumerate(nodes)}, ax=axes)
+        networkx.draw_networkx_edges(graph, places, ax=axes, edge_color=colour, node_size=1100)
+        names = networkx.get_edge_attributes(graph, "name")
+        networkx.draw_networkx_edge_labels(graph, places, names, ax=axes, font_size=10, font_color=_INK)
+        axes.set_xlim(-0.1, 1.1)
+        axes.set_ylim(1.1, -0.1)
+        axes.set_axis_off()
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
     return _for_html(stream.getvalue(), description)

@@ -45,6 +45,7 @@ class Output:
         verdict: its score as shown.
         mark: ``right``, ``wrong`` or empty.
         regions: the regions that the output names.
+        picture: a drawing of the output as an `<svg>` element, or empty.
     """
 
     role: str
@@ -53,6 +54,7 @@ class Output:
     verdict: str
     mark: str
     regions: list[Region]
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def _output(subject: TaskReport, row: Row, result: SystemResult) -> Output:
         verdict=verdict,
         mark=mark,
         regions=subject.regions(row, said),
+        picture=subject.picture(row, said),
     )
 
 

@@ -176,6 +176,10 @@ class TaskReport(ABC, Generic[RowT]):
         """Return the regions of the image that an output names."""
         return []
 
+    def picture(self, row: RowT, output: str) -> str:
+        """Return a drawing of an output as an `<svg>` element; empty for tasks whose outputs are texts or regions."""
+        return ""
+
 
 def percent(share: float) -> str:
     """Format a share from 0 to 1."""

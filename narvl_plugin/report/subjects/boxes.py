@@ -11,7 +11,7 @@ import torch
 from narvl_plugin.data.boxes import boxes_in, from_bins, inside_image, parse_box, to_bins
 from narvl_plugin.data.images import ImageReader, image_size
 from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.report.subjects.base import BEAM_5, Region, Row, TaskReport
+from narvl_plugin.report.subjects.base import BEAM_5, Region, Row, RowT, TaskReport
 from narvl_plugin.tasks.base import BaseTask
 
 Box = tuple[float, ...]
@@ -32,15 +32,18 @@ class RegionRow(Row):
 
     def share(self, box: Sequence[float]) -> Region:
         """Return a box in pixels as shares of the image's width and height."""
-        (left, upper, right, lower), (width, height) = box, self.size
-        return left / width, upper / height, right / width, lower / height
+        return share_of(box, self.size)
 
 
-class BoxReport(TaskReport[RegionRow]):
-    """A task of boxes."""
+def share_of(box: Sequence[float], size: tuple[int, int]) -> Region:
+    """Return a box in pixels as shares of an image's width and height."""
+    (left, upper, right, lower), (width, height) = box, size
+    return left / width, upper / height, right / width, lower / height
 
-    columns = (0, 2, 3, 4)  # uniq-id, text, boxes, image
-    image_column = 4
+
+class BinsReport(TaskReport[RowT]):
+    """A task whose outputs hold boxes in bins."""
+
     teachers = BEAM_5
 
     def __init__(self, task: BaseTask | None, test_tsv: Path) -> None:
@@ -52,6 +55,30 @@ class BoxReport(TaskReport[RegionRow]):
         self._cfg: Any = task.cfg
         self._reader = ImageReader(task.cfg.patch_image_size, folder=test_tsv.parent)
 
+    def size_of(self, image: str, where: str) -> tuple[int, int]:
+        """Return the width and height of the image of a column, in pixels.
+
+        Raises:
+            BadRow: if they are unknown.
+        """
+        size = image_size(self._reader.read_bytes(image, where), where)
+        if size is None:
+            raise BadRow(f"{where}: the image column holds features that do not tell the size of the image")
+        return size
+
+    def in_pixels(self, boxes: Sequence[Sequence[int]], size: tuple[int, int]) -> list[Box]:
+        """Return boxes in bins as boxes in pixels of an image of some width and height."""
+        bins = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+        resized = from_bins(bins, side=self._cfg.max_image_size, num_bins=self._cfg.num_bins)
+        return [tuple(box) for box in (resized / self._cfg.patch_image_size * torch.tensor(size * 2)).tolist()]
+
+
+class BoxReport(BinsReport[RegionRow]):
+    """A task of boxes."""
+
+    columns = (0, 2, 3, 4)  # uniq-id, text, boxes, image
+    image_column = 4
+
     @staticmethod
     @abstractmethod
     def texts_of_boxes(column: str) -> list[str]:
@@ -60,9 +87,7 @@ class BoxReport(TaskReport[RegionRow]):
     def read(self, number: int, columns: Sequence[str], where: str) -> RegionRow:
         """Return the row; see `TaskReport.read`. A box or an image that cannot be used raises BadRow."""
         unique_id, text, column, image = columns
-        size = image_size(self._reader.read_bytes(image, where), where)
-        if size is None:
-            raise BadRow(f"{where}: the image column holds features that do not tell the size of the image")
+        size = self.size_of(image, where)
         boxes = tuple(
             tuple(inside_image(parse_box(box, where), size, where).tolist()) for box in self.texts_of_boxes(column)
         )
@@ -84,11 +109,7 @@ class BoxReport(TaskReport[RegionRow]):
     def boxes(self, row: RegionRow, output: str) -> list[Box] | None:
         """Return the boxes of an output in pixels of the image; None if the output does not consist of boxes."""
         found = boxes_in(output)
-        if found is None:
-            return None
-        bins = torch.tensor(found, dtype=torch.int64).reshape(-1, 4)
-        resized = from_bins(bins, side=self._cfg.max_image_size, num_bins=self._cfg.num_bins)
-        return [tuple(box) for box in (resized / self._cfg.patch_image_size * torch.tensor(row.size * 2)).tolist()]
+        return None if found is None else self.in_pixels(found, row.size)
 
     def as_output(self, shares: torch.Tensor) -> str:
         """Return a box of shares (4,) of the image in the model's output form."""
