@@ -82,10 +82,14 @@ class GraphNames:
         following: for both, the tokens that may follow the beginning of a name.
 
     Raises:
-        InputError: if there are none or too many, or the vocabulary cannot spell one or tell two apart.
+        InputError: if there are none or too many, the vocabulary cannot spell one, or a relation has a `_`.
     """
 
     def __init__(self, nouns: Iterable[str], relations: Iterable[str], codec: TextCodec) -> None:
+        relations = list(relations)
+        for relation in relations:
+            if "_" in relation:
+                raise InputError(f"--names-file: the relation {relation!r:.100} has a `_`; write a space in its place")
         self.nouns = _spelled({noun: noun for noun in sorted(nouns)}, codec)
         self.relations = _spelled({relation: relation.replace(" ", "_") for relation in sorted(relations)}, codec)
         number = len(self.nouns) * len(self.relations)

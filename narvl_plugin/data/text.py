@@ -60,7 +60,7 @@ BYTES = {chr(byte): byte for byte in PRINTABLE} | {
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
 _PLACE = re.compile(r"\{\w+\}")
-_TRIPLET = re.compile(r"([^|]+) {0} \| ([^|]+) \| ([^|]+) {0}".format(r"[0-9.]+(?:,[0-9.]+){3}"))
+_TRIPLET = re.compile(r"([^|]+) {0} \| ([^|]+) \| ([^|]+) {0}".format(r"[-+.0-9eE]+(?:,[-+.0-9eE]+){3}"))
 _DASHES = str.maketrans("-/", "  ")
 
 

@@ -10,9 +10,9 @@ import torch
 from narvl_plugin.data.boxes import GOOD_IOU, iou
 from narvl_plugin.data.scene_graph import SpelledTriplet, triplets_in
 from narvl_plugin.data.triplets import Instance, Triplet, read_triplets
-from narvl_plugin.report.charts import COLOURS, graph_picture
 from narvl_plugin.report.subjects.base import Outputs, Region, Row, Scores, Table
 from narvl_plugin.report.subjects.boxes import BinsReport, share_of
+from narvl_plugin.report.svg import graph_picture
 from narvl_plugin.scoring.scene_graph import RANKS
 from narvl_plugin.scoring.triplets import is_exact, score_triplets
 
@@ -141,7 +141,7 @@ class SceneGraphReport(BinsReport[GraphRow]):
             for one, (left, upper, right, lower) in zip(objects, middles, strict=True)
         ]
         edges = [(_number(objects, one), _number(objects, other), relation) for one, relation, other in triplets]
-        return graph_picture(nodes, edges, colour=COLOURS["student"], description=in_words(triplets))
+        return graph_picture(nodes, edges, description=in_words(triplets))
 
     def triplets(self, row: GraphRow, output: str) -> list[Triplet] | None:
         """Return the triplets of an output in pixels of the image; None if it does not consist of triplets."""
