@@ -89,6 +89,8 @@ class SceneGraphTask(BoxTask):
         super().__init__(cfg, **kwargs)
         if not cfg.names_file:
             raise InputError("--names-file: is not given; give the list of nouns and relations")
+        if cfg.num_bins < 2:
+            raise InputError(f"--num-bins {cfg.num_bins}: expected 2 or more, by which boxes differ")
         try:
             self.names = GraphNames.of_file(cfg.names_file, self.codec)
         except BadRow as error:
