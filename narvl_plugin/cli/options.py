@@ -15,7 +15,7 @@ Data = Annotated[Path, typer.Option(help="TSV file with images.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Folder of the vocabulary, if not the checkpoint's.")]
 Ans2LabelFile = Annotated[Path | None, typer.Option(help="File of the list of answers, if not the checkpoint's.")]
 Benchmark = Annotated[str, typer.Option("--task", help="caption, vqa, gqa, refcoco or snli_ve.")]
-Task = Annotated[str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco or snli_ve.")]
+Task = Annotated[str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco, snli_ve or regions.")]
 
 # --- Generation ------------------------------------------------------------------------------------------------------
 
