@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations, count, groupby
 from typing import NamedTuple
 
@@ -27,7 +29,8 @@ ROUNDING = 1e-3
 """Largest error of a path's log-probability, in nats."""
 
 
-class OrderedTokens(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class OrderedTokens:
     """The outputs of one or several elements, in which certain tokens are in order. No two elements are equal.
 
     Attributes:
@@ -45,35 +48,40 @@ class OrderedTokens(NamedTuple):
 
     def to(self, device: torch.device) -> OrderedTokens:
         """Return the same constraint on another device."""
-        return self._replace(automaton=self.automaton.to(device))
+        is_there = self.automaton.labels.device == device
+        return self if is_there else replace(self, automaton=self.automaton.to(device))
 
     def ending_in(self, label: int) -> OrderedTokens:
         """Return the constraint that also accepts each valid output followed by `label`, which is no token of it."""
-        return self._replace(end=label)
+        return replace(self, end=label)
 
     def alphabet(self) -> Tensor:
         """Return the distinct labels of the valid outputs."""
-        labels = self.automaton.labels
-        return (labels if self.end is None else torch.cat([labels, labels.new_tensor([self.end])])).unique()
+        return self.of_any_order.alphabet()
 
     @property
     def size(self) -> int:
         """The number of tokens of an element."""
         return len(self.automaton.accepting) - 1
 
+    @cached_property
     def of_any_order(self) -> Automaton:
-        """Return the automaton of the outputs whose tokens may be out of order, and whose elements may be equal."""
-        sources, labels, targets, _ = self.automaton
+        """The automaton of the outputs whose tokens may be out of order, and whose elements may be equal."""
+        sources, labels, targets, accepting = self.automaton
         shifts = torch.arange(max(self.numbers), device=sources.device)[:, None] * self.size
-        accepting = torch.zeros(max(self.numbers) * self.size + 1, dtype=torch.bool, device=sources.device)
-        accepting[torch.tensor(self.numbers) * self.size] = True
-        source, target = ((part + shifts).flatten() for part in (sources, targets))
-        whole = Automaton(source, labels.repeat(len(shifts)), target, accepting)
+        whole = Automaton(
+            (sources + shifts).flatten(),
+            labels.repeat(len(shifts)),
+            (targets + shifts).flatten(),
+            accepting.new_zeros(len(shifts) * self.size + 1),
+        )
+        for number in self.numbers:  # an index would be copied to the device
+            whole.accepting[number * self.size] = True
         return whole if self.end is None else whole.ending_in(self.end)
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
-        accepted = self.of_any_order().accepts(tokens, lengths)
+        accepted = self.of_any_order.accepts(tokens, lengths)
         size = self.size
         elements = range(min(max(self.numbers), tokens.size(1) // size))  # other outputs are too short
         for element in elements:

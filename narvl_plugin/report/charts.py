@@ -83,7 +83,7 @@ def line_chart(
         curves: the colour, the points (x, value) and the line style, by label.
         ylabel: the name of the values.
         description: the text for screen readers.
-        xlabel: the name of x, a share from 0 to 1; without it, x is the number of updates.
+        xlabel: the name of x, a share from 0 to 1 or a count; without it, x is the number of updates.
 
     Returns:
         An ``<svg>`` element.
@@ -108,7 +108,8 @@ def line_chart(
             )
         axes.set_xlabel(xlabel or "updates")
         axes.set_ylabel(ylabel)
-        if xlabel is None:
+        are_counts = any(place > 1 for _, points, _ in curves.values() for place, _ in points)
+        if xlabel is None or are_counts:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set_ylim(bottom=0)
         else:
@@ -273,3 +274,18 @@ def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
             line_chart(risk, xlabel="share answered", ylabel="error rate", description=titles[1]),
         ),
     ]
+
+
+def count_charts(scores: Mapping[str, tuple[str, Curve]], main: str) -> list[Chart]:
+    """Draw a score over the number of elements of a set; nothing without such scores.
+
+    Args:
+        scores: the colour and the points (number of elements, score), by label.
+        main: the name of the score.
+    """
+    curves = {label: (colour, curve, "-") for label, (colour, curve) in scores.items() if len(curve) > 1}
+    if not curves:
+        return []
+    title = f"{main[0].upper()}{main[1:]} by the number of true elements"
+    svg = line_chart(curves, xlabel="true elements", ylabel=main, description=title)
+    return [Chart(title, "Higher is better.", svg)]

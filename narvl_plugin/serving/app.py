@@ -38,6 +38,7 @@ SUMMARIES = {
     "caption": "Describe an image in a sentence.",
     "answer": "Answer a question about an image.",
     "locate": "Find the region of an image that a text describes.",
+    "regions": "Find all regions of an image that a text describes.",
     "entails": "Tell whether an image shows what a statement says: yes, no or maybe.",
 }
 

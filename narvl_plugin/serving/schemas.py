@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
-TEXT_NAMES = {"answer": "question", "locate": "text", "entails": "statement"}
+TEXT_NAMES = {"answer": "question", "locate": "text", "regions": "text", "entails": "statement"}
 """The name of the text that a verb reads beside the image."""
 MAX_BEAM = 64
 """Largest beam and largest number of alternatives in a request."""

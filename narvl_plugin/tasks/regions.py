@@ -24,7 +24,7 @@ from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig
 
 SIZE = 4
 """Number of tokens of a box."""
-SETS_COMPARED = 64
+SETS_COMPARED = 16
 """Number of sets that compete for the highest probability of being found whole."""
 
 ElementOrder = StrEnum("ElementOrder", ["reading", "random"])
@@ -46,7 +46,7 @@ class RegionsConfig(BoxTaskConfig):
         },
     )
     eval_args: str = field(
-        default='{"beam": 5, "unnormalized": true}',
+        default='{"beam": 5}',
         metadata={"help": "options of the generator in validation, as JSON; a student's is beam"},
     )
     element_order: ElementOrder = field(

@@ -41,6 +41,26 @@ def test_verbs_are_those_that_it_was_trained_for(student: narvl.Model, write_che
         one.locate(Image.new("RGB", (8, 6)), "a cat")
 
 
+@pytest.mark.parametrize("family", ["narvl", "ofa"])
+def test_a_model_of_regions_predicts_a_set_of_boxes(
+    write_checkpoint: Any, vocabulary: Path, image: Image.Image, family: str
+) -> None:
+    options = {"bpe_dir": str(vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
+    model = narvl.load(write_checkpoint("regions.pt", family, "regions", **options), device="cpu")
+    assert model.verbs == ("regions",)
+    texts = ["every cat", "all dogs", "nothing", "everything but the cats"]
+    for found in model.predict("regions", image, texts):
+        assert found.box is None and found.alternatives[0].box is None
+        assert found.text == "&&".join(",".join(f"{edge:.6g}" for edge in box) for box, _ in found.boxes)
+        for (left, upper, right, lower), probability in found.boxes:
+            assert 0 <= left <= right <= 8 and 0 <= upper <= lower <= 6
+            assert found.confidence - 1e-6 <= probability <= 1
+        record = json.loads(json.dumps(found.to_dict()))
+        assert [one["probability"] for one in record["boxes"]] == [one.probability for one in found.boxes]
+    with pytest.raises(narvl.InputError, match="constraint"):
+        model.predict("regions", image, "every cat", constraint=LengthRange(1, 2))
+
+
 @pytest.mark.parametrize("verb", TEXTS)
 def test_each_verb_predicts(student: narvl.Model, image: Image.Image, verb: str) -> None:
     words = [] if TEXTS[verb] is None else [TEXTS[verb]]

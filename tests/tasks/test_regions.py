@@ -193,7 +193,7 @@ def test_sets_agree_in_any_order_if_all_their_boxes_do(task: RegionsTask) -> Non
     expected[5, 5] = expected[6, 6] = 0  # a box that covers nothing agrees with none
     assert task.agreement(outputs).tolist() == expected.tolist()
     options = task.search_options(Namespace(beam=5))
-    assert (options["beam_size"], task.search_options(Namespace(beam=1))["beam_size"]) == (64, 1)
+    assert (options["beam_size"], task.search_options(Namespace(beam=1))["beam_size"]) == (16, 1)
 
 
 def test_outputs_score_by_whether_they_are_right(task: RegionsTask) -> None:

@@ -58,7 +58,7 @@ class RegionsReport(BoxReport):
             values = {self.main: whole.precision, "mean F1": whole.mean_f1}
             values |= {name: value for name, value in of_rows.items() if value is not None}
             each = {row.number: f1(*pair) for row, *pair in zip(rows, predicted, true, strict=True)}
-            cells = {self.main: whole.precision, "mean F1": whole.mean_f1, **of_rows}
+            cells: dict[str, float | str | None] = {self.main: whole.precision, "mean F1": whole.mean_f1, **of_rows}
             scores[name] = Scores(values, cells, each, {"by_count": self._by_count(rows, each)})
         return scores
 
