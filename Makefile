@@ -20,8 +20,8 @@ setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1
 demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (10 to 20 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
-demo-all: $(INSTALLED) ## The same for all tasks: captions, grounding, entailment, questions (an hour or more)
-	for task in caption refcoco snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
+demo-all: $(INSTALLED) ## The same for all tasks: captions, boxes, sets of boxes, entailment, questions (an hour or more)
+	for task in caption refcoco regions scene_graph snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal

@@ -67,6 +67,7 @@ setup(
         "jinja2>=3.1",
         "rich>=13",
         "matplotlib>=3.8",
+        "networkx>=3.3",  # pictures of scene graphs; torch needs it, too
     ],
     extras_require={
         "demo": DEMO,

@@ -88,6 +88,33 @@ def refcoco_rows() -> list[list[str]]:
 
 
 @pytest.fixture
+def regions_rows(refcoco_rows: list[list[str]]) -> list[list[str]]:
+    """Rows in the columns of sets of regions, with two boxes, one and none."""
+    columns = ("1,2,7.5,6&&0,0,4,3", "2,1,8,6", "")
+    return [[*row[:3], boxes, row[4]] for row, boxes in zip(refcoco_rows, columns, strict=True)]
+
+
+@pytest.fixture
+def scene_graph_rows(refcoco_rows: list[list[str]]) -> list[list[str]]:
+    """Rows in the columns of scene graphs, with two triplets, one and none, on images of 8 x 6 pixels."""
+    columns = (
+        "dog 4,0,8,6 | on | red hat 0,0,4,3&&dog 0,0,4,6 | left of | dog 4,0,8,6",
+        "red hat 2,1,8,6 | on | dog 0,0,8,6",
+        "",
+    )
+    return [[*row[:2], triplets, row[4]] for row, triplets in zip(refcoco_rows, columns, strict=True)]
+
+
+@pytest.fixture
+def names_file(tmp_path: Path) -> Path:
+    """The names that may occur in `scene_graph_rows`."""
+    names = {"label_to_idx": {"dog": 1, "red hat": 2, "red": 3}, "predicate_to_idx": {"on": 1, "left of": 2}}
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps(names))
+    return file
+
+
+@pytest.fixture
 def snli_ve_rows() -> list[list[str]]:
     """Rows in the columns of visual entailment: id, image id, image, hypothesis, caption, label."""
     labels = ("entailment", "contradiction", "neutral", "entailment")

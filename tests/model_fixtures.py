@@ -26,6 +26,9 @@ logging.root.handlers.clear()
 logging.root.setLevel(logging.INFO)
 
 
+TRIPLETS = "dog 4,0,8,6 | on | red hat 0,0,4,3&&dog 0,0,4,6 | left of | dog 4,0,8,6\n"
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with an spm.model trained on a few captions."""
@@ -41,6 +44,15 @@ def answer_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("answer_vocabulary")
     (folder / "texts.tsv").write_text("".join(f"{text}\n" for text in TEXTS_WITH_ANSWERS))
     train_sentencepiece(folder / "texts.tsv", [0], folder, 500)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def graph_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an spm.model trained on a column of triplets."""
+    folder = tmp_path_factory.mktemp("graph_vocabulary")
+    (folder / "triplets.tsv").write_text(TRIPLETS)
+    train_sentencepiece(folder / "triplets.tsv", [0], folder, 500)
     return folder
 
 

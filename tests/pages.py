@@ -29,6 +29,7 @@ from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.interop import flags_of, tables_of
+from narvl_plugin.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 RUN = ("bash", "python", "yaml")
@@ -163,7 +164,7 @@ def known_options() -> set[str]:
         known |= {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
     known |= options.get_generation_parser()._option_string_actions.keys()
     chosen = ["--arch", "narvl_tiny", "--optimizer", "adam", "--lr-scheduler", "polynomial_decay_ratio"]
-    for task in ("caption", "refcoco", "snli_ve", "vqa_gen", "multitask"):
+    for task in (*TASKS, "multitask"):
         parser = options.get_training_parser(task)
         words = ["data", "--task", task, "--bpe-dir", "vocab", "--criterion", "qctc", "--num-queries", "7", *chosen]
         options.parse_args_and_arch(parser, words)  # which adds those of the parts that are chosen

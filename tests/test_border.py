@@ -121,17 +121,23 @@ def test_a_predictor_takes_files_as_well(
     from PIL import Image
 
     Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "red.png")
-    texts = {"caption": {}, "refcoco": {"text": "a cat"}, "vqa_gen": {"question": "is it red"}}
+    texts = {
+        "caption": {},
+        "refcoco": {"text": "a cat"},
+        "regions": {"text": "cats"},
+        "vqa_gen": {"question": "is it red"},
+    }
     texts["snli_ve"] = {"hypothesis": "two dogs run"}
     columns = {
         "caption": ["red", "", "a cat", "", "red.png"],
         "refcoco": ["red", "", "a cat", "0,0,9,9", "red.png"],
+        "regions": ["red", "", "cats", "0,0,9,9&&1,1,5,5", "red.png"],
         "vqa_gen": ["red", "", "is it red", "1.0|!+no", "", "red.png"],
         "snli_ve": ["red", "", "red.png", "two dogs run", "a cat", "neutral"],
     }
     for task, given in texts.items():
         options = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
-        options |= {"max_image_size": 32} if task == "refcoco" else {}
+        options |= {"max_image_size": 32} if task in ("refcoco", "regions") else {}
         student = write_checkpoint(f"{task}.pt", "narvl", task, **options)
         model = Predictor.load(student, write_tsv("test.tsv", [columns[task]]), role="student")
         files = model.images({"red": tmp_path / "red.png"}, {name: {"red": text} for name, text in given.items()})

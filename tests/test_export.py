@@ -150,7 +150,7 @@ def test_exported_grounding_says_the_box_of_the_checkpoint_in_pixels(
         assert export(checkpoint, out, to=to, prompt_length=40) < 1e-4
     predictor = Predictor.load(checkpoint, data).with_options({}, beam=1)
     hypotheses = predictor.hypotheses_of(range(3))
-    boxes = predictor.task.boxes(predictor.batch(0, 1, 2), hypotheses)
+    boxes = [box for (box,) in predictor.task.boxes_of_best(predictor.batch(0, 1, 2), hypotheses)]
     dataset = predictor.task.dataset("test")
     fields = [{"text": dataset.tsv[row][2]} for row in range(3)]
     answers = Student(out)(image_files(data), fields)
@@ -375,6 +375,14 @@ def test_a_student_of_a_side_that_is_no_multiple_of_16_is_exported(
     fields = {"caption": {}, "refcoco": {"text": "a hat"}, "vqa_gen": {"question": "a hat"}}
     answers = student([png(size=(90, 60))], [fields.get(task, {"hypothesis": "a hat", "caption": "a hat"})])
     assert len(answers) == 1
+
+
+def test_sets_are_not_exported(vocabulary: Path, write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"num_bins": 10, "patch_image_size": 32, "max_image_size": 32}
+    checkpoint = write_checkpoint("student.pt", "narvl", "regions", bpe_dir=str(vocabulary), **options)
+    with pytest.raises(InputError, match="a student of regions cannot be exported"):
+        export(checkpoint, tmp_path / "out", to="torch-export")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_side_that_the_model_cannot_take_is_refused_before_anything_is_written(

@@ -121,6 +121,8 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     ("name", "teachers", "settings"),
     [
         ("refcoco", ["teacher_beam5", "teacher_greedy"], []),
+        ("regions", ["teacher_beam5", "teacher_greedy"], ["DISTIL=1", "teacher.task.element_order=random"]),
+        ("scene_graph", ["teacher_beam5", "teacher_greedy"], []),
         ("snli_ve", ["teacher_allcand", "teacher_beam5"], ["EMA_DECAY=0.9"]),
         ("vqa", ["teacher_allcand", "teacher_beam5"], ["EPOCHS=2"]),
         ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
@@ -185,6 +187,8 @@ def test_two_processes_share_a_batch_however_many_threads_each_has(
     [
         ("caption", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "1e-05", "EPOCHS": "5", "QUERIES": "20"}),
         ("refcoco", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "7"}),
+        ("regions", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "40"}),
+        ("scene_graph", {"PATCH_IMAGE_SIZE": "512", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "84"}),
         ("snli_ve", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "5", "QUERIES": "3"}),
         ("vqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),
         ("gqa", {"PATCH_IMAGE_SIZE": "480", "STUDENT_LR": "5e-05", "EPOCHS": "10", "QUERIES": "6"}),

@@ -27,6 +27,27 @@ ENTAILMENT = {  # yes, no, maybe, yes
     "teacher_allcand": ["yes", "no", "maybe", "no"],
     "student": ["yes", "yes", "perhaps", "yes"],
 }
+SETS = {  # the right ones are 0,0,4,3 and 1,2,7,5; none; 2,1,8,6
+    "teacher_beam5": [
+        "<bin_1><bin_3><bin_9><bin_8><bin_0><bin_0><bin_5><bin_5>",
+        "<bin_0><bin_0><bin_10><bin_10>",
+        "<bin_2><bin_1><bin_10><bin_10>",
+    ],
+    "student": ["<bin_0><bin_0><bin_5><bin_5>", "", "<bin_0><bin_0>"],
+}
+GRAPHS = {  # the right ones are a red hat on a dog, and a dog left of another; a red hat on a dog; none
+    "teacher_beam5": [
+        "dog<bin_0><bin_0><bin_5><bin_10> left_of dog<bin_5><bin_0><bin_10><bin_10>",
+        "red hat<bin_3><bin_3><bin_10><bin_10> on dog<bin_0><bin_0><bin_10><bin_10>",
+        "",
+    ],
+    "student": [
+        "dog<bin_0><bin_0><bin_5><bin_10> left_of dog<bin_5><bin_0><bin_10><bin_10> "
+        "dog<bin_5><bin_0><bin_10><bin_10> on red hat<bin_0><bin_0><bin_5><bin_5>",
+        "red hat<bin_0>",
+        "dog<bin_0><bin_0><bin_5><bin_10> on dog<bin_5><bin_0><bin_10><bin_10>",
+    ],
+}
 BOXES = {  # of eleven bins; the right ones are 0,0,4,3 and 1,2,7,5 and 2,1,8,6 on 8 x 6 pixels
     "teacher_beam5": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_10><bin_10>", "<bin_9><bin_9><bin_1><bin_1>"],
     "student": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0>", "<bin_0><bin_0><bin_10><bin_10>"],
@@ -49,7 +70,7 @@ def report_on(
         (tmp_path / "latency.json").write_text(json.dumps({"systems": latency, "machine": {}}))
         if cfg:
             (tmp_path / "student").mkdir()
-            write_checkpoint("student/checkpoint_last.pt", "narvl", task, bpe_dir=str(vocabulary), **cfg)
+            write_checkpoint("student/checkpoint_last.pt", "narvl", task, **{"bpe_dir": str(vocabulary)} | cfg)
         return build_report(tmp_path, task=task, test_tsv=write_tsv("test.tsv", rows))
 
     return report
@@ -158,11 +179,79 @@ def test_boxes(report_on: Callable[..., dict[str, Any]], refcoco_rows: Rows, tmp
     assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no box is shown as it was said
 
 
+def test_sets_of_boxes(report_on: Callable[..., dict[str, Any]], regions_rows: Rows, tmp_path: Path) -> None:
+    for row, column in zip(regions_rows, ("0,0,4,3&&1,2,7,5", "", "2,1,8,6"), strict=True):
+        row[3] = column
+    content = report_on("regions", regions_rows, SETS, num_bins=11, max_image_size=80, patch_image_size=80)
+    systems = content["systems"]
+    assert list(systems) == ["teacher_beam5", "student", "no_region", "whole_image"]
+    assert systems["teacher_beam5"]["scores"] == pytest.approx(
+        {"precision": 2 / 3, "mean F1": 2 / 3, "N-acc": 0, "T-acc": 1}
+    )
+    student = systems["student"]
+    assert student["scores"] == pytest.approx({"precision": 1 / 3, "mean F1": 5 / 9, "N-acc": 1, "T-acc": 1})
+    assert student["precision_ratio_to_teacher_beam5"] == pytest.approx(1 / 2)
+    assert student["by_count"] == {
+        "0": {"rows": 1, "precision": 1.0, "mean F1": 1.0},
+        "1": {"rows": 1, "precision": 0.0, "mean F1": 0.0},
+        "2": {"rows": 1, "precision": 0.0, "mean F1": pytest.approx(2 / 3)},
+    }
+    assert systems["no_region"]["scores"]["N-acc"] == systems["whole_image"]["scores"]["T-acc"] == 1
+    table = (tmp_path / "table.md").read_text().partition("Precision by the number of true boxes")[2]
+    assert cells(table, "system") == ["0", "1", "2"]
+    assert cells(table, "phrases") == ["1", "1", "1"]
+    assert cells(table, "Teacher, beam 5") == ["0.000", "1.000", "1.000"]
+    page = (tmp_path / "report.html").read_text()
+    roles = re.findall(r'<rect class="(\w+)"', page)
+    assert roles == [*["reference"] * 2, *["teacher"] * 2, "student", "teacher", "reference", "teacher"]
+    assert page.count("no region") == 3  # the student's answer, and twice the right one
+    assert "x 0 to 4, y 0 to 3; x 1 to 7, y 2 to 5" in page
+    assert '<span class="wrong">F1 0.67</span>' in page
+    assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no set is shown as it was said
+
+
+def test_graphs(
+    report_on: Callable[..., dict[str, Any]],
+    scene_graph_rows: Rows,
+    names_file: Path,
+    graph_vocabulary: Path,
+    tmp_path: Path,
+) -> None:
+    sizes = {"num_bins": 11, "max_image_size": 80, "patch_image_size": 80}
+    own = {"names_file": str(names_file), "bpe_dir": str(graph_vocabulary)}
+    content = report_on("scene_graph", scene_graph_rows, GRAPHS, **sizes, **own)
+    systems = content["systems"]
+    assert list(systems) == ["teacher_beam5", "student", "no_triplet"]
+    student = systems["student"]
+    assert student["scores"]["exact graphs"] == pytest.approx(1 / 3)
+    assert (student["scores"]["R@5"], student["scores"]["mR@5"]) == (0.5, 0.75)
+    assert systems["teacher_beam5"]["scores"]["R@5"] == 0.75
+    assert systems["no_triplet"]["scores"] == {
+        "exact graphs": pytest.approx(1 / 3),
+        "R@5": 0,
+        "R@10": 0,
+        "mR@5": 0,
+        "mR@10": 0,
+    }
+    assert student["by_count"] == {
+        "0": {"rows": 1, "exact graphs": 0.0},
+        "1": {"rows": 1, "exact graphs": 0.0},
+        "2": {"rows": 1, "exact graphs": 1.0},
+    }
+    table = (tmp_path / "table.md").read_text().partition("Exact graphs by the number of true triplets")[2]
+    assert cells(table, "Teacher, beam 5") == ["1.000", "1.000", "0.000"]
+    page = (tmp_path / "report.html").read_text()
+    assert "dog left of dog; dog on red hat" in page and "no triplet" in page
+    assert page.count('class="picture"') == 4  # of the five outputs that are triplets, one has none
+    assert re.findall(r'<rect class="(\w+)"', page).count("student") == 5
+    assert "red hat&lt;bin_0&gt;" in page  # no graph is shown as it was said
+
+
 def test_bins_may_cover_more_than_the_image(tmp_path: Path, refcoco_rows: Rows) -> None:
     cfg = SimpleNamespace(num_bins=11, max_image_size=160, patch_image_size=80)
     subject = RefcocoReport(SimpleNamespace(cfg=cfg), tmp_path / "test.tsv")
     row = subject.read(0, [refcoco_rows[0][column] for column in subject.columns], "test.tsv:1")
-    assert subject.region(row, "<bin_0><bin_0><bin_5><bin_5>") == pytest.approx((0, 0, 1, 1))
+    assert subject.regions(row, "<bin_0><bin_0><bin_5><bin_5>") == [pytest.approx((0, 0, 1, 1))]
     assert subject.say_baselines([row])["whole_image"] == {0: "<bin_0><bin_0><bin_5><bin_5>"}
     # The mean of one box: 0, 0 to the middle, at bin 2.5, which lies as near to 2 as to 3.
     assert subject.say_baselines([row])["mean_box"] == {0: "<bin_0><bin_0><bin_2><bin_2>"}
@@ -193,5 +282,5 @@ def test_image_ids_do_not_name_questions(
 
 
 def test_unknown_tasks_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--task vqa: choose one of caption, vqa_gen, refcoco, snli_ve"):
+    with pytest.raises(InputError, match="--task vqa: choose one of caption, vqa_gen, refcoco, snli_ve, regions"):
         build_report(tmp_path, task="vqa")

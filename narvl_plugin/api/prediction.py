@@ -47,6 +47,13 @@ class Alternative(NamedTuple):
     box: Box | None = None
 
 
+class FoundBox(NamedTuple):
+    """A region of several, with the probability that it is one of those asked for."""
+
+    box: Box
+    probability: float
+
+
 class HeatMap(NamedTuple):
     """Where a model looked for one token.
 
@@ -65,13 +72,15 @@ class Prediction:
     """The output of a model for one image.
 
     Attributes:
-        text: a caption, an answer, `x0,y0,x1,y1` of a box, or yes, no or maybe. Empty if the model abstained.
+        text: a caption, an answer, `x0,y0,x1,y1` of a box, those of several boxes joined by `&&`, or yes, no or maybe.
+            Empty if the model abstained, or found no region.
         confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was. A caption is
             correct if it equals a reference word by word, so its confidence is small.
         tokens: the tokens of the output.
         queries: the queries of a student; empty for a teacher, which has none.
         alternatives: the best outputs, this one first.
         box: the region, for a model that locates; None for others, and if the model abstained.
+        boxes: all regions, for a model of the task `regions`; empty if it found none.
         task: the task, such as `caption`.
         prompt: the text that was read beside the image, if any.
         image: the image as it was given, or the bytes of an open file.
@@ -84,6 +93,7 @@ class Prediction:
     queries: tuple[Query, ...]
     alternatives: tuple[Alternative, ...]
     box: Box | None = None
+    boxes: tuple[FoundBox, ...] = ()
     task: str = ""
     prompt: str | None = None
     image: Any = field(default=None, repr=False, compare=False)
@@ -104,7 +114,7 @@ class Prediction:
         """Return the prediction as plain values, for JSON. The image is left out."""
         plain = asdict(replace(self, image=None, _look=None))
         del plain["image"], plain["_look"]
-        for name, kind in (("tokens", Token), ("queries", Query), ("alternatives", Alternative)):
+        for name, kind in (("tokens", Token), ("queries", Query), ("alternatives", Alternative), ("boxes", FoundBox)):
             plain[name] = [kind(*part)._asdict() for part in getattr(self, name)]
         return plain
 

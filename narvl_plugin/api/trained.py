@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from narvl_plugin.api.model import Decoding, name_of
-from narvl_plugin.api.prediction import Alternative, HeatMap, Prediction, Query, Token
+from narvl_plugin.api.prediction import Alternative, Box, FoundBox, HeatMap, Prediction, Query, Token
 from narvl_plugin.ctc import slot_kinds
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.table import Table
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.attention import token_attention
 from narvl_plugin.inference.predictor import Predictor
@@ -138,40 +139,42 @@ class TrainedEngine:
         tokens = best["tokens"][:-1] if int(best["tokens"][-1]) == task.target_dictionary.eos() else best["tokens"]
         labels = tokens.tolist()
         probabilities = best["positional_scores"][: len(labels)].exp().tolist()
-        box = self._box(searching, batch, row, best)
+        boxes = self._boxes(searching, batch, row, best)
         alternatives = tuple(
             Alternative(
-                self._text(searching, one, found_box),
+                self._text(searching, one, found),
                 task.confidence(beam) if one is best else BaseTask.confidence(task, [one]),
-                found_box,
+                None if task.predicts_sets or not found else found[0],
             )
             for one in beam[: max(1, searching.generation["nbest"])]
-            for found_box in [self._box(searching, batch, row, one)]
+            for found in [self._boxes(searching, batch, row, one)]
         )
         return Prediction(
-            text=self._text(searching, best, box),
+            text=self._text(searching, best, boxes),
             confidence=alternatives[0].confidence,
             tokens=tuple(map(Token, map(searching.label_text, labels), probabilities)),
             queries=self._queries(searching, best, model.blank) if isinstance(model, NarvlModel) else (),
             alternatives=alternatives,
-            box=box,
+            box=alternatives[0].box,
+            boxes=tuple(map(FoundBox, boxes, task.element_confidences(beam))) if task.predicts_sets else (),
             task=self.task,
             labels=tuple(labels),
         )
 
     @staticmethod
-    def _text(searching: Predictor, hypothesis: dict[str, Any], box: Any) -> str:
-        if box is not None:
-            return ",".join(f"{edge:.6g}" for edge in box)
-        return "" if searching.task.bins is not None else " ".join(searching.text([hypothesis]).split())
+    def _text(searching: Predictor, hypothesis: dict[str, Any], boxes: Sequence[Box]) -> str:
+        if searching.task.bins is None:
+            return " ".join(searching.text([hypothesis]).split())
+        return REFERENCE_SEPARATOR.join(",".join(f"{edge:.6g}" for edge in box) for box in boxes)
 
     @staticmethod
-    def _box(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> Any:
-        """Return the box of a hypothesis in pixels of its image, None where the task has none."""
+    def _boxes(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> list[Box]:
+        """Return the boxes of a hypothesis in pixels of its image."""
         if searching.task.bins is None:
-            return None
-        box = searching.task.box(hypothesis["tokens"], batch["w_resize_ratios"][row], batch["h_resize_ratios"][row])
-        return None if box is None else tuple(box)
+            return []
+        ratios = batch["w_resize_ratios"][row], batch["h_resize_ratios"][row]
+        boxes: list[Any] = searching.task.boxes(hypothesis["tokens"], *ratios) or []
+        return [tuple(box) for box in boxes]
 
     @staticmethod
     def _queries(searching: Predictor, hypothesis: dict[str, Any], blank: int) -> tuple[Query, ...]:

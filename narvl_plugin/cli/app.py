@@ -79,7 +79,8 @@ def vocab(
         str | None,
         typer.Option(
             help="Numbers (from 0) of the columns with the models' input and output texts. The default is 2, for "
-            "captions and regions. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets the columns itself."
+            "captions, regions and triplets. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets the "
+            "columns itself."
         ),
     ] = None,
 ) -> None:

@@ -17,7 +17,9 @@ Ans2LabelFile = Annotated[Path | None, typer.Option(help="File of the list of an
 Benchmark = Annotated[
     str, typer.Option("--task", help="caption, vqa, gqa, refcoco, grefcoco, snli_ve or visual_genome.")
 ]
-Task = Annotated[str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco or snli_ve.")]
+Task = Annotated[
+    str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco, snli_ve, regions or scene_graph.")
+]
 
 # --- Generation ------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def writing_sizes(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def run_and_write(cfg: Any, output_file: Any) -> Any:
-        if cfg.task._name == "refcoco" and not cfg.common_eval.quiet:
+        if "max_image_size" in cfg.task and not cfg.common_eval.quiet:
             sizes = {name: cfg.task[name] for name in ("num_bins", "max_image_size", "patch_image_size")}
             print(f"O-\t{json.dumps(sizes)}", file=output_file)
         logging.raiseExceptions = False  # if there is no space for a log line, the next result will fail, too

@@ -3,9 +3,7 @@
 Legend: B batch, N queries, V labels, A arcs and S states of an automaton, T tokens of an output.
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from narvl_plugin.ctc.answer_trie import build_trie
-from narvl_plugin.ctc.collapse import Paths, collapse
+from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.host import to_host
 
 NEVER = -torch.inf
@@ -177,118 +175,6 @@ def one_of(sequences: Iterable[Sequence[int]]) -> Automaton:
     accepting[trie.ends] = True
     places = torch.arange(1, len(trie.parents))
     return Automaton(trie.parents[1:], trie.labels[1:], places, accepting)
-
-
-class OrderedTokens(NamedTuple):
-    """The outputs of `sequence_of` in which certain tokens are in order, and certain parts differ.
-
-    An output may be too short for some positions. What is said of them then holds.
-
-    Attributes:
-        automaton: the automaton of the sequences.
-        pairs: pairs of positions, from 0; the first token must not exceed the second. ((0, 2), (1, 3)) orders a box.
-        distinct: pairs of parts that must differ, each as the positions of the two first tokens, and the number of
-            tokens. ((0, 4, 4),) lets no two boxes be equal.
-    """
-
-    automaton: Automaton
-    pairs: tuple[tuple[int, int], ...]
-    distinct: tuple[tuple[int, int, int], ...] = ()
-
-    def to(self, device: torch.device) -> "OrderedTokens":
-        """Return the same constraint on another device."""
-        return self._replace(automaton=self.automaton.to(device))
-
-    def ending_in(self, label: int) -> "OrderedTokens":
-        """Return the constraint that also accepts each valid output followed by `label`."""
-        return self._replace(automaton=self.automaton.ending_in(label))
-
-    def alphabet(self) -> Tensor:
-        """Return the distinct labels of the valid outputs."""
-        return self.automaton.alphabet()
-
-    def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
-        accepted = self.automaton.accepts(tokens, lengths)
-        places = range(tokens.size(1))
-        for first, second in self.pairs:
-            if first in places and second in places:  # otherwise all outputs are too short
-                is_short = lengths <= max(first, second)
-                accepted = accepted & (is_short | (tokens[:, first] <= tokens[:, second]))
-        for first, second, size in self.distinct:
-            if second + size <= tokens.size(1):
-                is_short = lengths < second + size
-                differ = tokens[:, first : first + size] != tokens[:, second : second + size]
-                accepted = accepted & (is_short | differ.any(1))
-        return accepted
-
-    def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
-        """Return each sample's most probable path to a valid output, by branch and bound.
-
-        An automaton would need a state for every token that a later one is compared with. The search splits the paths
-        instead. Let m lie between two tokens in the wrong order. In every valid output, either the first token is at
-        most m, or both tokens exceed m. Of two equal parts, a token of one is another token in every valid output. The
-        part with the best path is searched next, so the first valid path is best.
-
-        Args:
-            log_probs: (B, N, V), on any device.
-            blank: the label of the blank.
-
-        Returns:
-            The paths, on the CPU.
-
-        Raises:
-            ValueError: if a sample has no such path.
-        """
-        vocabulary, automaton = self.automaton.numbered()  # numbers keep the order of the labels
-        read = Emissions.of(log_probs, vocabulary.expand(len(log_probs), -1), blank=blank)
-        numbered = self._replace(automaton=automaton)
-        paths = [numbered._best_path(row[None], len(vocabulary)) for row in read.log_probs]
-        return read.paths(torch.cat(paths))
-
-    def _best_path(self, log_probs: Tensor, blank: int) -> Tensor:
-        """Find the labels of one sample's best path on the CPU: (1, N, V) -> (1, N)."""
-        parts: list[tuple[float, int, Tensor, Automaton]] = []
-        number = count()
-
-        def add(automaton: Automaton) -> None:
-            path, score = automaton.search(log_probs, blank=blank)
-            if float(score) > NEVER:
-                heapq.heappush(parts, (-float(score), next(number), path, automaton))
-
-        add(self.automaton)
-        while parts:
-            *_, path, automaton = heapq.heappop(parts)
-            tokens = collapse(path, blank=blank).tokens[0].tolist()
-            smaller = self._parts(tokens, automaton)
-            if not smaller:
-                return path
-            for part in smaller:
-                add(part)
-        raise no_path(log_probs)
-
-    def _parts(self, tokens: list[int], automaton: Automaton) -> list[Automaton]:
-        """Return automata that share all valid outputs of one, and do not accept some tokens; none if these are valid.
-
-        Args:
-            tokens: the output of the best path.
-            automaton: the automaton that accepts it.
-        """
-        for first, second in self.pairs:
-            if max(first, second) < len(tokens) and tokens[first] > tokens[second]:
-                middle = (tokens[first] + tokens[second]) // 2
-                at_first, low = automaton.sources == first, automaton.labels <= middle
-                at_second = automaton.sources == second
-                return [automaton.keep(low | ~at_first), automaton.keep(~low | ~(at_first | at_second))]
-        for first, second, size in self.distinct:
-            part = tokens[second : second + size]
-            if len(part) == size and part == tokens[first : first + size]:
-                places = [(start + offset, token) for offset, token in enumerate(part) for start in (first, second)]
-                return [
-                    automaton.keep((automaton.sources != place) | (automaton.labels != token))
-                    for place, token in places
-                ]
-        return []
 
 
 class LengthRange(NamedTuple):

@@ -36,6 +36,7 @@ class GroundingDataset(TsvDataset):
     Attributes:
         prompt: the key of `PROMPTS`.
         max_image_size: side that the bins cover, in pixels.
+        first_bin: the label of the first bin.
 
     Raises:
         InputError: if the boxes are not in pixels, see `check_units`.
@@ -46,7 +47,7 @@ class GroundingDataset(TsvDataset):
     def __init__(self, tsv: TsvFile, options: DatasetOptions, split: str, *, max_image_size: int) -> None:
         super().__init__(tsv, options, split)
         self.max_image_size = max_image_size
-        self._first_bin = options.codec.dictionary.index("<bin_0>")
+        self.first_bin = options.codec.dictionary.index("<bin_0>")
         self._turned_seen = multiprocessing.Value("b", 0)  # shared with the workers: only one of them warns
         if isinstance(tsv, TsvFile):  # the boxes of a table are placeholders
             self._check_units()
@@ -68,13 +69,22 @@ class GroundingDataset(TsvDataset):
         """Return the boxes (…, 4) of B rows as the `region_coords` of their batch."""
         raise NotImplementedError
 
+    def in_order(self, row: int, bins: torch.Tensor) -> torch.Tensor:
+        """Return the boxes of a row's target, int64 (…, 4), in the order in which this epoch learns them.
+
+        Args:
+            row: number of the row.
+            bins: int64 (…, 4), the boxes in the column's order.
+        """
+        return bins
+
     def make_sample(self, row: int, columns: list[str]) -> Sample:
         """Return the sample of one row.
 
         Raises:
             BadRow: if the text, the boxes or the image cannot be used.
         """
-        unique_id, image, _, column = columns
+        unique_id, image, *_, column = columns
         where = self.tsv.where(row)
         source = self.source_tokens(row, columns)
         pixels, maybe_size, turned = self.read_image.read(image, where)
@@ -85,7 +95,7 @@ class GroundingDataset(TsvDataset):
         ratios = self._ratios(size)
         return (
             self.as_input(row, unique_id, source, pixels)
-            | self.as_target(self._tokens(boxes * ratios.repeat(2)))
+            | self.as_target(self.spell(row, column, boxes * ratios.repeat(2)))
             | {"region_coord": boxes, "w_resize_ratio": ratios[0], "h_resize_ratio": ratios[1]}
         )
 
@@ -102,15 +112,15 @@ class GroundingDataset(TsvDataset):
         return self.with_specials(self.options.codec.encode(PROMPTS[self.prompt].format(text=words)))
 
     def target_tokens(self, row: int, columns: list[str]) -> torch.Tensor:
-        """Return the bins of a row, four for each box in the column's order, int64 (T,).
+        """Return the bins of a row, four for each box, int64 (T,).
 
         Raises:
             BadRow: if the boxes or the image cannot be used.
         """
-        _, image, _, column = columns
+        _, image, *_, column = columns
         where = self.tsv.where(row)
         size = self._known(image_size(self.read_image.read_bytes(image, where), where), where)
-        return self._tokens(self._boxes(column, size, where) * self._ratios(size).repeat(2))
+        return self.spell(row, column, self._boxes(column, size, where) * self._ratios(size).repeat(2))
 
     def make_batch(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples, with the boxes that the class describes."""
@@ -129,7 +139,7 @@ class GroundingDataset(TsvDataset):
         for row in range(min(len(self), BOXES_LOOKED_AT)):
             where = self.tsv.where(row)
             try:
-                _, image, _, column = self.tsv[row]
+                _, image, *_, column = self.tsv[row]
                 boxes.append(self.parse(column, where, parse_edges).reshape(-1, 4))
                 if not may_be_percent(boxes[-1]):
                     return
@@ -169,6 +179,16 @@ class GroundingDataset(TsvDataset):
     def _ratios(self, size: tuple[int, int]) -> torch.Tensor:
         return self.options.patch_image_size / torch.tensor(size, dtype=torch.float32)
 
-    def _tokens(self, resized_boxes: torch.Tensor) -> torch.Tensor:
-        bins = to_bins(resized_boxes, side=self.max_image_size, num_bins=self.options.codec.num_bins)
-        return self._first_bin + bins.flatten()
+    def spell(self, row: int, column: str, resized_boxes: torch.Tensor) -> torch.Tensor:
+        """Return the target of a row, int64 (T,).
+
+        Args:
+            row: number of the row.
+            column: the column.
+            resized_boxes: (…, 4), its boxes in pixels of the resized image.
+        """
+        return self.first_bin + self.in_order(row, self.bins_of(resized_boxes)).flatten()
+
+    def bins_of(self, resized_boxes: torch.Tensor) -> torch.Tensor:
+        """Return the bins of boxes in pixels of the resized image, (…, 4) each."""
+        return to_bins(resized_boxes, side=self.max_image_size, num_bins=self.options.codec.num_bins)

@@ -60,6 +60,7 @@ BYTES = {chr(byte): byte for byte in PRINTABLE} | {
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
 _PLACE = re.compile(r"\{\w+\}")
+_TRIPLET = re.compile(r"([^|]+) {0} \| ([^|]+) \| ([^|]+) {0}".format(r"[-+.0-9eE]+(?:,[-+.0-9eE]+){3}"))
 _DASHES = str.maketrans("-/", "  ")
 
 
@@ -322,7 +323,12 @@ def gpt2_file(folder: Path, name: str) -> Path:
 
 
 def sayings(text: str) -> list[str]:
-    """Return the texts of a column that a model reads or predicts, cleaned: without confidences, labels as answers."""
+    """Return the texts of a column that a model reads or predicts, cleaned: without confidences, labels as answers.
+
+    Those of triplets (see `narvl_plugin.data.triplets`) are their names, a relation as one word.
+    """
+    if triplets := [match.groups() for match in map(_TRIPLET.fullmatch, text.split(REFERENCE_SEPARATOR)) if match]:
+        return [name for noun, relation, other in triplets for name in (noun, relation.replace(" ", "_"), other)]
     texts = (reference.rpartition(CONFIDENCE_MARK)[2] for reference in split_references(text))
     return [clean_target(ENTAILMENT_ANSWERS.get(said, said)) for said in texts]
 

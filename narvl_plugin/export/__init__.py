@@ -132,6 +132,8 @@ def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
     if getattr(cfg, "add_object", False):
         raise InputError("a student of questions with objects (--add-object) cannot be exported")
     name = f"{cfg._name}_caption" if getattr(cfg, "add_caption", False) else str(cfg._name)
+    if name not in PROMPTS:
+        raise InputError(f"a student of {cfg._name} cannot be exported")
     mean, std = IMAGENET if cfg.imagenet_default_mean_and_std else HALF
     settings = {
         "task": str(cfg._name),
@@ -172,7 +174,7 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
         found |= {"minimum": constraint.minimum, "maximum": constraint.maximum}
     else:
         pairs = constraint.pairs if isinstance(constraint, OrderedTokens) else ()
-        automaton = constraint.automaton if isinstance(constraint, OrderedTokens) else constraint
+        automaton = constraint.of_any_order if isinstance(constraint, OrderedTokens) else constraint
         found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
     settings = {"search": found, "abstain_below": task.cfg.abstain_below}
     if task.bins is not None:

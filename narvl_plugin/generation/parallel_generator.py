@@ -41,6 +41,9 @@ Agreement = Callable[[Sequence[Tensor]], Tensor]
 OutputScores = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Maps tokens (B, M, T) and lengths (B, M) of outputs, and tokens (B, K, S) and lengths (B, K) of correct targets, to
 the scores (B, M) of the outputs, from 0 to 1."""
+ElementScores = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps M outputs of a sample, tokens (M, T) and lengths (M,), and another output (S,) to the probability of each of its
+elements."""
 Rescorer = Callable[[dict[str, Any], Sequence[Sequence[Tensor]]], list[Tensor]]
 """Maps a batch and the outputs of each of its samples to the terms that are added to the outputs' log-probabilities, in
 nats."""
@@ -103,6 +106,8 @@ class ParallelGenerator:
             expected gain, not by probability.
         output_scores: the scores of outputs if another one is correct. The confidence in an output is then the expected
             score of the student's paths if the output is correct.
+        element_scores: for outputs that are sets, the probability of each element, given outputs of the student's
+            paths; takes effect with `output_scores`.
         rescorer: terms that are added to the scores of a beam's outputs before they are ordered.
         abstain_below: the confidence below which the output is empty.
 
@@ -123,6 +128,7 @@ class ParallelGenerator:
         answers: Sequence[Tensor] | None = None,
         agreement: Agreement | None = None,
         output_scores: OutputScores | None = None,
+        element_scores: ElementScores | None = None,
         rescorer: Rescorer | None = None,
         abstain_below: float = 0.0,
     ) -> None:
@@ -140,6 +146,7 @@ class ParallelGenerator:
         self.answers = None if answers is None else AnswerList.of(answers, self.eos, self.blank)
         self.agreement = agreement
         self.output_scores = output_scores
+        self.element_scores = element_scores
         self.rescorer = rescorer
         self.abstain_below = abstain_below
         for model in models:
@@ -165,6 +172,7 @@ class ParallelGenerator:
         - `attention`: empty.
         - `confidence`: the student's own probability that the output is correct. It is the output's share of the
           probability of all outputs, or the result of `output_scores`.
+        - `element_confidences` (K,): with `element_scores`, the probability of each element of the output.
         - `labels` and `label_scores` (N,): the label of each query on the most probable path, and its log-probability.
 
         Raises:
@@ -189,14 +197,19 @@ class ParallelGenerator:
                 self.rescorer.follow(models[0].parameters())
             outputs, confidences = self._choose(*self._rank(asked, log_probs, sample))
             paths = explain(outputs, blank=self.blank)
-        if drawn is not None:
-            confidences = self._expected_scores(drawn, paths)
+        sampled = None if drawn is None else self._outputs_of(drawn)
+        if sampled is not None:
+            confidences = self._expected_scores(*sampled, paths)
         if len(models) == 1 and models[0].odds != UNCHANGED:
             confidences = [change_odds(sure, *models[0].odds) for sure in confidences]
         found = [
             [self._finish(path, confidence) for path, confidence in zip(beam, sure, strict=False)]
             for beam, sure in zip(paths, confidences, strict=True)
         ]
+        if self.element_scores is not None and sampled is not None:
+            for tokens, lengths, beam in zip(*sampled, found, strict=True):
+                for one in beam:
+                    one["element_confidences"] = self.element_scores(tokens, lengths, one["tokens"][:-1])
         if self.print_alignment is not None:
             self._write_alignments(outputs, found)
         return found
@@ -275,16 +288,20 @@ class ParallelGenerator:
         order = order[:, : self.nbest]
         return outputs.take(order), shares.gather(1, order)
 
-    def _expected_scores(self, drawn: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
+    def _outputs_of(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens (B, M, T) and the lengths (B, M) of drawn paths (B, M, N), up to a predicted `</s>`."""
+        tokens, _ = outputs_of(drawn, blank=self.blank)
+        return tokens, ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)
+
+    def _expected_scores(self, tokens: Tensor, lengths: Tensor, beams: list[list[Hypothesis]]) -> list[Tensor]:
         """Return the expected score of the student's paths if an output is correct, for each output of each beam.
 
         Args:
-            drawn: (B, M, N), paths drawn from the student.
+            tokens: (B, M, T), the outputs of paths drawn from the student.
+            lengths: (B, M).
             beams: the outputs of each sample.
         """
         assert self.output_scores is not None
-        tokens, _ = outputs_of(drawn, blank=self.blank)
-        lengths = ((tokens != self.blank) & (tokens != self.eos)).cumprod(2).sum(2)  # up to a predicted `</s>`
         expected = []
         for row, beam in enumerate(beams):
             if not beam:

@@ -85,14 +85,22 @@ class NGramBlock(NGramRepeatBlock):
     _no_repeat_ngram = banned_ngrams
 
 
-class TrieBeamSearch(BeamSearch):
-    """fairseq's beam search over the tokens that the trie allows. Their probabilities are normalised to sum to 1."""
+class AllowedBeamSearch(BeamSearch):
+    """fairseq's beam search over the allowed tokens. Their probabilities are normalised to sum to 1.
 
-    def __init__(self, dictionary: Vocabulary, trie: AnswerTrie) -> None:
+    fairseq's own search of this kind keeps only as many candidates as the beam is wide, `</s>` among them, so some
+    outputs go on after `</s>`.
+
+    Args:
+        dictionary: the dictionary.
+        allowed: returns the tokens that may follow some tokens; none if nothing valid begins with these.
+    """
+
+    def __init__(self, dictionary: Vocabulary, allowed: Callable[[list[int]], list[int]]) -> None:
         super().__init__(dictionary)
-        self.trie = trie
+        self.allowed = allowed
         self.prompt_lengths: list[int] = []
-        """Number of tokens before the answer, including `<s>`, for each sample of the batch."""
+        """Number of tokens before the output, including `<s>`, for each sample of the batch."""
 
     def step(
         self,
@@ -109,14 +117,35 @@ class TrieBeamSearch(BeamSearch):
             begin = self.prompt_lengths[sample]
             if len(tokens) < begin:
                 continue  # still reading the prompt
-            allowed = self.trie.allowed(tokens[begin:])
+            allowed = self.allowed(tokens[begin:])
             chosen = renormalised[row, allowed].log_softmax(0)
             renormalised[row] = float("-inf")
             renormalised[row, allowed] = chosen
         return super().step(step, renormalised.view_as(lprobs), scores, prev_output_tokens, original_batch_idxs)
 
 
-class TrieSequenceGenerator(SequenceGenerator):
+class AllowedSequenceGenerator(SequenceGenerator):
+    """fairseq's generator for teachers, with hypotheses of allowed tokens; see `AllowedBeamSearch`."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        tgt_dict: Vocabulary,
+        *,
+        allowed: Callable[[list[int]], list[int]],
+        **options: Any,
+    ) -> None:
+        search = AllowedBeamSearch(tgt_dict, allowed)
+        super().__init__(ensemble_of(models), tgt_dict, **options | {"search_strategy": search})
+
+    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
+        """Return the hypotheses of each sample, best first, including their prompts."""
+        prompts = sample.get("decoder_prompts")
+        self.search.prompt_lengths = [1] * len(sample["id"]) if prompts is None else list(map(len, prompts))
+        return super().generate(models, sample, **options)
+
+
+class TrieSequenceGenerator(AllowedSequenceGenerator):
     """fairseq's generator for teachers, with hypotheses from a closed list of answers.
 
     The beam is at most as wide as the list, so that it can always be filled. The trie ends answers; the options of
@@ -126,12 +155,6 @@ class TrieSequenceGenerator(SequenceGenerator):
     def __init__(
         self, models: Sequence[nn.Module], tgt_dict: Vocabulary, *, trie: AnswerTrie, beam_size: int, **options: Any
     ) -> None:
-        search = TrieBeamSearch(tgt_dict, trie)
         beam_size = min(beam_size, len(trie.answers))
-        super().__init__(ensemble_of(models), tgt_dict, beam_size=beam_size, **options | {"search_strategy": search})
+        super().__init__(models, tgt_dict, allowed=trie.allowed, beam_size=beam_size, **options)
         self.max_len_b = self.max_len
-
-    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **options: Any) -> Any:
-        """Return the hypotheses of each sample, best first, including their prompts."""
-        self.search.prompt_lengths = [len(prompt) for prompt in sample["decoder_prompts"]]
-        return super().generate(models, sample, **options)

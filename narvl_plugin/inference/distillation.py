@@ -148,7 +148,7 @@ def written_targets(teacher: Predictor, rows: Sequence[int], nbest: int) -> dict
     hypotheses = [beam[:nbest] for beam in teacher.search(batch)]
     written = {}
     for row, target, beam in zip(samples, task.written_targets(batch, hypotheses), hypotheses, strict=True):
-        if target:
+        if target is not None:
             written[row] = target
             continue
         problem = f"the teacher predicts {teacher.text(beam)!r}, which is not a target"

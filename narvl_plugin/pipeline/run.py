@@ -97,7 +97,7 @@ class Run:
             part.replace(folder / f"{split}.tsv")
 
     def _find_answers(self) -> None:
-        """Set the options of the task, some of which depend on whether there is a closed list of answers."""
+        """Set the options of the task, some of which depend on closed lists of answers or names."""
         config, recipe = self.settings.config, self.recipe
         self.teacher_options = {name: shlex.split(words) for name, words in recipe["teacher_options"].items()}
         self.distil_options = shlex.split(recipe["distil_options"])
@@ -128,6 +128,10 @@ class Run:
                 self.options += ["--val-inference-type", "beamsearch"]
                 self.answers = {"ans2label_file": None, "val_inference_type": "beamsearch"}
                 self.teacher_options.pop("teacher_allcand")
+        if recipe["names"]:
+            names = str(self.splits["test"].parent / recipe["names"])
+            self.options += ["--names-file", names]
+            self.answers |= {"names_file": names}
 
     def _compute_features(self) -> None:
         """Compute the features of nano's frozen backbone once. Training reads them instead of images."""

@@ -23,7 +23,7 @@ from narvl_plugin.evaluation.predictions import read_generated
 from narvl_plugin.inference.perplexity import perplexities
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.report.about import about, count_parameters, read_stages
-from narvl_plugin.report.charts import Targets, confidence_charts, training_charts
+from narvl_plugin.report.charts import COLOURS, TEACHER, Targets, confidence_charts, count_charts, training_charts
 from narvl_plugin.report.outputs import outputs_by_row, read_images, read_rows, read_training_log
 from narvl_plugin.report.page import IMAGE_SIDE, STUDENT, TRAINING_LABELS, Section, render_page
 from narvl_plugin.report.readings import QueryView, view_queries
@@ -136,6 +136,7 @@ def build_report(
         sections=[
             Section("Training", "", training_charts(logs, TRAINING_LABELS, subject.curve, _targets(settings, student))),
             Section("Confidence", subject.confidence, calibration_charts),
+            Section("Sizes of sets", "", count_charts(_by_count(subject, results), subject.main)),
         ],
         rows=shown,
         readings=_readings(student, shown, images),
@@ -145,6 +146,18 @@ def build_report(
     write_whole(out_dir / "report.html", page)
     print_table(headings(subject, results), results, sentences)
     return content
+
+
+def _by_count(subject: TaskReport, results: Sequence[SystemResult]) -> dict[str, tuple[str, list[tuple[int, float]]]]:
+    """Return the colours and the main scores by the number of true elements, of teacher and students, by label."""
+    return {
+        result.label: (
+            COLOURS.get(result.name, COLOURS[TEACHER]),
+            [(int(count), found[subject.main]) for count, found in result.scores.details.get("by_count", {}).items()],
+        )
+        for result in results
+        if result.name == result.base or result.name.startswith(STUDENT)
+    }
 
 
 def _row_scores(subject: TaskReport, results: Sequence[SystemResult], rows: Sequence[Row]) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Charts of training and of confidence, as SVG inside an HTML page, without network access."""
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
@@ -13,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from narvl_plugin.report.outputs import TrainingLog
 from narvl_plugin.report.results import CONFIDENCE_LABELS
+from narvl_plugin.report.svg import GUIDE, INK, NO_METADATA, RULE, STYLE, for_html
 
 TEACHER = "teacher"
 COLOURS = {
@@ -22,7 +21,7 @@ COLOURS = {
     "student_nodistill": "#7048b6",
     "student_ce": "#2b8a3e",
 }
-CONFIDENCE_STYLES = {
+CONFIDENCESTYLES = {
     "teacher": (COLOURS[TEACHER], "-"),
     "student_uncalibrated": (COLOURS["student"], ":"),
     "student": (COLOURS["student"], "-"),
@@ -32,20 +31,6 @@ LONG_LABEL = 20
 LEAST_CHANGE = 0.02
 """Share of queries: a curve of blanks that changes less is left out."""
 _BITS = "bits per token"
-_INK, _RULE, _GUIDE = "#1c2430", "#d5dae1", "#8b95a3"
-_STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
-    "svg.fonttype": "none",
-    "svg.hashsalt": "narvl",
-    "font.family": "sans-serif",
-    "font.size": 12,
-    "text.color": _INK,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
 Curve = Sequence[tuple[float, float]]
 
 
@@ -98,12 +83,12 @@ def line_chart(
         curves: the colour, the points (x, value) and the line style, by label.
         ylabel: the name of the values.
         description: the text for screen readers.
-        xlabel: the name of x, a share from 0 to 1; without it, x is the number of updates.
+        xlabel: the name of x, a share from 0 to 1 or a count; without it, x is the number of updates.
 
     Returns:
         An ``<svg>`` element.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         columns = 1 if max(map(len, curves)) > LONG_LABEL else 2
         height = 3.0 + 0.22 * -(-len(curves) // columns)  # the legend lies above the axes
         figure = Figure(figsize=(4.3, height), layout="constrained")
@@ -123,17 +108,18 @@ def line_chart(
             )
         axes.set_xlabel(xlabel or "updates")
         axes.set_ylabel(ylabel)
-        if xlabel is None:
+        are_counts = any(place > 1 for _, points, _ in curves.values() for place, _ in points)
+        if xlabel is None or are_counts:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set_ylim(bottom=0)
         else:
             axes.set_xlim(0, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=11, handlelength=1.6)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
-    return _for_html(stream.getvalue(), description)
+        figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
+    return for_html(stream.getvalue(), description)
 
 
 def points_chart(
@@ -151,7 +137,7 @@ def points_chart(
     Returns:
         An ``<svg>`` element.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         long = max(map(len, groups)) > 8
         figure = Figure(figsize=(4.3, 3.8 if long else 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -159,7 +145,7 @@ def points_chart(
         flat = [value for values in groups.values() for value in values]
         axes.plot(places, flat, "o", color=COLOURS["student"], alpha=0.45, markersize=6, label="a run")
         means = [(place, sum(values) / len(values)) for place, values in enumerate(groups.values()) if values]
-        axes.plot(*zip(*means, strict=True), "_", color=_INK, markersize=22, markeredgewidth=2, label="mean")
+        axes.plot(*zip(*means, strict=True), "_", color=INK, markersize=22, markeredgewidth=2, label="mean")
         if base is not None:
             axes.axhline(base, color=COLOURS[TEACHER], linewidth=1.4, linestyle="--", label="teacher, mean")
         angle: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
@@ -168,19 +154,11 @@ def points_chart(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11, handlelength=1.2)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
-    return _for_html(stream.getvalue(), description)
-
-
-def _for_html(svg: str, description: str) -> str:
-    """Remove the parts of a separate file (XML header, fixed size) and add a description."""
-    svg = svg[svg.index("<svg") :]
-    opening, rest = svg.split(">", 1)
-    opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{escape(description)}">{rest}'
+        figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
+    return for_html(stream.getvalue(), description)
 
 
 def training_charts(
@@ -275,9 +253,9 @@ def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     Returns:
         Two charts.
     """
-    reliability: dict[str, tuple[str, Curve, str]] = {"perfect calibration": (_GUIDE, [(0.0, 0.0), (1.0, 1.0)], "-")}
+    reliability: dict[str, tuple[str, Curve, str]] = {"perfect calibration": (GUIDE, [(0.0, 0.0), (1.0, 1.0)], "-")}
     risk = {}
-    for name, (colour, style) in CONFIDENCE_STYLES.items():
+    for name, (colour, style) in CONFIDENCESTYLES.items():
         if name not in measured:
             continue
         label, values = CONFIDENCE_LABELS[name], measured[name]
@@ -296,3 +274,18 @@ def confidence_charts(measured: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
             line_chart(risk, xlabel="share answered", ylabel="error rate", description=titles[1]),
         ),
     ]
+
+
+def count_charts(scores: Mapping[str, tuple[str, Curve]], main: str) -> list[Chart]:
+    """Draw a score over the number of elements of a set; nothing without such scores.
+
+    Args:
+        scores: the colour and the points (number of elements, score), by label.
+        main: the name of the score.
+    """
+    curves = {label: (colour, curve, "-") for label, (colour, curve) in scores.items() if len(curve) > 1}
+    if not curves:
+        return []
+    title = f"{main[0].upper()}{main[1:]} by the number of true elements"
+    svg = line_chart(curves, xlabel="true elements", ylabel=main, description=title)
+    return [Chart(title, "Higher is better.", svg)]

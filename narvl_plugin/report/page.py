@@ -44,7 +44,8 @@ class Output:
         text: the output as shown.
         verdict: its score as shown.
         mark: ``right``, ``wrong`` or empty.
-        region: the region that the output names, if any.
+        regions: the regions that the output names.
+        picture: a drawing of the output as an `<svg>` element, or empty.
     """
 
     role: str
@@ -52,7 +53,8 @@ class Output:
     text: str
     verdict: str
     mark: str
-    region: Region | None
+    regions: list[Region]
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ class Card:
     image: str
     prompt: str
     references: list[str]
-    region: Region | None
+    regions: list[Region] | None
     outputs: list[Output]
     slots: list[Slot] | None
     looks: list[AttentionMap]
     pale: str
+    elements: list[tuple[str, float]]
     nbest: list[tuple[str, float]]
 
 
@@ -128,15 +131,21 @@ def make_cards(
             image=data_uri(images[place], "jpeg", quality=90),
             prompt=row.prompt,
             references=row.references,
-            region=subject.reference_region(row),
+            regions=subject.reference_regions(row),
             outputs=[_output(subject, row, result) for result in shown],
             slots=readings[place].slots if readings else None,
             looks=readings[place].looks if readings else [],
             pale=readings[place].pale if readings else "",
-            nbest=[(subject.shown(row, text), sure) for text, sure in readings[place].nbest] if readings else [],
+            elements=_shown(subject, row, readings[place].elements if readings else []),
+            nbest=_shown(subject, row, readings[place].nbest if readings else []),
         )
         for place, row in enumerate(rows)
     ]
+
+
+def _shown(subject: TaskReport, row: Row, texts: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return outputs, or parts of one, as shown."""
+    return [(subject.shown(row, text), sure) for text, sure in texts]
 
 
 def _output(subject: TaskReport, row: Row, result: SystemResult) -> Output:
@@ -149,7 +158,8 @@ def _output(subject: TaskReport, row: Row, result: SystemResult) -> Output:
         text=subject.shown(row, said),
         verdict=verdict,
         mark=mark,
-        region=subject.region(row, said),
+        regions=subject.regions(row, said),
+        picture=subject.picture(row, said),
     )
 
 

@@ -64,12 +64,14 @@ class QueryView:
         slots: its queries.
         looks: the attention of each token.
         pale: the image as a data URI, pale and gray, to draw the attention on.
+        elements: the elements of an output that is a set, with the probability of each.
         nbest: the output, then other outputs that the student found probable, with their confidence.
     """
 
     slots: list[Slot]
     looks: list[AttentionMap]
     pale: str
+    elements: list[tuple[str, float]]
     nbest: list[tuple[str, float]]
 
 
@@ -118,8 +120,19 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         ]
         others = found if len(found) > 1 else wide.hypotheses(batch)
         looks = [AttentionMap(text, heat_map(heat)) for text, heat in zip(tokens, maps, strict=True)]
-        readings.append(QueryView(slots, looks, pale(image), ranked(student, found[0], others)))
+        readings.append(
+            QueryView(slots, looks, pale(image), elements(student, found), ranked(student, found[0], others))
+        )
     return readings
+
+
+def elements(student: Predictor, beam: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Return the elements of the best output as texts with their probability; none if outputs are no sets."""
+    task = student.task
+    if not task.predicts_sets:
+        return []
+    pairs = zip(task.elements(beam[0]["tokens"][:-1].tolist()), task.element_confidences(beam), strict=True)
+    return [(task.codec.decode(list(one)), sure) for one, sure in pairs]
 
 
 def ranked(student: Predictor, output: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:

@@ -1,5 +1,7 @@
 """Sets of regions: how well predicted boxes agree with those that a phrase describes, of which there may be none.
 
+It also holds the fairseq scorer `regions`.
+
 The scores are those of generalized grounding (GREC) on gRefCOCO. Predicted and true boxes are matched one to one, such
 that as many pairs as possible have an IoU of at least 0.5.
 
@@ -10,12 +12,16 @@ program matches greedily by the generalized IoU, which is never larger than the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
 from typing import NamedTuple
 
+import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from narvl_plugin.data.boxes import GOOD_IOU, iou
+from narvl_plugin.data.boxes import GOOD_IOU, NO_BOX, boxes_in, iou
+from narvl_plugin.scoring.base import Scorer, ScorerConfig
 
 
 class RegionScores(NamedTuple):
@@ -90,3 +96,90 @@ def score_regions(predictions: Sequence[Tensor], references: Sequence[Tensor]) -
         sum(without) / len(without) if without else None,
         sum(some) / len(some) if some else None,
     )
+
+
+def all_found(predicted: Tensor, numbers: Tensor, true: Tensor, true_numbers: Tensor) -> Tensor:
+    """Tell whether all boxes can be matched in pairs, so that F1 = 1. There may be no box at all.
+
+    All matchings are tried at once, so there may be a few boxes only.
+
+    Args:
+        predicted: (…, K, 4), x0, y0, x1, y1.
+        numbers: (…), the number of predicted boxes, which are the first ones.
+        true: (…, K, 4), in the same unit, broadcastable to `predicted`.
+        true_numbers: (…), the number of true boxes.
+
+    Returns:
+        (…) bool.
+    """
+    good = iou(predicted[..., :, None, :], true[..., None, :, :]) >= GOOD_IOU
+    return all_paired(good, numbers, true_numbers)
+
+
+def all_paired(good: Tensor, numbers: Tensor, true_numbers: Tensor) -> Tensor:
+    """Tell whether all predicted and all true elements can be matched in pairs. There may be no element at all.
+
+    All matchings are tried at once, so there may be a few elements only.
+
+    Args:
+        good: (…, K, K) bool, whether a predicted element (row) may be matched with a true one (column).
+        numbers: (…), the number of predicted elements, which are the first ones.
+        true_numbers: (…), the number of true elements.
+
+    Returns:
+        (…) bool.
+    """
+    places = torch.arange(good.size(-1), device=good.device)
+    is_said, is_true = (places < number[..., None] for number in (numbers, true_numbers))
+    # Places without an element are matched with each other.
+    good = torch.where(is_said[..., :, None], good & is_true[..., None, :], ~is_true[..., None, :])
+    orders = torch.tensor(list(permutations(range(len(places)))), device=good.device)
+    return good[..., places, orders].all(-1).any(-1)
+
+
+def boxes_of(text: str) -> Tensor:
+    """Return the boxes of a text of `<bin_k>`, float (P, 4). A text of another form is one box that covers nothing."""
+    boxes = boxes_in(text)
+    return torch.tensor([NO_BOX] if boxes is None else boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+@dataclass
+class RegionsConfig(ScorerConfig):
+    """The scorer `regions` has no settings."""
+
+
+class RegionsScorer(Scorer[RegionsConfig]):
+    """fairseq scorer; reference and hypothesis are four `<bin_k>` for each box, and empty without a box.
+
+    Any other hypothesis is wrong. A reference is rounded to bins, so a box close to the threshold may count differently
+    than in validation.
+    """
+
+    def scores(self) -> RegionScores:
+        """Return the scores of all rows.
+
+        Raises:
+            ValueError: for a reference that is not a set of boxes, and if there is nothing to score.
+        """
+        for number, text in enumerate(self.ref, start=1):
+            if boxes_in(text) is None:
+                raise ValueError(f"reference {number} is {text!r}, and not boxes of <bin_k>; score with --task regions")
+        return score_regions([boxes_of(text) for text in self.pred], [boxes_of(text) for text in self.ref])
+
+    def score(self) -> float:
+        """Return the share of rows whose boxes are all found, and no other."""
+        return self.scores().precision
+
+    def result_string(self) -> str:
+        """Format the scores and the number of hypotheses that are no boxes in one line."""
+        scores = self.scores()
+        invalid = sum(boxes_in(text) is None for text in self.pred)
+        accuracies = [
+            f"{name} {value:.4f}, "
+            for name, value in (("N-acc", scores.n_acc), ("T-acc", scores.t_acc))
+            if value is not None
+        ]
+        return (
+            f"precision {scores.precision:.4f} at F1 = 1 and IoU {GOOD_IOU}, mean F1 {scores.mean_f1:.4f}, "
+            f"{''.join(accuracies)}{len(self.ref)} rows, {invalid} hypotheses are no boxes"
+        )

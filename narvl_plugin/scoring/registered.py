@@ -8,6 +8,8 @@ from narvl_plugin.scoring.coco_caption import CocoCaptionConfig, CocoCaptionScor
 from narvl_plugin.scoring.entailment import EntailmentConfig, EntailmentScorer
 from narvl_plugin.scoring.gqa import GqaConfig, GqaScorer
 from narvl_plugin.scoring.grounding import GroundingConfig, GroundingScorer
+from narvl_plugin.scoring.regions import RegionsConfig, RegionsScorer
+from narvl_plugin.scoring.scene_graph import SceneGraphConfig, SceneGraphScorer
 from narvl_plugin.scoring.vqa import VqaConfig, VqaScorer
 
 with leaving_logging_alone():
@@ -19,6 +21,8 @@ SCORERS: dict[str, tuple[type[AnyScorer], type[ScorerConfig]]] = {
     "entailment": (EntailmentScorer, EntailmentConfig),
     "gqa": (GqaScorer, GqaConfig),
     "grounding": (GroundingScorer, GroundingConfig),
+    "regions": (RegionsScorer, RegionsConfig),
+    "scene_graph": (SceneGraphScorer, SceneGraphConfig),
     "vqa": (VqaScorer, VqaConfig),
 }
 """Scorer and settings by name."""

@@ -53,6 +53,17 @@ def right(predicted: Sequence[Triplet], true: Sequence[Triplet]) -> Tensor:
     return found
 
 
+def is_exact(predicted: Sequence[Triplet], true: Sequence[Triplet]) -> bool:
+    """Return whether predicted and true triplets can be paired one to one, with none left over."""
+    return len(predicted) == len(true) == most_pairs(right(predicted, true))
+
+
+def recalls(predicted: Sequence[Triplet], true: Sequence[Triplet], ranks: Sequence[int] = RANKS) -> list[float]:
+    """Return R@K of an image for each K; 0 without true triplets."""
+    found = right(predicted, true)
+    return [float(found[:rank].any(dim=0).sum()) / max(1, len(true)) for rank in ranks]
+
+
 def score_triplets(
     predictions: Sequence[Sequence[Triplet]], references: Sequence[Sequence[Triplet]], ranks: Sequence[int] = RANKS
 ) -> GraphScores:

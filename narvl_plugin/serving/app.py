@@ -38,6 +38,8 @@ SUMMARIES = {
     "caption": "Describe an image in a sentence.",
     "answer": "Answer a question about an image.",
     "locate": "Find the region of an image that a text describes.",
+    "regions": "Find all regions of an image that a text describes.",
+    "graph": "Find the relations of the objects in an image, with their boxes in bins.",
     "entails": "Tell whether an image shows what a statement says: yes, no or maybe.",
 }
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
-TEXT_NAMES = {"answer": "question", "locate": "text", "entails": "statement"}
+TEXT_NAMES = {"answer": "question", "locate": "text", "regions": "text", "entails": "statement"}
 """The name of the text that a verb reads beside the image."""
 MAX_BEAM = 64
 """Largest beam and largest number of alternatives in a request."""
@@ -93,6 +93,13 @@ class Alternative(BaseModel):
     box: tuple[float, float, float, float] | None
 
 
+class FoundBox(BaseModel):
+    """A region of several, with its probability."""
+
+    box: tuple[float, float, float, float]
+    probability: float
+
+
 class Prediction(BaseModel):
     """What the model predicts: the values of `Prediction.to_dict()`."""
 
@@ -105,6 +112,7 @@ class Prediction(BaseModel):
         tuple[float, float, float, float] | None,
         Field(description="Left, upper, right and lower edge, in pixels of the image as a person sees it."),
     ]
+    boxes: list[FoundBox]
     task: str
     prompt: str | None
     labels: list[int]

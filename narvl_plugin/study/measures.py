@@ -60,6 +60,8 @@ def read_measures(folder: Path) -> Measured | None:
         "ratio": student.get(f"{main.lower()}_ratio_to_{base}"),
         **{name: student.get(name) for name in WORDING},
         **{f"teacher_{name}": teacher.get(name) for name in WORDING},
+        **{f"score_of_{count}": found[main] for count, found in student.get("by_count", {}).items()},
+        **{f"teacher_score_of_{count}": found[main] for count, found in teacher.get("by_count", {}).items()},
         "calibration_error": calibration.get("systems", {}).get(STUDENT, {}).get("error"),
         **{name: (student.get("latency") or {}).get(name) for name in ("p50_ms", "batched_ms")},
         "latency_ratio": student.get(f"latency_ratio_to_{base}"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from narvl_plugin.errors import MissingInput
-from narvl_plugin.report.charts import COLOURS, Chart, line_chart, points_chart
+from narvl_plugin.report.charts import COLOURS, Chart, count_charts, line_chart, points_chart
 from narvl_plugin.report.page import page_template
 from narvl_plugin.report.results import markdown_table
 from narvl_plugin.study.measures import Measured, read_measures
@@ -306,7 +306,7 @@ def page(study: Study, tables: Sequence[Table]) -> str:
 
 
 def charts(table: Table) -> Iterator[Chart]:
-    """Draw the main score of the compared rows, and the score in validation over the updates."""
+    """Draw the main score of the compared rows, that by the size of sets, and the validation score over the updates."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in table.rows:
         groups.setdefault(row.others, []).append(row)
@@ -327,6 +327,7 @@ def charts(table: Table) -> Iterator[Chart]:
                 base=float(np.mean(teachers)) if teachers else None,
             )
             yield Chart(title, "A point is a run. A bar is the mean over seeds.", svg)
+        yield from count_charts(_over_counts(rows), table.main)
         curves = {row.compared or row.label: _mean_curve(row) for row in rows}
         drawn = {
             label: (_PALETTE[place % len(_PALETTE)], curve, "-")
@@ -338,6 +339,22 @@ def charts(table: Table) -> Iterator[Chart]:
             title = f"{name[0].upper()}{name[1:]} in validation{own}"
             svg = line_chart(drawn, ylabel=name, description=f"{title}, over updates")
             yield Chart(title, "Mean over seeds after numbers of updates. Higher is better.", svg)
+
+
+def _over_counts(rows: Sequence[Row]) -> dict[str, tuple[str, list[tuple[float, float]]]]:
+    """Return colours and mean scores by the number of true elements, of the rows and of their teachers, by label."""
+
+    def curve(row: Row, name: str) -> list[tuple[float, float]]:
+        found = row.summaries().items()
+        return sorted((float(key.removeprefix(name)), each.mean) for key, each in found if key.startswith(name))
+
+    labels = {row.compared or row.label: row for row in rows}
+    students = {label: curve(row, "score_of_") for label, row in labels.items()}
+    teachers = {f"teacher of {label}": curve(row, "teacher_score_of_") for label, row in labels.items()}
+    if len({tuple(each) for each in teachers.values()}) == 1:
+        teachers = {"teacher": next(iter(teachers.values()))}
+    both = {**students, **teachers}
+    return {label: (_PALETTE[place % len(_PALETTE)], each) for place, (label, each) in enumerate(both.items())}
 
 
 def _mean_curve(row: Row) -> list[tuple[float, float]]:

@@ -137,6 +137,7 @@ class BaseTask(CommonTask):
         holds_several_targets: whether the target column may hold several targets. A student may learn to predict any
             of them.
         searching: the task options that select a search over outputs instead of scoring all answers.
+        predicts_sets: whether outputs are sets of elements, each with a confidence of its own.
         shows_confidence: whether confidence is shown beside outputs even without a calibration.
         options: options of the data sets.
     """
@@ -151,6 +152,7 @@ class BaseTask(CommonTask):
     target_place: ClassVar[int]
     holds_several_targets: ClassVar[bool] = False
     searching: ClassVar[dict[str, Any]] = {}
+    predicts_sets: ClassVar[bool] = False
     shows_confidence: ClassVar[bool] = True
     datasets: dict[str, TsvDataset]
     cfg: BaseTaskConfig
@@ -288,11 +290,11 @@ class BaseTask(CommonTask):
         """Return the scores of the best hypotheses of the B samples, by name, see `validation_metrics`."""
         raise NotImplementedError
 
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
         """Return the hypotheses of the B samples as targets in the form of the TSV column.
 
-        If the column may hold several targets, all hypotheses are written, else the best one. A text is empty if the
-        column cannot hold the hypothesis.
+        If the column may hold several targets, all hypotheses are written, else the best one. It is None if the column
+        cannot hold the hypothesis.
         """
         raise NotImplementedError
 
@@ -361,8 +363,10 @@ class BaseTask(CommonTask):
         """The labels of box coordinates; None if the outputs are not boxes."""
         return None
 
-    def box(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[float] | None:
-        """Return the box that tokens spell, for tasks whose outputs are boxes; see `RefcocoTask.box`."""
+    def boxes(
+        self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor
+    ) -> list[list[float]] | None:
+        """Return the boxes that tokens spell, for tasks whose outputs are boxes; see `BoxTask.boxes`."""
         return None
 
     def teacher_searches(self) -> dict[str, Search]:
@@ -478,6 +482,13 @@ class BaseTask(CommonTask):
         if "confidence" in best:
             return float(best["confidence"])
         return float(best["positional_scores"].sum().exp())
+
+    def element_confidences(self, beam: list[dict[str, Any]]) -> list[float]:
+        """Return the model's probability that each element of the best of a sample's hypotheses is correct.
+
+        It is empty for tasks whose outputs are no sets; see `predicts_sets`.
+        """
+        return []
 
     def inference_step(
         self,

@@ -284,10 +284,10 @@ class CaptionTask(BaseTask):
             scores |= {name: [getattr(each, name) for each in found] for name in Wording._fields}
         return scores
 
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the distinct captions of each sample, joined by `&&`."""
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
+        """Return the distinct captions of each sample, joined by `&&`; see `BaseTask.written_targets`."""
         written = []
         for beam in hypotheses:
             texts = (" ".join(self.codec.decode(one["tokens"]).split()) for one in beam)
-            written.append(REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text)))
+            written.append(REFERENCE_SEPARATOR.join(dict.fromkeys(text for text in texts if text)) or None)
         return written

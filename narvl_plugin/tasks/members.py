@@ -21,7 +21,7 @@ from narvl_plugin.tasks.registry import TASKS
 
 COMMON = [field.name for field in fields(CommonConfig) if field.name != "_name"]
 """Options that all members share with the mixture."""
-NO_TEXT = ("id", "image", "box")
+NO_TEXT = ("id", "image", "box", "boxes")
 """Columns without text for models to read or predict."""
 
 

@@ -8,26 +8,21 @@ from typing import Any
 import torch
 
 from narvl_plugin.ctc import OrderedTokens, sequence_of
-from narvl_plugin.data.boxes import GOOD_IOU, bins_in, from_bins, inside_image, iou, overlaps
+from narvl_plugin.data.boxes import GOOD_IOU, bins_in, iou, overlaps
 from narvl_plugin.data.refcoco import RefcocoDataset
-from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import BadRow, InputError
-from narvl_plugin.tasks.base import BaseTask, BaseTaskConfig, Bins, Hypotheses, Search
+from narvl_plugin.tasks.base import Hypotheses, Search
+from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig
 
 BOXES_COMPARED = 64
 """Number of boxes that compete for the largest expected IoU. Fewer boxes give worse results (docs/results/log.md)."""
 
 
 @dataclass
-class RefcocoConfig(BaseTaskConfig):
+class RefcocoConfig(BoxTaskConfig):
     """Options of the task `refcoco`."""
 
     selected_cols: str = field(
         default="0,4,2,3", metadata={"help": "TSV columns (from 0) of id, image, text and box, in this order"}
-    )
-    patch_image_size: int = field(default=512, metadata={"help": "side of the square image, in pixels"})
-    max_image_size: int = field(
-        default=512, metadata={"help": "side, in pixels, that the <bin_k> cover; at least --patch-image-size"}
     )
     eval_acc: bool = field(
         default=False,
@@ -42,7 +37,7 @@ class RefcocoConfig(BaseTaskConfig):
     )
 
 
-class RefcocoTask(BaseTask):
+class RefcocoTask(BoxTask):
     """Grounding; see RefcocoDataset for the columns.
 
     A student needs 7 queries: 4 for the bins, and 3 for blanks between equal bins.
@@ -50,29 +45,10 @@ class RefcocoTask(BaseTask):
 
     name = "refcoco"
     verb = "locate"
-    text_column = "text"
     config_class = RefcocoConfig
     validation_metrics = ("score", "mean_iou", "no_box")
     dataset_class = RefcocoDataset
-    target_place = 3
     cfg: RefcocoConfig
-
-    def __init__(self, cfg: RefcocoConfig, **kwargs: Any) -> None:
-        if cfg.patch_image_size > cfg.max_image_size:
-            raise InputError(
-                f"--patch-image-size {cfg.patch_image_size} is larger than --max-image-size {cfg.max_image_size}; no "
-                "bins would cover the right and lower part of the image"
-            )
-        super().__init__(cfg, **kwargs)
-
-    @property
-    def generates_in_validation(self) -> bool:
-        """Return whether validation generates boxes (--eval-acc)."""
-        return self.cfg.eval_acc
-
-    def build_dataset(self, tsv: TsvFile, split: str) -> RefcocoDataset:
-        """Return the data set of a split's file."""
-        return RefcocoDataset(tsv, self.options, split, max_image_size=self.cfg.max_image_size)
 
     def path_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds the most probable boxes whose edges are in order."""
@@ -94,11 +70,6 @@ class RefcocoTask(BaseTask):
             "agreement": self.agreement,
             "output_scores": self.output_scores,
         }
-
-    @property
-    def bins(self) -> Bins:
-        """The labels of box coordinates."""
-        return Bins(self.codec.dictionary.index("<bin_0>"), self.codec.num_bins, self.cfg.max_image_size)
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
         """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
@@ -139,48 +110,12 @@ class RefcocoTask(BaseTask):
         good = self.agreement([hypothesis["tokens"] for hypothesis in boxes])[0] >= GOOD_IOU
         return float(weights[good].sum())
 
-    def box(self, tokens: torch.Tensor, width_ratio: torch.Tensor, height_ratio: torch.Tensor) -> list[float] | None:
-        """Return the box that tokens spell, in pixels of the image as it came.
-
-        Args:
-            tokens: (T,).
-            width_ratio: by how much the width of the image was multiplied, a number.
-            height_ratio: by how much its height was multiplied, a number.
-
-        Returns:
-            Left, upper, right and lower edge, or None for tokens that spell no box.
-        """
-        bins = bins_in(self.codec.decode(tokens))
-        if bins is None:
-            return None
-        resized = from_bins(torch.tensor(bins), side=self.cfg.max_image_size, num_bins=self.cfg.num_bins)
-        edges: list[float] = (resized / torch.stack([width_ratio, height_ratio]).cpu().repeat(2)).tolist()
-        return edges
-
-    def boxes(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[list[float] | None]:
-        """Return the best hypotheses as boxes in pixels of the original images, or None for an invalid box."""
-        ratios = sample["w_resize_ratios"].cpu(), sample["h_resize_ratios"].cpu()
-        return [self.box(beam[0]["tokens"], *ratio) for beam, *ratio in zip(hypotheses, *ratios, strict=True)]
-
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
         """Return for each hypothesis whether its box is good, the IoU, and whether it is not a box."""
-        boxes = self.boxes(sample, hypotheses)
+        boxes = [found[0] if found else None for found in self.boxes_of_best(sample, hypotheses)]
         scores = overlaps(boxes, sample["region_coords"].tolist())
         return {
             "score": [float(score >= GOOD_IOU) for score in scores],
             "mean_iou": scores,
             "no_box": [float(box is None) for box in boxes],
         }
-
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the best boxes as `x0,y0,x1,y1` in pixels of the original images."""
-        side = self.cfg.patch_image_size
-        sizes = (side / torch.stack([sample["w_resize_ratios"], sample["h_resize_ratios"]], dim=1)).round().int()
-        written = []
-        for where, size, box in zip(sample["where"], sizes.tolist(), self.boxes(sample, hypotheses), strict=True):
-            try:
-                edges = [] if box is None else inside_image(torch.tensor(box), tuple(size), where).tolist()
-            except BadRow:  # the box is empty or outside the image
-                edges = []
-            written.append(",".join(f"{edge:.6g}" for edge in edges))
-        return written

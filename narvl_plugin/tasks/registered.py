@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from narvl_plugin.importing import leaving_logging_alone
-from narvl_plugin.tasks import caption, multitask, refcoco, snli_ve, vqa_gen
+from narvl_plugin.tasks import caption, multitask, refcoco, regions, scene_graph, snli_ve, vqa_gen
 from narvl_plugin.tasks.trained import TrainedSingleTask
 
 with leaving_logging_alone():
@@ -38,6 +38,30 @@ class RefcocoTask(TrainedSingleTask, refcoco.RefcocoTask, FairseqTask):
     """Grounding, for fairseq."""
 
     config_class = RefcocoConfig  # type: ignore[assignment]
+
+
+@dataclass
+class RegionsConfig(regions.RegionsConfig, FairseqDataclass):
+    """Options of `--task regions`."""
+
+
+@register_task("regions", dataclass=RegionsConfig)
+class RegionsTask(TrainedSingleTask, regions.RegionsTask, FairseqTask):
+    """Sets of regions, for fairseq."""
+
+    config_class = RegionsConfig  # type: ignore[assignment]
+
+
+@dataclass
+class SceneGraphConfig(scene_graph.SceneGraphConfig, FairseqDataclass):
+    """Options of `--task scene_graph`."""
+
+
+@register_task("scene_graph", dataclass=SceneGraphConfig)
+class SceneGraphTask(TrainedSingleTask, scene_graph.SceneGraphTask, FairseqTask):
+    """Scene graphs, for fairseq."""
+
+    config_class = SceneGraphConfig  # type: ignore[assignment]
 
 
 @dataclass

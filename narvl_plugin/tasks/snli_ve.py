@@ -51,7 +51,7 @@ class SnliVeTask(AnswerTask):
             add_caption=self.cfg.add_caption,
         )
 
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
-        """Return the label of each best answer."""
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
+        """Return the label of each best answer; see `BaseTask.written_targets`."""
         labels = {answer: label for label, answer in ENTAILMENT_ANSWERS.items()}
-        return [labels.get(self.codec.decode(beam[0]["tokens"]), "") for beam in hypotheses]
+        return [labels.get(self.codec.decode(beam[0]["tokens"])) for beam in hypotheses]

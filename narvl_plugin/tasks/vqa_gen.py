@@ -58,11 +58,11 @@ class VqaGenTask(AnswerTask):
             max_objects=self.cfg.max_object_length if self.cfg.add_object else None,
         )
 
-    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str]:
+    def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:
         """Return the best answer to each question with confidence 1, so that all rows have the same weight."""
         marks = (REFERENCE_SEPARATOR, CONFIDENCE_MARK)
         answers = [" ".join(self.codec.decode(beam[0]["tokens"]).split()) for beam in hypotheses]
         return [
-            f"1.0{CONFIDENCE_MARK}{answer}" if answer and not any(mark in answer for mark in marks) else ""
+            f"1.0{CONFIDENCE_MARK}{answer}" if answer and not any(mark in answer for mark in marks) else None
             for answer in answers
         ]

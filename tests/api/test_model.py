@@ -18,6 +18,7 @@ from PIL import Image
 
 import narvl
 from narvl_plugin.ctc import LengthRange
+from narvl_plugin.data.scene_graph import triplets_in
 from narvl_plugin.errors import InputError, MissingInput
 
 TEXTS = {"caption": None, "answer": "what color is the cat?", "locate": "the cat", "entails": "a cat sits"}
@@ -39,6 +40,40 @@ def test_verbs_are_those_that_it_was_trained_for(student: narvl.Model, write_che
     assert one.verbs == ("caption",)
     with pytest.raises(narvl.InputError, match=r"one.pt: was not trained for locate; it has caption$"):
         one.locate(Image.new("RGB", (8, 6)), "a cat")
+
+
+@pytest.mark.parametrize("family", ["narvl", "ofa"])
+def test_a_model_of_regions_predicts_a_set_of_boxes(
+    write_checkpoint: Any, vocabulary: Path, image: Image.Image, family: str
+) -> None:
+    options = {"bpe_dir": str(vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
+    model = narvl.load(write_checkpoint("regions.pt", family, "regions", **options), device="cpu")
+    assert model.verbs == ("regions",)
+    texts = ["every cat", "all dogs", "nothing", "everything but the cats"]
+    for found in model.predict("regions", image, texts):
+        assert found.box is None and found.alternatives[0].box is None
+        assert found.text == "&&".join(",".join(f"{edge:.6g}" for edge in box) for box, _ in found.boxes)
+        for (left, upper, right, lower), probability in found.boxes:
+            assert 0 <= left <= right <= 8 and 0 <= upper <= lower <= 6
+            assert found.confidence - 1e-6 <= probability <= 1
+        record = json.loads(json.dumps(found.to_dict()))
+        assert [one["probability"] for one in record["boxes"]] == [one.probability for one in found.boxes]
+    with pytest.raises(narvl.InputError, match="constraint"):
+        model.predict("regions", image, "every cat", constraint=LengthRange(1, 2))
+
+
+@pytest.mark.parametrize("family", ["narvl", "ofa"])
+def test_a_model_of_graphs_predicts_triplets(
+    write_checkpoint: Any, graph_vocabulary: Path, names_file: Path, image: Image.Image, family: str
+) -> None:
+    options = {"bpe_dir": str(graph_vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
+    file = write_checkpoint("graph.pt", family, "scene_graph", names_file=str(names_file), **options)
+    model = narvl.load(file, device="cpu")
+    assert model.verbs == ("graph",)
+    found = model.predict("graph", image)
+    assert triplets_in(found.text) is not None
+    assert (found.box, found.boxes) == (None, ())
+    assert 0 <= found.confidence <= 1
 
 
 @pytest.mark.parametrize("verb", TEXTS)

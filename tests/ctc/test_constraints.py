@@ -40,8 +40,18 @@ def a_set_of_intervals(tokens: tuple[int, ...]) -> bool:
     )
 
 
+def two_intervals_then_end(tokens: tuple[int, ...]) -> bool:
+    said = tokens[:-1] if tokens and tokens[-1] == END else tokens
+    return a_set_of_intervals(said) and len(said) != 2
+
+
+def one_or_three_different(tokens: tuple[int, ...]) -> bool:
+    return len(tokens) in (1, 3) and len(set(tokens)) == len(tokens) and END not in tokens
+
+
 BINS = sequence_of([torch.tensor([1, 2, 3])] * 4)
-INTERVALS = BINS._replace(accepting=torch.tensor([True, False, True, False, True]))
+AN_INTERVAL = sequence_of([torch.tensor([1, 2, 3])] * 2)
+ONE = sequence_of([torch.tensor([1, 2, 3])])
 CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
     (OrderedTokens(BINS, ((0, 2),)), ordered),
     (OrderedTokens(BINS, ((0, 2), (1, 3))), a_box),
@@ -49,7 +59,9 @@ CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
         OrderedTokens(BINS, ((0, 2), (1, 3))).ending_in(END),
         lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,)),
     ),
-    (OrderedTokens(INTERVALS, ((0, 1), (2, 3)), ((0, 2, 2),)), a_set_of_intervals),
+    (OrderedTokens(AN_INTERVAL, ((0, 1),), (0, 1, 2)), a_set_of_intervals),
+    (OrderedTokens(AN_INTERVAL, ((0, 1),), (0, 2)).ending_in(END), two_intervals_then_end),
+    (OrderedTokens(ONE, (), (1, 3)), one_or_three_different),
     (LengthRange(1, 2), one_or_two),
     (LengthRange(5, 9), lambda tokens: len(tokens) >= 5),
     (LengthRange(2, 3).ending_in(END), two_or_three_then_end),

@@ -23,13 +23,12 @@ from narvl_plugin.errors import BadRow, InputError, SkipBudget
 
 Rows = list[list[str]]
 Make = Callable[..., RegionsDataset]
-TWO, ONE, NONE = "1,2,7.5,6&&0,0,4,3", "2,1,8,6", ""
 
 
 @pytest.fixture
-def rows(refcoco_rows: Rows) -> Rows:
+def rows(regions_rows: Rows) -> Rows:
     """Rows with two boxes, one and none, on images of 8 x 6 pixels."""
-    return [[*row[:3], boxes, row[4]] for row, boxes in zip(refcoco_rows, (TWO, ONE, NONE), strict=True)]
+    return regions_rows
 
 
 @pytest.fixture
@@ -41,16 +40,17 @@ def options(codec: TextCodec) -> DatasetOptions:
 def make(options: DatasetOptions, write_tsv: Callable[..., Path]) -> Make:
     """Make a data set of rows; images are resized to 90 pixels, and ten bins cover them."""
 
-    def make_dataset(rows: Sequence[Sequence[str]], split: str = "train") -> RegionsDataset:
-        return RegionsDataset(TsvFile(write_tsv("train.tsv", rows), "0,4,2,3"), options, split, max_image_size=90)
+    def make_dataset(rows: Sequence[Sequence[str]], split: str = "train", **orders: bool) -> RegionsDataset:
+        tsv = TsvFile(write_tsv("train.tsv", rows), "0,4,2,3")
+        return RegionsDataset(tsv, options, split, max_image_size=90, **orders)
 
     return make_dataset
 
 
-def test_all_boxes_become_bins_in_the_order_of_the_file(make: Make, codec: TextCodec, rows: Rows) -> None:
+def test_all_boxes_become_bins_in_the_order_of_reading(make: Make, codec: TextCodec, rows: Rows) -> None:
     two, one, none = (make(rows).sample(row) for row in range(3))
     # x is stretched by 11.25, y by 15, and nine bins' distances cover 90 pixels.
-    assert codec.decode(two["target"]) == "<bin_1><bin_3><bin_8><bin_9><bin_0><bin_0><bin_4><bin_4>"
+    assert codec.decode(two["target"]) == "<bin_0><bin_0><bin_4><bin_4><bin_1><bin_3><bin_8><bin_9>"
     assert codec.decode(one["target"]) == "<bin_2><bin_2><bin_9><bin_9>"
     assert two["region_coord"].tolist() == [[1, 2, 7.5, 6], [0, 0, 4, 3]]
     eos = codec.dictionary.eos()
@@ -100,9 +100,36 @@ def test_targets_are_known_without_the_pixels(make: Make, rows: Rows, monkeypatc
     assert [dataset.min_queries(row) for row in range(3)] == [10, 6, 0]
 
 
+def test_rows_of_boxes_are_read_from_left_to_right(make: Make, codec: TextCodec, rows: Rows) -> None:
+    rows[0][3] = "4,0,6,3&&0,0,2,3&&1,3,4,6&&0,0,4,3"
+    bins = (make(rows).sample(0)["target"][:-1] - codec.dictionary.index("<bin_0>")).view(-1, 4).tolist()
+    assert bins == sorted(bins, key=lambda box: (box[1], box[0], box[2]))
+    assert bins[-1][1] > 0 and len(bins) == 4
+
+
+def test_boxes_of_equal_bins_are_one(make: Make, rows: Rows) -> None:
+    rows[0][3] = "1,2,7,6&&1.02,2,7,6&&0,0,4,3"
+    sample = make(rows).sample(0)
+    assert len(sample["target"]) == 9
+    assert sample["region_coord"].shape == (3, 4)
+
+
+def test_random_orders_need_as_many_queries_as_any_of_them(make: Make, rows: Rows) -> None:
+    rows[0][3] = "0,0,4,3&&1,2,7.5,3&&4,3,8,6"  # bins 0 0 4 4, 1 3 8 4 and 4 4 9 9
+    dataset = make(rows, random_order=True)
+    needs = []
+    for epoch in range(1, 60):
+        dataset.set_epoch(epoch)
+        needs.append(dataset.collater([dataset.sample(0)])["target_needs"][0])
+    assert dataset.min_queries(0) == max(needs) > min(needs)
+    assert dataset.min_queries(2) == 0
+    assert make(rows).min_queries(0) == make(rows, split="valid", random_order=True).min_queries(0)
+
+
 def test_five_boxes_are_the_most(make: Make, rows: Rows) -> None:
-    rows[0][3] = "&&".join(["0,0,4,3"] * 5)
+    rows[0][3] = "&&".join(f"0,0,{edge},3" for edge in range(4, 9))
     assert make(rows).sample(0)["region_coord"].shape == (5, 4)
+    assert len(make(rows).sample(0)["target"]) == 21
     rows[0][3] += "&&1,1,2,2"
     with pytest.raises(BadRow, match=r"train\.tsv:1: has 6 boxes, and this task reads at most 5"):
         make(rows).sample(0)

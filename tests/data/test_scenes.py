@@ -102,7 +102,13 @@ def test_caption_rows_hold_five_references_and_an_image(scenes: Path) -> None:
 def test_all_tasks_show_the_same_images_in_their_own_columns(scenes: Path) -> None:
     for split in ("train", "test"):
         images = [row[4] for row in _rows(scenes, "caption", split)]
-        for task, width, column in (("vqa_gen", 6, 5), ("refcoco", 5, 4), ("snli_ve", 6, 2), ("regions", 5, 4)):
+        for task, width, column in (
+            ("vqa_gen", 6, 5),
+            ("refcoco", 5, 4),
+            ("snli_ve", 6, 2),
+            ("regions", 5, 4),
+            ("scene_graph", 4, 3),
+        ):
             rows = _rows(scenes, task, split)
             assert {len(row) for row in rows} == {width}
             assert [row[column] for row in rows] == images

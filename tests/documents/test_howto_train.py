@@ -23,6 +23,7 @@ from narvl_plugin.data.survey import BYTES_LOOKED_AT, ROWS_LOOKED_AT
 from narvl_plugin.data.text import load_codec
 from narvl_plugin.models.config import SIZES
 from narvl_plugin.pipeline.keys import KEYS
+from narvl_plugin.tasks import TASKS
 
 TRAIN = Page("docs/how-to/train.md")
 GPUS = Page("docs/how-to/several-gpus.md")
@@ -32,7 +33,6 @@ MULTITASK = Page("docs/how-to/multitask.md")
 RESUME = Page("docs/how-to/resume.md")
 PAGES = (TRAIN, GPUS, HYDRA, MULTITASK, RESUME)
 CONFIGS = ROOT / "run_scripts" / "config"
-TASKS = ("caption", "refcoco", "snli_ve", "vqa_gen")
 NANO = f"{SHORT} --patch-image-size 32"
 """Options of a training of size nano in no time; its backbone has weights of its own."""
 PUBLISHED = {"captions": "caption", "grounding": "refcoco", "entailment": "snli_ve", "questions": "vqa"}

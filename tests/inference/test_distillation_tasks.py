@@ -16,12 +16,22 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.inference.distillation import distill
 from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.base import BaseTask
-from narvl_plugin.tasks.registered import RefcocoConfig, RefcocoTask, SnliVeConfig, SnliVeTask, VqaGenConfig, VqaGenTask
+from narvl_plugin.tasks.registered import (
+    RefcocoConfig,
+    RefcocoTask,
+    RegionsConfig,
+    RegionsTask,
+    SnliVeConfig,
+    SnliVeTask,
+    VqaGenConfig,
+    VqaGenTask,
+)
 
 Rows = list[list[str]]
 TASKS = {
     "vqa_gen": (VqaGenTask, VqaGenConfig),
     "refcoco": (RefcocoTask, RefcocoConfig),
+    "regions": (RegionsTask, RegionsConfig),
     "snli_ve": (SnliVeTask, SnliVeConfig),
 }
 
@@ -64,7 +74,7 @@ def distilled(
             monkeypatch.setattr(task, "build_generator", lambda models, args: Says(task, texts))
             return loading.Loaded([torch.nn.Module()], task, SimpleNamespace())
 
-        sizes = {"max_image_size": settings.pop("max_image_size", 80)} if name == "refcoco" else {}
+        sizes = {"max_image_size": settings.pop("max_image_size", 80)} if name in ("refcoco", "regions") else {}
         monkeypatch.setattr(loading, "load", load)
         teacher, out = tmp_path / "teacher.pt", tmp_path / "out.tsv"
         teacher.touch()
@@ -96,6 +106,17 @@ def test_boxes_are_written_in_pixels_of_the_image(distilled: Callable[..., Rows]
     assert [row[:3] + row[4:] for row in written] == [row[:3] + row[4:] for row in refcoco_rows]
 
 
+def test_sets_of_boxes_are_joined_and_may_be_empty(distilled: Callable[..., Rows], regions_rows: Rows) -> None:
+    said = ["<bin_0><bin_0><bin_5><bin_10>", "<bin_2><bin_3><bin_3><bin_4>", "<bin_0><bin_0><bin_10><bin_10>"]
+    written = distilled("regions", regions_rows, [said[0] + said[2], "", said[1]])
+    boxes = [[parse_box(box, "out.tsv").tolist() for box in row[3].split("&&") if box] for row in written]
+    assert boxes == [
+        [pytest.approx([0, 0, 4, 6]), pytest.approx([0, 0, 8, 6])],
+        [],
+        [pytest.approx([1.6, 1.8, 2.4, 2.4])],
+    ]
+
+
 @pytest.mark.parametrize("num_bins", [64, 1000])
 def test_a_student_learns_the_very_bins_that_the_teacher_said(
     write_tsv: Callable[..., Path], refcoco_rows: Rows, vocabulary: Path, num_bins: int
@@ -123,6 +144,7 @@ def test_a_student_learns_the_very_bins_that_the_teacher_said(
     [
         ("vqa_gen", "vqa_rows", "", "red", "the teacher predicts '', which is not a target of vqa_gen"),
         ("snli_ve", "snli_ve_rows", "red", "yes", "the teacher predicts 'red', which is not a target of snli_ve"),
+        ("regions", "regions_rows", "<bin_0><bin_0><bin_5><bin_5><bin_0>", "", "is not a target of regions"),
         ("refcoco", "refcoco_rows", "<bin_3>", "<bin_0><bin_0><bin_5><bin_5>", "predicts '<bin_3>', which is not a"),
         ("refcoco", "refcoco_rows", "<bin_5><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is not a target"),
         ("refcoco", "refcoco_rows", "<bin_0><bin_0><bin_9><bin_5>", "<bin_0><bin_0><bin_5><bin_5>", "is not a target"),

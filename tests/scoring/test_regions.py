@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from narvl_plugin.data.boxes import iou
-from narvl_plugin.scoring.regions import f1, matched, score_regions
+from narvl_plugin.scoring.regions import RegionsConfig, RegionsScorer, all_found, f1, matched, score_regions
 
 A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (0, 20, 10, 30)
 HALF_OF_A, LESS_THAN_HALF = (0, 0, 10, 5), (0, 0, 10, 4.9)
@@ -110,3 +110,38 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score_regions([], [])
     with pytest.raises(ValueError, match="zip"):
         score_regions([boxes(A)], [boxes(A), boxes(B)])
+
+
+def test_all_sets_at_once_are_matched_as_one_by_one() -> None:
+    random = Random(2)
+    sets = [some_boxes(random, random.randint(0, 3)) for _ in range(40)]
+    padded = torch.stack([torch.cat([one, boxes(*[A] * (3 - len(one)))]) for one in sets])
+    numbers = torch.tensor([len(one) for one in sets])
+    found = all_found(padded[:, None], numbers[:, None], padded[None], numbers[None])
+    assert found.tolist() == [[f1(one, other) == 1 for other in sets] for one in sets]
+    assert found.diagonal().all() and 40 < found.sum() < 1600
+
+
+def scorer_of(*pairs: tuple[str, str]) -> RegionsScorer:
+    scorer = RegionsScorer(RegionsConfig())
+    for reference, hypothesis in pairs:
+        scorer.add_string(reference, hypothesis)
+    return scorer
+
+
+def test_the_scorer_reads_boxes_of_bins() -> None:
+    one, other = "<bin_0><bin_0><bin_4><bin_4>", "<bin_5> <bin_5> <bin_9> <bin_9>"
+    scorer = scorer_of(
+        (one + other, other + one), ("", ""), ("", one), (one, ""), (one, "<bin_0><bin_1>"), ("", "a box")
+    )
+    assert scorer.score() == pytest.approx(2 / 6)
+    assert scorer.result_string() == (
+        "precision 0.3333 at F1 = 1 and IoU 0.5, mean F1 0.3333, N-acc 0.3333, T-acc 0.6667, 6 rows, 2 hypotheses are "
+        "no boxes"
+    )
+    assert "T-acc" not in scorer_of(("", "")).result_string()
+
+
+def test_the_scorer_refuses_references_that_are_no_boxes() -> None:
+    with pytest.raises(ValueError, match="reference 2 is 'a cat', and not boxes of <bin_k>; score with --task regions"):
+        scorer_of(("", ""), ("a cat", "")).score()

@@ -13,8 +13,9 @@ from fairseq_cli import interactive, validate
 
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
+from narvl_plugin.tasks import registry
 
-TASKS = ("caption", "vqa_gen", "refcoco", "snli_ve", "multitask")
+TASKS = (*registry.TASKS, "multitask")
 TRAIN, GENERATE = options.get_training_parser, options.get_generation_parser
 VALIDATE, EVAL_LM = options.get_validation_parser, options.get_eval_lm_parser
 INTERACTIVE = options.get_interactive_generation_parser

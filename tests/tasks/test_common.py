@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.registered import FAMILIES
+from narvl_plugin.tasks import registry
 from narvl_plugin.tasks.trained import TrainedTask as CommonTask
 
-STUDENT = ("qctc", "query_cross_entropy")
+STUDENT = ("qctc", "qset", "query_cross_entropy")
 TEACHER = ("cross_entropy", "label_smoothed_cross_entropy", "adjust_label_smoothed_cross_entropy")
-TASKS = ("caption", "vqa_gen", "refcoco", "snli_ve", "multitask")
+TASKS = (*registry.TASKS, "multitask")
 SMALL = {
     **{"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 1},
     **{"decoder_layers": 1, "vision_trunk": "test_resnet", "freeze_resnet": True},

@@ -71,9 +71,9 @@ def test_boxes_are_given_in_pixels_of_the_image_as_it_comes(
     task.load_dataset("valid")
     batch = task.dataset("valid").collater([task.dataset("valid")[row] for row in range(2)])
     first = task.target_dictionary.index("<bin_0>")
-    boxes = task.boxes(batch, [[{"tokens": torch.tensor([first, first + 5, first + 10, first + 10, 2])}]] * 2)
-    assert boxes == [pytest.approx([0, 3, 8, 6])] * 2
-    assert task.boxes(batch, [[{"tokens": torch.tensor([first, 2])}]] * 2) == [None, None]
+    boxes = task.boxes_of_best(batch, [[{"tokens": torch.tensor([first, first + 5, first + 10, first + 10, 2])}]] * 2)
+    assert boxes == [[pytest.approx([0, 3, 8, 6])]] * 2
+    assert task.boxes_of_best(batch, [[{"tokens": torch.tensor([first, 2])}]] * 2) == [None, None]
 
 
 def test_boxes_are_those_of_the_files_of_predictions(make_task: Callable[..., RefcocoTask], refcoco_rows: Rows) -> None:
@@ -81,7 +81,7 @@ def test_boxes_are_those_of_the_files_of_predictions(make_task: Callable[..., Re
     task.load_dataset("valid")
     batch = task.dataset("valid").collater([task.dataset("valid")[0]])
     first = task.target_dictionary.index("<bin_0>")
-    (box,) = task.boxes(batch, [[{"tokens": torch.tensor([first + 1, first, first + 3, first + 5, 2])}]])
+    ((box,),) = task.boxes_of_best(batch, [[{"tokens": torch.tensor([first + 1, first, first + 3, first + 5, 2])}]])
     bins = BinSizes(num_bins=11, max_image_size=160, patch_image_size=80)
     assert box == pytest.approx([1.6, 0, 4.8, 6])
     assert bins.box("<bin_1><bin_0><bin_3><bin_5>", (8, 6)) == pytest.approx(box)

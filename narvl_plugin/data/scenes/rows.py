@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 
 from narvl_plugin.data.scenes.captions import write_captions
@@ -9,8 +10,12 @@ from narvl_plugin.data.scenes.entailment import write_hypothesis
 from narvl_plugin.data.scenes.phrases import write_phrase
 from narvl_plugin.data.scenes.questions import join_answers, write_question
 from narvl_plugin.data.scenes.regions import write_expression
-from narvl_plugin.data.scenes.scene import Scene, Thing
+from narvl_plugin.data.scenes.scene import OPPOSITE, Scene, Thing, thing_relations
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
+from narvl_plugin.data.triplets import Instance, Triplet, write_triplets
+
+GRAPH_RELATIONS = {"left": "left of", "above": "above"}
+"""Relations of scene graphs -> their names. The others are their opposites."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,38 @@ def snli_ve_row(example: Example, random: Random) -> list[str]:
     return [example.image_id, example.image_id, example.image, hypothesis, caption, label]
 
 
+def scene_graph_row(example: Example, random: Random) -> list[str]:
+    """Return uniq-id, image-id, triplets, image; see `narvl_plugin.data.triplets` for the column.
+
+    The triplets are one for each two objects with a clear relation. The subject is the object on the left, or, if
+    neither is clearly on the left, the one above. Left out are the opposites right and below, and "above" on diagonals:
+    they follow, or would double the number of triplets, and a graph has at most one for each of the six pairs of four
+    objects. Sizes, backgrounds, "near" and "between" are left out, too.
+    """
+    things = [(group.noun, thing) for group in example.scene.groups for thing in group.things]
+    triplets = []
+    for one, other in combinations(things, 2):
+        clear = thing_relations(one[1], other[1])
+        for relation, name in GRAPH_RELATIONS.items():
+            if clear & {relation, OPPOSITE[relation]}:
+                first, second = (one, other) if relation in clear else (other, one)
+                triplets.append(Triplet(_instance(*first, example), name, _instance(*second, example)))
+                break
+    return [example.image_id, example.image_id, write_triplets(triplets), example.image]
+
+
+def _instance(noun: str, thing: Thing, example: Example) -> Instance:
+    """Return an object with its box in pixels."""
+    x0, y0, x1, y1 = _pixels(thing, example)
+    return Instance(noun, (x0, y0, x1, y1))
+
+
 ROWS: dict[str, Callable[[Example, Random], list[str]]] = {
     "caption": caption_row,
     "vqa_gen": vqa_row,
     "refcoco": refcoco_row,
     "snli_ve": snli_ve_row,
     "regions": regions_row,
+    "scene_graph": scene_graph_row,
 }
 """Task -> the function that makes its row."""

@@ -20,17 +20,19 @@ from tqdm import tqdm
 from narvl_plugin.data.scenes.art import load_art
 from narvl_plugin.data.scenes.compose import MAX_OBJECTS, Composer, HeldOutPairs
 from narvl_plugin.data.scenes.nouns import NOUNS
-from narvl_plugin.data.scenes.rows import ROWS, Example
+from narvl_plugin.data.scenes.rows import GRAPH_RELATIONS, ROWS, Example
 from narvl_plugin.data.scenes.scene import scene_as_json
 from narvl_plugin.data.scenes.truth import scenes_file
 from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
 from narvl_plugin.data.vqa_gen import parse_answers
-from narvl_plugin.whole_files import naming, sole_writer
+from narvl_plugin.whole_files import naming, sole_writer, write_whole
 
 TASKS = tuple(ROWS)
 _JPEG_QUALITY = 90
 _MIN_SIDE = 32
 _IMAGES_PER_PROCESS = 500  # for fewer, the start of another process takes longer than it saves
+NAMES_LIST = "names.json"
+"""The file of the names of scene graphs, beside their rows."""
 ANSWERS = 3  # the column of the answers in the rows of vqa_gen
 
 
@@ -54,7 +56,7 @@ def write_scenes(
     """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
 
     The folder of questions also gets trainval_ans2label.pkl, the list of all answers in train and valid. The folder of
-    captions gets the content of each scene, SPLIT.scenes.jsonl.
+    captions gets the content of each scene, SPLIT.scenes.jsonl. That of scene graphs gets names.json, their names.
 
     A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes. A pair of
     nouns held out by the seed never shares an image of train or valid. Every test image of several nouns has such a
@@ -91,6 +93,14 @@ def write_scenes(
             folder = Path(out) / "vqa_gen"
             (folder / ANSWER_LIST).unlink(missing_ok=True)
             write_answers(folder, partial(_answers, folder))
+        if "scene_graph" in tasks:
+            write_whole(Path(out) / "scene_graph" / NAMES_LIST, _names(chosen).encode())
+
+
+def _names(nouns: Sequence[str]) -> str:
+    """Return the names of scene graphs as JSON, in the form of VG-SGG-dicts.json."""
+    numbered = [{name: place for place, name in enumerate(names, 1)} for names in (nouns, GRAPH_RELATIONS.values())]
+    return json.dumps(dict(zip(("label_to_idx", "predicate_to_idx"), numbered, strict=True)), indent=1) + "\n"
 
 
 def _answers(folder: Path) -> list[str]:

@@ -168,13 +168,17 @@ class TaskReport(ABC, Generic[RowT]):
         """Return an output as the page shows it."""
         return output
 
-    def reference_region(self, row: RowT) -> Region | None:
-        """Return the region of the image that the row refers to, if any."""
+    def reference_regions(self, row: RowT) -> list[Region] | None:
+        """Return the regions of the image that the row refers to; None for tasks without regions."""
         return None
 
-    def region(self, row: RowT, output: str) -> Region | None:
-        """Return the region of the image that an output names, if any."""
-        return None
+    def regions(self, row: RowT, output: str) -> list[Region]:
+        """Return the regions of the image that an output names."""
+        return []
+
+    def picture(self, row: RowT, output: str) -> str:
+        """Return a drawing of an output as an `<svg>` element; empty for tasks whose outputs are texts or regions."""
+        return ""
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,66 @@
+"""What all drawings of pages share, as SVG inside an HTML page: their style, and pictures of graphs."""
+
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+import networkx
+from matplotlib.figure import Figure
+
+INK, RULE, GUIDE = "#1c2430", "#d5dae1", "#8b95a3"
+STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
+    "svg.fonttype": "none",
+    "svg.hashsalt": "narvl",
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def for_html(svg: str, description: str) -> str:
+    """Remove the parts of a separate file (XML header, fixed size) and add a description."""
+    svg = svg[svg.index("<svg") :]
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{escape(description)}">{rest}'
+
+
+def graph_picture(
+    nodes: Sequence[tuple[str, float, float]], edges: Sequence[tuple[int, int, str]], *, description: str
+) -> str:
+    """Draw a graph of objects at their places in an image.
+
+    Args:
+        nodes: the name, x and y of each object; x and y are shares of the image's width and height.
+        edges: the numbers of two nodes, and the name of the relation from the first to the second.
+        description: the text for screen readers.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    graph = networkx.MultiDiGraph()
+    graph.add_nodes_from(range(len(nodes)))
+    graph.add_edges_from((one, other, {"name": name}) for one, other, name in edges)
+    places = {number: (x, y) for number, (_, x, y) in enumerate(nodes)}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.3, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        networkx.draw_networkx_nodes(graph, places, ax=axes, node_size=1100, node_color="white", edgecolors=RULE)
+        networkx.draw_networkx_labels(graph, places, {number: node[0] for number, node in enumerate(nodes)}, ax=axes)
+        networkx.draw_networkx_edges(graph, places, ax=axes, edge_color=GUIDE, node_size=1100)
+        names = networkx.get_edge_attributes(graph, "name")
+        networkx.draw_networkx_edge_labels(graph, places, names, ax=axes, font_size=10, font_color=INK)
+        axes.set_xlim(-0.1, 1.1)
+        axes.set_ylim(1.1, -0.1)
+        axes.set_axis_off()
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
+    return for_html(stream.getvalue(), description)
