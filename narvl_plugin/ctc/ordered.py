@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
@@ -23,8 +24,6 @@ FIRST_TRIED = 16
 """Number of the most probable labels that a search tries first."""
 LABELS_TRIED = 128
 """Largest number of labels that a search tries; it bounds time and memory, which are quadratic in it."""
-
-
 ROUNDING = 1e-3
 """Largest error of a path's log-probability, in nats."""
 
@@ -48,8 +47,11 @@ class OrderedTokens:
 
     def to(self, device: torch.device) -> OrderedTokens:
         """Return the same constraint on another device."""
-        is_there = self.automaton.labels.device == device
-        return self if is_there else replace(self, automaton=self.automaton.to(device))
+        if self.automaton.labels.device == device:
+            return self
+        there = replace(self, automaton=self.automaton.to(device))
+        vars(there)["_allowed"] = self._allowed.to(device, non_blocking=True)
+        return there
 
     def ending_in(self, label: int) -> OrderedTokens:
         """Return the constraint that also accepts each valid output followed by `label`, which is no token of it."""
@@ -57,43 +59,50 @@ class OrderedTokens:
 
     def alphabet(self) -> Tensor:
         """Return the distinct labels of the valid outputs."""
-        return self.of_any_order.alphabet()
+        return self.of_any_order().alphabet()
 
     @property
     def size(self) -> int:
         """The number of tokens of an element."""
         return len(self.automaton.accepting) - 1
 
-    @cached_property
     def of_any_order(self) -> Automaton:
-        """The automaton of the outputs whose tokens may be out of order, and whose elements may be equal."""
-        sources, labels, targets, accepting = self.automaton
-        shifts = torch.arange(max(self.numbers), device=sources.device)[:, None] * self.size
+        """Return the automaton of the outputs whose tokens may be out of order, and whose elements may be equal."""
+        sources, labels, targets, _ = self.automaton
+        shifts = torch.arange(max(self.numbers))[:, None] * self.size
+        accepting = torch.zeros(max(self.numbers) * self.size + 1, dtype=torch.bool)
+        accepting[torch.tensor(self.numbers) * self.size] = True
         whole = Automaton(
-            (sources + shifts).flatten(),
-            labels.repeat(len(shifts)),
-            (targets + shifts).flatten(),
-            accepting.new_zeros(len(shifts) * self.size + 1),
+            (sources + shifts).flatten(), labels.repeat(len(shifts)), (targets + shifts).flatten(), accepting
         )
-        for number in self.numbers:  # an index would be copied to the device
-            whole.accepting[number * self.size] = True
         return whole if self.end is None else whole.ending_in(self.end)
+
+    @cached_property
+    def _allowed(self) -> Tensor:
+        """(M, labels) bool, the labels of each place of an element; the last label is none of them."""
+        sources, labels, _, _ = self.automaton
+        allowed = torch.zeros(self.size, int(labels.max()) + 2, dtype=torch.bool)
+        allowed[sources, labels] = True
+        return allowed
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
-        accepted = self.of_any_order.accepts(tokens, lengths)
-        size = self.size
-        elements = range(min(max(self.numbers), tokens.size(1) // size))  # other outputs are too short
-        for element in elements:
-            is_short = lengths < (element + 1) * size
-            for first, second in self.pairs:
-                place = element * size
-                accepted = accepted & (is_short | (tokens[:, place + first] <= tokens[:, place + second]))
-        for one, other in combinations(elements, 2):
-            parts = [tokens[:, element * size : (element + 1) * size] for element in (one, other)]
-            is_short = lengths < (other + 1) * size
-            accepted = accepted & (is_short | (parts[0] != parts[1]).any(1))
-        return accepted
+        size, most = self.size, max(self.numbers)
+        if self.end is not None and tokens.size(1):
+            last = tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+            lengths = lengths - ((lengths > 0) & (last == self.end)).long()
+        numbers = torch.zeros_like(lengths, dtype=torch.bool)
+        for number in self.numbers:
+            numbers = numbers | (lengths == number * size)
+        elements = F.pad(tokens, (0, most * size - tokens.size(1))).unflatten(1, (most, size))  # (B, K, M)
+        is_there = torch.arange(1, most + 1, device=tokens.device) * size <= lengths[:, None]  # (B, K)
+        places = torch.arange(size, device=tokens.device)
+        good = self._allowed[places, elements.clamp(max=self._allowed.size(1) - 1)].all(2)
+        for first, second in self.pairs:
+            good = good & (elements[..., first] <= elements[..., second])
+        equal = (elements[:, :, None] == elements[:, None]).all(3) & is_there[:, None]
+        twice = equal.tril(-1).any(2)  # equal to an earlier element
+        return numbers & (good & ~twice | ~is_there).all(1)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
         """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`.

@@ -174,7 +174,7 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
         found |= {"minimum": constraint.minimum, "maximum": constraint.maximum}
     else:
         pairs = constraint.pairs if isinstance(constraint, OrderedTokens) else ()
-        automaton = constraint.of_any_order if isinstance(constraint, OrderedTokens) else constraint
+        automaton = constraint.of_any_order() if isinstance(constraint, OrderedTokens) else constraint
         found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
     settings = {"search": found, "abstain_below": task.cfg.abstain_below}
     if task.bins is not None:

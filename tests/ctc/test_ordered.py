@@ -108,7 +108,7 @@ def test_numbers_of_elements_and_the_end() -> None:
 
 def test_outputs_of_any_order_are_those_of_an_automaton(collapse_path: Callable[..., tuple[int, ...]]) -> None:
     pair = sequence_of([torch.tensor([1]), torch.tensor([1, 2])])
-    automaton = OrderedTokens(pair, ((0, 1),), (0, 2)).ending_in(3).of_any_order
+    automaton = OrderedTokens(pair, ((0, 1),), (0, 2)).ending_in(3).of_any_order()
     every = [tokens for length in range(6) for tokens in itertools.product((1, 2, 3), repeat=length)]
     padded = torch.tensor([[*tokens, *[0] * (5 - len(tokens))] for tokens in every])
     accepted = automaton.accepts(padded, torch.tensor([len(tokens) for tokens in every]))

@@ -102,7 +102,8 @@ def test_the_table_of_tasks_is_that_of_the_code() -> None:
     assert {name for name, *_ in rows} == set(TASKS)
     for name, columns, selected, _ in rows:
         assert TASKS[name].config_class().selected_cols == selected
-        written = re.split(r", (?![xy][01])", columns.replace(r"\|", "|").replace("`x0,y0,x1,y1`", "box"))
+        columns = columns.replace("`x0,y0,x1,y1`", "box").replace("`x0,y0,x1,y1&&…`", "boxes")
+        written = re.split(r", (?![xy][01])", columns.replace(r"\|", "|"))
         names = [written[int(number)].replace("`confidence|!+answer&&…`", "answers") for number in selected.split(",")]
         assert [one.replace("captions", "caption") for one in names] == list(TASKS[name].dataset_class.column_names)
 
