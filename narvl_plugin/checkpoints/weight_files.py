@@ -1,4 +1,4 @@
-"""Safe reading of checkpoints: code in a file is never run.
+"""Safe reading of files of weights: code in a file is never run.
 
 A file can build only plain values, tensors and few other types (see `safe_pickle`). Reading takes no more memory than
 the file's size.
@@ -7,88 +7,64 @@ the file's size.
 from __future__ import annotations
 
 import io
-import json
 import struct
 import sys
 import zipfile
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 
 from narvl_plugin.checkpoints.unpickling import NOT_NEEDED, CheckpointUnpickler, Storage
-from narvl_plugin.data.mistaken_files import HEAD, PICKLE, ZIP, as_text, mistaken, read_head
+from narvl_plugin.data.mistaken_files import PICKLE, ZIP, as_text, mistaken, read_head
 from narvl_plugin.data.plain_pickles import reason_of
-from narvl_plugin.errors import InputError, MissingInput
-from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent, texts_of
+from narvl_plugin.errors import InputError
+from narvl_plugin.safe_pickle import PlainUnpickler, Refused, allowance, brief, check_extent
 
 SAFETENSORS_SUFFIX = ".safetensors"
 
 LARGEST_PICKLE = 2**23
 """Largest size of a checkpoint's pickle, without the values of tensors, in bytes. It allows some 40,000 tensors."""
 
-LARGEST_CONFIGURATION = 20_000
-"""Largest number of values in a configuration. OmegaConf takes 0.1 ms for each; fairseq's has 700."""
-
-LARGEST_FLAGS = 2_000
-"""Largest number of values in the flags of an older checkpoint. Hydra takes 2 ms for each; fairseq's have 400."""
+LARGEST_HEADER = 2**23
+"""Largest size of the header of a file of safetensors, in bytes. It allows some 60,000 tensors."""
 
 OLD_FORMAT = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 """Content of the first pickle in a file of torch before 1.6."""
 
-PARTS = {
-    "model": dict | NoneType,
-    "cfg": dict | NoneType,
-    "args": Namespace | NoneType,
-    "extra_state": dict | NoneType,
-    "task_state": dict | NoneType,
-    "optimizer_history": list | NoneType,
-}
-"""Types of the parts of a checkpoint that are read by name."""
 
-
-def existing(file: str | Path) -> Path:
-    """Return the path of a checkpoint.
+def read_file(file: Path) -> Any:
+    """Return the content of a file of torch.save or of safetensors. Its tensors are mapped from the file.
 
     Raises:
-        MissingInput: if the file does not exist, is a folder, or its name ends in a slash.
-    """
-    if str(file).endswith("/") and Path(file).is_file():
-        raise MissingInput(f"{file}: is a file; leave out the slash at the end")
-    file = Path(file)
-    if file.is_dir():
-        raise MissingInput(f"{file}: is a folder; give the checkpoint in it, such as {file / 'checkpoint_best.pt'}")
-    if not file.is_file():
-        raise MissingInput(f"{file}: no such checkpoint; train the model first, or check the path")
-    return file
-
-
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint. Its tensors are mapped from the file, so only used ones take memory.
-
-    A file `NAME.safetensors` holds the weights, and `NAME.json` beside it the rest. Tensors are on the CPU, without
-    gradients.
-
-    Raises:
-        MissingInput: if the file does not exist.
-        InputError: if the file is cut off, damaged, compressed or not a checkpoint, or if it asks for types, functions
+        InputError: if the file is cut off, damaged, compressed or of another kind, or if it asks for types, functions
             or a number of values that no checkpoint of its size needs.
     """
-    file = existing(file)
-    head = read_head(file)
-    _check_head(file, head)
-    try:
+    head = check_head(file)
+    with naming_damage(file, head):
         if file.suffix == SAFETENSORS_SUFFIX:
-            state = _read_safetensors(file)
-        elif head.startswith(ZIP):  # torch's format since 1.6
-            state = _read_archive(file)
-        else:
-            state = _read_old_format(file)
-        _check_parts(file, state)
+            return _read_safetensors(file, head)
+        if head.startswith(ZIP):  # torch's format since 1.6
+            return _read_archive(file)
+        return _read_old_format(file)
+
+
+@contextmanager
+def naming_damage(file: Path, head: bytes) -> Iterator[None]:
+    """Name the file in each error of reading it.
+
+    Args:
+        file: the file.
+        head: its first bytes.
+
+    Raises:
+        InputError: if the block raises an error.
+    """
+    try:
+        yield
     except InputError:
         raise
     except Refused as error:
@@ -98,33 +74,15 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: is damaged or no checkpoint of fairseq ({reason}); copy or download it again"
         ) from error
-    return state
 
 
-def whole_checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return weights and configuration as a checkpoint of fairseq for the start of a training."""
-    history: dict[str, Any] = {
-        "criterion_name": None,
-        "optimizer_name": None,
-        "lr_scheduler_state": {},
-        "num_updates": 0,
-    }
-    return {
-        "args": None,
-        "cfg": cfg,
-        "model": weights,
-        "criterion": None,
-        "optimizer_history": [history],
-        "task_state": {},
-        "extra_state": {
-            "train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True},
-        },
-        "last_optimizer_state": None,
-    }
+def check_head(file: Path) -> bytes:
+    """Return the first bytes of a file.
 
-
-def _check_head(file: Path, head: bytes) -> None:
-    """Raise InputError, with the kind of the file, if its first bytes show that it is not a checkpoint."""
+    Raises:
+        InputError: if they show that it is not a checkpoint. The message has the kind of the file.
+    """
+    head = read_head(file)
     if not head:
         raise InputError(f"{file}: is cut off: it is empty; copy or download it again")
     is_safetensors = head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < file.stat().st_size
@@ -133,8 +91,9 @@ def _check_head(file: Path, head: bytes) -> None:
             f"{file}: is a safetensors file; name it NAME{SAFETENSORS_SUFFIX}, and put NAME.json, with the model's "
             "configuration, beside it"
         )
-    wanted = () if file.suffix == SAFETENSORS_SUFFIX else (ZIP, PICKLE)
-    what = None if is_safetensors else mistaken(head, wanted)
+    if is_safetensors:  # whose first byte may be that of a pickle
+        return head
+    what = mistaken(head, () if file.suffix == SAFETENSORS_SUFFIX else (ZIP, PICKLE))
     if what is None and head.startswith(PICKLE) and OLD_FORMAT not in head:
         what = "is damaged or no checkpoint: it is a pickle of Python, not as torch.save writes it"
     if what is None and head.lstrip()[:1] in (b"{", b"["):
@@ -143,6 +102,16 @@ def _check_head(file: Path, head: bytes) -> None:
         what = "is a table of text (TSV), not a checkpoint; check the order of the files"
     if what is not None:
         raise InputError(f"{file}: {what}")
+    return head
+
+
+def _read_safetensors(file: Path, head: bytes) -> dict[str, torch.Tensor]:
+    if int.from_bytes(head[:8], "little") > LARGEST_HEADER:
+        raise InputError(f"{file}: has a header of more than {LARGEST_HEADER:,} bytes, which no checkpoint needs")
+    try:
+        return safetensors.torch.load_file(file)
+    except Exception as error:  # such as KeyError, for number types that torch does not know
+        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({reason_of(error, head)})") from error
 
 
 def _read_archive(file: Path) -> Any:
@@ -267,51 +236,3 @@ def _fill_storage(storage: Storage, stream: BinaryIO) -> None:
         values = torch.empty(0, dtype=torch.uint8).set_(storage.data).numpy()
         if stream.readinto(values) != len(values):  # type: ignore[attr-defined]
             raise EOFError("the file ends within a storage")
-
-
-def _read_safetensors(file: Path) -> dict[str, Any]:
-    description = file.with_suffix(".json")
-    if not description.is_file():
-        raise MissingInput(f"{description}: no such file; it says which model the weights of {file} are for")
-    text = description.read_bytes()
-    if what := mistaken(text[:HEAD]):
-        raise InputError(f"{description}: {what}")
-    try:
-        state = json.loads(text.decode("utf-8-sig"))
-        check_extent(state, allowance(len(text)))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{description}: is not JSON ({reason_of(error)})") from error
-    except Refused as error:
-        raise InputError(f"{description}: refused, because it {error}") from error
-    if not isinstance(state, dict) or not isinstance(state.get("cfg"), dict):
-        raise InputError(f"{description}: holds no configuration (cfg), so its model is unknown")
-    try:
-        whole = whole_checkpoint(safetensors.torch.load_file(file), state["cfg"])
-    except Exception as error:  # such as KeyError, for number types that torch does not know
-        reason = reason_of(error, read_head(file))
-        raise InputError(f"{file}: is cut off, damaged or no safetensors file ({reason})") from error
-    return whole | {"task_state": state.get("task_state", {})}
-
-
-def _check_parts(file: Path, state: Any) -> None:
-    """Raise InputError unless a checkpoint is a dict whose parts have fairseq's types."""
-    if not isinstance(state, dict):
-        raise InputError(f"{file}: is no checkpoint of fairseq: it holds a {type(state).__name__}, not a dict")
-    for name, types in PARTS.items():
-        if not isinstance(state.get(name), types):
-            raise InputError(f"{file}: is no checkpoint of fairseq: its {name} is a {type(state[name]).__name__}")
-    weights = state.get("model") or {}
-    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in weights.items()):
-        raise InputError(f"{file}: is no checkpoint of fairseq: its model is not a dict of tensors by name")
-    for name, largest in (
-        ("cfg", LARGEST_CONFIGURATION),
-        ("args", LARGEST_FLAGS),
-        ("task_state", LARGEST_CONFIGURATION),
-    ):
-        try:
-            check_extent(state.get(name), largest)
-        except Refused as error:
-            raise InputError(f"{file}: refused, because its {name} {error}") from error
-        for text in texts_of(state.get(name)):
-            if "${" in text:  # OmegaConf would replace it by another value, or from the environment
-                raise InputError(f"{file}: refused, because its {name} refers to other values: {brief(text)}")
