@@ -31,7 +31,7 @@ def read_json(file: Path, largest: int) -> dict[str, Any]:
     except Refused as error:
         raise InputError(f"{file}: refused, because it {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{file}: holds a value of type {type(value).__name__}; expected an object, which begins with {{")
+        raise InputError(f"{file}: holds a value of type {type(value).__name__}; expected an object in braces")
     return value
 
 

@@ -21,6 +21,8 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 import narvl_plugin
+from narvl_plugin.checkpoints.finding import local
+from narvl_plugin.data.vocabulary import holds_vocabulary
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.pipeline.keys import KEYS, TRAININGS, Key, keys_of
 from narvl_plugin.whole_files import write_whole
@@ -105,6 +107,7 @@ class Settings:
     def __init__(self, config: DictConfig, tree: Path) -> None:
         self.config = config
         self.nano = config.size == "nano"
+        _find_ports(config)
         _require(config)
         for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             if config[name]:  # absolute, so that a run does not depend on the current folder
@@ -267,6 +270,19 @@ def find_tree(given: Path | None) -> Path:
             f"{tree}: holds no recipes (train.yaml); give the folder run_scripts/config of a clone by --config-dir"
         )
     return tree.resolve()
+
+
+def _find_ports(config: DictConfig) -> None:
+    """Download models of the Hugging Face hub, and take the vocabulary of a port of OFA if none is given.
+
+    Raises:
+        InputError: if a model cannot be downloaded.
+    """
+    for name in ("init_checkpoint", "teacher_checkpoint"):
+        if config[name]:
+            config[name] = str(local(config[name]))
+            if not config.bpe_dir and holds_vocabulary(Path(config[name])):
+                config.bpe_dir = config[name]
 
 
 def _require(config: DictConfig) -> None:
