@@ -161,7 +161,9 @@ def features(
 def distill(
     teacher: Annotated[
         list[Path],
-        typer.Option(help="Checkpoint of the teacher, or of a student. Give several times for an ensemble."),
+        typer.Option(
+            help="Checkpoint of the teacher or of a student, or port of OFA. Give several times for an ensemble."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="TSV file with images or their features.")],
     out: Annotated[Path, typer.Option(help="TSV file to write, with the same columns.")],

@@ -95,7 +95,7 @@ def port_pieces(folder: Path) -> Gpt2Pieces:
     if file is None or merges_file is None:
         raise MissingInput(f"{folder}: holds {PORT_FILE} without {MERGES_FILE}; put the port's {MERGES_FILE} there")
     labels = read_json(plausible(file), LARGEST)
-    lines = read_text(plausible(merges_file), LARGEST).removesuffix("\n").split("\n")
+    lines = read_text(plausible(merges_file), LARGEST).rstrip("\r\n").split("\n")
     merges, numbers = _numbered(lines, merges_file)
     if END_OF_TEXT in labels:
         numbers[END_OF_TEXT] = len(numbers)

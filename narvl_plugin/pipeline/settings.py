@@ -296,7 +296,7 @@ def _require(config: DictConfig) -> None:
     if config.self_distil and (config.self_distil not in SELF_DISTIL or config.recipe != "caption"):
         raise InputError(f"SELF_DISTIL={config.self_distil}: choose {' or '.join(SELF_DISTIL)}, for captions")
     if config.size != "nano" and not config.bpe_dir:
-        raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
+        raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with dict.txt of OFA, or vocab.json of a port")
     for key in KEYS:
         if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             value = config[key.target]

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from port_folders import FORMS, LABELS, port_state, write_fairseq_vocabulary, write_file, write_folder, write_weights
 from torch import Tensor
 
 import narvl
+from narvl_plugin.api.files import predict_files
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import checkpoint_fingerprint, read_checkpoint, whole_checkpoint
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.inference.distillation import distill
 from narvl_plugin.models import build
 from narvl_plugin.models.interop import EMBEDDING, QUERIES, flags_of, tables_of
 from narvl_plugin.models.meta import without_weights
@@ -76,6 +79,21 @@ def port(written: Path, tmp_path: Path) -> Path:
     """Give a copy of that folder, which a test may change."""
     shutil.copytree(written, tmp_path / "port")
     return tmp_path / "port"
+
+
+@pytest.fixture(scope="module")
+def split(model: OfaModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder without a vocabulary, and with its weights in three files."""
+    folder = write_folder(tmp_path_factory.mktemp("split") / "port", model, "sharded safetensors", vocabulary=False)
+    (folder / "configuration.json").write_text(json.dumps({"patch_image_size": SIDE}))
+    return folder
+
+
+@pytest.fixture
+def sharded(split: Path, tmp_path: Path) -> Path:
+    """Give a copy of that folder, which a test may change."""
+    shutil.copytree(split, tmp_path / "sharded")
+    return tmp_path / "sharded"
 
 
 def fitted(path: Path) -> dict[str, Tensor]:
@@ -228,6 +246,21 @@ def test_generate_with_a_folder_as_with_its_file(
     assert len(found[0]) == len(caption_rows)
     assert found[0] == found[1]
     assert [line.split("\t")[2] for line in found[0]] == [line.split("\t")[2] for line in found[2]]
+
+
+@pytest.mark.integration
+def test_programs_of_narvl_take_a_folder(
+    port: Path, sharded: Path, write_tsv: Callable[..., Path], caption_rows: list[list[str]], tmp_path: Path
+) -> None:
+    tsv = write_tsv("train.tsv", caption_rows[:2])
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (SIDE, SIDE), "red").save(tmp_path / "images" / "a.png")
+    for number, (path, vocabulary) in enumerate([(port, None), (sharded, port)]):
+        distill(teacher=path, data=tsv, out=tmp_path / f"{number}.tsv", beam=1, max_len_b=4, bpe_dir=vocabulary)
+        out = tmp_path / f"{number}.jsonl"
+        predict_files([tmp_path / "images"], checkpoint=path, out=out, workers=0, beam=1, bpe_dir=vocabulary)
+        assert len(out.read_text().splitlines()) == 1
+    assert (tmp_path / "0.tsv").read_bytes() == (tmp_path / "1.tsv").read_bytes()
 
 
 @pytest.mark.integration
@@ -432,18 +465,6 @@ def test_a_pipe_is_no_file_of_a_folder(port: Path) -> None:
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def split(model: OfaModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("split") / "port", model, "sharded safetensors", vocabulary=False)
-
-
-@pytest.fixture
-def sharded(split: Path, tmp_path: Path) -> Path:
-    """Give a folder with its weights in three files."""
-    shutil.copytree(split, tmp_path / "port")
-    return tmp_path / "port"
 
 
 INDEX = "model.safetensors.index.json"

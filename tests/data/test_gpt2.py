@@ -77,11 +77,13 @@ def test_a_vocabulary_of_other_numbers_cannot_be_written(tmp_path: Path) -> None
         port_files(codec.pieces)
 
 
-def test_merges_may_lack_the_line_of_the_version(folder: Path) -> None:
+def test_merges_may_lack_the_line_of_the_version_and_have_other_ends_of_lines(folder: Path) -> None:
     before = load_codec(folder).checksum
     file = folder / "merges.txt"
-    file.write_text(file.read_text(encoding="utf-8").removeprefix("#version: 0.2\n"), encoding="utf-8")
-    assert load_codec(folder).checksum == before
+    lines = file.read_text(encoding="utf-8")
+    for text in (lines.removeprefix("#version: 0.2\n"), lines.rstrip("\n"), lines.replace("\n", "\r\n"), f"{lines}\n"):
+        file.write_text(text, encoding="utf-8", newline="")
+        assert load_codec(folder).checksum == before
 
 
 @pytest.mark.parametrize(
