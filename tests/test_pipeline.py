@@ -159,6 +159,8 @@ def test_other_tasks_take_the_same_pipeline(
             "TEACHER=run_scripts/box.sh",
             "run_scripts/box.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
         ),
+        ("INIT=run_scripts", "run_scripts: is a folder; give the checkpoint in it"),
+        ("TEACHER=hf://owner", "hf://owner: is no name of a model on the Hugging Face hub"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -49,8 +49,8 @@ def load(
     Args:
         checkpoint: a student or a teacher of fairseq-train, a published file of OFA, NAME.safetensors with NAME.json
             beside it, the folder of a Hugging Face or ModelScope port of OFA, `hf://OWNER/NAME`, or a folder that
-            `narvl export` wrote. None loads the model in the box, a small student of all
-            tasks that knows scenes of emoji art; photos are beyond it.
+            `narvl export` wrote. None loads the model in the box, a small student of all tasks that knows scenes of
+            emoji art; photos are beyond it.
         bpe_dir: folder of the vocabulary, if neither the checkpoint names it nor its own folder holds it.
         ans2label_file: the list of answers (trainval_ans2label.pkl), if not the one that the checkpoint names.
         task: the task of a checkpoint that names none of ours, such as OFA's pretrained ones.

@@ -21,7 +21,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 import narvl_plugin
-from narvl_plugin.checkpoints.finding import local
+from narvl_plugin.checkpoints.finding import existing, local
 from narvl_plugin.data.vocabulary import holds_vocabulary
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.pipeline.keys import KEYS, TRAININGS, Key, keys_of
@@ -276,13 +276,15 @@ def _find_ports(config: DictConfig) -> None:
     """Download models of the Hugging Face hub, and take the vocabulary of a port of OFA if none is given.
 
     Raises:
-        InputError: if a model cannot be downloaded.
+        MissingInput, InputError: if a model cannot be downloaded, or a folder is not that of a port.
     """
     for name in ("init_checkpoint", "teacher_checkpoint"):
-        if config[name]:
-            config[name] = str(local(config[name]))
-            if not config.bpe_dir and holds_vocabulary(Path(config[name])):
-                config.bpe_dir = config[name]
+        path = Path(local(config[name])) if config[name] else None
+        if path is not None and path.is_dir():
+            existing(path)
+            config[name] = str(path)
+            if not config.bpe_dir and holds_vocabulary(path):
+                config.bpe_dir = str(path)
 
 
 def _require(config: DictConfig) -> None:
