@@ -22,6 +22,8 @@ DOCS = [
 ]
 # What `narvl export` writes and runs.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"]
+# What hf://OWNER/NAME takes.
+HUB = ["huggingface_hub>=0.23"]
 # What --out NAME.parquet takes.
 PARQUET = ["pyarrow>=15"]
 # What `narvl serve` runs on. httptools reads HTTP in C.
@@ -73,12 +75,14 @@ setup(
         "demo": DEMO,
         "docs": DOCS,
         "export": EXPORT,
+        "hub": HUB,
         "parquet": PARQUET,
         "serve": SERVE,
         "dev": [
             *DEMO,
             *DOCS,
             *EXPORT,
+            *HUB,
             *PARQUET,
             *SERVE,
             "pytest>=8",

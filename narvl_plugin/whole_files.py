@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,31 @@ def whole_file(path: Path) -> Iterator[Path]:
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder in the block. It is renamed at the end of the block, or deleted after an error.
+
+    Args:
+        path: the final path. It must not exist, or be an empty folder.
+
+    Yields:
+        The folder to write into, `PATH.part`.
+
+    Raises:
+        InputError: if another program writes the folder, or the disk is full.
+    """
+    with naming(path), sole_writer(path):
+        part = path.with_name(path.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)  # of a killed program
+        try:
+            part.mkdir()
+            yield part
+            part.replace(path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
             raise
 
 

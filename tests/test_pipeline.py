@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from narvl_plugin.checkpoints.finding import existing
 from narvl_plugin.pipeline.training import Log, records_of
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +161,8 @@ def test_other_tasks_take_the_same_pipeline(
             "TEACHER=run_scripts/box.sh",
             "run_scripts/box.sh: give the vocabulary it was trained with, too: BPE=FOLDER",
         ),
+        ("INIT=run_scripts", "run_scripts: is a folder; give the checkpoint in it"),
+        ("TEACHER=hf://owner", "hf://owner: is no name of a model on the Hugging Face hub"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -376,6 +379,35 @@ def narvl_run(folder: Path, *words: str, before: str = "") -> subprocess.Complet
     """Type narvl run in a folder."""
     command = ["bash", "-c", f'{before} exec narvl run "$@"', "bash", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("key", ["TEACHER", "INIT"])
+def test_a_port_of_ofa_brings_its_vocabulary(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins(tmp_path / "programs", monkeypatch)
+    for folder, names in (
+        ("coco", ["train.tsv", "val.tsv", "test.tsv"]),
+        ("port", ["config.json", "vocab.json", "merges.txt", "pytorch_model.bin"]),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    words = ["ARCH=narvl_tiny", "DATA=coco", f"{key}=port", "PROCESSES=1", "OUT=run"]
+    done = narvl_run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    port, teacher = tmp_path / "port", tmp_path / "run" / "teacher" / "checkpoint_last.pt"
+    student = OmegaConf.load(tmp_path / "run" / "student" / "train.yaml")
+    assert (student.task.bpe_dir, student.checkpoint.finetune_from_model) == (str(port), str(teacher))
+    if key == "TEACHER":
+        assert existing(teacher) == teacher / "pytorch_model.bin" and teacher.resolve() == port
+    else:
+        first = OmegaConf.load(tmp_path / "run" / "teacher" / "train.yaml")
+        assert (first.task.bpe_dir, first.checkpoint.finetune_from_model) == (str(port), str(port))
+    assert f"BPE={port}\n" in (tmp_path / "run" / "settings.txt").read_text()
+    assert narvl_run(tmp_path, *words).returncode == 0  # it is the same run
+    (port / "vocab.json").unlink()
+    done = narvl_run(tmp_path, *words[:-1], "OUT=other")
+    assert "give BPE=FOLDER" in done.stderr
 
 
 @pytest.mark.integration

@@ -22,7 +22,7 @@ from fairseq.file_io import PathManager
 
 from narvl_plugin.data.resumable import ResumableWriter
 from narvl_plugin.errors import InputError
-from narvl_plugin.whole_files import naming, sole_writer, whole_file, write_whole
+from narvl_plugin.whole_files import naming, sole_writer, whole_file, whole_folder, write_whole
 
 FORK = multiprocessing.get_context("fork")
 
@@ -97,6 +97,19 @@ def test_locks_that_come_and_go_let_one_in_at_a_time(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert count.read_text() == "300"
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "of a killed program").touch()
+    with whole_folder(tmp_path / "out") as part:
+        (part / "a").write_text("a")
+        assert not (tmp_path / "out").exists()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a"]
+    with pytest.raises(ValueError), whole_folder(tmp_path / "other") as part:
+        (part / "a").write_text("a")
+        raise ValueError
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_writers_of_a_small_file_do_not_mix(tmp_path: Path) -> None:

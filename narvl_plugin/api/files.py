@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from narvl_plugin.api.exported import SETTINGS_FILE
 from narvl_plugin.api.html import page_html
 from narvl_plugin.api.loading import BOX, load
 from narvl_plugin.api.model import Decoding, Engine, checked_text, with_input
 from narvl_plugin.api.prediction import Prediction
+from narvl_plugin.checkpoints.reading import checkpoint_fingerprint
 from narvl_plugin.data.image_files import coco_ids, search_images
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.errors import BadRow, InputError, SkipBudget, harmless
@@ -245,8 +247,8 @@ def inputs_record(files: Mapping[str, Path]) -> str:
 
 def model_record(path: Path) -> str:
     """Return what tells a checkpoint, or the files of an exported folder, from others."""
-    if not path.is_dir():
-        return fingerprint(path)
+    if not (path / SETTINGS_FILE).is_file():
+        return checkpoint_fingerprint(path)
     prints = (f"{file.name} {fingerprint(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
     return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,9 +14,8 @@ from narvl_plugin.api.model import Decoding, Engine, Model
 from narvl_plugin.api.trained import TrainedEngine
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.ctc import OutputConstraint
-from narvl_plugin.data.text import DICT_FILE, SPM_FILE
 from narvl_plugin.devices import choose_device
-from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.errors import InputError
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.tasks import TASKS, loading
 
@@ -50,8 +48,9 @@ def load(
 
     Args:
         checkpoint: a student or a teacher of fairseq-train, a published file of OFA, NAME.safetensors with NAME.json
-            beside it, or a folder that `narvl export` wrote. None loads the model in the box, a small student of all
-            tasks that knows scenes of emoji art; photos are beyond it.
+            beside it, the folder of a Hugging Face or ModelScope port of OFA, `hf://OWNER/NAME`, or a folder that
+            `narvl export` wrote. None loads the model in the box, a small student of all tasks that knows scenes of
+            emoji art; photos are beyond it.
         bpe_dir: folder of the vocabulary, if neither the checkpoint names it nor its own folder holds it.
         ans2label_file: the list of answers (trainval_ans2label.pkl), if not the one that the checkpoint names.
         task: the task of a checkpoint that names none of ours, such as OFA's pretrained ones.
@@ -84,10 +83,12 @@ def load(
             raise InputError(f"precision={precision!r}: an exported student has the one that it was written with")
         engine: Engine = ExportedEngine(path)
         return _checked(Model(str(path), {engine.verb: engine}, decoding, batch_size))
-    if path.is_dir():
-        raise MissingInput(f"{path}: holds no {SETTINGS_FILE} of narvl export; for a checkpoint give the file itself")
     read = Checkpoint.read(path)
-    overrides = {"bpe_dir": _vocabulary(read, bpe_dir), "ans2label_file": ans2label_file and str(ans2label_file)}
+    vocabulary = read.vocabulary if bpe_dir is None else bpe_dir
+    overrides = {
+        "bpe_dir": vocabulary and str(vocabulary),
+        "ans2label_file": ans2label_file and str(ans2label_file),
+    }
     chosen = _device(device)
     model, tasks = loading.load_members(read, task_name=task, member=member, task_overrides=overrides, device=chosen)
     model.optimize_for_inference()
@@ -115,14 +116,3 @@ def _device(name: str | None) -> torch.device:
     except Exception as error:  # torch raises errors of many types for a device that is not there
         raise InputError(f"device={name!r}: cannot be used ({' '.join(str(error).split()):.200})") from error
     return device
-
-
-def _vocabulary(checkpoint: Checkpoint, given: Any) -> str | None:
-    """Return the folder of the vocabulary: the given one, or the checkpoint's own folder, if it has one."""
-    if given is not None:
-        return str(given)
-    folders = [checkpoint.task.get("bpe_dir"), *(one.get("bpe_dir") for one in checkpoint.members.values())]
-    if any(isinstance(folder, str) and Path(folder).is_dir() for folder in folders):
-        return None
-    beside = checkpoint.file.parent
-    return str(beside) if any((beside / name).is_file() for name in (SPM_FILE, DICT_FILE)) else None

@@ -15,7 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, read_checkpoint, whole_checkpoint
+from narvl_plugin.checkpoints.finding import CONFIG_FILE, existing
+from narvl_plugin.checkpoints.ports import is_bare, write_port
+from narvl_plugin.checkpoints.reading import read_checkpoint, whole_checkpoint
+from narvl_plugin.checkpoints.weight_files import SAFETENSORS_SUFFIX
+from narvl_plugin.data.vocabulary import holds_vocabulary
 from narvl_plugin.errors import InputError
 from narvl_plugin.models.config import SIZES, OfaConfig, of_size
 from narvl_plugin.models.factory import FAMILIES
@@ -39,6 +43,8 @@ from narvl_plugin.models.narvl import calibrations, query_rows
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.whole_files import whole_file, write_whole
 
+LAYOUTS = ("narvl", "ofa", "huggingface")
+"""Layouts of checkpoints: ours, that of OFA's files, and that of its Hugging Face and ModelScope ports."""
 PATHS = frozenset({"data", "bpe_dir", "ans2label_file", "rescore_with", "mbr_frequencies", "ngram_automaton"})
 """Options of tasks that name files and folders."""
 
@@ -64,20 +70,21 @@ class Checkpoint:
         """Read a checkpoint of this or another project.
 
         Args:
-            file: the checkpoint.
+            file: the checkpoint, see `existing`.
             averaged: whether to use its averaged weights.
 
         Raises:
             MissingInput: if the file does not exist.
             InputError: if it is not a checkpoint, or has no configuration or no averaged weights.
         """
+        file = existing(file)
         state = read_state(file, averaged=averaged)
         cfg = state.get("cfg")
         if cfg is None:
             cfg = _configuration_of_flags(state.get("args"))
         if cfg is None:
             raise InputError(f"{file}: holds no configuration (cfg), so its model is unknown")
-        return cls(Path(file), state["model"], cfg, state.get("task_state") or {})
+        return cls(file, state["model"], cfg, state.get("task_state") or {})
 
     @property
     def is_student(self) -> bool:
@@ -95,6 +102,13 @@ class Checkpoint:
         """The options of the training's task, by name."""
         options = self.cfg.get("task") or {}
         return dict(vars(options)) if isinstance(options, Namespace) else options
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """The folder of the vocabulary: the one that the checkpoint names, or else its own; None if there is none."""
+        named = [self.task.get("bpe_dir"), *(one.get("bpe_dir") for one in self.members.values())]
+        found = next((Path(folder) for folder in named if isinstance(folder, str) and Path(folder).is_dir()), None)
+        return found or (self.file.parent if holds_vocabulary(self.file.parent) else None)
 
     def require(self, role: Literal["teacher", "student"] | None) -> None:
         """Raise InputError unless the model has this role; None accepts both."""
@@ -192,19 +206,26 @@ class Checkpoint:
         cfg = {"model": self.cfg["model"], "task": _without_paths(self.task)}
         return replace(self, weights=halves, cfg=cfg, task_state={"members": members} if members else {})
 
-    def write(self, out: Path, *, to_ofa: bool = False) -> None:
-        """Write the checkpoint without its training state. The file appears only when it is complete.
+    def write(self, out: Path, *, to: str = "narvl", vocabulary: Path | None = None) -> None:
+        """Write the checkpoint without its training state. The file or folder appears only when it is complete.
 
         Args:
-            out: the file; for NAME.safetensors, the configuration goes into NAME.json.
-            to_ofa: whether to write a teacher in OFA's layout.
+            out: the file; for NAME.safetensors, the configuration goes into NAME.json. For the layout of the ports, the
+                folder.
+            to: the layout, one of `LAYOUTS`. All but the first are for teachers.
+            vocabulary: for the layout of the ports, the folder of the vocabulary.
 
         Raises:
-            InputError: if OFA has no such model, or the file cannot be written.
+            InputError: if the layout has no such model, or the file cannot be written.
         """
         weights, cfg, task_state = self.weights, self.cfg, self.task_state
-        if to_ofa:
+        if to != "narvl":
             config = OfaConfig.of(cfg["model"])
+        if to == "huggingface":
+            assert vocabulary is not None
+            write_port(out, weights, config, vocabulary)
+            return
+        if to == "ofa":
             cfg, task_state = {**cfg, "model": flags_of(config)}, {}
             weights = weights | tables_of(config)
         with whole_file(out) as part:
@@ -279,7 +300,10 @@ def read_state(file: str | Path, *, averaged: bool = False) -> dict[str, Any]:
     """
     state = read_checkpoint(file)
     if state.get("model") is None:
-        raise InputError(f"{file}: is no checkpoint of fairseq: it holds no weights under 'model'")
+        hint = f"; it holds weights alone, which are read with {CONFIG_FILE} of a port of OFA beside them"
+        raise InputError(
+            f"{file}: is no checkpoint of fairseq: it holds no weights under 'model'{hint if is_bare(state) else ''}"
+        )
     if "cfg" not in state and "args" not in state:
         raise InputError(f"{file}: is no checkpoint of fairseq: it holds no options of its training under 'cfg'")
     if averaged:

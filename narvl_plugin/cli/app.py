@@ -162,7 +162,9 @@ def features(
 def distill(
     teacher: Annotated[
         list[Path],
-        typer.Option(help="Checkpoint of the teacher, or of a student. Give several times for an ensemble."),
+        typer.Option(
+            help="Checkpoint of the teacher or of a student, or port of OFA. Give several times for an ensemble."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="TSV file with images or their features.")],
     out: Annotated[Path, typer.Option(help="TSV file to write, with the same columns.")],
@@ -380,12 +382,23 @@ def _predict(verb: str, things: str, images: list[Path], text: str | None, optio
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of narvl or of OFA, or NAME.safetensors.")],
-    out: Annotated[Path, typer.Argument(help="Checkpoint to write, or NAME.safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of narvl or of OFA, NAME.safetensors, folder of a Hugging Face or ModelScope port of OFA, "
+            "or hf://OWNER/NAME."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="Checkpoint to write, or NAME.safetensors; with --to huggingface, a new folder.")
+    ],
     arch: Annotated[str | None, typer.Option(help="Architecture, ofa_SIZE or narvl_SIZE, if not the source's.")] = None,
     num_queries: Annotated[int | None, typer.Option(min=1, help="Number of the student's queries.")] = None,
     member: Annotated[str | None, typer.Option(help="Task to keep, if the student has several.")] = None,
-    to: Annotated[str, typer.Option(help="Layout to write: narvl, or ofa for a teacher in OFA's layout.")] = "narvl",
+    to: Annotated[
+        str,
+        typer.Option(help="Layout to write: narvl; for a teacher also ofa, or huggingface, the layout of OFA's ports."),
+    ] = "narvl",
     ema: Annotated[bool, typer.Option("--ema", help="Write the averaged weights.")] = False,
     slim: Annotated[
         bool,
@@ -395,25 +408,29 @@ def convert(
         str,
         typer.Option(help="Names or patterns of tensors that may be missing, unused or reshaped, joined by commas."),
     ] = "",
+    bpe_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the vocabulary that --to huggingface writes, if not the checkpoint's."),
+    ] = None,
 ) -> None:
     """Convert a checkpoint.
 
-    The result may be a student made of a teacher, a teacher in OFA's layout, or a file of safetensors.
+    The result may be a student made of a teacher, a teacher in the layout of OFA or of its ports, or a file of
+    safetensors.
     """
     from narvl_plugin.checkpoints.conversion import convert
 
-    if to not in ("narvl", "ofa"):
-        raise InputError(f"--to {to}: choose narvl or ofa")
     notes = convert(
         source,
         out,
         arch=arch,
         num_queries=num_queries,
         member=member,
-        to_ofa=to == "ofa",
+        to=to,
         ema=ema,
         slim=slim,
         allow=[name for name in allow_mismatch.split(",") if name],
+        bpe_dir=bpe_dir,
     )
     print("\n".join([*notes, str(out)]))
 

@@ -9,7 +9,7 @@ import typer
 
 # --- Models and what they read ---------------------------------------------------------------------------------------
 
-Teacher = Annotated[Path, typer.Option(help="Checkpoint of the teacher.")]
+Teacher = Annotated[Path, typer.Option(help="Checkpoint of the teacher, or port of OFA.")]
 Student = Annotated[Path, typer.Option(help="Checkpoint of the student.")]
 Data = Annotated[Path, typer.Option(help="TSV file with images.")]
 BpeDir = Annotated[Path | None, typer.Option(help="Folder of the vocabulary, if not the checkpoint's.")]
@@ -47,8 +47,8 @@ ImagesAndText = Annotated[
     ),
 ]
 _ANY_MODEL = (
-    "Checkpoint of a student or a teacher, or folder of narvl export. By default a small model that comes with narvl "
-    "and knows scenes of emoji art."
+    "Checkpoint of a student or a teacher, port of OFA (a folder or hf://OWNER/NAME), or folder of narvl export. By "
+    "default a small model that comes with narvl and knows scenes of emoji art."
 )
 AnyModel = Annotated[Path | None, typer.Option(help=_ANY_MODEL)]
 AnyModelArgument = Annotated[Path | None, typer.Argument(help=_ANY_MODEL)]

@@ -14,7 +14,8 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, setup_task
 from omegaconf import OmegaConf
 
-from narvl_plugin.checkpoints.reading import existing, read_checkpoint
+from narvl_plugin.checkpoints.finding import existing, local
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.checkpoints.record import Checkpoint, read_state
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.models.interop import averaged_weights, mark_origin, own_options
@@ -34,7 +35,7 @@ def read_checkpoints_safely() -> None:
     With a task's --ema-eval, the averaged weights of --store-ema are read in place of the others.
 
     A missing file of --finetune-from-model or --restore-file is reported as a user's error. For the first, fairseq
-    raises ValueError. For the second, it would train from random weights.
+    raises ValueError. For the second, it would train from random weights. Both may name a port of OFA, see `existing`.
     """
 
     def load_checkpoint_to_cpu(
@@ -84,6 +85,10 @@ def read_checkpoints_safely() -> None:
 
     @functools.wraps(load_into_training)
     def load_checkpoint(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        for option in ("restore_file", "finetune_from_model"):
+            given = getattr(cfg, option)
+            if given and local(given) != given:
+                setattr(cfg, option, str(local(given)))
         start = cfg.restore_file  # checkpoint_last.pt may be missing, at the start of a training
         if os.path.basename(start) != "checkpoint_last.pt" and not PathManager.exists(start):
             existing(start)

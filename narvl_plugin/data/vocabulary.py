@@ -8,6 +8,14 @@ from pathlib import Path
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 SPECIALS = (BOS, PAD, EOS, UNK)
 """The first symbols of every vocabulary."""
+SPM_FILE = "spm.model"
+"""File of a vocabulary that was trained on the data."""
+DICT_FILE = "dict.txt"
+"""File of the vocabulary of the published models."""
+PORT_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+"""Files of the same vocabulary in the Hugging Face and ModelScope ports of the published models."""
+CHINESE_FILE = "vocab.txt"
+"""File of the vocabulary of a Chinese port. Its tokenizer is another one, which is not supported."""
 OVERWRITE = " #fairseq:overwrite"
 """End of a line of dict.txt that may repeat a symbol. The later number counts."""
 
@@ -80,3 +88,8 @@ class Vocabulary:
 
     def __contains__(self, symbol: object) -> bool:
         return symbol in self._numbers
+
+
+def holds_vocabulary(folder: Path) -> bool:
+    """Return whether a folder holds a vocabulary of any kind."""
+    return any((folder / name).is_file() for name in (SPM_FILE, DICT_FILE, PORT_FILE))

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from narvl_plugin.checkpoints.reading import SAFETENSORS_SUFFIX, existing, read_checkpoint
+from narvl_plugin.checkpoints.finding import existing
+from narvl_plugin.checkpoints.reading import read_checkpoint
+from narvl_plugin.checkpoints.weight_files import SAFETENSORS_SUFFIX
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from narvl_plugin.checkpoints.reading import existing
+from narvl_plugin.checkpoints.reading import checkpoint_fingerprint
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
 from narvl_plugin.data.rewrite import moved_image, whole_rows
 from narvl_plugin.data.tsv import parse_columns
@@ -81,7 +81,7 @@ def distill(
     writer = ResumableWriter(
         out,
         {
-            "teacher": fingerprint(existing(first)),
+            "teacher": checkpoint_fingerprint(first),
             "data": fingerprint(data),
             "batch_size": batch_size,
             "keep_references": keep_references,
@@ -91,7 +91,7 @@ def distill(
             # Only if given: unfinished runs of older versions lack these.
             **({"member": member} if member else {}),
             **({"mbr": mbr} if mbr else {}),
-            **({"others": [fingerprint(existing(one)) for one in others]} if others else {}),
+            **({"others": [checkpoint_fingerprint(one) for one in others]} if others else {}),
         },
     )
     with writer:

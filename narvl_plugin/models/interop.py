@@ -18,10 +18,14 @@ from narvl_plugin.errors import InputError
 
 from .config import SIZES, NarvlConfig, OfaConfig
 from .positions import code_position_ids, image_buckets, token_buckets
+from .unsupported import unsupported_part
 from .vision import STRIDE, frozen_weights
 
 RECOMPUTED_TABLES = ("token_rp_bucket", "image_rp_bucket", "image_position_idx")
 """Integer tables that OFA stores in its checkpoints. They follow from the configuration."""
+
+CODE_POSITIONS = "decoder.image_position_idx"
+"""The table of the positions of an image that the decoder predicts as codes."""
 
 FIXED_FLAGS = {
     "scale_attn": True,
@@ -247,7 +251,7 @@ def fit_state(
     if QUERIES in own:
         _fit_queries(found, own, generator, notes)
 
-    differences = []
+    differences, lacking = [], None
     for name in [*own, *(name for name in found if name not in own)]:
         if name not in found:
             difference, replacement = f"new: {name} {_shape(own[name])}", own.get(name)
@@ -260,15 +264,20 @@ def fit_state(
             continue
         if not any(fnmatchcase(name, pattern) for pattern in allow):
             differences.append(difference)
+            if lacking is None and (part := unsupported_part(name, found, own)):
+                lacking = f"{name} belongs to {part}, which our models lack; only a model without it can be read"
         notes.append(difference)
         found.pop(name, None)
         if replacement is not None:
             found[name] = replacement
     if differences:
         more = "" if len(differences) <= 8 else f"; and {len(differences) - 8} more"
+        advice = (
+            "choose the --arch and sizes that it was trained with, or name tensors that may differ by --allow-mismatch"
+        )
         raise InputError(
             f"the checkpoint and the model differ in {len(differences)} tensors ({'; '.join(differences[:8])}{more}); "
-            "choose the --arch and sizes that it was trained with, or name tensors that may differ by --allow-mismatch"
+            f"{lacking or advice}"
         )
     return {name: found[name].to(tensor.dtype) for name, tensor in own.items()}, notes
 
@@ -286,9 +295,7 @@ def flags_of(config: OfaConfig) -> Namespace:
             break
     else:
         raise InputError("OFA's layout is for its own sizes, ofa_tiny to ofa_huge; this model has another one")
-    for name, largest in LARGEST_TABLES.items():
-        if values[name] > largest:
-            raise InputError(f"OFA's layout has a table of all pairs of positions; {name}={values[name]} is too large")
+    check_tables(config)
     for name in (
         "vision_pretrained",
         "normalise_features",
@@ -301,6 +308,14 @@ def flags_of(config: OfaConfig) -> Namespace:
     return Namespace(arch=f"ofa_{size}", **values, **FIXED_FLAGS)
 
 
+def check_tables(config: OfaConfig) -> None:
+    """Raise InputError if OFA's tables of a teacher would be too large."""
+    for name, largest in LARGEST_TABLES.items():
+        value = getattr(config, name)
+        if value > largest:
+            raise InputError(f"OFA's layout has a table of all pairs of positions; {name}={value} is too large")
+
+
 def tables_of(config: OfaConfig) -> dict[str, Tensor]:
     """Return the integer tables that OFA stores in the checkpoint of a teacher of this configuration."""
     text = token_buckets(config.max_positions, bucket_size=config.token_bucket_size, max_positions=config.max_positions)
@@ -310,7 +325,7 @@ def tables_of(config: OfaConfig) -> dict[str, Tensor]:
         tables[f"{part}.token_rp_bucket"] = text
         tables[f"{part}.image_rp_bucket"] = image
     grid = config.code_image_size * 2 // STRIDE
-    tables["decoder.image_position_idx"] = code_position_ids(grid, 1026, bucket_size=config.image_bucket_size)
+    tables[CODE_POSITIONS] = code_position_ids(grid, 1026, bucket_size=config.image_bucket_size)
     return tables
 
 

@@ -40,10 +40,17 @@ KEYS = (
     Key("SEED", "seed", "seed of the scenes and of training (1)"),
     Key("ARCH", "size", "narvl_SIZE, the student's size; the teacher has the same (nano)", number=False),
     Key("DATA", "data", "folder with {train,valid,test}.tsv, also with OFA's file names (embedded data)", number=False),
-    Key("TEACHER", "teacher_checkpoint", "checkpoint of a trained teacher (a teacher is trained)", number=False),
+    Key("TEACHER", "teacher_checkpoint", "trained teacher: checkpoint or port of OFA (one is trained)", number=False),
     Key("TEACHERS", "teachers", "number of teachers, which differ in their seed alone and distil together (1)"),
-    Key("INIT", "init_checkpoint", "checkpoint to train the teacher from (random weights)", number=False),
-    Key("BPE", "bpe_dir", "folder of the vocabulary, dict.txt or spm.model (a vocabulary is trained)", number=False),
+    Key(
+        "INIT", "init_checkpoint", "checkpoint or port of OFA to train the teacher from (random weights)", number=False
+    ),
+    Key(
+        "BPE",
+        "bpe_dir",
+        "folder of the vocabulary: dict.txt, vocab.json or spm.model (a vocabulary is trained)",
+        number=False,
+    ),
     Key("TRAIN", "train", "number of rows of the embedded training data"),
     Key("VALID", "valid", "number of rows of the embedded validation data"),
     Key("TEST", "test", "number of rows of the embedded test data"),

@@ -165,7 +165,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             link = folder / "checkpoint_last.pt.part"
             link.unlink(missing_ok=True)
-            link.symlink_to(given)
+            link.symlink_to(given)  # a port's folder is read like a file
             link.replace(self.teacher)
 
     def _use_teachers(self) -> None:

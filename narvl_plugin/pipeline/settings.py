@@ -21,6 +21,8 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 import narvl_plugin
+from narvl_plugin.checkpoints.finding import existing, local
+from narvl_plugin.data.vocabulary import holds_vocabulary
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.pipeline.keys import KEYS, TRAININGS, Key, keys_of
 from narvl_plugin.whole_files import write_whole
@@ -105,6 +107,7 @@ class Settings:
     def __init__(self, config: DictConfig, tree: Path) -> None:
         self.config = config
         self.nano = config.size == "nano"
+        _find_ports(config)
         _require(config)
         for name in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             if config[name]:  # absolute, so that a run does not depend on the current folder
@@ -269,6 +272,21 @@ def find_tree(given: Path | None) -> Path:
     return tree.resolve()
 
 
+def _find_ports(config: DictConfig) -> None:
+    """Download models of the Hugging Face hub, and take the vocabulary of a port of OFA if none is given.
+
+    Raises:
+        MissingInput, InputError: if a model cannot be downloaded, or a folder is not that of a port.
+    """
+    for name in ("init_checkpoint", "teacher_checkpoint"):
+        path = Path(local(config[name])) if config[name] else None
+        if path is not None and path.is_dir():
+            existing(path)
+            config[name] = str(path)
+            if not config.bpe_dir and holds_vocabulary(path):
+                config.bpe_dir = str(path)
+
+
 def _require(config: DictConfig) -> None:
     """Check the options that need no recipe."""
     if config.preset not in PRESETS:
@@ -280,7 +298,7 @@ def _require(config: DictConfig) -> None:
     if config.self_distil and (config.self_distil not in SELF_DISTIL or config.recipe != "caption"):
         raise InputError(f"SELF_DISTIL={config.self_distil}: choose {' or '.join(SELF_DISTIL)}, for captions")
     if config.size != "nano" and not config.bpe_dir:
-        raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with the dict.txt of the published checkpoints")
+        raise InputError(f"ARCH=narvl_{config.size}: give BPE=FOLDER with dict.txt of OFA, or vocab.json of a port")
     for key in KEYS:
         if key.target in ("data", "bpe_dir", "teacher_checkpoint", "init_checkpoint", "shared"):
             value = config[key.target]

@@ -31,7 +31,10 @@ class CommonConfig:
 
     bpe_dir: str = field(
         default=MISSING,
-        metadata={"help": "folder with spm.model, or with dict.txt of the published checkpoints (GPT-2 BPE)"},
+        metadata={
+            "help": "folder with spm.model, with dict.txt of the published checkpoints (GPT-2 BPE), or with vocab.json "
+            "and merges.txt of their ports"
+        },
     )
     num_bins: int = field(default=1000, metadata={"help": "number of <bin_k> symbols, for coordinates"})
     matmul_precision: MatmulPrecision = field(

@@ -41,9 +41,12 @@ PER_RUN = frozenset(
 """Options of a single command. They are never taken from a checkpoint, unlike the other options of its training."""
 
 OF_ANY_TASK = frozenset(
-    {"bpe_dir", "num_bins", "patch_image_size", "max_image_size", "imagenet_default_mean_and_std", "max_src_length"}
+    {
+        *("bpe_dir", "num_bins", "patch_image_size", "max_image_size", "imagenet_default_mean_and_std"),
+        *("max_src_length", "prompt_type"),
+    }
 )
-"""Options that ours share with other tasks of checkpoints, such as OFA's pretraining."""
+"""Options that ours share with other tasks of checkpoints, such as OFA's pretraining, and with ports of OFA."""
 COMPARED_BY_CONTENT = frozenset({"bpe_dir", "num_bins"})
 """Options whose differences cause no warning, because the vocabulary's checksum or size is compared instead."""
 

@@ -10,7 +10,8 @@ from typing import Any
 from fairseq import trainer
 from fairseq.file_io import PathManager
 
-from narvl_plugin.checkpoints.reading import existing, read_checkpoint
+from narvl_plugin.checkpoints.finding import existing
+from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.compat.programs import namespaces_of
 from narvl_plugin.data.dataset import STAND_IN, check_limits
 from narvl_plugin.data.for_fairseq import FairseqRows
@@ -78,10 +79,10 @@ class NarvlTrainer(trainer.Trainer):
         Raises:
             InputError: if the training began with another model, criterion, optimizer or schedule. fairseq would stop
                 at the first update, with an error about sizes of tensors.
-            MissingInput: if the file is a folder. fairseq would start a new training.
+            MissingInput: if the file is a folder, and not of a port. fairseq would start a new training.
         """
         if os.path.isdir(filename):
-            existing(filename)
+            filename = str(existing(filename))  # of a port
         if not reset_optimizer and PathManager.isfile(filename):
             state = read_checkpoint(PathManager.get_local_path(filename))
             check_resumed(filename, state, self.cfg, reset_lr_scheduler)

@@ -311,7 +311,7 @@ def test_the_convention_of_fairseq_works(several_tasks: Path, image: Image.Image
     ("options", "message"),
     [
         ({"checkpoint": "gone.pt"}, "gone.pt: no such checkpoint"),
-        ({"checkpoint": "."}, "holds no student.json of narvl export"),
+        ({"checkpoint": "."}, "is a folder; give the checkpoint in it"),
         ({"precision": "int4"}, "precision='int4': choose float32 or bfloat16"),
         ({"device": "gpu7"}, "device='gpu7': cannot be used"),
         ({"task": "ocr"}, "task='ocr': choose one of"),

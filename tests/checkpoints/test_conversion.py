@@ -134,7 +134,7 @@ class TestConvert:
     def test_to_ofa_and_back_changes_no_bit(self, tmp_path: Path, labels: int) -> None:
         source = published(tmp_path / "ofa.pt", build("ofa_tiny", vocab_size=labels), "ofa_tiny")
         convert(tmp_path / "ofa.pt", tmp_path / "ours.pt")
-        convert(tmp_path / "ours.pt", tmp_path / "back.pt", to_ofa=True)
+        convert(tmp_path / "ours.pt", tmp_path / "back.pt", to="ofa")
         back = read_checkpoint(tmp_path / "back.pt")
         assert back["model"].keys() == source.keys()
         assert all(torch.equal(back["model"][name], source[name]) for name in source)
@@ -169,8 +169,8 @@ class TestConvert:
             ({"arch": "narvl_giant"}, "unknown --arch narvl_giant"),
             ({"arch": "bart_base"}, "unknown --arch bart_base"),
             ({"num_queries": 5}, "a teacher has no queries; give --arch narvl_SIZE"),
-            ({"to_ofa": True}, "OFA's layout is for its own sizes"),
-            ({"arch": "narvl", "to_ofa": True}, "is a student; OFA's layout is for teachers"),
+            ({"to": "ofa"}, "OFA's layout is for its own sizes"),
+            ({"arch": "narvl", "to": "ofa"}, "is a student; the layouts of OFA and its ports are for teachers"),
         ],
     )
     def test_what_cannot_be_is_refused(

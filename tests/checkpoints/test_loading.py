@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from narvl_plugin.checkpoints.reading import existing
+from narvl_plugin.checkpoints.finding import existing
 from narvl_plugin.errors import InputError, MissingInput
 from narvl_plugin.tasks.caption import CaptionConfig
 from narvl_plugin.tasks.options import task_options

@@ -437,3 +437,13 @@ class TestParts:
         (tmp_path / "a.json").write_text(description)
         with pytest.raises(InputError, match=message):
             read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_safetensors_may_begin_like_a_pickle(tmp_path: Path) -> None:
+    weights = {"w" * length: torch.ones(2) for length in range(1, 40)}
+    for number in range(1, len(weights) + 1):  # one of these headers is 0x80 bytes long, or more by a multiple of 256
+        file = tmp_path / f"{number}.safetensors"
+        safetensors.torch.save_file(dict(list(weights.items())[:number]), file)
+        (tmp_path / f"{number}.json").write_text('{"cfg": {}}')
+        assert len(read_checkpoint(file)["model"]) == number
+    assert any(file.read_bytes()[:1] == b"\x80" for file in tmp_path.glob("*.safetensors"))

@@ -82,7 +82,7 @@ def test_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: py
         (["data", "scenes", "--out", "scenes", "--nouns", "1000"], "nouns=1000"),
         (["report", "gone"], "gone"),
         (["convert", "gone.pt", "out.pt"], "gone.pt: no such checkpoint"),
-        (["convert", "gone.pt", "out.pt", "--to", "onnx"], "--to onnx: choose narvl or ofa"),
+        (["convert", "gone.pt", "out.pt", "--to", "onnx"], "--to onnx: choose narvl, ofa or huggingface"),
         (["data", "coco", "--raw", "gone", "--out", "o"], "gone/dataset_coco.json: no such file"),
         (
             ["data", "vqav2", "--raw", "gone", "--out", "o"],

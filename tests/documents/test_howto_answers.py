@@ -30,6 +30,7 @@ PAGES = (
     Page("docs/how-to/own-tsv.md"),
     Page("docs/how-to/raw-data-sets.md"),
     Page("docs/how-to/ofa-checkpoints.md"),
+    Page("docs/how-to/ofa-ports.md"),
     Page("docs/how-to/evaluate.md"),
 )
 

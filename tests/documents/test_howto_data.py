@@ -17,23 +17,30 @@ import torch
 from fairseq.registry import REGISTRIES
 from pages import ROOT, SHORT, SMALL, Newcomer, Page, commands, draw_scene, lines_of, save_model
 from PIL import Image
+from port_folders import LABELS, write_folder
 
+from narvl_plugin.checkpoints.finding import CONFIG_FILE, SETTINGS_FILE, WEIGHTS
+from narvl_plugin.checkpoints.ports import TASK_OPTIONS
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.images import orientation
 from narvl_plugin.data.text import load_codec
+from narvl_plugin.data.vocabulary import MERGES_FILE, PORT_FILE
+from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES, OfaConfig
 from narvl_plugin.models.interop import flags_of
+from narvl_plugin.models.ports import UNSUPPORTED
 from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.tasks import TASKS
 
 OWN = Page("docs/how-to/own-tsv.md")
 RAW = Page("docs/how-to/raw-data-sets.md")
 OFA = Page("docs/how-to/ofa-checkpoints.md")
+PORTS = Page("docs/how-to/ofa-ports.md")
 EVALUATE = Page("docs/how-to/evaluate.md")
 
 
 def test_every_block_is_tested() -> None:
-    for page in (OWN, RAW, OFA, EVALUATE):
+    for page in (OWN, RAW, OFA, PORTS, EVALUATE):
         page.require_tests()
 
 
@@ -278,7 +285,54 @@ def test_sizes_are_those_of_the_code() -> None:
         assert [*map(str, found), config.vision_trunk.removeprefix("resnet")] == numbers
 
 
-@pytest.mark.parametrize("page", [RAW, OFA], ids=["raw-data-sets", "ofa-checkpoints"])
+@pytest.mark.integration
+@PORTS.block("narvl convert ofa-port")
+def test_ports_of_published_checkpoints(block: str, newcomer: Newcomer) -> None:
+    """With a stand-in of size tiny, since size base takes long on a CPU."""
+    folder = newcomer.folder
+    write_folder(folder / "ofa-port", build("ofa_tiny", vocab_size=LABELS))
+    to_student, to_ofa, to_port, train, generate = commands(block.replace("narvl_base", "narvl_tiny"))
+    newcomer.types(to_student)
+    assert read_checkpoint(folder / "student.pt")["model"]["decoder.query_embed.weight"].shape == (20, 256)
+    newcomer.types(to_ofa)
+    assert read_checkpoint(folder / "ofa_base.pt")["cfg"]["model"].arch == "ofa_tiny"
+    newcomer.types(to_port)
+    for name in ("vocab.json", "merges.txt"):
+        read = json.loads if name == "vocab.json" else str
+        assert read((folder / "new-port" / name).read_text()) == read((folder / "ofa-port" / name).read_text())
+    caption = '--user-dir "$(narvl path)" --task caption --patch-image-size 32'
+    short = SHORT.replace("adam", "sgd") + " --skip-bad-rows 9"  # letters of this vocabulary take more than 20 queries
+    given = f"train.tsv,valid.tsv {caption} --bpe-dir ofa-port --criterion qctc {short} --max-tgt-length 2"
+    newcomer.types(train, f"{given} --no-save --disable-validation")
+    assert len(newcomer.generated(generate, f"test.tsv {caption} --max-len-b 2 --cpu")) == 2
+
+
+@pytest.mark.integration
+@PORTS.block("import narvl\n")
+def test_a_port_answers_in_python(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_scene(tmp_path)
+    port = write_folder(tmp_path / "ofa-port", build("ofa_tiny", vocab_size=LABELS))
+    (port / "configuration.json").write_text('{"patch_image_size": 64}')
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["teacher"].verbs == ("caption",)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_parts_and_files_of_ports_are_those_of_the_code() -> None:
+    files, options = (" ".join(re.findall(r"^\| `.*$", PORTS.text, re.MULTILINE)), PORTS.text)
+    for name in (CONFIG_FILE, SETTINGS_FILE, PORT_FILE, MERGES_FILE, *WEIGHTS[::2]):
+        assert f"`{name}`" in files
+    for name in UNSUPPORTED.keys() - {"temperature_init_value", "entangle_position_embedding"}:
+        assert f"`{name}`" in options
+    named = re.findall(r"ModelScope's options of the task: (.*) \|", PORTS.text)[0]
+    assert set(re.findall(r"`(\w+)`", named)) == set(TASK_OPTIONS) - {"imagenet_default_mean_and_std"}
+
+
+@pytest.mark.parametrize("page", [RAW, OFA, PORTS], ids=["raw-data-sets", "ofa-checkpoints", "ofa-ports"])
 def test_pipelines_that_the_pages_name_are_there(page: Page) -> None:
     """test_readme.py runs such a command."""
     _, script, *settings = page.in_text("bash run_scripts/").split()
@@ -288,7 +342,7 @@ def test_pipelines_that_the_pages_name_are_there(page: Page) -> None:
 
 
 def test_files_of_a_vocabulary_may_lie_beside_dict(tmp_path: Path) -> None:
-    from narvl_plugin.data.text import gpt2_file
+    from narvl_plugin.data.gpt2 import gpt2_file
 
     for name in ("encoder.json", "vocab.bpe"):
         assert gpt2_file(tmp_path, name).is_file()  # of the package

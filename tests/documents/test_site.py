@@ -281,6 +281,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
         ("export a student", "how-to/export"),
         ("install", "how-to/install"),
         ("where do I get a checkpoint", "how-to/ofa-checkpoints"),
+        ("use a Hugging Face port", "how-to/ofa-ports"),
         ("security", "reference/security"),
         ("prefix_beam_search", "reference/python"),
     ],
