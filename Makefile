@@ -17,7 +17,7 @@ help: ## Print this list
 
 setup: $(INSTALLED) ## Make .venv and install narvl with all it needs into it (1 to 5 minutes, 6 GB)
 
-demo: $(INSTALLED) ## Train, distil, generate, score and report on a small embedded data set (10 to 20 minutes)
+demo: $(INSTALLED) ## Train, generate, score and report on a small embedded data set (10 to 20 minutes)
 	bash run_scripts/caption.sh PRESET=quick
 
 demo-all: $(INSTALLED) ## The same for all tasks: captions, boxes, sets of boxes, entailment, questions (an hour or more)
