@@ -67,10 +67,17 @@ for cell in cells.split(","):
                         "scores": {"CIDEr": mean},
                         "cider_ratio_to_teacher_beam5": 1.0,
                         "true": 0.5,
+                        "by_count": {"0": {"rows": 5, "CIDEr": mean}, "2": {"rows": 15, "CIDEr": 0.25}},
                         "latency": {"p50_ms": 2.0, "batched_ms": 0.5},
                         "latency_ratio_to_teacher_beam5": 0.25,
                     },
-                    "teacher_beam5": {"scores": {"CIDEr": 3.0}, "sentences": 1.0, "true": 0.75, "latency": None},
+                    "teacher_beam5": {
+                        "scores": {"CIDEr": 3.0},
+                        "sentences": 1.0,
+                        "true": 0.75,
+                        "by_count": {"0": {"rows": 5, "CIDEr": 3.0}, "2": {"rows": 15, "CIDEr": 2.0}},
+                        "latency": None,
+                    },
                 }
             }
         )

@@ -207,6 +207,7 @@ def test_sets_of_boxes(report_on: Callable[..., dict[str, Any]], regions_rows: R
     assert page.count("no region") == 3  # the student's answer, and twice the right one
     assert "x 0 to 4, y 0 to 3; x 1 to 7, y 2 to 5" in page
     assert '<span class="wrong">F1 0.67</span>' in page
+    assert "<h3>Precision by the number of true elements</h3>" in page
     assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no set is shown as it was said
 
 

@@ -106,7 +106,7 @@ def test_studies_of_the_repository_have_only_runs_that_can_be(file: Path, tmp_pa
 
 
 def test_there_are_studies() -> None:
-    assert [file.stem for file in STUDIES] == ["losses", "queries", "sentences", "teachers"]
+    assert [file.stem for file in STUDIES] == ["losses", "queries", "sentences", "sets", "teachers"]
 
 
 # --- Names and what runs share ---------------------------------------------------------------------------------------
@@ -282,6 +282,9 @@ def test_a_study_that_is_stopped_goes_on_and_ends_as_an_unbroken_one(
         values = [scores[name] for name in row["cells"].values()]
         assert row["measures"]["score"]["mean"] == pytest.approx(np.mean(values))
         assert row["measures"]["score"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    by_count = {name: each["mean"] for name, each in reference["measures"].items() if "score_of_" in name}
+    assert by_count.pop("score_of_0") == pytest.approx(reference["measures"]["score"]["mean"])
+    assert by_count == {"score_of_2": 0.25, "teacher_score_of_0": 3.0, "teacher_score_of_2": 2.0}
     assert reference["difference"] is None
     assert reference["validation"] == [[2.0, 0.2], [4.0, 0.4]]  # the mean of both seeds
     apart = other["measures"]["score"]["mean"] - reference["measures"]["score"]["mean"]
@@ -294,7 +297,8 @@ def test_a_study_that_is_stopped_goes_on_and_ends_as_an_unbroken_one(
     assert "- The teacher's CIDEr is 3.000 ± 0.000, with 100.0 ± 0.0 % sentences and" in table
     assert "means ± standard deviations over 2 seeds" in table
     page = (out / "study.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert "CIDEr by the number of true elements" in page
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
 
 

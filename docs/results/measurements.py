@@ -136,7 +136,8 @@ def _report(result: Any) -> Tables:
         score = scores["CIDEr" if "CIDEr" in scores else "accuracy"]
         p50 = found["latency"] and found["latency"]["p50_ms"]
         recall = found.get("object_recall")
-        truth = {key: found.get(key) for key in ("sentences", "true", "complete", "new_runs", "novel", "references_novel")}
+        wording = ("sentences", "true", "complete", "new_runs", "novel", "references_novel")
+        truth = {key: found.get(key) for key in wording}
         systems.append({"system": name, "score": score, **scores, **truth, "object_recall": recall, "p50_ms": p50})
     teachers = [row["score"] for row in systems if row["system"] in TEACHERS]
     for row in systems:

@@ -130,7 +130,7 @@ class Model:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """The methods that this model has, of caption, answer, locate and entails."""
+        """What this model does: its methods, of caption, answer, locate and entails; other verbs are for `predict`."""
         return tuple(self.engines)
 
     @overload

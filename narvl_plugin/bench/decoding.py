@@ -117,8 +117,8 @@ def decoding(
                 judged = task.validation_scores(batch, said)
                 (quality,) = judged[main]
                 for other in others:
-                    if other in judged:
-                        beside[name].setdefault(other, []).append(judged[other][0])
+                    if judged.get(other):  # some scores are of some rows only
+                        beside[name].setdefault(other, []).extend(judged[other])
                 (right,) = task.correctness(batch, said)
                 sure = task.confidence(said[0])
                 found[name].append((quality, task.is_invalid(best["tokens"]), float(best["score"]), sure, right))

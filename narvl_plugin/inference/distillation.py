@@ -40,7 +40,7 @@ def distill(
 ) -> bool:
     r"""Copy `data` to `out` with the teacher's best hypotheses as targets, in the form of the task.
 
-    A target is a caption, an answer with confidence 1 (whatever the teacher's confidence), a box in pixels, or a label.
+    A target is a caption, an answer with confidence 1 (whatever the teacher's confidence), boxes in pixels, or a label.
     The teacher generates with the options of its --eval-args, replaced by those given here. It may be a student, too,
     from whose outputs another student learns (self-distillation).
 

@@ -5,7 +5,7 @@ Legend: N queries, V labels, T tokens of the answer, P patches of the image.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,15 @@ class QueryView:
         slots: its queries.
         looks: the attention of each token.
         pale: the image as a data URI, pale and gray, to draw the attention on.
-        elements: the elements of an output that is a set, with the probability of each.
         nbest: the output, then other outputs that the student found probable, with their confidence.
+        elements: the elements of an output that is a set, with the probability of each.
     """
 
     slots: list[Slot]
     looks: list[AttentionMap]
     pale: str
-    elements: list[tuple[str, float]]
     nbest: list[tuple[str, float]]
+    elements: list[tuple[str, float]] = field(default_factory=list)
 
 
 @torch.inference_mode()
@@ -121,7 +121,7 @@ def view_queries(student: Predictor, rows: Sequence[int], images: Sequence[Image
         others = found if len(found) > 1 else wide.hypotheses(batch)
         looks = [AttentionMap(text, heat_map(heat)) for text, heat in zip(tokens, maps, strict=True)]
         readings.append(
-            QueryView(slots, looks, pale(image), elements(student, found), ranked(student, found[0], others))
+            QueryView(slots, looks, pale(image), ranked(student, found[0], others), elements(student, found))
         )
     return readings
 

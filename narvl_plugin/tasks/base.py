@@ -287,7 +287,10 @@ class BaseTask(CommonTask):
         raise NotImplementedError
 
     def validation_scores(self, sample: dict[str, Any], hypotheses: Hypotheses) -> dict[str, list[float]]:
-        """Return the scores of the best hypotheses of the B samples, by name, see `validation_metrics`."""
+        """Return the scores of the best hypotheses of the B samples, by name, see `validation_metrics`.
+
+        The main score is of all samples. Others may be of some of them.
+        """
         raise NotImplementedError
 
     def written_targets(self, sample: dict[str, Any], hypotheses: Hypotheses) -> list[str | None]:

@@ -66,6 +66,23 @@ def test_captions_are_decoded_in_all_ways(make_model: Callable[..., Path], tmp_p
         decoding(out, student=teacher, data=data)
 
 
+def test_scores_may_be_of_some_rows_only(
+    write_checkpoint: Callable[..., Path],
+    write_tsv: Callable[..., Path],
+    regions_rows: list[list[str]],
+    vocabulary: Path,
+    tmp_path: Path,
+) -> None:
+    options = {"bpe_dir": str(vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 11}
+    student = write_checkpoint("student.pt", "narvl", "regions", **options)
+    for rows, others in ((regions_rows, {"mean_f1", "n_acc", "t_acc"}), (regions_rows[:2], {"mean_f1", "t_acc"})):
+        data = write_tsv("test.tsv", rows)
+        ways = decoding(tmp_path / "out.json", student=student, data=data, images=1, repeats=1)["ways"]
+        assert list(ways) == [FREE, "greedy", "probably right"]
+        assert all(way["others"].keys() == others for way in ways.values())
+        assert ways["greedy"]["invalid"] == ways["probably right"]["invalid"] == 0
+
+
 def test_what_is_no_output(codec: TextCodec) -> None:
     first = codec.dictionary.index("<bin_0>")
     boxes = torch.tensor([[1, 2, 3, 4], [3, 2, 1, 4], [1, 4, 3, 2], [1, 1, 1, 1]]) + first
