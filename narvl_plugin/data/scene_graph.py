@@ -130,7 +130,7 @@ class GraphNames:
 
 
 def _spelled(texts: Mapping[str, str], codec: TextCodec) -> dict[str, tuple[int, ...]]:
-    """Return the tokens of the text of each name. Those that the vocabulary cannot spell are left out with a warning."""
+    """Return the tokens of each name's text. Names that the vocabulary cannot spell are left out with a warning."""
     spelled = {name: tuple(codec.encode(f" {text}").tolist()) for name, text in texts.items()}
     lacking = [name for name, tokens in spelled.items() if codec.decode(tokens) != texts[name]]
     if lacking:
