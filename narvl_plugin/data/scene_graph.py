@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from narvl_plugin.data.sources.visual_genome import load_names
 from narvl_plugin.data.text import PROMPTS, TextCodec
 from narvl_plugin.data.triplets import Triplet, read_triplets
 from narvl_plugin.errors import BadRow, InputError
+
+logger = logging.getLogger(__name__)
 
 MOST_TRIPLETS = 6
 """Largest number of triplets of a row."""
@@ -82,7 +85,7 @@ class GraphNames:
         following: for both, the tokens that may follow the beginning of a name.
 
     Raises:
-        InputError: if there are none or too many, the vocabulary cannot spell one, or a relation has a `_`.
+        InputError: if there are none that the vocabulary can spell, or too many, or if a relation has a `_`.
     """
 
     def __init__(self, nouns: Iterable[str], relations: Iterable[str], codec: TextCodec) -> None:
@@ -95,8 +98,8 @@ class GraphNames:
         number = len(self.nouns) * len(self.relations)
         if not 0 < number <= LARGEST_PAIRS:
             raise InputError(
-                f"--names-file: {len(self.nouns)} nouns and {len(self.relations)} relations are {number:,} pairs; give "
-                f"1 to {LARGEST_PAIRS:,}"
+                f"--names-file: {len(self.nouns)} nouns and {len(self.relations)} relations can be spelled, which are "
+                f"{number:,} pairs; give 1 to {LARGEST_PAIRS:,}"
             )
         pairs = [relation + noun for relation in self.relations.values() for noun in self.nouns.values()]
         self.sides = [list(self.nouns.values()), pairs]
@@ -127,19 +130,16 @@ class GraphNames:
 
 
 def _spelled(texts: Mapping[str, str], codec: TextCodec) -> dict[str, tuple[int, ...]]:
-    """Return the tokens of the text of each name.
-
-    Raises:
-        InputError: if the vocabulary cannot spell a text.
-    """
+    """Return the tokens of each name's text. Names that the vocabulary cannot spell are left out with a warning."""
     spelled = {name: tuple(codec.encode(f" {text}").tolist()) for name, text in texts.items()}
-    for name, tokens in spelled.items():
-        if codec.decode(tokens) != texts[name]:
-            raise InputError(
-                f"--bpe-dir: the vocabulary cannot spell the name {name!r:.100}; train it on the column of triplets "
-                "(narvl vocab --column)"
-            )
-    return spelled
+    lacking = [name for name, tokens in spelled.items() if codec.decode(tokens) != texts[name]]
+    if lacking:
+        logger.warning(
+            "--bpe-dir: the vocabulary cannot spell %d names of --names-file, such as %r, so they are never predicted; "
+            "train it on the column of triplets (narvl vocab --column)",
+            *(len(lacking), lacking[0][:100]),
+        )
+    return {name: tokens for name, tokens in spelled.items() if name not in lacking}
 
 
 class SceneGraphDataset(GroundingDataset):
@@ -216,6 +216,8 @@ class SceneGraphDataset(GroundingDataset):
             nouns = [self.names.nouns[one.noun] for one in (subject, other)]
             between = self.names.relations[relation]
         except KeyError as error:
-            raise BadRow(f"{where}: the name {error} is not in --names-file; add it, or delete the triplet") from None
+            raise BadRow(
+                f"{where}: the name {error} is not in --names-file, or cannot be spelled; delete the triplet"
+            ) from None
         first, second = ([self.first_bin + edge for edge in box] for box in boxes)
         return (*nouns[0], *first, *between, *nouns[1], *second)

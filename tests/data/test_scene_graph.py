@@ -105,7 +105,7 @@ def test_bad_rows_say_why(make: Make, scene_graph_rows: Rows, column: str, reaso
     [
         (["dog"], [], "1 nouns and 0 relations"),
         (["dog"], ["on_top"], "the relation 'on_top' has a `_`"),
-        (["d☃g"], ["on"], "cannot spell the name 'd☃g'"),
+        (["d☃g"], ["on"], "0 nouns and 1 relations can be spelled"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused(
@@ -113,6 +113,11 @@ def test_names_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         GraphNames(nouns, relations, codec)
+
+
+def test_names_that_cannot_be_spelled_are_left_out(codec: TextCodec, caplog: pytest.LogCaptureFixture) -> None:
+    assert list(GraphNames(["dog", "d☃g"], ["on"], codec).nouns) == ["dog"]
+    assert "cannot spell 1 names of --names-file, such as 'd☃g'" in caplog.text
 
 
 def test_names_of_other_files_are_refused(codec: TextCodec, tmp_path: Path) -> None:

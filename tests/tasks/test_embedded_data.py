@@ -6,6 +6,7 @@ import pytest
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
 from narvl_plugin.data.scenes import TASKS, write_scenes
+from narvl_plugin.data.text import train_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_row_can_be_used(scenes: Path, name: str, answer_vocabulary: Path) -> None:
     files = ",".join(str(scenes / name / f"{split}.tsv") for split in ("train", "valid"))
-    own = {"names_file": str(scenes / name / "names.json")} if name == "scene_graph" else {}
-    config = TASK_DATACLASS_REGISTRY[name](data=files, bpe_dir=str(answer_vocabulary), patch_image_size=32, **own)
+    own = {"bpe_dir": str(answer_vocabulary)}
+    if name == "scene_graph":
+        vocabulary = train_sentencepiece(scenes / name / "train.tsv", [2], scenes / "vocabulary", 300)
+        own = {"bpe_dir": str(vocabulary.parent), "names_file": str(scenes / name / "names.json")}
+    config = TASK_DATACLASS_REGISTRY[name](data=files, patch_image_size=32, **own)
     task = TASK_REGISTRY[name].setup_task(config)
     for split in ("valid", "train"):
         task.load_dataset(split)
