@@ -122,7 +122,7 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     ("name", "teachers", "settings"),
     [
         ("refcoco", ["teacher_beam5", "teacher_greedy"], []),
-        ("regions", ["teacher_beam5", "teacher_greedy"], ["DISTIL=1", "teacher.task.element_order=random"]),
+        ("regions", ["teacher_beam5", "teacher_greedy"], ["teacher.task.element_order=random"]),
         ("scene_graph", ["teacher_beam5", "teacher_greedy"], []),
         ("snli_ve", ["teacher_allcand", "teacher_beam5"], ["EMA_DECAY=0.9"]),
         ("vqa", ["teacher_allcand", "teacher_beam5"], ["EPOCHS=2"]),

@@ -31,6 +31,9 @@ def task_with_model(name: str, family: str, vocabulary: Path, folder: Path) -> C
         data = str(folder / "members.yaml")
         Path(data).write_text("caption:\n  data: gone.tsv,lost.tsv\n  num_queries: 4\n")
     options = {"data": data, "bpe_dir": str(vocabulary), "num_bins": 10}
+    if name == "scene_graph":
+        options["names_file"] = str(folder / "names.json")
+        (folder / "names.json").write_text('{"label_to_idx": {"dog": 1}, "predicate_to_idx": {"on": 1}}')
     task = TASK_REGISTRY[name].setup_task(OmegaConf.structured(TASK_DATACLASS_REGISTRY[name](_name=name, **options)))
     task.build_model(OmegaConf.structured(FAMILIES[family][0](_name=family, **SMALL)))
     return task
