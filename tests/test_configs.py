@@ -397,7 +397,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if task == "scene_graph":  # a few rows do not hold the letters of all names
             texts = folder / "names.tsv"
             names = json.loads((run / "features" / "names.json").read_text())
-            texts.write_text("".join(f"0\t0\t{name}\n" for listed in names.values() for name in listed))
+            spelled = [name.replace(" ", "_") for listed in names.values() for name in listed]
+            texts.write_text("".join(f"0\t0\t{name}\n" for name in spelled))
         train_sentencepiece(texts, tasks[task], run / "vocab", 300)
     return folder
 
