@@ -121,7 +121,7 @@ def test_the_pipeline_of_captions(root: Path, tmp_path: Path) -> None:
     ("name", "teachers", "settings"),
     [
         ("refcoco", ["teacher_beam5", "teacher_greedy"], []),
-        ("regions", ["teacher_beam5", "teacher_greedy"], ["DISTIL=1", "teacher.task.element_order=random"]),
+        ("regions", ["teacher_beam5", "teacher_greedy"], ["teacher.task.element_order=random"]),
         ("snli_ve", ["teacher_allcand", "teacher_beam5"], ["EMA_DECAY=0.9"]),
         ("vqa", ["teacher_allcand", "teacher_beam5"], ["EPOCHS=2"]),
         ("gqa", ["teacher_allcand", "teacher_beam5"], ["DISTIL=1"]),
