@@ -1,13 +1,9 @@
 """The task `regions`: it predicts the boxes of all image regions that a phrase describes. There may be none."""
 
-from collections import Counter
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -17,17 +13,13 @@ from narvl_plugin.data.boxes import GOOD_IOU, NO_BOX, boxes_in, iou
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.regions import MOST_BOXES, RegionsDataset
 from narvl_plugin.data.tsv import TsvFile
-from narvl_plugin.errors import InputError
 from narvl_plugin.scoring.regions import all_found, f1
 from narvl_plugin.tasks.base import Hypotheses, Search
-from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig
+from narvl_plugin.tasks.box_sets import BoxSetTask, ElementOrder, next_edges
+from narvl_plugin.tasks.boxes import BoxTaskConfig
 
 SIZE = 4
 """Number of tokens of a box."""
-SETS_COMPARED = 16
-"""Number of sets that compete for the highest probability of being found whole."""
-
-ElementOrder = StrEnum("ElementOrder", ["reading", "random"])
 
 
 @dataclass
@@ -58,7 +50,7 @@ class RegionsConfig(BoxTaskConfig):
     )
 
 
-class RegionsTask(BoxTask):
+class RegionsTask(BoxSetTask):
     """The set of all boxes; see RegionsDataset for the columns.
 
     Outputs are always whole boxes, all different, with their edges in order, and at most `MOST_BOXES`. For any boxes to
@@ -69,7 +61,9 @@ class RegionsTask(BoxTask):
     config_class = RegionsConfig
     validation_metrics = ("score", "mean_f1", "n_acc", "t_acc")
     dataset_class = RegionsDataset
-    predicts_sets = True
+    element = "box"
+    empty_output = "there is no such region"
+    longest_output = SIZE * MOST_BOXES
     cfg: RegionsConfig
 
     def build_dataset(self, tsv: TsvFile, split: str) -> RegionsDataset:
@@ -94,49 +88,9 @@ class RegionsTask(BoxTask):
         constraint = OrderedTokens(sequence_of([bins] * SIZE), ((0, 2), (1, 3)), tuple(range(MOST_BOXES + 1)))
         return {"beam_size": getattr(args, "beam", 1), "constraint": constraint}
 
-    def choice_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student chooses its set: the one that is most probably right among the most probable ones.
-
-        A set is right if it can be matched with the true one. So outputs that say the same boxes in another order, or
-        nearly the same boxes, support each other. With --beam 1, the set is that of the most probable path.
-        """
-        beam = getattr(args, "beam", 1)
-        return {
-            "beam_size": beam if beam == 1 else max(beam, SETS_COMPARED),
-            "agreement": self.agreement,
-            "output_scores": self.output_scores,
-            "element_scores": self.element_scores,
-        }
-
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
         """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
         return {"probably right": Search({"beam": 5}, {})}
-
-    def build_generator(
-        self,
-        models: Any,
-        args: Any,
-        seq_gen_cls: type | None = None,
-        extra_gen_cls_kwargs: dict[str, Any] | None = None,
-        prefix_allowed_tokens_fn: Any = None,
-    ) -> Any:
-        """Return the generator, see `BaseTask.build_generator`; that of teachers is limited to sets of boxes.
-
-        Raises:
-            InputError: as there, and with --abstain-below.
-        """
-        if self.cfg.abstain_below:
-            raise InputError(
-                f"--abstain-below {self.cfg.abstain_below:g}: is not for --task {self.name}, whose empty output "
-                "says that there is no such region; each box has a probability of its own"
-            )
-        if not any(model.is_student for model in models):
-            from narvl_plugin.generation.teacher import AllowedSequenceGenerator  # imports fairseq
-
-            args = copy(args)
-            args.min_len, args.max_len_a, args.max_len_b = 0, 0, SIZE * MOST_BOXES
-            seq_gen_cls = cast(type, partial(AllowedSequenceGenerator, allowed=self.allowed_tokens))
-        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def allowed_tokens(self, tokens: list[int]) -> list[int]:
         """Return the tokens that may follow the tokens of a teacher's output; none if no set of boxes begins so."""
@@ -148,10 +102,7 @@ class RegionsTask(BoxTask):
         end = [] if box else [self.target_dictionary.eos()]
         if len(said) == MOST_BOXES:
             return end
-        following = Counter(other[len(box)] for other in said if other[: len(box)] == box)
-        used_up = {one for one, times in following.items() if times == number_of_boxes([*box, one], number)}
-        least = box[-2] if len(box) >= 2 else 0
-        return end + [first + one for one in range(least, number) if one not in used_up]
+        return end + [first + edge for edge in next_edges(box, said, number)]
 
     # --- Scores of outputs -------------------------------------------------------------------------------------------
 
@@ -165,7 +116,7 @@ class RegionsTask(BoxTask):
         Returns:
             The boxes (…, MOST_BOXES, 4), their numbers (…), and whether the tokens are whole boxes, (…) bool.
         """
-        longest = SIZE * MOST_BOXES
+        longest = self.longest_output
         bins = pad(tokens, (0, longest - tokens.size(-1))) - self.bins.first
         is_said = torch.arange(longest, device=tokens.device) < lengths[..., None]
         are_bins = (((bins >= 0) & (bins < self.bins.number)) | ~is_said).all(-1)
@@ -214,23 +165,12 @@ class RegionsTask(BoxTask):
         is_box = torch.arange(MOST_BOXES) < numbers[:, None]
         return weights @ (good & is_box[:, None]).any(2).float()
 
-    def confidence(self, beam: list[dict[str, Any]]) -> float:
-        """Return the probability that the best set is right: that of all sets in the beam that agree with it."""
-        if "confidence" in beam[0]:
-            return float(beam[0]["confidence"])
-        weights = torch.stack([hypothesis["positional_scores"].sum() for hypothesis in beam]).exp().cpu()
-        return float(self.agreement([hypothesis["tokens"].cpu() for hypothesis in beam])[0] @ weights)
-
-    def element_confidences(self, beam: list[dict[str, Any]]) -> list[float]:
-        """Return the probability of each box of the best set, see `element_scores`; of a teacher, over its beam."""
-        if "element_confidences" in beam[0]:
-            shares: list[float] = beam[0]["element_confidences"].tolist()
-            return shares
-        outputs = [hypothesis["tokens"].cpu() for hypothesis in beam]
+    def element_shares(
+        self, outputs: Sequence[torch.Tensor], weights: torch.Tensor, tokens: torch.Tensor
+    ) -> list[float]:
+        """Return the weight of the sets with a box that overlaps well, for each box; none if the first is no set."""
         boxes, numbers, are_sets = self._sets_of(outputs)
-        weights = torch.stack([hypothesis["positional_scores"].sum() for hypothesis in beam]).exp().cpu() * are_sets
-        best = outputs[0][outputs[0] != self.target_dictionary.eos()]
-        return self._shares(boxes, numbers, weights, best).tolist() if bool(are_sets[0]) else []
+        return self._shares(boxes, numbers, weights * are_sets, tokens).tolist() if bool(are_sets[0]) else []
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
         """Return whether tokens (T,) are no set of boxes, or a box's edges are out of order."""
@@ -249,16 +189,3 @@ class RegionsTask(BoxTask):
             found["mean_f1"].append(score)
             found["t_acc" if len(true) else "n_acc"].append(float(bool(len(true)) == bool(len(predicted))))
         return found
-
-
-def number_of_boxes(begin: Sequence[int], bins: int) -> int:
-    """Return the number of boxes whose edges are in order and begin with some bins, one or more.
-
-    Args:
-        begin: the first bins.
-        bins: the number of all bins.
-    """
-    if len(begin) == 1:
-        return (bins - begin[0]) * bins * (bins + 1) // 2
-    rights, lowers = bins - begin[0], bins - begin[1]
-    return [rights * lowers, lowers, 1][len(begin) - 2]

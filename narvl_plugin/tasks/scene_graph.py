@@ -1,13 +1,10 @@
 """The task `scene_graph`: it predicts the set of triplets of an image, with the boxes of subjects and objects."""
 
-from collections import Counter
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import torch
 from torch.nn.functional import pad
@@ -23,13 +20,11 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.regions import all_paired
 from narvl_plugin.scoring.triplets import is_exact, recalls
 from narvl_plugin.tasks.base import Hypotheses, Search
-from narvl_plugin.tasks.boxes import BoxTask, BoxTaskConfig
-from narvl_plugin.tasks.regions import ElementOrder, number_of_boxes
+from narvl_plugin.tasks.box_sets import BoxSetTask, ElementOrder, next_edges
+from narvl_plugin.tasks.boxes import BoxTaskConfig
 
 SIDES = 2
 """Number of parts of a triplet: the subject with its box, and the relation and object with the object's box."""
-GRAPHS_COMPARED = 16
-"""Number of graphs that compete for the highest probability of being exact."""
 RANKS = (5, 10)
 """The K of R@K in validation."""
 
@@ -68,7 +63,7 @@ class SceneGraphConfig(BoxTaskConfig):
     )
 
 
-class SceneGraphTask(BoxTask):
+class SceneGraphTask(BoxSetTask):
     """The set of triplets; see SceneGraphDataset for the columns.
 
     Outputs are always whole triplets of listed names, all different, whose boxes have ordered edges, and at most
@@ -82,7 +77,8 @@ class SceneGraphTask(BoxTask):
     validation_metrics = ("score", "r_5", "r_10")
     dataset_class = SceneGraphDataset
     target_place = 2
-    predicts_sets = True
+    element = "triplet"
+    empty_output = "there are no relations"
     cfg: SceneGraphConfig
 
     def __init__(self, cfg: SceneGraphConfig, **kwargs: Any) -> None:
@@ -129,50 +125,14 @@ class SceneGraphTask(BoxTask):
         """Return how a student finds the most probable graphs."""
         return {"beam_size": getattr(args, "beam", 1), "constraint": self.graphs}
 
-    def choice_options(self, args: Any) -> dict[str, Any]:
-        """Return how a student chooses its graph: the one that is most probably exact among the most probable ones.
-
-        Outputs that say the same triplets in another order, or with nearly the same boxes, support each other. With
-        --beam 1, the graph is that of the most probable path.
-        """
-        beam = getattr(args, "beam", 1)
-        return {
-            "beam_size": beam if beam == 1 else max(beam, GRAPHS_COMPARED),
-            "agreement": self.agreement,
-            "output_scores": self.output_scores,
-            "element_scores": self.element_scores,
-        }
-
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
         """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""
         return {"probably exact": Search({"beam": 5}, {})}
 
-    def build_generator(
-        self,
-        models: Any,
-        args: Any,
-        seq_gen_cls: type | None = None,
-        extra_gen_cls_kwargs: dict[str, Any] | None = None,
-        prefix_allowed_tokens_fn: Any = None,
-    ) -> Any:
-        """Return the generator, see `BaseTask.build_generator`; that of teachers is limited to graphs.
-
-        Raises:
-            InputError: as there, and with --abstain-below.
-        """
-        if self.cfg.abstain_below:
-            raise InputError(
-                f"--abstain-below {self.cfg.abstain_below:g}: is not for --task {self.name}, whose empty output says "
-                "that there are no relations; each triplet has a probability of its own"
-            )
-        if not any(model.is_student for model in models):
-            from narvl_plugin.generation.teacher import AllowedSequenceGenerator  # imports fairseq
-
-            args = copy(args)
-            longest = sum(max(map(len, names)) + EDGES for names in self.names.sides)
-            args.min_len, args.max_len_a, args.max_len_b = 0, 0, MOST_TRIPLETS * longest
-            seq_gen_cls = cast(type, partial(AllowedSequenceGenerator, allowed=self.allowed_tokens))
-        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+    @property
+    def longest_output(self) -> int:
+        """The number of tokens of the longest graph."""
+        return MOST_TRIPLETS * sum(max(map(len, names)) + EDGES for names in self.names.sides)
 
     def allowed_tokens(self, tokens: list[int]) -> list[int]:
         """Return the tokens that may follow the tokens of a teacher's output; none if no set of triplets begins so."""
@@ -198,10 +158,7 @@ class SceneGraphTask(BoxTask):
             for other in range(0, element if side == SIDES - 1 else 0, SIDES)
             if runs[2 * other : 2 * (other + SIDES) - 1] == begin
         ]
-        times = Counter(other[len(box)] for other in others if other[: len(box)] == box)
-        used_up = {edge for edge, count in times.items() if count == number_of_boxes([*box, edge], number)}
-        least = box[-2] if len(box) >= 2 else 0
-        return found + [first + edge for edge in range(least, number) if edge not in used_up]
+        return found + [first + edge for edge in next_edges(box, others, number)]
 
     def _runs(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
         """Split tokens into names and boxes in turn."""
@@ -278,29 +235,12 @@ class SceneGraphTask(BoxTask):
         number = int(asked.numbers[0]) // SIDES
         return weights @ self._agree(parts, asked)[:, 0].any(1)[:, :number].float()
 
-    def confidence(self, beam: list[dict[str, Any]]) -> float:
-        """Return the probability that the best graph is exact: that of all graphs in the beam that agree with it."""
-        if "confidence" in beam[0]:
-            return float(beam[0]["confidence"])
-        return float(self.agreement([hypothesis["tokens"].cpu() for hypothesis in beam])[0] @ self._weights(beam))
-
-    def element_confidences(self, beam: list[dict[str, Any]]) -> list[float]:
-        """Return the probability of each triplet of the best graph, see `element_scores`.
-
-        A teacher's is that of the graphs in its beam.
-        """
-        if "element_confidences" in beam[0]:
-            shares: list[float] = beam[0]["element_confidences"].tolist()
-            return shares
-        outputs = [hypothesis["tokens"].cpu() for hypothesis in beam]
+    def element_shares(
+        self, outputs: Sequence[torch.Tensor], weights: torch.Tensor, tokens: torch.Tensor
+    ) -> list[float]:
+        """Return the weight of the graphs with a triplet that agrees, for each triplet."""
         parts = self._parts(outputs)
-        best = outputs[0][outputs[0] != self.target_dictionary.eos()]
-        return self._shares(parts, self._weights(beam) * parts.whole, best).tolist()
-
-    @staticmethod
-    def _weights(beam: list[dict[str, Any]]) -> torch.Tensor:
-        """Return the probabilities of a teacher's hypotheses, (H,)."""
-        return torch.stack([hypothesis["positional_scores"].sum() for hypothesis in beam]).exp().cpu()
+        return self._shares(parts, weights * parts.whole, tokens).tolist()
 
     def is_invalid(self, tokens: torch.Tensor) -> bool:
         """Return whether tokens (T,) are no set of triplets of listed names, or a box's edges are out of order."""

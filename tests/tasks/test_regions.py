@@ -13,7 +13,7 @@ import torch
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models.registered import build
-from narvl_plugin.tasks.regions import number_of_boxes
+from narvl_plugin.tasks.box_sets import number_of_boxes
 from narvl_plugin.tasks.registered import RegionsConfig, RegionsTask
 
 Rows = list[list[str]]
