@@ -1,10 +1,13 @@
-"""Faster inference: packed layers, folded norms, products in bfloat16."""
+"""Faster inference: packed layers, folded norms, products in bfloat16.
+
+Legend: B batch, C channels, K channels of an output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,8 @@ from narvl_plugin.importing import without_compiler
 from .memo import Memo, Value
 
 with without_compiler():
-    from timm.layers import BatchNormAct2d
+    from timm.layers import BatchNormAct2d, Conv2dSame
+    from timm.models import EfficientNet
 
 LARGE = 2**19
 """Smallest number of elements at which packing a weight saves more time than the call of a packed layer adds."""
@@ -24,12 +28,25 @@ PROBE = 512
 """Side of the square matrices whose product measures the speed of a device."""
 
 
+def can_be_packed(input: Tensor, weight: Tensor) -> bool:
+    """Return whether a product may use a packed copy of its weight: in inference, with float32 on a CPU."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or not input.device.type == weight.device.type == "cpu"
+        or not input.dtype == weight.dtype == torch.float32
+        or not torch.backends.mkldnn.is_available()
+        or weight.is_inference()  # torch does not count writes to it
+    )
+
+
 class PackedLinear(nn.Linear):
     """Linear layer with a second copy of its weight in the layout of oneDNN, for float32 on a CPU.
 
     A plain layer converts its weight in each product. For few rows this takes longer than the product itself. This
-    layer acts as a plain one while gradients are enabled, for other types and devices, and for weights made under
-    `inference_mode`. The copy is renewed after each write that torch counts (see `Memo`).
+    layer acts as a plain one where `can_be_packed` says no. The copy is renewed after each write that torch counts (see
+    `Memo`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -40,19 +57,58 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of a linear layer, (..., out_features)."""
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled("cpu")
-            or not input.device.type == self.weight.device.type == "cpu"
-            or not input.dtype == self.weight.dtype == torch.float32
-            or not torch.backends.mkldnn.is_available()
-            or self.weight.is_inference()  # torch does not count writes to it
-        ):
+        if not can_be_packed(input, self.weight):
             return F.linear(input, self.weight, self.bias)
         packed = self._memo.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
         return product
+
+
+class PackedConv2d(nn.Conv2d):
+    """Convolution with a second copy of its weight in the layout of oneDNN, as in `PackedLinear`.
+
+    oneDNN's best layout depends on the shape of the input, so the copy is renewed when that changes. An activation that
+    oneDNN knows is computed in the same call.
+    """
+
+    ACTIVATIONS: ClassVar[dict[type[nn.Module], tuple[str, list[float]]]] = {
+        nn.Identity: ("none", []),
+        nn.ReLU: ("relu", []),
+        nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    }
+    """The names of activations in oneDNN, and their bounds."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module, *, mirrored: bool = False) -> None:
+        """Take over the parameters of a convolution.
+
+        Args:
+            conv: the convolution.
+            activation: the activation that follows it, one of `ACTIVATIONS`.
+            mirrored: whether its images will be mirrored; see `can_be_mirrored`.
+        """
+        shape = (conv.in_channels, conv.out_channels, (conv.kernel_size[0], conv.kernel_size[1]))
+        options = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
+        super().__init__(*shape, **options, bias=False, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+        if mirrored:
+            self.weight = nn.Parameter(conv.weight.detach().flip(2, 3), requires_grad=False)
+            self.padding = (shape[2][0] // 2, shape[2][1] // 2)
+        self.activation = activation
+        self._memo: Memo[Tensor] = Memo()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activation of the convolution: (B, C, height, width) -> (B, K, rows, columns)."""
+        if not can_be_packed(input, self.weight):
+            return cast(Tensor, self.activation(super().forward(input)))
+        form = (self.padding, self.stride, self.dilation, self.groups)
+        packed = self._memo.get(
+            input.shape,
+            [self.weight],
+            lambda: torch.ops.mkldnn._reorder_convolution_weight(self.weight, *form, input.shape),
+        )
+        fused = self.ACTIVATIONS[type(self.activation)]
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input, packed, self.bias, *form, *fused, "")
+        return output
 
 
 def pack_linear_layers(module: nn.Module) -> None:
@@ -92,9 +148,18 @@ def multiply_in(dtype: torch.dtype, device: str, run: Callable[..., Value], *arg
         return run(*args, **kwargs)
 
 
+class FoldedNorm(nn.Sequential):
+    """What is left of a batch norm after folding: dropout and activation, if it had them."""
+
+
 def optimise_backbone(backbone: nn.Module) -> None:
-    """Fold batch norm into convolutions and store channels last, in place; see `fold_batch_norm`."""
+    """Fold batch norm into convolutions, pack these, and store channels last, in place.
+
+    The backbone must be in evaluation mode. Its features then change by rounding only.
+    """
     fold_batch_norm(backbone)
+    backbone.is_mirrored = can_be_mirrored(backbone)  # type: ignore[assignment]
+    pack_convolutions(backbone, mirrored=bool(backbone.is_mirrored))
     backbone.to(memory_format=torch.channels_last)
 
 
@@ -103,11 +168,53 @@ def fold_batch_norm(module: nn.Module) -> None:
 
     The module must be in evaluation mode. Its outputs then change by rounding only.
     """
+    for parent, (conv_name, conv), (norm_name, norm) in _neighbours(module):
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if norm.num_features == conv.out_channels:
+            setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+            rest = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
+            setattr(parent, norm_name, FoldedNorm(*(part for part in rest if not isinstance(part, nn.Identity))))
+
+
+def can_be_mirrored(backbone: nn.Module) -> bool:
+    """Return whether a backbone is an EfficientNet that pads as TensorFlow does.
+
+    For a stride of 2, TensorFlow pads an even side at its end, and torch at both. So `Conv2dSame` copies its input,
+    which takes a quarter of the backbone's time. In a mirrored image TensorFlow's padding is at the beginning. Torch's
+    own padding then gives the same, because the end is not read.
+    """
+    convolutions = [part for part in backbone.modules() if isinstance(part, nn.Conv2d)]
+    return isinstance(backbone, EfficientNet) and all(
+        type(part) is (nn.Conv2d if part.stride == (1, 1) else Conv2dSame)
+        and part.dilation == (1, 1)
+        and all(side % 2 for side in part.kernel_size)
+        for part in convolutions
+    )
+
+
+def pack_convolutions(module: nn.Module, *, mirrored: bool = False) -> None:
+    """Replace the convolutions in a module by packed ones, in place, with the activations of folded norms.
+
+    This doubles the memory of the weights.
+
+    Args:
+        module: the module.
+        mirrored: whether its images will be mirrored; see `can_be_mirrored`.
+    """
+    for parent, (conv_name, conv), (norm_name, norm) in _neighbours(module):
+        if not isinstance(conv, nn.Conv2d) or not (type(conv) is nn.Conv2d or mirrored):
+            continue
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            continue
+        activation: nn.Module = nn.Identity()
+        if isinstance(norm, FoldedNorm) and len(norm) == 1 and type(norm[0]) in PackedConv2d.ACTIVATIONS:
+            activation = norm[0]
+            setattr(parent, norm_name, nn.Identity())
+        setattr(parent, conv_name, PackedConv2d(conv, activation, mirrored=mirrored))
+
+
+def _neighbours(module: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, nn.Module], tuple[str, nn.Module]]]:
+    """Yield each part of a module with each of its children and the next one; the last child's is nothing."""
     for parent in list(module.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
-                continue
-            if norm.num_features == conv.out_channels:
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-                setattr(parent, norm_name, rest)
+        yield from ((parent, *pair) for pair in pairwise([*parent.named_children(), ("", nn.Identity())]))

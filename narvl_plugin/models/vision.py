@@ -33,7 +33,7 @@ def build_backbone(name: str, *, pretrained: bool = False, drop_path_rate: float
         drop_path_rate: drop-path of the last block of each stage. The rate rises linearly from 0 at the first block.
 
     Returns:
-        The model, with `out_index` and `out_channels` of its features.
+        The model, with `out_index` and `out_channels` of its features. If `is_mirrored`, it reads mirrored images.
 
     Raises:
         ValueError: if timm has no such model, it has no features at stride 16, or no package has its weights.
@@ -50,6 +50,7 @@ def build_backbone(name: str, *, pretrained: bool = False, drop_path_rate: float
     backbone.prune_intermediate_layers([index], prune_head=True)
     backbone.out_index = index
     backbone.out_channels = backbone.feature_info[index]["num_chs"]
+    backbone.is_mirrored = False
     if drop_path_rate > 0:
         _set_drop_path(backbone, drop_path_rate)
     return backbone
@@ -67,10 +68,9 @@ def backbone_features(backbone: Any, images: Tensor) -> Tensor:
     """
     if images.shape[1] == backbone.out_channels:
         return images
-    features: list[Tensor] = backbone.forward_intermediates(
-        images, indices=[backbone.out_index], intermediates_only=True
-    )
-    return features[0]
+    images = images.flip(2, 3) if backbone.is_mirrored else images
+    features: Tensor = backbone.forward_intermediates(images, indices=[backbone.out_index], intermediates_only=True)[0]
+    return features.flip(2, 3) if backbone.is_mirrored else features
 
 
 def frozen_weights(name: str) -> dict[str, Tensor]:

@@ -16,11 +16,20 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from narvl_plugin.models import encoder, inference, registered
-from narvl_plugin.models.inference import PackedLinear, fold_batch_norm, pack_linear_layers, product_time
+from narvl_plugin.models.inference import (
+    PackedConv2d,
+    PackedLinear,
+    can_be_mirrored,
+    fold_batch_norm,
+    optimise_backbone,
+    pack_linear_layers,
+    product_time,
+)
 from narvl_plugin.models.layers import DecoderLayer
 from narvl_plugin.models.memo import Memo
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.models.registered import build
+from narvl_plugin.models.vision import backbone_features, build_backbone
 
 BOTH = pytest.mark.parametrize("arch", ["ofa_tiny", "narvl_tiny"])
 
@@ -140,6 +149,27 @@ def test_what_follows_a_batch_norm_stays() -> None:
     assert [isinstance(layer, nn.BatchNorm2d) for layer in layers] == [False, False, False, True, False]
 
 
+@pytest.mark.parametrize("sides", [(96, 80), (90, 75), (33, 64)])
+def test_images_are_mirrored_for_tensorflows_padding(sides: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    backbone = build_backbone("tf_efficientnet_lite0").eval()
+    images = torch.randn(2, 3, *sides)
+    with torch.no_grad():
+        expected = backbone_features(backbone, images)
+        optimise_backbone(backbone)
+        assert backbone.is_mirrored
+        assert {type(part) for part in backbone.modules() if isinstance(part, nn.Conv2d)} == {PackedConv2d}
+        torch.testing.assert_close(backbone_features(backbone, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_backbones_are_not_mirrored() -> None:
+    backbone = build_backbone("tf_efficientnet_lite0")
+    backbone.conv_stem.kernel_size = (4, 4)
+    assert not can_be_mirrored(backbone)
+    assert not can_be_mirrored(build_backbone("efficientnet_lite0"))
+    assert not can_be_mirrored(build_backbone("resnet18"))
+
+
 @BOTH
 def test_biases_are_computed_once_for_a_shape(arch: str, computed: list[int]) -> None:
     model = make(arch)
@@ -251,6 +281,50 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
     monkeypatch.setattr(Memo, "get", noted)
     yield values
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+class TestPackedConv2d:
+    """Weights of convolutions laid out once, with the activation in the same call."""
+
+    @pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6()])
+    @pytest.mark.parametrize("groups", [1, 2, 8])
+    def test_says_what_a_convolution_does(self, activation: nn.Module, groups: int, packings: list[Tensor]) -> None:
+        torch.manual_seed(1)
+        plain = nn.Conv2d(8, 16, (3, 5), stride=2, padding=(1, 2), groups=groups)
+        packed = PackedConv2d(plain, activation)
+        with torch.no_grad():
+            for shape in [(1, 8, 9, 12), (3, 8, 9, 12)]:
+                x = 9 * torch.randn(shape)
+                for pixels in (x, x, x.contiguous(memory_format=torch.channels_last)):
+                    torch.testing.assert_close(packed(pixels), activation(plain(pixels)))
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(x), activation(plain(x)))
+        assert [value.layout for value in packings] == [torch._mkldnn] * 2  # one for each shape
+
+    def test_follows_its_weight(self) -> None:
+        layer = PackedConv2d(nn.Conv2d(4, 4, 3, bias=False), nn.Identity())
+        x = torch.randn(2, 4, 8, 8)
+        with torch.no_grad():
+            before = layer(x)
+            layer.weight.mul_(2)
+            torch.testing.assert_close(layer(x), 2 * before)
+            torch.testing.assert_close(copy.deepcopy(layer)(x), 2 * before)
+            torch.testing.assert_close(layer.double()(x.double()).float(), 2 * before)
+
+    def test_is_a_plain_layer_elsewhere(self, packings: list[Tensor]) -> None:
+        layer = PackedConv2d(nn.Conv2d(4, 4, 3), nn.ReLU())
+        x = torch.randn(2, 4, 8, 8)
+        output = layer(x)
+        output.sum().backward()
+        assert layer.weight.grad is not None
+        assert float(output.detach().min()) == 0
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == torch.bfloat16
+            exported = torch.export.export(layer, (x,))
+        assert not packings
+        assert "mkldnn" not in str(exported.graph)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
