@@ -6,6 +6,7 @@ Legend: B batch, C channels, K channels of an output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -24,29 +25,43 @@ with without_compiler():
 
 LARGE = 2**19
 """Smallest number of elements at which packing a weight saves more time than the call of a packed layer adds."""
-PROBE = 512
-"""Side of the square matrices whose product measures the speed of a device."""
+POSITIONS = 256
+"""Number of the positions with which a layer's time is measured."""
 
 
-def can_be_packed(input: Tensor, weight: Tensor) -> bool:
-    """Return whether a product may use a packed copy of its weight: in inference, with float32 on a CPU."""
-    return not (
+@cache
+def multiplies_in_bfloat16() -> bool:
+    """Return whether oneDNN multiplies in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def packed_type(input: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the type of a product that uses a packed copy of its weight; None if the product must use the weight.
+
+    A copy is used in inference on a CPU. Its type is float32, or bfloat16 under autocast.
+    """
+    if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or not input.device.type == weight.device.type == "cpu"
-        or not input.dtype == weight.dtype == torch.float32
+        or not (input.is_cpu and weight.is_cpu)
+        or weight.dtype != torch.float32
         or not torch.backends.mkldnn.is_available()
         or weight.is_inference()  # torch does not count writes to it
-    )
+    ):
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if input.dtype == torch.float32 else None
+    dtype = torch.get_autocast_dtype("cpu")
+    known = dtype == torch.bfloat16 and input.dtype in (torch.float32, torch.bfloat16)
+    return dtype if known and multiplies_in_bfloat16() else None
 
 
 class PackedLinear(nn.Linear):
-    """Linear layer with a second copy of its weight in the layout of oneDNN, for float32 on a CPU.
+    """Linear layer with a second copy of its weight, in the layout of oneDNN and in the type of the product.
 
     A plain layer converts its weight in each product. For few rows this takes longer than the product itself. This
-    layer acts as a plain one where `can_be_packed` says no. The copy is renewed after each write that torch counts (see
-    `Memo`).
+    layer acts as a plain one where `packed_type` is None. The copy is renewed after each write that torch counts, and
+    when the type changes (see `Memo`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -57,10 +72,13 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of a linear layer, (..., out_features)."""
-        if not can_be_packed(input, self.weight):
+        dtype = packed_type(input, self.weight)
+        if dtype is None:
             return F.linear(input, self.weight, self.bias)
-        packed = self._memo.get((), [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight))
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
+        reorder = torch.ops.mkldnn._reorder_linear_weight
+        packed = self._memo.get((), [self.weight], lambda: reorder(self.weight.to(dtype)))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input.to(dtype), packed, bias, "none", [], "")
         return product
 
 
@@ -98,16 +116,15 @@ class PackedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the activation of the convolution: (B, C, height, width) -> (B, K, rows, columns)."""
-        if not can_be_packed(input, self.weight):
+        dtype = packed_type(input, self.weight)
+        if dtype is None:
             return cast(Tensor, self.activation(super().forward(input)))
         form = (self.padding, self.stride, self.dilation, self.groups)
-        packed = self._memo.get(
-            input.shape,
-            [self.weight],
-            lambda: torch.ops.mkldnn._reorder_convolution_weight(self.weight, *form, input.shape),
-        )
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        packed = self._memo.get(input.shape, [self.weight], lambda: reorder(self.weight.to(dtype), *form, input.shape))
+        bias = None if self.bias is None else self.bias.to(dtype)
         fused = self.ACTIVATIONS[type(self.activation)]
-        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input, packed, self.bias, *form, *fused, "")
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input.to(dtype), packed, bias, *form, *fused, "")
         return output
 
 
@@ -119,14 +136,24 @@ def pack_linear_layers(module: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-def product_time(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the time in which a device multiplies two matrices of a type, in seconds: the best of three."""
+def layer_time(layer: nn.Module, width: int, dtype: torch.dtype) -> float:
+    """Return the time in which an encoder layer reads `POSITIONS` positions, in seconds: the best of five.
+
+    Args:
+        layer: the layer.
+        width: D.
+        dtype: the type of its products.
+    """
     from torch.utils.benchmark import Timer  # the import takes a tenth of a second, and most programs do not need it
 
-    matrix = torch.ones(PROBE, PROBE, device=device, dtype=dtype)
-    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
-    timer.timeit(1)
-    return min(timer.timeit(1).median for _ in range(3))
+    device = next(layer.parameters()).device
+    arguments = (torch.zeros(1, POSITIONS, width, device=device), torch.zeros(1, 1, 1, POSITIONS, device=device))
+    run = layer if dtype == torch.float32 else partial(multiply_in, dtype, device.type, layer)
+    with torch.no_grad():
+        names = {"run": run, "arguments": arguments}
+        timer = Timer("run(*arguments)", globals=names, num_threads=torch.get_num_threads())
+        timer.timeit(2)
+        return min(timer.timeit(1).median for _ in range(5))
 
 
 def multiply_in(dtype: torch.dtype, device: str, run: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:

@@ -21,9 +21,10 @@ from narvl_plugin.models.inference import (
     PackedLinear,
     can_be_mirrored,
     fold_batch_norm,
+    layer_time,
+    multiplies_in_bfloat16,
     optimise_backbone,
     pack_linear_layers,
-    product_time,
 )
 from narvl_plugin.models.layers import DecoderLayer
 from narvl_plugin.models.memo import Memo
@@ -107,7 +108,7 @@ def test_compiled_models_say_the_same() -> None:
 @BOTH
 @pytest.mark.parametrize("amp", [False, True])
 def test_amp_multiplies_in_bfloat16(arch: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registered, "product_time", lambda device, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(registered, "layer_time", lambda layer, width, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
     model = make(arch)
     with torch.no_grad():
         exact, _ = model(**batch())
@@ -123,7 +124,7 @@ def test_amp_multiplies_in_bfloat16(arch: str, amp: bool, monkeypatch: pytest.Mo
 def test_amp_keeps_to_float32_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(registered, "product_time", lambda device, dtype: 3.0 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(registered, "layer_time", lambda layer, width, dtype: 3.0 if dtype == torch.bfloat16 else 2.0)
     model = make("narvl_tiny")
     model.prepare_for_inference_(FairseqConfig(common=CommonConfig(amp=True)))
     with torch.no_grad():
@@ -132,8 +133,8 @@ def test_amp_keeps_to_float32_where_that_is_faster(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_takes_time(dtype: torch.dtype) -> None:
-    assert 0 < product_time(torch.device("cpu"), dtype) < 10
+def test_a_layer_takes_time(dtype: torch.dtype) -> None:
+    assert 0 < layer_time(make("ofa_tiny").encoder.layers[0], 32, dtype) < 10
 
 
 def test_what_follows_a_batch_norm_stays() -> None:
@@ -312,6 +313,22 @@ class TestPackedConv2d:
             torch.testing.assert_close(copy.deepcopy(layer)(x), 2 * before)
             torch.testing.assert_close(layer.double()(x.double()).float(), 2 * before)
 
+    @pytest.mark.skipif(not multiplies_in_bfloat16(), reason="the processor does not multiply in bfloat16")
+    def test_multiplies_in_bfloat16(self, packings: list[Tensor]) -> None:
+        torch.manual_seed(1)
+        plain = nn.Conv2d(8, 8, 3)
+        layer = PackedConv2d(plain, nn.ReLU6())
+        x = torch.randn(2, 8, 9, 9)
+        with torch.no_grad():
+            exact = layer(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                rounded, expected = layer(x), plain(x).clamp(0, 6)
+                torch.testing.assert_close(layer(x.bfloat16()), rounded)
+        assert exact.dtype == torch.float32
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded, expected)
+        assert len(packings) == 2  # one for each type
+
     def test_is_a_plain_layer_elsewhere(self, packings: list[Tensor]) -> None:
         layer = PackedConv2d(nn.Conv2d(4, 4, 3), nn.ReLU())
         x = torch.randn(2, 4, 8, 8)
@@ -320,8 +337,8 @@ class TestPackedConv2d:
         assert layer.weight.grad is not None
         assert float(output.detach().min()) == 0
         with torch.no_grad():
-            with torch.autocast("cpu", torch.bfloat16):
-                assert layer(x).dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.float16):
+                assert layer(x).dtype == torch.float16
             exported = torch.export.export(layer, (x,))
         assert not packings
         assert "mkldnn" not in str(exported.graph)
@@ -356,14 +373,30 @@ class TestPackedLinear:
             torch.testing.assert_close(copy.deepcopy(layer)(x), 2 * before)
             torch.testing.assert_close(layer.double()(x.double()), 2 * before.double())
 
+    @pytest.mark.skipif(not multiplies_in_bfloat16(), reason="the processor does not multiply in bfloat16")
+    def test_multiplies_in_bfloat16(self, packings: list[Tensor]) -> None:
+        torch.manual_seed(1)
+        plain = nn.Linear(48, 31)
+        layer = PackedLinear(plain)
+        x = torch.randn(3, 5, 48)
+        with torch.no_grad():
+            exact = layer(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                rounded, expected = layer(x), plain(x)
+                torch.testing.assert_close(layer(x.bfloat16()), rounded)
+        assert exact.dtype == torch.float32
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded, expected)
+        assert len(packings) == 2  # one for each type
+
     def test_is_a_plain_layer_elsewhere(self, packings: list[Tensor]) -> None:
         layer = PackedLinear(nn.Linear(8, 8))
         x = torch.randn(2, 8)
         layer(x).sum().backward()
         assert layer.weight.grad is not None
         with torch.no_grad():
-            with torch.autocast("cpu", torch.bfloat16):
-                assert layer(x).dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.float16):
+                assert layer(x).dtype == torch.float16
             exported = torch.export.export(layer, (x,))
         assert not packings
         assert "mkldnn" not in str(exported.graph)
