@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from narvl_plugin.importing import without_compiler
 
-from .memo import Memo, Value
+from .memo import Value, WeightMemo
 
 with without_compiler():
     from timm.layers import BatchNormAct2d, Conv2dSame
@@ -61,22 +61,23 @@ class PackedLinear(nn.Linear):
 
     A plain layer converts its weight in each product. For few rows this takes longer than the product itself. This
     layer acts as a plain one where `packed_type` is None. The copy is renewed after each write that torch counts, and
-    when the type changes (see `Memo`).
+    when the type changes (see `WeightMemo`).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         """Take over the parameters of a layer."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self._memo: Memo[Tensor] = Memo()
+        self._memo: WeightMemo[Tensor] = WeightMemo()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of a linear layer, (..., out_features)."""
-        dtype = packed_type(input, self.weight)
+        weight = self.weight
+        dtype = packed_type(input, weight)
         if dtype is None:
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, weight, self.bias)
         reorder = torch.ops.mkldnn._reorder_linear_weight
-        packed = self._memo.get((), [self.weight], lambda: reorder(self.weight.to(dtype)))
+        packed = self._memo.of_weight(dtype, weight, lambda: reorder(weight.to(dtype)))
         bias = None if self.bias is None else self.bias.to(dtype)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input.to(dtype), packed, bias, "none", [], "")
         return product
@@ -112,19 +113,22 @@ class PackedConv2d(nn.Conv2d):
             self.weight = nn.Parameter(conv.weight.detach().flip(2, 3), requires_grad=False)
             self.padding = (shape[2][0] // 2, shape[2][1] // 2)
         self.activation = activation
-        self._memo: Memo[Tensor] = Memo()
+        self._fused = self.ACTIVATIONS[type(activation)]
+        self._memo: WeightMemo[Tensor] = WeightMemo()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the activation of the convolution: (B, C, height, width) -> (B, K, rows, columns)."""
-        dtype = packed_type(input, self.weight)
+        weight = self.weight
+        dtype = packed_type(input, weight)
         if dtype is None:
             return cast(Tensor, self.activation(super().forward(input)))
         form = (self.padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_weight
-        packed = self._memo.get(input.shape, [self.weight], lambda: reorder(self.weight.to(dtype), *form, input.shape))
+        shape = input.shape
+        packed = self._memo.of_weight((dtype, shape), weight, lambda: reorder(weight.to(dtype), *form, shape))
         bias = None if self.bias is None else self.bias.to(dtype)
-        fused = self.ACTIVATIONS[type(self.activation)]
-        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input.to(dtype), packed, bias, *form, *fused, "")
+        input = input.to(dtype, memory_format=torch.channels_last)
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input, packed, bias, *form, *self._fused, "")
         return output
 
 

@@ -120,8 +120,6 @@ class Memo(Generic[Value]):
 
     def _holds(self, sources: list[_Copy] | list[_State], tensors: list[Tensor]) -> bool:
         """Return whether the tensors are unchanged. On a GPU the answer may come later, see `believing`."""
-        if not self._exact:
-            return sources == tensors
         copies = [source.copy for source in sources if isinstance(source, _Copy)]
         devices = {copy.device for copy in copies}
         if len(devices) != 1 or devices == {torch.device("cpu")}:
@@ -143,6 +141,35 @@ class Memo(Generic[Value]):
         """Compare torch's counts of writes from now on; see `exact`."""
         self._exact = False
         self.forget()
+
+
+class WeightMemo(Memo[Value]):
+    """Cache of one value that is computed from one weight, for layers in which the check itself counts.
+
+    It is for inference without autocast's key: the caller's key says all else that the value depends on.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeightMemo, ()
+
+    def of_weight(self, key: Hashable, weight: Tensor, compute: Callable[[], Value]) -> Value:
+        """Return the value, from the cache if key and weight are the same as before, by torch's count of writes.
+
+        Args:
+            key: what the value depends on beside the weight.
+            weight: the weight, which was not made under `inference_mode`.
+            compute: computes the value.
+        """
+        slot: Any = self._slot
+        state = (key, weight.data_ptr(), weight._version)
+        if slot is not None and slot[0] == state and slot[1] is weight:
+            value: Value = slot[2]
+            return value
+        slot = None
+        self.forget()  # frees the old value before the new one is computed
+        value = compute()
+        self._slot = (state, weight, value)  # type: ignore[assignment]  # while `weight` exists, its place is its own
+        return value
 
 
 class FixedMemo(Memo[Value]):

@@ -27,7 +27,7 @@ from narvl_plugin.models.inference import (
     pack_linear_layers,
 )
 from narvl_plugin.models.layers import DecoderLayer
-from narvl_plugin.models.memo import Memo
+from narvl_plugin.models.memo import Memo, WeightMemo
 from narvl_plugin.models.ofa import OfaModel
 from narvl_plugin.models.registered import build
 from narvl_plugin.models.vision import backbone_features, build_backbone
@@ -275,12 +275,12 @@ def test_copies_keep_nothing() -> None:
 def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """Note what is kept whenever a value is computed to be kept."""
     values: list[Tensor] = []
-    original = Memo.get
+    original = WeightMemo.of_weight
 
-    def noted(self: Memo[Any], key: Any, tensors: Any, compute: Any) -> Any:
-        return original(self, key, tensors, lambda: values.append(compute()) or values[-1])
+    def noted(self: WeightMemo[Any], key: Any, weight: Tensor, compute: Any) -> Any:
+        return original(self, key, weight, lambda: values.append(compute()) or values[-1])
 
-    monkeypatch.setattr(Memo, "get", noted)
+    monkeypatch.setattr(WeightMemo, "of_weight", noted)
     yield values
 
 
