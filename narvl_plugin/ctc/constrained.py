@@ -12,6 +12,7 @@ from narvl_plugin.ctc.collapse import Hypothesis, Paths, collapse, hypotheses_of
 from narvl_plugin.ctc.constraints import OutputConstraint
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import build_lattice
+from narvl_plugin.ctc.ngrams import NgramConstraint
 from narvl_plugin.ctc.outputs import Outputs
 
 
@@ -54,17 +55,17 @@ def constrained_search(log_probs: Tensor, constraint: OutputConstraint, *, blank
     Raises:
         ValueError: if every valid output needs more than N queries.
     """
-    greedy = to_host(Greedy.of(log_probs, constraint, blank=blank))
-    return constrain(greedy, log_probs, constraint, blank=blank)[0]
+    greedy = None if isinstance(constraint, NgramConstraint) else Greedy.of(log_probs, constraint, blank=blank)
+    return constrain(to_host(greedy), log_probs, constraint, blank=blank)[0]
 
 
 def constrain(
-    greedy: Greedy, log_probs: Tensor, constraint: OutputConstraint, *, blank: int
+    greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, *, blank: int
 ) -> tuple[list[Hypothesis], Outputs]:
     """Complete a constrained search from its greedy paths.
 
     Args:
-        greedy: the greedy paths, on the CPU.
+        greedy: the greedy paths, on the CPU; None to search all samples, because a constraint has weights.
         log_probs: (B, N, V), on any device.
         constraint: the constraint on the outputs.
         blank: the label of the blank.
@@ -75,16 +76,23 @@ def constrain(
     Raises:
         ValueError: if every valid output needs more than N queries.
     """
-    labels, near, accepted = greedy
-    rows = (~accepted).nonzero()[:, 0]
-    if len(rows):
-        searched = constraint.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
-        labels, near = labels.index_copy(0, rows, searched.labels), near.index_copy(0, rows, searched.log_probs)
-    paths = Paths(labels, near)
-    collapsed = collapse(labels, blank=blank)
+    paths = _searched(greedy, log_probs, constraint, blank)
+    collapsed = collapse(paths.labels, blank=blank)
     tokens, queries, lengths = collapsed
     emissions = paths.emissions(queries)
     scores = total_scores(emissions, build_lattice(tokens, lengths, blank=blank))
-    found = hypotheses_of(labels, paths.positional, blank=blank, collapsed=collapsed)
+    found = hypotheses_of(paths.labels, paths.positional, blank=blank, collapsed=collapsed)
     outputs = Outputs(tokens[:, None], lengths[:, None], scores[:, None], emissions[:, None])
     return [path._replace(score=score) for path, score in zip(found, scores, strict=True)], outputs
+
+
+def _searched(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, blank: int) -> Paths:
+    """Return the best paths: those of `greedy` that are accepted, and the result of a search for the others."""
+    if greedy is None:
+        return constraint.best_paths(log_probs, blank=blank)
+    labels, near, accepted = greedy
+    rows = (~accepted).nonzero()[:, 0]
+    if not len(rows):
+        return Paths(labels, near)
+    searched = constraint.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
+    return Paths(labels.index_copy(0, rows, searched.labels), near.index_copy(0, rows, searched.log_probs))

@@ -255,18 +255,20 @@ class Bounds(NamedTuple):
         """
         pairs = automaton.bounds(np.append(labels, automaton.start), np.append(labels, automaton.end))
         pairs[pairs > NEVER] *= weight
-        in_label = in_blank = np.where(np.append(labels, automaton.start) == automaton.end, 0.0, pairs[:, -1])
         emissions = pairs[:, numbers].transpose(1, 0, 2) + read.log_probs[:, None]  # (N, U + 1, K)
-        after_label, after_blank = [in_label.tolist()], [in_blank.tolist()]
+        after_label, after_blank = np.empty((2, len(numbers) + 1, len(labels) + 1))
+        after_label[-1] = after_blank[-1] = np.where(
+            np.append(labels, automaton.start) == automaton.end, 0.0, pairs[:, -1]
+        )
         for query in range(len(numbers) - 1, -1, -1):
             here = numbers[query]
-            ahead = in_label[here]
-            in_blank = np.maximum(in_blank + read.blanks[query], (emissions[query] + ahead).max(1))
-            in_label = in_blank.copy()
-            in_label[here] = np.maximum(in_label[here], ahead + read.log_probs[query])
-            after_label.append(in_label.tolist())
-            after_blank.append(in_blank.tolist())
-        return cls(after_label[::-1], after_blank[::-1])
+            ahead = after_label[query + 1, here]
+            in_blank, in_label = after_blank[query], after_label[query]
+            np.maximum.reduce(emissions[query] + ahead, axis=1, out=in_blank)
+            np.maximum(in_blank, after_blank[query + 1] + read.blanks[query], out=in_blank)
+            in_label[:] = in_blank
+            in_label[here] = np.maximum(in_blank[here], ahead + read.log_probs[query])
+        return cls(after_label.tolist(), after_blank.tolist())
 
 
 class Node(NamedTuple):

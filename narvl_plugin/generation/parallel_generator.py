@@ -19,6 +19,7 @@ from narvl_plugin.ctc import (
     Greedy,
     Hypothesis,
     LengthRange,
+    NgramConstraint,
     OutputConstraint,
     Outputs,
     best_states,
@@ -188,7 +189,7 @@ class ParallelGenerator:
         asked, drawn, flags = to_host((self._ask(log_probs), drawn, doubts.flags))
         if not doubts.settled(flags):
             return self.generate(models, sample)
-        if isinstance(asked, Greedy):
+        if asked is None or isinstance(asked, Greedy):
             said, outputs = constrain(asked, log_probs, self.constraint, blank=self.blank)
             paths = [[path] for path in said]
             confidences: Tensor | list[Tensor] = [path.score.exp()[None] for path in said]
@@ -221,11 +222,16 @@ class ParallelGenerator:
             return log_probs[0]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _ask(self, log_probs: Tensor) -> Greedy | BeamAndGreedy | tuple[Outputs, Tensor]:
-        """Start the search in log-probabilities (B, N, V), on their device, without a synchronisation."""
+    def _ask(self, log_probs: Tensor) -> Greedy | BeamAndGreedy | tuple[Outputs, Tensor] | None:
+        """Start the search in log-probabilities (B, N, V), on their device, without a synchronisation.
+
+        The result is None if `constrain` does all of it.
+        """
         if self.answers is not None:
             return self.answers.best(log_probs, self.beam_size, self.blank)
         if self.beam_size == 1 and not self.no_repeat_ngram:
+            if isinstance(self.constraint, NgramConstraint):  # whose weights may prefer another path to the greedy one
+                return None
             return Greedy.of(log_probs, self.constraint, blank=self.blank)
         sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
         return BeamAndGreedy.of(log_probs, self.constraint, blank=self.blank, **sizes)
