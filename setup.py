@@ -28,6 +28,8 @@ HUB = ["huggingface_hub>=0.23"]
 PARQUET = ["pyarrow>=15"]
 # What `narvl serve` runs on. httptools reads HTTP in C.
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "httptools>=0.6", "python-multipart>=0.0.18", "prometheus-client>=0.20"]
+# What cluster=slurm submits a training with.
+SLURM = ["hydra-submitit-launcher>=1.2"]
 
 setup(
     name="narvl",
@@ -78,6 +80,7 @@ setup(
         "hub": HUB,
         "parquet": PARQUET,
         "serve": SERVE,
+        "slurm": SLURM,
         "dev": [
             *DEMO,
             *DOCS,
@@ -85,6 +88,7 @@ setup(
             *HUB,
             *PARQUET,
             *SERVE,
+            *SLURM,
             "pytest>=8",
             "pytest-xdist>=3.5",  # tests on all cores
             "hypothesis>=6",

@@ -4,9 +4,11 @@
 chosen how to start its processes. Hydra builds its callbacks earlier.
 """
 
+import os
 import sys
 from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -30,13 +32,15 @@ class ImportPlugin(Callback):
         self.made_by = made_by
         self.folder = folder
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the program before it submits a training if the command lacks required options."""
+        HydraConfig.instance().set_config(config)  # as for a job; interpolations read it
+        ask_for_missing(config)
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the program before a training if the command lacks required options."""
-        own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
-        missing = sorted(OmegaConf.missing_keys(own))
-        if missing:
-            words = " ".join(f"{key}=VALUE" for key in missing)
-            end(InputError(f"{' and '.join(missing)}: not given; add {words} to the command"))
+        """Join the tasks of a job. End the program before a training if the command lacks required options."""
+        join_tasks_of_a_job()
+        ask_for_missing(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """End the program after a training that failed by the user's input, before hydra prints the traceback."""
@@ -45,6 +49,30 @@ class ImportPlugin(Callback):
             error = MissingInput(f"{error}; {self.made_by} makes it")
         if isinstance(error, InputError) or isinstance(getattr(error, "__context__", None), InputError):
             end(error)
+
+
+def ask_for_missing(config: DictConfig) -> None:
+    """End the program if the command lacks required options; those of a sweep are in its overrides."""
+    own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
+    given = {override.lstrip("+").partition("=")[0] for override in config.hydra.overrides.task}
+    missing = sorted(OmegaConf.missing_keys(own) - given)
+    if missing:
+        words = " ".join(f"{key}=VALUE" for key in missing)
+        end(InputError(f"{' and '.join(missing)}: not given; add {words} to the command"))
+
+
+def join_tasks_of_a_job() -> None:
+    """Describe the tasks of a job in the environment, as torchrun does, if hydra's submitit launcher has started them.
+
+    Each task then is a process of one training; see `compat.distributed.join_launched_processes`.
+    """
+    if "SUBMITIT_EXECUTOR" not in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    from submitit import JobEnvironment  # there, since it has started this process
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def end(error: BaseException) -> NoReturn:

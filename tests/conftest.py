@@ -27,6 +27,7 @@ SHARED = Path(os.environ.get("NARVL_GOLDENS", Path(__file__).resolve().parents[2
 PRELOADED = (
     "narvl",
     "forked-python",
+    "torchrun",
     *(f"fairseq-{name}" for name in ("train", "generate", "validate", "hydra-train", "interactive")),
 )
 WHICH = shutil.which

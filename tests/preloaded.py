@@ -30,6 +30,7 @@ PROGRAMS = {
     "fairseq-hydra-train": ("fairseq_cli.hydra_train", "cli_main"),
     "fairseq-validate": ("fairseq_cli.validate", "cli_main"),
     "fairseq-interactive": ("fairseq_cli.interactive", "cli_main"),
+    "torchrun": ("torch.distributed.run", "main"),
 }
 SLOW = (
     *("torch", "torch._dynamo", "fairseq", "timm", "torchvision"),

@@ -174,6 +174,16 @@ def test_settings_that_cannot_work_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_under_torchrun_is_refused(
+    root_without_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = pipeline(root_without_programs, "caption", f"OUT={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "error: a run is one process, which starts its own; start it without torchrun" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2 or shutil.which("nvidia-smi") is not None, reason="needs two cores and no GPU"
 )

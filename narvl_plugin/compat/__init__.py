@@ -10,7 +10,7 @@ from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.program import write_to_any_terminal
 
 with leaving_logging_alone():
-    from narvl_plugin.compat import checkpoints, command_lines, data, generation, precision, programs
+    from narvl_plugin.compat import checkpoints, command_lines, data, distributed, generation, precision, programs
 
 
 def apply() -> None:
@@ -29,6 +29,7 @@ def repair_fairseq() -> None:
     command_lines.check_command_lines()
     data.accept_files_as_data()
     data.check_place_in_epoch()
+    distributed.wrap_models_on_cpus()
     generation.block_repeated_ngrams()
     generation.write_sizes_of_bins()
     precision.unscale_gradients_once()

@@ -20,6 +20,7 @@ from fairseq.data import iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
+from narvl_plugin.compat import distributed
 from narvl_plugin.errors import InputError
 from narvl_plugin.program import ask_to_end, end_workers_briefly
 from narvl_plugin.whole_files import sole_writer
@@ -60,21 +61,28 @@ def begin_and_end_programs() -> None:
     @functools.wraps(run)
     def call_main(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
         end_when_terminated()
-        ask_for_optimizer_and_size_of_batches(cfg, main)
+        program = program_of(main)
+        ask_for_optimizer_and_size_of_batches(cfg, program)
+        distributed.join_launched_processes(cfg, program)
+        distributed.use_gloo_on_a_cpu(cfg)
         refuse_empty_spawn(cfg)
-        with reading_ended(), sole_training(cfg):
+        with reading_ended(), sole_training(cfg), distributed.explaining_lost_processes():
             run(cfg, main, **kwargs)
 
     distributed_utils.call_main = call_main
 
 
-def ask_for_optimizer_and_size_of_batches(cfg: Any, main: Callable[..., Any]) -> None:
+def program_of(main: Callable[..., Any]) -> str:
+    """Return the name of the program of fairseq that a main function is of, also under `python -m`."""
+    return Path(getattr(getattr(main, "__code__", None), "co_filename", "")).stem
+
+
+def ask_for_optimizer_and_size_of_batches(cfg: Any, program: str) -> None:
     """Ask for the optimizer and the size of batches in one line.
 
     Fixes `fairseq-train` without --optimizer, and `fairseq-train` and `fairseq-validate` without --batch-size and
     --max-tokens. They end in a traceback.
     """
-    program = Path(getattr(getattr(main, "__code__", None), "co_filename", "")).stem  # also of python -m
     if program == "train" and cfg.optimizer is None:
         raise InputError("--optimizer is not given; take --optimizer adam, and --lr RATE")
     is_asked = program in ("train", "validate")
@@ -86,18 +94,16 @@ def refuse_empty_spawn(cfg: Any) -> None:
     """Refuse to start several processes by fairseq's own spawn if there is no GPU.
 
     Fixes `fairseq-train --cpu --distributed-world-size 2 --distributed-init-method tcp://…`. It starts one process for
-    each GPU. Without a GPU, it starts no process, trains nothing and exits with 0. (Under torchrun, it divides by
-    zero.)
+    each GPU. Without a GPU, it starts no process, trains nothing and exits with 0.
     """
     training = cfg.distributed_training
-    under_torchrun = "RANK" in os.environ and training.distributed_init_method is None
-    several = training.distributed_world_size > 1 or under_torchrun
+    several = training.distributed_world_size > 1
     if several and not training.distributed_no_spawn and torch.cuda.device_count() == 0 and not cfg.common.tpu:
         raise InputError(
-            f"--distributed-world-size {training.distributed_world_size} without a GPU: fairseq would "
-            "start no process and train nothing. Start each process yourself, with --cpu "
-            "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp "
-            "--distributed-init-method tcp://HOST:PORT --distributed-rank RANK"
+            f"--distributed-world-size {training.distributed_world_size} without a GPU: fairseq would start no process "
+            f"and train nothing. Start them by torchrun --nproc-per-node {training.distributed_world_size}, without "
+            "options of --distributed; or each yourself, with --distributed-no-spawn --distributed-init-method "
+            "tcp://HOST:PORT --distributed-rank RANK"
         )
 
 

@@ -35,7 +35,16 @@ PRIMARY = {
 
 
 def run_recipe(config: DictConfig, config_dir: Path | None, log_file: Path | None) -> None:
-    """Run a recipe in its folder, or go on with it."""
+    """Run a recipe in its folder, or go on with it.
+
+    Raises:
+        InputError: if torchrun has started it in several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError(
+            "a run is one process, which starts its own; start it without torchrun, or train by torchrun with "
+            "fairseq-hydra-train"
+        )
     if config.cell:
         config = with_options(config, read_options(Path(config.cell)), config.cell)
     settings = Settings(config, find_tree(config_dir))

@@ -16,6 +16,7 @@ from narvl_plugin.compat.programs import namespaces_of
 from narvl_plugin.data.dataset import STAND_IN, check_limits
 from narvl_plugin.data.for_fairseq import FairseqRows
 from narvl_plugin.errors import InputError
+from narvl_plugin.tasks.trained import TrainedTask
 from narvl_plugin.training.ema import build_ema
 from narvl_plugin.training.resuming import check_resumed
 from narvl_plugin.training.schedule import WarmupRatioSchedule, planned_updates
@@ -31,6 +32,16 @@ class NarvlTrainer(trainer.Trainer):
     """
 
     stand_in: dict[str, Any] | None = None
+
+    def __init__(self, cfg: Any, task: Any, *args: Any, **kwargs: Any) -> None:
+        """Build the trainer. With pytorch_ddp, our models need no --find-unused-parameters.
+
+        Some weights serve no text (those of OFA's images as codes), others only some tasks. They get no gradient, at
+        which pytorch_ddp, fairseq's default, would stop in the second update.
+        """
+        if isinstance(task, TrainedTask):
+            cfg.distributed_training.find_unused_parameters = True
+        super().__init__(cfg, task, *args, **kwargs)
 
     def get_train_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the iterator of an epoch's batches, and set the length of the training in task and schedule.

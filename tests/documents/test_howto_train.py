@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,29 @@ from fairseq import options
 from fairseq.dataclass.initialize import hydra_init
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from pages import ROOT, SHORT, SMALL, Newcomer, Page, command_of, commands, lines_of, parsed, save_model
 from PIL import Image
+from torch.distributed import run as torchrun
 
 import narvl_plugin.hydra_start  # noqa: F401 - registers ${narvl_path:}
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.data.survey import BYTES_LOOKED_AT, ROWS_LOOKED_AT
 from narvl_plugin.data.text import load_codec
+from narvl_plugin.models import build
 from narvl_plugin.models.config import SIZES
+from narvl_plugin.models.meta import without_weights
 from narvl_plugin.pipeline.keys import KEYS
 from narvl_plugin.tasks import TASKS
 
 TRAIN = Page("docs/how-to/train.md")
 GPUS = Page("docs/how-to/several-gpus.md")
+MACHINES = Page("docs/how-to/several-machines.md")
 HYDRA = Page("docs/how-to/hydra.md")
 HYDRA_TRAIN = "fairseq-hydra-train --config-dir run_scripts/config --config-name train recipe=caption size=base"
 MULTITASK = Page("docs/how-to/multitask.md")
 RESUME = Page("docs/how-to/resume.md")
-PAGES = (TRAIN, GPUS, HYDRA, MULTITASK, RESUME)
+PAGES = (TRAIN, GPUS, MACHINES, HYDRA, MULTITASK, RESUME)
 CONFIGS = ROOT / "run_scripts" / "config"
 NANO = f"{SHORT} --patch-image-size 32"
 """Options of a training of size nano in no time; its backbone has weights of its own."""
@@ -166,12 +172,14 @@ def test_options_and_settings_are_there(page: Page) -> None:
         "--config-name",
         "--cfg",
         "--multirun",
+        *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue"),  # Slurm's
     } | options.get_generation_parser()._option_string_actions.keys()
     for command in set(re.findall(r"narvl (bench \w+|[a-z]+)", text)) - {"data", "path", "load", "export"}:
         found, _ = command_of(command.split())
         known |= {option for parameter in found.params for option in parameter.opts}
     for command in ("data coco", "bench training"):
         known |= {option for parameter in command_of(command.split())[0].params for option in parameter.opts}
+    known |= torchrun.get_args_parser()._option_string_actions.keys()
     chosen = ["--arch", "narvl_tiny", "--optimizer", "fused_adam", "--lr-scheduler", "polynomial_decay_ratio"]
     for task in (*TASKS, "multitask"):
         parser = options.get_training_parser(task)
@@ -182,7 +190,8 @@ def test_options_and_settings_are_there(page: Page) -> None:
 
     settings = {key.name for key in KEYS}
     given = {span.partition("=")[0] for span in page.spans if re.fullmatch(r"[A-Z][A-Z_]+(=\S+)?", span)}
-    assert given - settings <= {"RANK", "WORLD_SIZE", "KEY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TASK_SIZE"}
+    others = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
+    assert given - settings <= others | {"KEY", "TASK_SIZE"}
 
 
 # --- Several GPUs ----------------------------------------------------------------------------------------------------
@@ -193,16 +202,63 @@ def test_options_and_settings_are_there(page: Page) -> None:
 def test_several_gpus(block: str) -> None:
     """There are none where tests run: the command is read."""
     arguments = read_call(block, "--optimizer adam --lr 1e-4")
-    assert (arguments["ddp_backend"], arguments["batch_size"], arguments["update_freq"]) == ("legacy_ddp", 2, [8])
+    assert (arguments["ddp_backend"], arguments["batch_size"], arguments["update_freq"]) == ("pytorch_ddp", 2, [8])
 
 
 @pytest.mark.integration
-@GPUS.block("export OMP_NUM_THREADS")
-def test_several_processes(block: str, taught: Newcomer) -> None:
+@GPUS.block("OMP_NUM_THREADS=1 torchrun")
+def test_several_processes(block: str, taught: Newcomer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     taught.types(block, NANO)
-    (state,) = [read_checkpoint(file) for file in (taught.folder / "checkpoints").glob("checkpoint_last.pt")]
+    state = read_checkpoint(taught.folder / "checkpoints" / "checkpoint_last.pt")
     assert state["cfg"]["distributed_training"]["distributed_world_size"] == 2
-    assert "initialized host" in (taught.folder / "rank1.log").read_text()
+
+
+@pytest.mark.integration
+@MACHINES.block("torchrun --nnodes 2")
+def test_several_machines(block: str, taught: Newcomer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both machines are this one, with a process each, on a CPU; see also tests/training/test_several_machines.py."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]} --local-addr 127.0.0.1"
+    changes = {"HOST:29500": address, "--nproc-per-node 8": "--nproc-per-node 1", "narvl_base": "narvl_nano"}
+    for told, here in {**changes, " --amp": ""}.items():
+        assert told in block
+        block = block.replace(told, here)
+    taught.types(f"machine() {{\n{block}}}\nmachine > other.log 2>&1 &\nmachine\nwait $!", NANO)
+    state = read_checkpoint(taught.folder / "checkpoints" / "checkpoint_last.pt")
+    assert state["cfg"]["distributed_training"]["distributed_world_size"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@MACHINES.block("fairseq-hydra-train")
+def test_a_job_of_slurm(block: str, composes: Callable[..., Any]) -> None:
+    """The configuration is read; tests/training/test_slurm.py runs such a job."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = shlex.split(re.sub(r"\\\n", " ", block))
+    assert words[:5] == shlex.split(HYDRA_TRAIN)[:5]
+    cfg = composes(words[5:], return_hydra_config=True)
+    assert (cfg.hydra.launcher.nodes, cfg.hydra.launcher.tasks_per_node, cfg.hydra.mode.name) == (2, 8, "MULTIRUN")
+    assert (cfg.hydra.launcher.partition, cfg.optimization.update_freq) == ("gpu", [4])
+    for name, _, default in (row for row in rows_of(MACHINES) if "=" in row[0]):
+        key = name.partition("=")[0]
+        composes([*words[5:], name])
+        value = OmegaConf.select(composes(["cluster=slurm"], return_hydra_config=True), key)
+        assert default == ("the cluster's" if value is None else str(value))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_updates_on_more_gpus_have_as_many_rows(composes: Callable[..., Any]) -> None:
+    told = {row[0]: tuple(map(int, row[1:])) for row in rows_of(MACHINES) if row[0] in PUBLISHED}
+    assert told.keys() == PUBLISHED.keys()
+    for name, (batch, *frequencies, rows) in told.items():
+        cfg = composes([f"recipe={PUBLISHED[name]}", "task.data=data", "task.bpe_dir=bpe"])
+        assert (batch, frequencies[0]) == (cfg.dataset.batch_size, cfg.optimization.update_freq[0])
+        assert [batch * each * gpus for each, gpus in zip(frequencies, (8, 16, 32), strict=True)] == [rows] * 3
+    with without_weights():
+        base = build("narvl_base", vocab_size=59458, num_queries=20)
+    trained = sum(weight.numel() for weight in base.parameters() if weight.requires_grad)
+    assert f"{8 * trained / 1e9:.1f} GB for `base`" in " ".join(MACHINES.text.split())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -225,10 +281,10 @@ def test_sizes_of_updates_are_those_of_the_recipes(composes: Callable[..., Any])
 def composes() -> Iterator[Callable[..., Any]]:
     """Give a function that composes a configuration, which raises for options that are not there."""
 
-    def run(overrides: list[str]) -> Any:
+    def run(overrides: list[str], **options: Any) -> Any:
         hydra_init("train")
         with initialize_config_dir(str(CONFIGS), version_base="1.1"):
-            return compose("train", overrides)
+            return compose("train", overrides, **options)
 
     yield run
     GlobalHydra.instance().clear()
@@ -280,7 +336,7 @@ def test_overrides_compose(composes: Callable[..., Any]) -> None:
 
 
 def test_choices_of_groups() -> None:
-    for group in ("recipe", "size", "role", "preset"):
+    for group in ("recipe", "size", "role", "preset", "cluster"):
         (told,) = re.findall(rf"^\| `{group}` \| (.*?) \|", HYDRA.text, flags=re.MULTILINE)
         choices = {file.stem for file in (CONFIGS / group).glob("*.yaml")} - {"common"}
         assert set(re.findall(r"`(\w+)`", told)) == choices

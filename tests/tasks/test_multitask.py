@@ -363,8 +363,9 @@ def test_from_a_mixture_to_each_members_answers(
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
 def test_processes_with_batches_of_different_members_train_one_model(
-    task: MultitaskTask, mixture: Path, answer_vocabulary: Path, programs: Path, tmp_path: Path
+    backend: str, task: MultitaskTask, mixture: Path, answer_vocabulary: Path, programs: Path, tmp_path: Path
 ) -> None:
     """Two processes with a batch each do what one does that sums up the gradients of both."""
     order = [member for member, _ in batches_of(task, 1)]
@@ -383,7 +384,7 @@ def test_processes_with_batches_of_different_members_train_one_model(
         )
 
     distributed = [
-        *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn"),
+        *("--distributed-backend", "gloo", "--ddp-backend", backend, "--distributed-no-spawn"),
         *("--distributed-world-size", 2, "--distributed-init-method", f"file://{tmp_path / 'rendezvous'}"),
     ]
     both = [start("two", *distributed, "--distributed-rank", rank) for rank in (0, 1)]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,11 @@ Run = Callable[..., Losses]
 ROOT = Path(__file__).parents[2]
 TEXTS = ("a red square", "two dogs run", "the blue hat", "a cat", "a bird and a boat", "one tree", "a wall")
 
-# fairseq-train that prints each update's loss with all its digits, and that kills itself after an update if told to.
+# fairseq-train that prints each update's loss with all its digits, the rows of each step and the checkpoints that it
+# writes, and that kills itself after an update if told to.
 LAUNCHER = """
 import os, signal, sys
-from fairseq import trainer
+from fairseq import checkpoint_utils, trainer
 from fairseq_cli.train import cli_main
 
 killed_after = int(sys.argv.pop(1))
@@ -40,10 +44,25 @@ def print_exactly(self, logged, sample_size, grad_norm=None):
         print("EXACT", self.get_num_updates(), loss.hex(), flush=True)
     output = reduce(self, logged, sample_size, grad_norm)
     if grad_norm is not None and self.get_num_updates() == killed_after:
+        print("KILLED", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return output
 
+def print_rows(kind, step):
+    def run(self, batches, *arguments, **options):
+        kept = [batch for batch in (batches if kind == "TRAIN" else [batches]) if batch and not batch.get("stand_in")]
+        print(kind, *[row for batch in kept for row in batch["id"]], flush=True)
+        return step(self, batches, *arguments, **options)
+    return run
+
+def print_file(*arguments, **options):
+    print("SAVE", arguments[1], flush=True)
+    return save(*arguments, **options)
+
 trainer.Trainer._reduce_and_log_stats = print_exactly
+trainer.Trainer.train_step = print_rows("TRAIN", trainer.Trainer.train_step)
+trainer.Trainer.valid_step = print_rows("VALID", trainer.Trainer.valid_step)
+save, checkpoint_utils.torch_persistent_save = checkpoint_utils.torch_persistent_save, print_file
 cli_main()
 """
 
@@ -132,6 +151,66 @@ def train_in_processes(tmp_path: Path, programs: Path) -> Iterator[Callable[...,
             status = process.wait(timeout=240)
             assert status == (-9 if killed_after else 0), log.read_text()[-3000:]
         return [read_losses(log) for log in logs]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@dataclass
+class Nodes:
+    """A training on some machines, all of them this one: a torchrun for each, with one process.
+
+    Attributes:
+        torchruns: the torchrun of each node.
+        logs: what it and its process print.
+    """
+
+    torchruns: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Wait for the end of all nodes, and return the exit status of each."""
+        end = time.monotonic() + seconds
+        return [torchrun.wait(timeout=max(end - time.monotonic(), 0.1)) for torchrun in self.torchruns]
+
+    def wait_for_a_kill(self) -> None:
+        """Wait until the process of a node kills itself."""
+        end = time.monotonic() + 240
+        while not any("KILLED" in log.read_text() for log in self.logs):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    def losses(self) -> list[Losses]:
+        """Return the losses that each node's process printed; all nodes must have ended well."""
+        statuses = self.wait()
+        assert statuses == [0] * len(self.logs), "\n".join(log.read_text()[-3000:] for log in self.logs)
+        return [read_losses(log) for log in self.logs]
+
+
+@pytest.fixture
+def train_on_nodes(tmp_path: Path, programs: Path) -> Iterator[Callable[..., Nodes]]:
+    """Give a function that starts fairseq-train by a torchrun on each of two nodes, with gloo, on a CPU."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*arguments: object, killed_after: dict[int, int] | None = None) -> Nodes:
+        """Start two nodes; `killed_after` has the update after which the process of a node is killed."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums depend on it
+        nodes = Nodes([], [tmp_path / f"node{node}.log" for node in range(2)])
+        for node, log in enumerate(nodes.logs):
+            words: list[object] = [programs / "torchrun", "--nnodes", 2, "--nproc-per-node", 1, "--rdzv-id", "test"]
+            words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+            words += ["--no-python", programs / "forked-python", "-c", LAUNCHER]
+            words += [(killed_after or {}).get(node, 0), *arguments, "--user-dir", plugin_folder()]
+            with log.open("wb") as stream:
+                nodes.torchruns.append(
+                    subprocess.Popen(list(map(str, words)), env=environment, stdout=stream, stderr=subprocess.STDOUT)
+                )
+        started.extend(nodes.torchruns)
+        return nodes
 
     yield run
     for process in started:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from multiprocessing import spawn
 from pathlib import Path
@@ -24,22 +26,22 @@ ROOT = Path(__file__).parents[2]
 STOCK = NarvlTrainer.__bases__[0]
 
 OURS = "THE TRAINER IS OURS"
-# A user directory that ends each process of a training where its trainer is built, and says so if that is ours. It
-# pretends to have a GPU, without which fairseq does not serve torchrun.
+# A user directory that ends each process of a training where its trainer is built, and says so if that is ours.
 PROBE = f"""
 import narvl_plugin.registered
 import torch
 from narvl_plugin.training.trainer import NarvlTrainer
 
-def end(self, *_, **__):
-    print({OURS!r}, flush=True)
+def end(self, cfg, *_, **__):
+    device = "the CPU" if cfg.common.cpu else "GPU %d" % torch.cuda.current_device()
+    print({OURS!r}, "in", cfg.distributed_training.distributed_world_size, "on", device, flush=True)
     raise SystemExit(0)
 
 NarvlTrainer.__init__ = end
-torch.cuda.device_count = lambda: 1
 """
+MODULE = ["-m", "fairseq_cli.train"]
+SCRIPT = [Path(sysconfig.get_path("scripts")) / "fairseq-train"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-IN_TWO = ["--distributed-world-size", 2, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
 
 
 @pytest.fixture
@@ -61,14 +63,26 @@ def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("launcher", "more"), [([], []), (TORCHRUN, [*IN_TWO, "--distributed-no-spawn"])])
+@pytest.mark.parametrize(("launcher", "processes"), [(MODULE, 1), (TORCHRUN + MODULE, 2), (TORCHRUN + SCRIPT, 2)])
 def test_it_trains_under_python_m_and_torchrun(
-    launcher: list[object], more: list[object], options: list[object], probe: Path, tmp_path: Path
+    launcher: list[object], processes: int, options: list[object], probe: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, *launcher, "-m", "fairseq_cli.train", *options, "--batch-size", 2, "--user-dir", probe]
-    done = run(tmp_path, *command, *more, "--save-dir", tmp_path / "out")
+    command = [sys.executable, *launcher, *options, "--batch-size", 2, "--user-dir", probe]
+    done = run(tmp_path, *command, "--save-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(OURS) == (2 if launcher else 1), done.stdout
+    assert done.stdout.count(f"{OURS} in {processes}") == processes, done.stdout
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_under_torchrun_each_process_takes_its_own_gpu(options: list[object], probe: Path, tmp_path: Path) -> None:
+    gpus = torch.cuda.device_count()
+    options = [word for word in options if word != "--cpu"] + ["--batch-size", 2, "--user-dir", probe]
+    command = [sys.executable, *TORCHRUN[:-1], gpus, *MODULE, *options, "--save-dir", tmp_path / "out"]
+    done = run(tmp_path, *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.findall(rf"{OURS} in {gpus} on GPU (\d+)", done.stdout)
+    assert sorted(map(int, found)) == list(range(gpus))
 
 
 def test_it_trains_under_fairseq_train(options: list[object], probe: Path, programs: Path, tmp_path: Path) -> None:
