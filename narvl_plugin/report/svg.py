@@ -10,6 +10,8 @@ import matplotlib
 import networkx
 from matplotlib.figure import Figure
 
+from narvl_plugin.data.triplets import Triplet, objects_of, triplet_words
+
 INK, RULE, GUIDE = "#1c2430", "#d5dae1", "#8b95a3"
 STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
     "svg.fonttype": "none",
@@ -31,6 +33,29 @@ def for_html(svg: str, description: str) -> str:
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(?:width|height|xmlns(?::\w+)?)="[^"]*"', "", opening)
     return f'{opening} role="img" aria-label="{escape(description)}">{rest}'
+
+
+def triplets_picture(triplets: Sequence[Triplet], size: tuple[int, int]) -> str:
+    """Draw a scene graph, with each object at its place in the image.
+
+    Args:
+        triplets: the triplets, with boxes in pixels.
+        size: the width and height of the image, in pixels.
+
+    Returns:
+        An ``<svg>`` element; empty without triplets.
+    """
+    if not triplets:
+        return ""
+    objects, pairs = objects_of(triplets)
+    width, height = size
+    boxes = [one.box for one in objects]
+    nodes = [
+        (one.noun, (left + right) / 2 / width, (upper + lower) / 2 / height)
+        for one, (left, upper, right, lower) in zip(objects, boxes, strict=True)
+    ]
+    edges = [(*pair, one.relation) for pair, one in zip(pairs, triplets, strict=True)]
+    return graph_picture(nodes, edges, description=triplet_words(triplets))
 
 
 def graph_picture(
