@@ -43,18 +43,8 @@ def test_verbs_are_those_that_it_was_trained_for(student: narvl.Model, write_che
 
 
 @pytest.fixture
-def regions(write_checkpoint: Any, vocabulary: Path) -> Callable[[str], narvl.Model]:
-    """Give a function that returns a random model of all regions, of a family."""
-    options = {"bpe_dir": str(vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
-    return lambda family: narvl.load(write_checkpoint("regions.pt", family, "regions", **options), device="cpu")
-
-
-@pytest.fixture
-def graphs(write_checkpoint: Any, graph_vocabulary: Path, names_file: Path) -> Callable[[str], narvl.Model]:
-    """Give a function that returns a random model of scene graphs, of a family."""
-    options = {"bpe_dir": str(graph_vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
-    options["names_file"] = str(names_file)
-    return lambda family: narvl.load(write_checkpoint("graph.pt", family, "scene_graph", **options), device="cpu")
+def regions(write_regions: Callable[[str], Path]) -> narvl.Model:
+    return narvl.load(write_regions, device="cpu")
 
 
 PHRASES = ["every cat", "all dogs", "nothing", "everything but the cats"]
@@ -62,9 +52,9 @@ PHRASES = ["every cat", "all dogs", "nothing", "everything but the cats"]
 
 @pytest.mark.parametrize("family", ["narvl", "ofa"])
 def test_all_boxes_of_a_phrase_are_found_the_most_probable_first(
-    regions: Callable[[str], narvl.Model], image: Image.Image, family: str
+    write_regions: Callable[[str], Path], image: Image.Image, family: str
 ) -> None:
-    model = regions(family)
+    model = narvl.load(write_regions(family), device="cpu")
     assert model.verbs == ("regions", "locate")
     predictions = model.locate(image, PHRASES, all=True)
     assert any(len(found.boxes) > 1 for found in predictions)
@@ -83,37 +73,37 @@ def test_all_boxes_of_a_phrase_are_found_the_most_probable_first(
         model.locate(image, "every cat", all=True, constraint=LengthRange(1, 2))
 
 
-def test_without_all_a_model_of_regions_gives_the_most_probable_box(
-    regions: Callable[[str], narvl.Model], image: Image.Image
-) -> None:
-    model = regions("narvl")
-    for found, all_of_them in zip(model.locate(image, PHRASES), model.locate(image, PHRASES, all=True), strict=True):
+def test_without_all_a_model_of_regions_gives_the_most_probable_box(regions: narvl.Model, image: Image.Image) -> None:
+    for found, all_of_them in zip(
+        regions.locate(image, PHRASES), regions.locate(image, PHRASES, all=True), strict=True
+    ):
         first = all_of_them.boxes[0]
         assert (found.box, found.confidence) == (first.box, pytest.approx(first.probability, abs=1e-6))
         assert found.text == ",".join(f"{edge:.6g}" for edge in first.box)
         assert found.boxes == () and len(found.alternatives) == 1
         assert len(found.attention()) == len(found.tokens)
-        three = model.locate(image, found.prompt, nbest=3).alternatives
-        assert [one.box for one in three] == [one.box for one in model.locate(image, found.prompt, all=True).boxes[:3]]
+        three = regions.locate(image, found.prompt, nbest=3).alternatives
+        assert [one.box for one in three] == [
+            one.box for one in regions.locate(image, found.prompt, all=True).boxes[:3]
+        ]
 
 
 def test_without_a_region_there_is_no_box(
-    regions: Callable[[str], narvl.Model], image: Image.Image, monkeypatch: pytest.MonkeyPatch
+    regions: narvl.Model, image: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = regions("narvl")
-    nothing = model.predict("regions", image, "cats")
+    nothing = regions.predict("regions", image, "cats")
     nothing = replace(nothing, text="", boxes=(), confidence=0.75)
-    monkeypatch.setattr(type(model.engine("regions")), "predict", lambda *given: [nothing])
-    found = model.locate(image, "cats")
+    monkeypatch.setattr(type(regions.engine("regions")), "predict", lambda *given: [nothing])
+    found = regions.locate(image, "cats")
     assert (found.box, found.text, found.confidence) == (None, "", 0.75)
     assert [one.text for one in found.alternatives] == [""]
 
 
 @pytest.mark.parametrize("family", ["narvl", "ofa"])
 def test_a_graph_has_its_triplets_the_most_probable_first(
-    graphs: Callable[[str], narvl.Model], image: Image.Image, family: str
+    write_graphs: Callable[[str], Path], image: Image.Image, family: str
 ) -> None:
-    model = graphs(family)
+    model = narvl.load(write_graphs(family), device="cpu")
     assert model.verbs == ("graph",)
     one, other = model.graph([image, Image.new("RGB", (8, 6), "red")], batch_size=1)
     if family == "narvl":
@@ -134,8 +124,8 @@ def test_a_graph_has_its_triplets_the_most_probable_first(
         assert [one["object_box"] for one in record] == [list(one.object_box) for one in found.triplets]
 
 
-def test_options_that_are_not_for_graphs_are_refused(graphs: Callable[[str], narvl.Model], image: Image.Image) -> None:
-    model = graphs("narvl")
+def test_options_that_are_not_for_graphs_are_refused(write_graphs: Callable[[str], Path], image: Image.Image) -> None:
+    model = narvl.load(write_graphs("narvl"), device="cpu")
     with pytest.raises(narvl.InputError, match="constraint: is not for boxes"):
         model.graph(image, constraint=LengthRange(1, 2))
     with pytest.raises(narvl.InputError, match="abstain-below 0.5: is not for --task scene_graph, whose empty output"):
@@ -145,7 +135,7 @@ def test_options_that_are_not_for_graphs_are_refused(graphs: Callable[[str], nar
 
 
 def test_models_of_other_tasks_name_what_they_can_do(
-    student: narvl.Model, regions: Callable[[str], narvl.Model], image: Image.Image
+    student: narvl.Model, regions: narvl.Model, image: Image.Image
 ) -> None:
     message = r"was not trained for regions \(all boxes of a text\); it has caption, answer, locate, entails$"
     with pytest.raises(narvl.InputError, match=message):
@@ -153,7 +143,7 @@ def test_models_of_other_tasks_name_what_they_can_do(
     with pytest.raises(narvl.InputError, match="was not trained for graph; it has caption, answer, locate, entails$"):
         student.graph(image)
     with pytest.raises(narvl.InputError, match="was not trained for caption; it has regions, locate$"):
-        regions("narvl").caption(image)
+        regions.caption(image)
 
 
 @pytest.mark.parametrize("verb", TEXTS)

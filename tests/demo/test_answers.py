@@ -58,6 +58,51 @@ def test_an_answer_has_its_time_and_a_heat_map_for_each_token(
     assert "http:" not in shown.replace("http://www.w3.org/2000/svg", "") and "https:" not in shown
 
 
+def test_all_boxes_are_drawn_with_their_numbers(write_regions: Callable[[str], Path], image: bytes) -> None:
+    models = {"Model": narvl.load(write_regions("narvl"), device="cpu")}
+    asked = ask(models, "regions", image, "cat.png", "every cat", 3)
+    found = asked.answers["Model"].prediction
+    assert found is not None and len(found.boxes) > 1
+    shown = asked_html(asked)
+    assert f'<p class="text">{len(found.boxes)} regions</p>' in shown
+    assert re.findall(r"<text [^>]*>(\d)</text>", shown) == [str(number + 1) for number in range(len(found.boxes))]
+    assert all(f"<td>{one.probability:.3f}</td>" in shown for one in found.boxes)
+    assert f"confidence {found.confidence:.3f} that all of this is right, and nothing is missing</span>" in shown
+    one = ask(models, "locate", image, "cat.png", "every cat")
+    assert '<p class="text">box from ' in asked_html(one) and asked_html(one).count("<rect") == 2
+
+
+def test_a_graph_is_drawn_beside_the_boxes_of_its_objects(write_graphs: Callable[[str], Path], image: bytes) -> None:
+    asked = ask({"Model": narvl.load(write_graphs("narvl"), device="cpu")}, "graph", image, "cat.png", "")
+    found = asked.answers["Model"].prediction
+    assert found is not None and found.triplets
+    shown = asked_html(asked)
+    assert '<div class="graph"><svg' in shown and shown.count("<rect ") >= 2
+    first = found.triplets[0]
+    assert f"<td>{first.subject} {first.relation} {first.object}</td><td>{first.probability:.3f}</td>" in shown
+
+
+def test_an_empty_set_says_so() -> None:
+    for task, words in {"regions": "no such region", "scene_graph": "no relations"}.items():
+        empty = Answer(narvl.Prediction("", 0.5, (), (), (), task=task))
+        shown = asked_html(Asked(Image.new("RGB", (4, 4)), {"Model": empty}))
+        assert words in shown and "abstained" not in shown
+
+
+def test_a_page_opens_with_the_verbs_of_the_model(
+    write_regions: Callable[[str], Path], write_graphs: Callable[[str], Path]
+) -> None:
+    page = pytest.importorskip("narvl_plugin.demo.page", reason="the page needs the package gradio")
+    for checkpoint, verbs in ((write_regions("narvl"), ["regions", "locate"]), (write_graphs("narvl"), ["graph"])):
+        built = page.build_page({"Model": narvl.load(checkpoint, device="cpu")}, draw_examples())
+        (radio,) = [block for block in built.blocks.values() if block.elem_id == "verbs"]
+        assert [value for _, value in radio.choices] == verbs
+    other = narvl.load(write_graphs("narvl"), device="cpu")
+    other.engines = {"sing": other.engines["graph"]}
+    with pytest.raises(InputError, match="graphs.pt: has sing; narvl demo shows caption, answer, regions"):
+        page.build_page({"Model": other}, draw_examples())
+
+
 def test_the_number_of_alternatives_and_abstention_are_the_visitors(
     models: dict[str, narvl.Model], image: bytes
 ) -> None:
@@ -142,4 +187,4 @@ def test_examples_are_the_same_each_time_and_have_texts_for_each_verb() -> None:
     assert [one.image.tobytes() for one in examples] == [one.image.tobytes() for one in again]
     assert [one.texts for one in examples] == [one.texts for one in again]
     for one in examples:
-        assert one.name and set(one.texts) == {"answer", "locate", "entails"} and all(one.texts.values())
+        assert one.name and set(one.texts) == {"answer", "regions", "locate", "entails"} and all(one.texts.values())
