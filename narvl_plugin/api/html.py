@@ -11,7 +11,7 @@ from PIL import Image
 from narvl_plugin.data.any_image import as_seen
 from narvl_plugin.data.shown_images import data_uri, spotlight
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
-from narvl_plugin.data.triplets import objects_of, triplet_words
+from narvl_plugin.data.triplets import distinct_names, objects_of
 from narvl_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ STYLE = """
 .narvl .blank {background: #d0d7de; color: #424a53}
 .narvl .unsure {outline: 2px solid #bf3989}
 .narvl table {border-collapse: collapse} .narvl td {padding: 0 10px 0 0} .narvl td + td {text-align: right}
-.narvl .elements td:first-child {font-weight: 600} .narvl .elements td:nth-child(2) {text-align: left}
 .narvl .graph {background: #fff; border-radius: 8px; max-width: 400px; margin: 8px 0}
 """
 NOTHING = {"regions": "no such region", "scene_graph": "no relations"}
@@ -89,12 +88,12 @@ def box_words(box: Box) -> str:
 
 def elements_html(prediction: Prediction) -> str:
     """Return the elements of a set as a table, with their probabilities, and a graph also as a drawing."""
-    rows = [(str(number), box_words(box), probability) for number, (box, probability) in enumerate(prediction.boxes, 1)]
-    rows += [("", triplet_words([one.triplet]), one.probability) for one in prediction.triplets]
-    cells = "".join(
-        f"<tr><td>{name}</td><td>{escape(words)}</td><td>{probability:.3f}</td></tr>"
-        for name, words, probability in rows
-    )
+    rows = [(f"{number}: {box_words(box)}", sure) for number, (box, sure) in enumerate(prediction.boxes, 1)]
+    objects, pairs = objects_of([one.triplet for one in prediction.triplets])
+    names = distinct_names(objects)
+    for (subject, other), one in zip(pairs, prediction.triplets, strict=True):
+        rows.append((f"{names[subject]} {one.relation} {names[other]}", one.probability))
+    cells = "".join(f"<tr><td>{escape(words)}</td><td>{sure:.3f}</td></tr>" for words, sure in rows)
     return (f'<table class="elements">{cells}</table>' if rows else "") + graph_html(prediction)
 
 
@@ -159,7 +158,8 @@ def named_boxes(prediction: Prediction) -> list[tuple[str, Box]]:
     if prediction.box is not None:
         return [("", prediction.box)]
     objects, _ = objects_of([one.triplet for one in prediction.triplets])
-    return [(str(number), one.box) for number, one in enumerate(prediction.boxes, 1)] + [*objects]
+    found = [(str(number), one.box) for number, one in enumerate(prediction.boxes, 1)]
+    return found + [(name, one.box) for name, one in zip(distinct_names(objects), objects, strict=True)]
 
 
 def boxed_html(image: Image.Image, boxes: Sequence[tuple[str, Box]], text: str = "") -> str:
@@ -178,7 +178,7 @@ def boxed_html(image: Image.Image, boxes: Sequence[tuple[str, Box]], text: str =
             drawn += (
                 f'<text x="{left + 2 * stroke:.6g}" y="{upper + letters:.6g}" font-size="{letters:.3g}" '
                 f'font-family="sans-serif" font-weight="bold" fill="#bf3989" stroke="#fff" '
-                f'stroke-width="{letters / 4:.3g}" paint-order="stroke">{escape(name)}</text>'
+                f'stroke-width="{letters / 6:.3g}" paint-order="stroke">{escape(name)}</text>'
             )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{min(SIDE, 3 * width)}" '

@@ -12,6 +12,7 @@ one line of 1 to `LONGEST_NAME` characters without `|` and `&`, so it cannot hol
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -127,6 +128,16 @@ def objects_of(triplets: Iterable[Triplet]) -> tuple[list[Instance], list[tuple[
         return number
 
     return found, [(number_of(one.subject), number_of(one.object)) for one in triplets]
+
+
+def distinct_names(objects: Sequence[Instance]) -> list[str]:
+    """Return the nouns of objects; those of one noun are numbered, as `dog 1` and `dog 2`."""
+    total, so_far = Counter(one.noun for one in objects), Counter[str]()
+    names = []
+    for noun, _ in objects:
+        so_far[noun] += 1
+        names.append(f"{noun} {so_far[noun]}" if total[noun] > 1 else noun)
+    return names
 
 
 def _is_same(one: Instance, other: Instance) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import narvl
+from narvl_plugin.api import FoundTriplet
 from narvl_plugin.demo.answers import LONGEST_TEXT, Answer, Asked, ask
 from narvl_plugin.demo.examples import CHOSEN, draw_examples
 from narvl_plugin.demo.view import asked_html, error_html, slow_motion
@@ -78,8 +79,24 @@ def test_a_graph_is_drawn_beside_the_boxes_of_its_objects(write_graphs: Callable
     assert found is not None and found.triplets
     shown = asked_html(asked)
     assert '<div class="graph"><svg' in shown and shown.count("<rect ") >= 2
-    first = found.triplets[0]
-    assert f"<td>{first.subject} {first.relation} {first.object}</td><td>{first.probability:.3f}</td>" in shown
+    assert all(f"</td><td>{one.probability:.3f}</td>" in shown for one in found.triplets)
+
+
+def test_objects_of_one_noun_are_numbered_wherever_they_are_named() -> None:
+    one, two, hat = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0), (1.0, 0.0, 9.0, 9.0)
+    triplets = (
+        FoundTriplet("dog", one, "left of", "dog", two, 0.75),
+        FoundTriplet("dog", (0.0, 0.0, 9.0, 8.0), "costs $5 to $9 more than", "hat", hat, 0.5),
+    )
+    image = Image.new("RGB", (40, 30))
+    found = narvl.Prediction("", 0.5, (), (), (), triplets=triplets, task="scene_graph", image=image)
+    shown = asked_html(Asked(image, {"Model": Answer(found)}))
+    assert "<td>dog 1 left of dog 2</td><td>0.750</td>" in shown
+    assert "<td>dog 1 costs $5 to $9 more than hat</td>" in shown, "both first boxes are of one dog"
+    boxes, _, graph = shown.partition('<div class="graph">')
+    assert re.findall(r"<text [^>]*>([^<]*)</text>", boxes) == ["dog 1", "dog 2", "hat"]
+    for name in ("dog 1", "dog 2", "hat", "left of", "costs $5 to $9 more than"):
+        assert f">{name}</text>" in graph, "and no formula"
 
 
 def test_an_empty_set_says_so() -> None:
