@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 import narvl
+from narvl_plugin.api.prediction import box_text
 from narvl_plugin.ctc import LengthRange
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.tasks.regions import RegionsTask
 
 TEXTS = {"caption": None, "answer": "what color is the cat?", "locate": "the cat", "entails": "a cat sits"}
 
@@ -44,7 +46,7 @@ def test_verbs_are_those_that_it_was_trained_for(student: narvl.Model, write_che
 
 @pytest.fixture
 def regions(write_regions: Callable[[str], Path]) -> narvl.Model:
-    return narvl.load(write_regions, device="cpu")
+    return narvl.load(write_regions("narvl"), device="cpu")
 
 
 PHRASES = ["every cat", "all dogs", "nothing", "everything but the cats"]
@@ -71,6 +73,19 @@ def test_all_boxes_of_a_phrase_are_found_the_most_probable_first(
         assert [one["probability"] for one in record["boxes"]] == probabilities
     with pytest.raises(narvl.InputError, match="constraint"):
         model.locate(image, "every cat", all=True, constraint=LengthRange(1, 2))
+
+
+def test_boxes_are_sorted_by_their_probabilities(
+    regions: narvl.Model, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, *others = (found.box for found in regions.locate(image, PHRASES[0], all=True).boxes)
+    shares = [0.25, *(0.5 + 0.01 * number for number in range(len(others)))]
+    monkeypatch.setattr(RegionsTask, "element_confidences", lambda task, beam: shares)
+    found = regions.locate(image, PHRASES[0], all=True)
+    assert [box.probability for box in found.boxes] == shares[::-1]
+    assert found.text == found.alternatives[0].text == "&&".join(map(box_text, (box for box, _ in found.boxes)))
+    assert regions.locate(image, PHRASES[0]).box == found.boxes[0].box != found.boxes[-1].box
+    assert {box for box, _ in found.boxes} == {one, *others} and others
 
 
 def test_without_all_a_model_of_regions_gives_the_most_probable_box(regions: narvl.Model, image: Image.Image) -> None:
