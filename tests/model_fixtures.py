@@ -163,6 +163,25 @@ def write_checkpoint(tmp_path: Path, save_checkpoint: Callable[..., Path]) -> Ca
     return write
 
 
+SETS = {"patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
+"""Options of the tasks of the models below."""
+
+
+@pytest.fixture
+def write_regions(write_checkpoint: Callable[..., Path], vocabulary: Path) -> Callable[[str], Path]:
+    """Give a function that writes the checkpoint of a small random model of all regions, `narvl` or `ofa`."""
+    return lambda family: write_checkpoint("regions.pt", family, "regions", bpe_dir=str(vocabulary), **SETS)
+
+
+@pytest.fixture
+def write_graphs(
+    write_checkpoint: Callable[..., Path], graph_vocabulary: Path, names_file: Path
+) -> Callable[[str], Path]:
+    """Give a function that writes the checkpoint of a small random model of scene graphs, `narvl` or `ofa`."""
+    options = {"bpe_dir": str(graph_vocabulary), "names_file": str(names_file), **SETS}
+    return lambda family: write_checkpoint("graphs.pt", family, "scene_graph", **options)
+
+
 @pytest.fixture(scope="session")
 def several_tasks(tmp_path_factory: pytest.TempPathFactory, answer_vocabulary: Path) -> Path:
     """Give the checkpoint of a small random student of all four tasks, as `--task multitask` writes it."""

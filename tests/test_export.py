@@ -377,10 +377,14 @@ def test_a_student_of_a_side_that_is_no_multiple_of_16_is_exported(
     assert len(answers) == 1
 
 
-def test_sets_are_not_exported(vocabulary: Path, write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["regions", "scene_graph"])
+def test_sets_are_not_exported(
+    task: str, graph_vocabulary: Path, names_file: Path, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     options = {"num_bins": 10, "patch_image_size": 32, "max_image_size": 32}
-    checkpoint = write_checkpoint("student.pt", "narvl", "regions", bpe_dir=str(vocabulary), **options)
-    with pytest.raises(InputError, match="a student of regions cannot be exported"):
+    options |= {"names_file": str(names_file)} if task == "scene_graph" else {}
+    checkpoint = write_checkpoint("student.pt", "narvl", task, bpe_dir=str(graph_vocabulary), **options)
+    with pytest.raises(InputError, match=f"student.pt: is a student of {task}, which cannot be exported, since run.py"):
         export(checkpoint, tmp_path / "out", to="torch-export")
     assert not (tmp_path / "out").exists()
 

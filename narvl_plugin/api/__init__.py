@@ -2,6 +2,17 @@
 
 from narvl_plugin.api.loading import load
 from narvl_plugin.api.model import Decoding, Model
-from narvl_plugin.api.prediction import Alternative, FoundBox, HeatMap, Prediction, Query, Token
+from narvl_plugin.api.prediction import Alternative, FoundBox, FoundTriplet, HeatMap, Prediction, Query, Token
 
-__all__ = ["Alternative", "Decoding", "FoundBox", "HeatMap", "Model", "Prediction", "Query", "Token", "load"]
+__all__ = [
+    "Alternative",
+    "Decoding",
+    "FoundBox",
+    "FoundTriplet",
+    "HeatMap",
+    "Model",
+    "Prediction",
+    "Query",
+    "Token",
+    "load",
+]

@@ -10,6 +10,8 @@ from PIL import Image
 
 from narvl_plugin.data.any_image import as_seen
 from narvl_plugin.data.shown_images import data_uri, spotlight
+from narvl_plugin.data.text import REFERENCE_SEPARATOR
+from narvl_plugin.data.triplets import distinct_names, objects_of
 from narvl_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,20 +36,24 @@ STYLE = """
 .narvl .blank {background: #d0d7de; color: #424a53}
 .narvl .unsure {outline: 2px solid #bf3989}
 .narvl table {border-collapse: collapse} .narvl td {padding: 0 10px 0 0} .narvl td + td {text-align: right}
+.narvl .graph {background: #fff; border-radius: 8px; max-width: 400px; margin: 8px 0}
 """
+NOTHING = {"regions": "no such region", "scene_graph": "no relations"}
+"""What an empty set says, by task."""
 UNSURE = 0.5
 """Probability below which a query's label is marked."""
 
 
 def prediction_html(prediction: Prediction) -> str:
-    """Return a prediction as a piece of HTML: the image with its box, the text, the queries and the alternatives."""
+    """Return a prediction as a piece of HTML: the image with its boxes, the text, the queries and the alternatives."""
     prompt = f"<div>{escape(prediction.prompt)}</div>" if prediction.prompt else ""
     parts = [
         prompt,
-        f'<div class="text">{escape(prediction.text) or "<i>no output: the model abstained</i>"}</div>',
+        f'<div class="text">{output_html(prediction)}</div>',
         f"<div>{confidence_text(prediction)}</div>",
+        elements_html(prediction),
         queries_html(prediction.queries),
-        alternatives_html(prediction.alternatives),
+        alternatives_html(prediction),
     ]
     shown = image_html(prediction)
     left = f"<div>{shown}</div>" if shown else ""
@@ -55,9 +61,50 @@ def prediction_html(prediction: Prediction) -> str:
 
 
 def confidence_text(prediction: Prediction) -> str:
-    """Return the confidence of a prediction in words. That of a caption is about its exact wording."""
+    """Return the confidence of a prediction in words.
+
+    That of a caption is about its exact wording, and that of a set about all of its elements.
+    """
     meaning = " in exactly these words" if prediction.task == "caption" else ""
+    if prediction.task in NOTHING and prediction.box is None:
+        meaning = " that all of this is right, and nothing is missing"
     return f"confidence {prediction.confidence:.3f}{meaning}"
+
+
+def output_html(prediction: Prediction) -> str:
+    """Return the output of a prediction in words; of a set, the number of its elements."""
+    if elements := prediction.boxes or prediction.triplets:
+        kind = "region" if prediction.boxes else "relation"
+        return f"{len(elements)} {kind}{'s' if len(elements) > 1 else ''}"
+    if prediction.box is not None:
+        return box_words(prediction.box)
+    return escape(prediction.text) or NOTHING.get(prediction.task, "<i>no output: the model abstained</i>")
+
+
+def box_words(box: Box) -> str:
+    """Return words for a box."""
+    return "box from {:.0f}, {:.0f} to {:.0f}, {:.0f}".format(*box)
+
+
+def elements_html(prediction: Prediction) -> str:
+    """Return the elements of a set as a table, with their probabilities, and a graph also as a drawing."""
+    rows = [(f"{number}: {box_words(box)}", sure) for number, (box, sure) in enumerate(prediction.boxes, 1)]
+    objects, pairs = objects_of([one.triplet for one in prediction.triplets])
+    names = distinct_names(objects)
+    for (subject, other), one in zip(pairs, prediction.triplets, strict=True):
+        rows.append((f"{names[subject]} {one.relation} {names[other]}", one.probability))
+    cells = "".join(f"<tr><td>{escape(words)}</td><td>{sure:.3f}</td></tr>" for words, sure in rows)
+    return (f'<table class="elements">{cells}</table>' if rows else "") + graph_html(prediction)
+
+
+def graph_html(prediction: Prediction) -> str:
+    """Return the graph of a prediction as a drawing, each object at its place; empty without triplets or an image."""
+    if not prediction.triplets or prediction.image is None:
+        return ""
+    from narvl_plugin.report.svg import triplets_picture  # matplotlib takes a while to import
+
+    size = as_seen(prediction.image, "image").size
+    return f'<div class="graph">{triplets_picture([one.triplet for one in prediction.triplets], size)}</div>'
 
 
 def queries_html(queries: Sequence[Query], buttons: bool = False) -> str:
@@ -84,36 +131,55 @@ def queries_html(queries: Sequence[Query], buttons: bool = False) -> str:
     return f'<ol class="queries" aria-label="queries">{"".join(slots)}</ol>'
 
 
-def alternatives_html(alternatives: Sequence[Alternative]) -> str:
+def alternatives_html(prediction: Prediction) -> str:
     """Return the best outputs as a table, if there are several."""
-    if len(alternatives) < 2:
+    if len(prediction.alternatives) < 2:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(one.text) or '(empty)'}</td><td>{one.confidence:.3f}</td></tr>" for one in alternatives
+        f"<tr><td>{escape(_words_of(one))}</td><td>{one.confidence:.3f}</td></tr>" for one in prediction.alternatives
     )
     return f"<table>{rows}</table>"
 
 
+def _words_of(alternative: Alternative) -> str:
+    text = alternative.text.replace(REFERENCE_SEPARATOR, "; ")
+    return (text if alternative.box is None else box_words(alternative.box)) or "(empty)"
+
+
 def image_html(prediction: Prediction) -> str:
-    """Return the image of a prediction, with its box drawn on it; empty if the prediction has no image."""
+    """Return the image of a prediction, with its boxes drawn on it; empty if the prediction has no image."""
     if prediction.image is None:
         return ""
-    image = as_seen(prediction.image, "image")
-    return boxed_html(image, prediction.box, prediction.text)
+    return boxed_html(as_seen(prediction.image, "image"), named_boxes(prediction), prediction.text)
 
 
-def boxed_html(image: Image.Image, box: Box | None, text: str = "") -> str:
-    """Return an image as an SVG with a box drawn on it, if there is one."""
+def named_boxes(prediction: Prediction) -> list[tuple[str, Box]]:
+    """Return the boxes of a prediction with their names: numbers of several regions, and nouns of a graph."""
+    if prediction.box is not None:
+        return [("", prediction.box)]
+    objects, _ = objects_of([one.triplet for one in prediction.triplets])
+    found = [(str(number), one.box) for number, one in enumerate(prediction.boxes, 1)]
+    return found + [(name, one.box) for name, one in zip(distinct_names(objects), objects, strict=True)]
+
+
+def boxed_html(image: Image.Image, boxes: Sequence[tuple[str, Box]], text: str = "") -> str:
+    """Return an image as an SVG with boxes and their names drawn on it."""
     width, height = image.size
     shown, drawn = image_uri(shrunk(image)), ""
-    if box is not None:
-        left, upper, right, lower = box
-        stroke = max(width, height) / 100
+    # Without the white rim, a box or a name could not be seen on some images.
+    stroke, letters = max(width, height) / (100 if len(boxes) < 2 else 150), max(width, height) / 18
+    for name, (left, upper, right, lower) in boxes:
         edges = f'x="{left:.6g}" y="{upper:.6g}" width="{right - left:.6g}" height="{lower - upper:.6g}" fill="none"'
-        drawn = (  # the white rim keeps the box visible on any image
+        drawn += (
             f'<rect {edges} stroke="#fff" stroke-width="{2 * stroke:.3g}"/>'
             f'<rect {edges} stroke="#bf3989" stroke-width="{stroke:.3g}"/>'
         )
+        if name:
+            drawn += (
+                f'<text x="{left + 2 * stroke:.6g}" y="{upper + letters:.6g}" font-size="{letters:.3g}" '
+                f'font-family="sans-serif" font-weight="bold" fill="#bf3989" stroke="#fff" '
+                f'stroke-width="{letters / 6:.3g}" paint-order="stroke">{escape(name)}</text>'
+            )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{min(SIDE, 3 * width)}" '
         f'role="img" aria-label="{escape(text)}"><image href="{shown}" width="{width}" height="{height}" '

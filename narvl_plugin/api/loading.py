@@ -11,6 +11,7 @@ import torch
 
 from narvl_plugin.api.exported import SETTINGS_FILE, ExportedEngine
 from narvl_plugin.api.model import Decoding, Engine, Model
+from narvl_plugin.api.surest_box import SurestBox
 from narvl_plugin.api.trained import TrainedEngine
 from narvl_plugin.checkpoints.record import Checkpoint
 from narvl_plugin.ctc import OutputConstraint
@@ -99,6 +100,8 @@ def load(
     for one in tasks.values():
         # Of two members with one task the first answers; the other is loaded by its name.
         engines.setdefault(one.verb, TrainedEngine(Predictor(model, one, {}, chosen), lock))
+    if "regions" in engines:
+        engines.setdefault("locate", SurestBox(engines["regions"]))
     return _checked(Model(str(path) if checkpoint is not None else IN_THE_BOX, engines, decoding, batch_size))
 
 

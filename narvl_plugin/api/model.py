@@ -130,7 +130,10 @@ class Model:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """What this model does: its methods, of caption, answer, locate and entails; other verbs are for `predict`."""
+        """What this model does: its methods, of caption, answer, locate, graph and entails.
+
+        `regions` is `locate` with all=True. Other verbs are for `predict`.
+        """
         return tuple(self.engines)
 
     @overload
@@ -167,21 +170,45 @@ class Model:
         return self.predict("answer", images, question, **options)
 
     @overload
-    def locate(self, images: AnyImage, text: str, **options: Any) -> Prediction: ...
+    def locate(self, images: AnyImage, text: str, *, all: bool = False, **options: Any) -> Prediction: ...
     @overload
-    def locate(self, images: Sequence[AnyImage], text: str | Sequence[str], **options: Any) -> list[Prediction]: ...
-    def locate(self, images: Images, text: str | Sequence[str], **options: Any) -> Prediction | list[Prediction]:
-        """Find the region of images that a text describes: `box`, in pixels of the image as a person sees it.
+    def locate(
+        self, images: Sequence[AnyImage], text: str | Sequence[str], *, all: bool = False, **options: Any
+    ) -> list[Prediction]: ...
+    def locate(
+        self, images: Images, text: str | Sequence[str], *, all: bool = False, **options: Any
+    ) -> Prediction | list[Prediction]:
+        """Find the region of images that a text describes, or all of them, in pixels of the image as a person sees it.
+
+        One region is `box`. A model of the task `regions` predicts the most probable of its boxes, and None if there is
+        no such region. All regions are `boxes`, the most probable first, each with its probability.
 
         Args:
             images: an image, or a list.
             text: words for the region, or a list with one for each image.
+            all: whether to find all regions, which takes a model of the task `regions`.
             **options: see `Decoding`; also `batch_size`.
 
         Raises:
-            InputError: if an image or a text cannot be used, or the model was not trained to locate.
+            InputError: if an image or a text cannot be used, or the model was not trained to locate, or for `regions`.
         """
-        return self.predict("locate", images, text, **options)
+        return self.predict("regions" if all else "locate", images, text, **options)
+
+    @overload
+    def graph(self, images: AnyImage, **options: Any) -> Prediction: ...
+    @overload
+    def graph(self, images: Sequence[AnyImage], **options: Any) -> list[Prediction]: ...
+    def graph(self, images: Images, **options: Any) -> Prediction | list[Prediction]:
+        """Find the relations of the objects in images: `triplets`, the most probable first, each with its probability.
+
+        Args:
+            images: an image, or a list.
+            **options: see `Decoding`; also `batch_size`.
+
+        Raises:
+            InputError: if an image cannot be read, or the model was not trained for the task `scene_graph`.
+        """
+        return self.predict("graph", images, None, **options)
 
     @overload
     def entails(self, images: AnyImage, statement: str, **options: Any) -> Prediction: ...
@@ -268,7 +295,8 @@ class Model:
             InputError: if the model was not trained for it.
         """
         if verb not in self.engines:
-            raise InputError(f"{self.name}: was not trained for {verb}; it has {', '.join(self.verbs)}")
+            meaning = " (all boxes of a text)" if verb == "regions" else ""
+            raise InputError(f"{self.name}: was not trained for {verb}{meaning}; it has {', '.join(self.verbs)}")
         return self.engines[verb]
 
     def decoding_for(self, verb: str, **options: Any) -> Decoding:

@@ -12,10 +12,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from narvl_plugin.api.html import prediction_html
+from narvl_plugin.data.triplets import Instance, Triplet
 from narvl_plugin.errors import InputError
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge, in pixels of the image as a person sees it."""
+
+
+def box_text(box: Box) -> str:
+    """Return a box as `x0,y0,x1,y1`."""
+    return ",".join(f"{edge:.6g}" for edge in box)
 
 
 class Token(NamedTuple):
@@ -54,6 +60,37 @@ class FoundBox(NamedTuple):
     probability: float
 
 
+class FoundTriplet(NamedTuple):
+    """A relation between two objects of an image.
+
+    Attributes:
+        subject: the noun of the subject.
+        subject_box: its box.
+        relation: the relation, such as `on`.
+        object: the noun of the object.
+        object_box: its box.
+        probability: the probability that the image has this relation between these objects.
+    """
+
+    subject: str
+    subject_box: Box
+    relation: str
+    object: str
+    object_box: Box
+    probability: float
+
+    @classmethod
+    def of(cls, triplet: Triplet, probability: float) -> FoundTriplet:
+        """Return a triplet with its probability."""
+        subject, relation, other = triplet
+        return cls(*subject, relation, *other, probability)
+
+    @property
+    def triplet(self) -> Triplet:
+        """The triplet without its probability, as columns of TSV files hold it."""
+        return Triplet(Instance(self.subject, self.subject_box), self.relation, Instance(self.object, self.object_box))
+
+
 class HeatMap(NamedTuple):
     """Where a model looked for one token.
 
@@ -72,15 +109,17 @@ class Prediction:
     """The output of a model for one image.
 
     Attributes:
-        text: a caption, an answer, `x0,y0,x1,y1` of a box, those of several boxes joined by `&&`, or yes, no or maybe.
-            Empty if the model abstained, or found no region.
+        text: a caption, an answer, `x0,y0,x1,y1` of a box, or yes, no or maybe. Several boxes, or the triplets of a
+            graph, are joined by `&&`, as in a column of a TSV file. Empty if the model abstained or found nothing.
         confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was. A caption is
-            correct if it equals a reference word by word, so its confidence is small.
+            correct if it equals a reference word by word, so its confidence is small. A set of boxes or triplets is
+            correct if it has all of them and no other.
         tokens: the tokens of the output.
         queries: the queries of a student; empty for a teacher, which has none.
         alternatives: the best outputs, this one first.
         box: the region, for a model that locates; None for others, and if the model abstained.
-        boxes: all regions, for a model of the task `regions`; empty if it found none.
+        boxes: all regions, the most probable first, for `locate` with all=True; empty if there is none.
+        triplets: the relations of an image, the most probable first, for `graph`; empty if there is none.
         task: the task, such as `caption`.
         prompt: the text that was read beside the image, if any.
         image: the image as it was given, or the bytes of an open file.
@@ -94,6 +133,7 @@ class Prediction:
     alternatives: tuple[Alternative, ...]
     box: Box | None = None
     boxes: tuple[FoundBox, ...] = ()
+    triplets: tuple[FoundTriplet, ...] = ()
     task: str = ""
     prompt: str | None = None
     image: Any = field(default=None, repr=False, compare=False)
@@ -114,8 +154,8 @@ class Prediction:
         """Return the prediction as plain values, for JSON. The image is left out."""
         plain = asdict(replace(self, image=None, _look=None))
         del plain["image"], plain["_look"]
-        for name, kind in (("tokens", Token), ("queries", Query), ("alternatives", Alternative), ("boxes", FoundBox)):
-            plain[name] = [kind(*part)._asdict() for part in getattr(self, name)]
+        for name in ("tokens", "queries", "alternatives", "boxes", "triplets"):
+            plain[name] = [part._asdict() for part in getattr(self, name)]
         return plain
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,16 +12,27 @@ from typing import Any
 import torch
 
 from narvl_plugin.api.model import Decoding, name_of
-from narvl_plugin.api.prediction import Alternative, Box, FoundBox, HeatMap, Prediction, Query, Token
+from narvl_plugin.api.prediction import (
+    Alternative,
+    FoundBox,
+    FoundTriplet,
+    HeatMap,
+    Prediction,
+    Query,
+    Token,
+    box_text,
+)
 from narvl_plugin.ctc import slot_kinds
 from narvl_plugin.data.collate import Batch, Sample
 from narvl_plugin.data.table import Table
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
+from narvl_plugin.data.triplets import Triplet, format_triplet
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.attention import token_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.tasks.scene_graph import SceneGraphTask
 
 LISTED = 5
 """Alternatives of a closed list, where the caller names no number."""
@@ -113,7 +124,7 @@ class TrainedEngine:
             raise InputError(f"ngram_automaton: is for caption; {self.verb} has its own outputs")
         if decoding.ngram_automaton and max(decoding.beam or 1, decoding.nbest or 1) > 1:
             raise InputError("ngram_automaton: finds the one best caption; take a beam of 1, and an nbest of 1")
-        if decoding.constraint is not None and predictor.task.bins is not None:
+        if decoding.constraint is not None and (predictor.task.bins is not None or predictor.task.predicts_sets):
             raise InputError("constraint: is not for boxes, which always have four edges in order")
         generation = dict(predictor.generation)
         if decoding.ngram_automaton:
@@ -139,42 +150,52 @@ class TrainedEngine:
         tokens = best["tokens"][:-1] if int(best["tokens"][-1]) == task.target_dictionary.eos() else best["tokens"]
         labels = tokens.tolist()
         probabilities = best["positional_scores"][: len(labels)].exp().tolist()
-        boxes = self._boxes(searching, batch, row, best)
+        outputs = beam[: max(1, searching.generation["nbest"])]
+        found = [self._elements(searching, batch, row, one) for one in outputs]
+        sure: list[float] = []
+        if task.predicts_sets and found[0]:
+            pairs = zip(task.element_confidences(beam), found[0], strict=True)
+            sure, found[0] = map(list, zip(*sorted(pairs, key=lambda pair: -pair[0]), strict=True))
         alternatives = tuple(
             Alternative(
-                self._text(searching, one, found),
+                self._text(searching, one, elements),
                 task.confidence(beam) if one is best else BaseTask.confidence(task, [one]),
-                None if task.predicts_sets or not found else found[0],
+                None if task.predicts_sets or not elements else elements[0],
             )
-            for one in beam[: max(1, searching.generation["nbest"])]
-            for found in [self._boxes(searching, batch, row, one)]
+            for one, elements in zip(outputs, found, strict=True)
         )
+        surest_first = list(zip(found[0], sure, strict=False))
         return Prediction(
-            text=self._text(searching, best, boxes),
+            text=alternatives[0].text,
             confidence=alternatives[0].confidence,
             tokens=tuple(map(Token, map(searching.label_text, labels), probabilities)),
             queries=self._queries(searching, best, model.blank) if isinstance(model, NarvlModel) else (),
             alternatives=alternatives,
             box=alternatives[0].box,
-            boxes=tuple(map(FoundBox, boxes, task.element_confidences(beam))) if task.predicts_sets else (),
+            boxes=tuple(FoundBox(*pair) for pair in surest_first if not isinstance(pair[0], Triplet)),
+            triplets=tuple(FoundTriplet.of(*pair) for pair in surest_first if isinstance(pair[0], Triplet)),
             task=self.task,
             labels=tuple(labels),
         )
 
     @staticmethod
-    def _text(searching: Predictor, hypothesis: dict[str, Any], boxes: Sequence[Box]) -> str:
-        if searching.task.bins is None:
+    def _text(searching: Predictor, hypothesis: dict[str, Any], elements: Sequence[Any]) -> str:
+        if searching.task.bins is None and not searching.task.predicts_sets:
             return " ".join(searching.text([hypothesis]).split())
-        return REFERENCE_SEPARATOR.join(",".join(f"{edge:.6g}" for edge in box) for box in boxes)
+        return REFERENCE_SEPARATOR.join(
+            format_triplet(one) if isinstance(one, Triplet) else box_text(one) for one in elements
+        )
 
     @staticmethod
-    def _boxes(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> list[Box]:
-        """Return the boxes of a hypothesis in pixels of its image."""
-        if searching.task.bins is None:
+    def _elements(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> list[Any]:
+        """Return the boxes or triplets of a hypothesis in pixels of its image; none for other tasks."""
+        task = searching.task
+        if task.bins is None and not task.predicts_sets:
             return []
-        ratios = batch["w_resize_ratios"][row], batch["h_resize_ratios"][row]
-        boxes: list[Any] = searching.task.boxes(hypothesis["tokens"], *ratios) or []
-        return [tuple(box) for box in boxes]
+        located = hypothesis["tokens"], batch["w_resize_ratios"][row], batch["h_resize_ratios"][row]
+        if isinstance(task, SceneGraphTask):
+            return task.triplets(*located) or []
+        return [tuple(box) for box in task.boxes(*located) or []]
 
     @staticmethod
     def _queries(searching: Predictor, hypothesis: dict[str, Any], blank: int) -> tuple[Query, ...]:

@@ -20,6 +20,7 @@ from narvl_plugin.cli.options import (
     Benchmark,
     BpeDir,
     Device,
+    GraphModel,
     ImageFiles,
     ImagesAndText,
     ImageWorkers,
@@ -281,6 +282,9 @@ def answer(
 def locate(
     images: ImagesAndText,
     checkpoint: AnyModel = None,
+    all: Annotated[
+        bool, typer.Option("--all", help="Find all regions that the words describe, by a model of the task regions.")
+    ] = False,
     out: Predictions = None,
     json: JsonLines = False,
     show: ShowPage = None,
@@ -295,15 +299,46 @@ def locate(
 ) -> None:
     """Find the region of image files that words describe.
 
-    Each line of the output holds a path, the box as x0,y0,x1,y1 in pixels of the upright image, and its confidence. If
-    the command is interrupted, the same command resumes where it stopped.
+    Each line of the output holds a path, the box as x0,y0,x1,y1 in pixels of the upright image, and its confidence.
+    With --all, && joins the boxes, the most probable first, and there may be none. If the command is interrupted, the
+    same command resumes where it stopped.
 
     Example: narvl locate scene.png "the red car" --show found.html
     """
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
-    _predict("locate", "boxes", *_images_and_text(images, "words"), options)
+    verb, things = ("regions", "sets of boxes") if all else ("locate", "boxes")
+    _predict(verb, things, *_images_and_text(images, "words"), options)
+
+
+@app.command()
+def graph(
+    images: ImageFiles,
+    checkpoint: GraphModel,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Find the relations of the objects in image files.
+
+    Each line of the output holds a path, the triplets and the confidence that they are all. && joins triplets, the most
+    probable first. A triplet is NOUN x0,y0,x1,y1 | RELATION | NOUN x0,y0,x1,y1, in pixels of the upright image. If the
+    command is interrupted, the same command resumes where it stopped.
+
+    Example: narvl graph scene.png --checkpoint student.pt --show graph.html
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, 0.0, skip_bad_rows, bpe_dir, device
+    )
+    _predict("graph", "graphs", images, None, options)
 
 
 @app.command()
@@ -336,7 +371,7 @@ def entail(
 
 
 class Answering(NamedTuple):
-    """The options that caption, answer, locate and entail share."""
+    """The options that caption, answer, locate, graph and entail share."""
 
     checkpoint: Path | None
     out: Path | None

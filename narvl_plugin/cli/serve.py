@@ -34,9 +34,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP.
 
-    Each of the model's verbs is an address: POST /caption, /answer, /locate, /entails. An image comes in a form or as
-    base64 in JSON. GET /openapi.json describes all fields, GET /health and /metrics tell the state. If the environment
-    variable NARVL_API_KEY is set, requests need the header Authorization: Bearer KEY.
+    Each of the model's verbs is an address: POST /caption, /answer, /locate, /regions, /graph, /entails. An image comes
+    in a form or as base64 in JSON. GET /openapi.json describes all fields, GET /health and /metrics tell the state. If
+    the environment variable NARVL_API_KEY is set, requests need the header Authorization: Bearer KEY.
 
     Example: curl -F image=@scene.png -F question="what color is the car?" localhost:8000/answer
     """

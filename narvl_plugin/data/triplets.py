@@ -12,10 +12,13 @@ one line of 1 to `LONGEST_NAME` characters without `|` and `&`, so it cannot hol
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from narvl_plugin.data.boxes import format_box, parse_box
+import torch
+
+from narvl_plugin.data.boxes import GOOD_IOU, format_box, iou, parse_box
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
 from narvl_plugin.errors import BadRow, harmless
 
@@ -76,7 +79,7 @@ def read_triplets(column: str, where: str) -> list[Triplet]:
     seen: set[Triplet] = set()
     for triplet in triplets:
         if triplet in seen:
-            raise BadRow(f"{where}: holds the triplet {_text_of(triplet)!r} twice; delete one")
+            raise BadRow(f"{where}: holds the triplet {format_triplet(triplet)!r} twice; delete one")
         seen.add(triplet)
     return triplets
 
@@ -89,16 +92,59 @@ def write_triplets(triplets: Sequence[Triplet]) -> str:
             triplets that are equal with rounded edges.
     """
     rounded = [Triplet(_rounded(subject), relation, _rounded(other)) for subject, relation, other in triplets]
-    column = REFERENCE_SEPARATOR.join(map(_text_of, rounded))
+    column = REFERENCE_SEPARATOR.join(map(format_triplet, rounded))
     if read_triplets(column, "triplets") != rounded:
         raise ValueError(f"{column!r:.200} is read as other triplets than are written")
     return column
 
 
-def _text_of(triplet: Triplet) -> str:
+def format_triplet(triplet: Triplet) -> str:
+    """Return a triplet as a part of the column, with edges of at most two decimals; nothing is checked."""
     subject, relation, other = triplet
     parts = (f"{subject.noun} {format_box(subject.box)}", relation, f"{other.noun} {format_box(other.box)}")
     return f" {PART_SEPARATOR} ".join(parts)
+
+
+def triplet_words(triplets: Iterable[Triplet]) -> str:
+    """Return triplets as words without their boxes, such as `dog on mat; cat left of dog`; empty without triplets."""
+    return "; ".join(f"{one.subject.noun} {one.relation} {one.object.noun}" for one in triplets)
+
+
+def objects_of(triplets: Iterable[Triplet]) -> tuple[list[Instance], list[tuple[int, int]]]:
+    """Return the objects of triplets. Those of one noun whose boxes overlap well are one.
+
+    Args:
+        triplets: the triplets.
+
+    Returns:
+        The objects, and the numbers (from 0) of the subject and the object of each triplet.
+    """
+    found: list[Instance] = []
+
+    def number_of(instance: Instance) -> int:
+        number = next((number for number, other in enumerate(found) if _is_same(instance, other)), len(found))
+        if number == len(found):
+            found.append(instance)
+        return number
+
+    return found, [(number_of(one.subject), number_of(one.object)) for one in triplets]
+
+
+def distinct_names(objects: Sequence[Instance]) -> list[str]:
+    """Return the nouns of objects; those of one noun are numbered, as `dog 1` and `dog 2`."""
+    total, so_far = Counter(one.noun for one in objects), Counter[str]()
+    names = []
+    for noun, _ in objects:
+        so_far[noun] += 1
+        names.append(f"{noun} {so_far[noun]}" if total[noun] > 1 else noun)
+    return names
+
+
+def _is_same(one: Instance, other: Instance) -> bool:
+    if one.noun != other.noun:
+        return False
+    boxes = torch.tensor([one.box, other.box], dtype=torch.float64)
+    return one.box == other.box or bool(iou(boxes[0], boxes[1]) >= GOOD_IOU)
 
 
 def _read_triplet(text: str, where: str) -> Triplet:

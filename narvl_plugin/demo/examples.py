@@ -12,6 +12,7 @@ from narvl_plugin.data.scenes.captions import write_captions
 from narvl_plugin.data.scenes.compose import Composer, HeldOutPairs
 from narvl_plugin.data.scenes.entailment import write_hypothesis
 from narvl_plugin.data.scenes.nouns import NOUNS
+from narvl_plugin.data.scenes.phrases import write_phrase
 from narvl_plugin.data.scenes.questions import write_question
 from narvl_plugin.data.scenes.regions import write_expression
 
@@ -40,7 +41,7 @@ class Example(NamedTuple):
 
 
 def draw_examples() -> list[Example]:
-    """Draw the examples, each with a question, a region and a statement.
+    """Draw the examples, each with a question, a region, a statement, and a phrase for several regions.
 
     Raises:
         ArtError: if the package with the emoji art is missing.
@@ -56,6 +57,7 @@ def draw_examples() -> list[Example]:
             "answer": write_question(scene, nouns, random)[0],
             "locate": write_expression(scene, random)[0],
             "entails": write_hypothesis(scene, captions, nouns, random)[0],
+            "regions": write_phrase(scene, nouns, random)[0],
         }
         examples.append(Example(name, image, texts))
     return examples

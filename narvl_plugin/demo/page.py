@@ -19,7 +19,9 @@ from narvl_plugin.errors import InputError
 VERBS = {
     "caption": ("Caption", "", ""),
     "answer": ("Question", "Your question", "what color is the background"),
+    "regions": ("All regions", "Words for the regions", "every dog"),
     "locate": ("Region", "Words for the region", "the dog on the left"),
+    "graph": ("Graph", "", ""),
     "entails": ("Statement", "Your statement", "there are two dogs"),
 }
 """Verb -> its name on the page, the label of its text, and an example of a text."""
@@ -43,9 +45,14 @@ def build_page(models: Mapping[str, Model], examples: list[Example]) -> gr.Block
     Args:
         models: the models by their names. The verbs are those of the first.
         examples: the example images.
+
+    Raises:
+        InputError: if the page can show none of the verbs.
     """
     first = next(iter(models.values()))
     verbs = [verb for verb in VERBS if verb in first.verbs]
+    if not verbs:
+        raise InputError(f"{first.name}: has {', '.join(first.verbs)}; narvl demo shows {', '.join(VERBS)}")
     alternatives = ALTERNATIVES if len(models) == 1 else 1
 
     def answer(image: Any, verb: Any, text: Any, alternatives: Any, abstain_below: Any) -> str:

@@ -15,11 +15,13 @@ from narvl_plugin.api.html import (
     alternatives_html,
     boxed_html,
     confidence_text,
+    elements_html,
     image_uri,
+    named_boxes,
+    output_html,
     overlay,
     queries_html,
 )
-from narvl_plugin.api.prediction import Box
 from narvl_plugin.demo.answers import Answer, Asked
 from narvl_plugin.demo.examples import Example
 
@@ -78,12 +80,17 @@ def _answer_html(title: str, answer: Answer, image: Image.Image, slowdown: int) 
     steps = 1 if prediction.queries else max(1, len(prediction.tokens))
     step = slowdown * answer.seconds / steps
     moving = f' moving" style="--step: {step:.3f}s; --steps: {steps}' if slowdown else ""
-    text = escape(_text(prediction.text, prediction.box)) or "<i>no output: the model abstained</i>"
     facts = (
         f'<p class="facts"><i class="bar" style="--share: {prediction.confidence:.1%}" aria-hidden="true"></i>'
         f"<span>{confidence_text(prediction)}</span><span>{_time(answer, steps)}</span></p>"
     )
-    parts = [f'<p class="text">{text}</p>', facts, _tokens_html(answer, prediction), _alternatives(prediction)]
+    parts = [
+        f'<p class="text">{output_html(prediction)}</p>',
+        facts,
+        elements_html(prediction),
+        _tokens_html(answer, prediction),
+        _alternatives(prediction),
+    ]
     return (
         f"{opening}<div>{_figure_html(answer, prediction, image)}</div>"
         f'<div class="said{moving}">{"".join(parts)}</div></section>'
@@ -91,11 +98,12 @@ def _answer_html(title: str, answer: Answer, image: Image.Image, slowdown: int) 
 
 
 def _figure_html(answer: Answer, prediction: Prediction, image: Image.Image) -> str:
-    """Return the image with its box, and the images that take its place when a token is touched."""
+    """Return the image with its boxes, and the images that take its place when a token is touched."""
     heats = [[heat.text.strip(), image_uri(overlay(image, heat))] for heat in answer.heat_maps]
-    about = f"the image, with a {_text(prediction.text, prediction.box)}" if prediction.box else "the image"
+    boxes = named_boxes(prediction)
+    about = "the image" + (", with a box" if len(boxes) == 1 else f", with {len(boxes)} boxes" if boxes else "")
     return (
-        f'<figure data-heats="{escape(json.dumps(heats))}">{boxed_html(image, prediction.box, about)}'
+        f'<figure data-heats="{escape(json.dumps(heats))}">{boxed_html(image, boxes, about)}'
         '<figcaption aria-live="polite"></figcaption></figure>'
     )
 
@@ -120,13 +128,8 @@ def _tokens_html(answer: Answer, prediction: Prediction) -> str:
 
 
 def _alternatives(prediction: Prediction) -> str:
-    table = alternatives_html([one._replace(text=_text(one.text, one.box)) for one in prediction.alternatives])
+    table = alternatives_html(prediction)
     return f"<h3>Alternatives</h3>{table}" if table else ""
-
-
-def _text(text: str, box: Box | None) -> str:
-    """Return the text of an output, or words for its box."""
-    return text if box is None else "box from {:.0f}, {:.0f} to {:.0f}, {:.0f}".format(*box)
 
 
 def _time(answer: Answer, steps: int) -> str:

@@ -12,9 +12,10 @@ All are a JSON list with an object for each official id::
 
 Our formats are for benchmarks without an evaluation server and an official format. Boxes are in pixels of the original
 image. A hypothesis that is not a box, a list of boxes or a label counts as wrong. Its box is null, its boxes are null,
-or its label is the predicted text.
+or its label is the predicted text. One that is not triplets has none, as all images of Visual Genome have some.
 
-The surest triplet comes first. It is such as::
+Triplets are ranked by their order. fairseq-generate writes no probabilities of triplets, so they keep the order of its
+hypothesis. A triplet is such as::
 
     {"subject": "dog", "subject_box": [1, 4, 9, 13], "relation": "on", "object": "mat", "object_box": [0, 9, 15, 16]}
 """
@@ -33,6 +34,7 @@ import torch
 
 from narvl_plugin.data.boxes import bins_in, boxes_in, from_bins, is_box
 from narvl_plugin.data.images import ImageReader, image_size
+from narvl_plugin.data.scene_graph import triplets_in
 from narvl_plugin.data.sources.reading import check_size
 from narvl_plugin.data.text import ENTAILMENT_ANSWERS
 from narvl_plugin.data.triplets import MOST_TRIPLETS
@@ -98,6 +100,7 @@ class Form:
         value: the field of the prediction.
         source: the command `narvl data SOURCE` writes TSV files with these ids.
         column: the TSV column that holds the official id.
+        image: the TSV column that holds the image.
         is_value: whether a value of JSON is a prediction.
     """
 
@@ -106,6 +109,7 @@ class Form:
     value: str
     source: str
     column: int = UNIQUE_ID
+    image: int = IMAGE
     is_value: Callable[[Any], bool] = _is_text
 
     def official(self, key: str, where: str) -> int | str:
@@ -131,10 +135,10 @@ FORMS = {
     "refcoco": Form("sent_id", int, "box", "refcoco", is_value=_is_box),
     "grefcoco": Form("id", str, "boxes", "grefcoco", is_value=_is_boxes),
     "snli_ve": Form("pairID", str, "label", "snli-ve"),
-    "visual_genome": Form("image_id", int, "triplets", "visual-genome", is_value=_is_triplets),
+    "visual_genome": Form("image_id", int, "triplets", "visual-genome", image=3, is_value=_is_triplets),
 }
-OF_BINS = ("refcoco", "grefcoco")
-"""The tasks whose hypotheses are `<bin_k>`."""
+OF_BINS = ("refcoco", "grefcoco", "visual_genome")
+"""The tasks whose hypotheses hold `<bin_k>`."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,21 @@ class BinSizes:
         found = boxes_in(text)
         return None if found is None else [self._in_pixels(bins, size) for bins in found]
 
+    def triplets(self, text: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+        """Return the triplets of a text, with boxes in pixels of the original image.
+
+        Args:
+            text: the text in the form of the task `scene_graph`, or anything else.
+            size: the width and height of the image.
+
+        Returns:
+            The fields `TRIPLET` of each triplet; none if the text is not triplets.
+        """
+        records = [one._asdict() for one in triplets_in(text) or []]
+        for record in records:
+            record |= {name: self._in_pixels(record[name], size) for name in ("subject_box", "object_box")}
+        return records
+
     def _in_pixels(self, bins: Sequence[int], size: tuple[int, int]) -> list[float]:
         resized = from_bins(torch.tensor(bins), side=self.max_image_size, num_bins=self.num_bins)
         edges = (resized * torch.tensor(size).repeat(2) / self.patch_image_size).tolist()
@@ -284,8 +303,6 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     """
     require_writable(out)
     form = form_of(task)
-    if task == "visual_genome":
-        raise InputError(f"--task {task}: no model predicts triplets yet; write the file of predictions by a program")
     said = read_generated(generated)
     tsv = TsvFile(data, (UNIQUE_ID, IMAGE_ID))
     rows = [tsv[row] for row in range(len(tsv))]
@@ -304,8 +321,8 @@ def write_predictions(generated: Path, out: Path, *, task: str, data: Path, bins
     if task == "snli_ve":
         values = {key: LABELS.get(text, text) for key, text in texts.items()}
     elif task in OF_BINS:
-        images = TsvFile(data, (IMAGE,))
-        read = bins.box if task == "refcoco" else bins.boxes
+        images = TsvFile(data, (form.image,))
+        read = {"refcoco": bins.box, "grefcoco": bins.boxes, "visual_genome": bins.triplets}[task]
         values = {key: read(text, _size(images, row_of[key])) for key, text in texts.items()}
     records = [{form.key: form.official(key, tsv.where(row)), form.value: values[key]} for key, row in row_of.items()]
     write_whole(out, json.dumps(records) + "\n")

@@ -99,6 +99,11 @@ def export(
     model, task = loaded.model, loaded.task
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
+    if task.predicts_sets:
+        raise InputError(
+            f"{checkpoint}: is a student of {task.name}, which cannot be exported, since run.py searches for one text "
+            "or box alone; use the checkpoint, such as in narvl serve"
+        )
     settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)
     graph = StudentGraph(
         model,

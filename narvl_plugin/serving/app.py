@@ -39,7 +39,7 @@ SUMMARIES = {
     "answer": "Answer a question about an image.",
     "locate": "Find the region of an image that a text describes.",
     "regions": "Find all regions of an image that a text describes.",
-    "graph": "Find the relations of the objects in an image, with their boxes in bins.",
+    "graph": "Find the relations of the objects in an image.",
     "entails": "Tell whether an image shows what a statement says: yes, no or maybe.",
 }
 

@@ -59,7 +59,7 @@ def request_schema(verb: str, max_text: int) -> type[RequestFields]:
     """Return the fields of a verb's requests.
 
     Args:
-        verb: caption, answer, locate or entails.
+        verb: caption, answer, locate, regions, graph or entails.
         max_text: the largest number of characters of a text.
     """
     text = Annotated[str, StringConstraints(max_length=max_text), AfterValidator(_not_blank)]
@@ -100,6 +100,17 @@ class FoundBox(BaseModel):
     probability: float
 
 
+class FoundTriplet(BaseModel):
+    """A relation between two objects, with its probability."""
+
+    subject: str
+    subject_box: tuple[float, float, float, float]
+    relation: str
+    object: str
+    object_box: tuple[float, float, float, float]
+    probability: float
+
+
 class Prediction(BaseModel):
     """What the model predicts: the values of `Prediction.to_dict()`."""
 
@@ -112,7 +123,8 @@ class Prediction(BaseModel):
         tuple[float, float, float, float] | None,
         Field(description="Left, upper, right and lower edge, in pixels of the image as a person sees it."),
     ]
-    boxes: list[FoundBox]
+    boxes: Annotated[list[FoundBox], Field(description="All regions, the most probable first, for regions.")]
+    triplets: Annotated[list[FoundTriplet], Field(description="Relations, the most probable first, for graph.")]
     task: str
     prompt: str | None
     labels: list[int]

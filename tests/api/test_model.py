@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 import narvl
+from narvl_plugin.api.prediction import box_text
 from narvl_plugin.ctc import LengthRange
-from narvl_plugin.data.scene_graph import triplets_in
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.tasks.regions import RegionsTask
 
 TEXTS = {"caption": None, "answer": "what color is the cat?", "locate": "the cat", "entails": "a cat sits"}
 
@@ -42,38 +44,121 @@ def test_verbs_are_those_that_it_was_trained_for(student: narvl.Model, write_che
         one.locate(Image.new("RGB", (8, 6)), "a cat")
 
 
+@pytest.fixture
+def regions(write_regions: Callable[[str], Path]) -> narvl.Model:
+    return narvl.load(write_regions("narvl"), device="cpu")
+
+
+PHRASES = ["every cat", "all dogs", "nothing", "everything but the cats"]
+
+
 @pytest.mark.parametrize("family", ["narvl", "ofa"])
-def test_a_model_of_regions_predicts_a_set_of_boxes(
-    write_checkpoint: Any, vocabulary: Path, image: Image.Image, family: str
+def test_all_boxes_of_a_phrase_are_found_the_most_probable_first(
+    write_regions: Callable[[str], Path], image: Image.Image, family: str
 ) -> None:
-    options = {"bpe_dir": str(vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
-    model = narvl.load(write_checkpoint("regions.pt", family, "regions", **options), device="cpu")
-    assert model.verbs == ("regions",)
-    texts = ["every cat", "all dogs", "nothing", "everything but the cats"]
-    for found in model.predict("regions", image, texts):
+    model = narvl.load(write_regions(family), device="cpu")
+    assert model.verbs == ("regions", "locate")
+    predictions = model.locate(image, PHRASES, all=True)
+    assert any(len(found.boxes) > 1 for found in predictions)
+    for found in predictions:
         assert found.box is None and found.alternatives[0].box is None
         assert found.text == "&&".join(",".join(f"{edge:.6g}" for edge in box) for box, _ in found.boxes)
+        assert found.text == found.alternatives[0].text
+        probabilities = [one.probability for one in found.boxes]
+        assert probabilities == sorted(probabilities, reverse=True)
         for (left, upper, right, lower), probability in found.boxes:
             assert 0 <= left <= right <= 8 and 0 <= upper <= lower <= 6
             assert found.confidence - 1e-6 <= probability <= 1
         record = json.loads(json.dumps(found.to_dict()))
-        assert [one["probability"] for one in record["boxes"]] == [one.probability for one in found.boxes]
+        assert [one["probability"] for one in record["boxes"]] == probabilities
     with pytest.raises(narvl.InputError, match="constraint"):
-        model.predict("regions", image, "every cat", constraint=LengthRange(1, 2))
+        model.locate(image, "every cat", all=True, constraint=LengthRange(1, 2))
+
+
+def test_boxes_are_sorted_by_their_probabilities(
+    regions: narvl.Model, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, *others = (found.box for found in regions.locate(image, PHRASES[0], all=True).boxes)
+    shares = [0.25, *(0.5 + 0.01 * number for number in range(len(others)))]
+    monkeypatch.setattr(RegionsTask, "element_confidences", lambda task, beam: shares)
+    found = regions.locate(image, PHRASES[0], all=True)
+    assert [box.probability for box in found.boxes] == shares[::-1]
+    assert found.text == found.alternatives[0].text == "&&".join(map(box_text, (box for box, _ in found.boxes)))
+    assert regions.locate(image, PHRASES[0]).box == found.boxes[0].box != found.boxes[-1].box
+    assert {box for box, _ in found.boxes} == {one, *others} and others
+
+
+def test_without_all_a_model_of_regions_gives_the_most_probable_box(regions: narvl.Model, image: Image.Image) -> None:
+    for found, all_of_them in zip(
+        regions.locate(image, PHRASES), regions.locate(image, PHRASES, all=True), strict=True
+    ):
+        first = all_of_them.boxes[0]
+        assert (found.box, found.confidence) == (first.box, pytest.approx(first.probability, abs=1e-6))
+        assert found.text == ",".join(f"{edge:.6g}" for edge in first.box)
+        assert found.boxes == () and len(found.alternatives) == 1
+        assert len(found.attention()) == len(found.tokens)
+        three = regions.locate(image, found.prompt, nbest=3).alternatives
+        assert [one.box for one in three] == [
+            one.box for one in regions.locate(image, found.prompt, all=True).boxes[:3]
+        ]
+
+
+def test_without_a_region_there_is_no_box(
+    regions: narvl.Model, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = regions.predict("regions", image, "cats")
+    nothing = replace(nothing, text="", boxes=(), confidence=0.75)
+    monkeypatch.setattr(type(regions.engine("regions")), "predict", lambda *given: [nothing])
+    found = regions.locate(image, "cats")
+    assert (found.box, found.text, found.confidence) == (None, "", 0.75)
+    assert [one.text for one in found.alternatives] == [""]
 
 
 @pytest.mark.parametrize("family", ["narvl", "ofa"])
-def test_a_model_of_graphs_predicts_triplets(
-    write_checkpoint: Any, graph_vocabulary: Path, names_file: Path, image: Image.Image, family: str
+def test_a_graph_has_its_triplets_the_most_probable_first(
+    write_graphs: Callable[[str], Path], image: Image.Image, family: str
 ) -> None:
-    options = {"bpe_dir": str(graph_vocabulary), "patch_image_size": 32, "max_image_size": 32, "num_bins": 10}
-    file = write_checkpoint("graph.pt", family, "scene_graph", names_file=str(names_file), **options)
-    model = narvl.load(file, device="cpu")
+    model = narvl.load(write_graphs(family), device="cpu")
     assert model.verbs == ("graph",)
-    found = model.predict("graph", image)
-    assert triplets_in(found.text) is not None
-    assert (found.box, found.boxes) == (None, ())
-    assert 0 <= found.confidence <= 1
+    one, other = model.graph([image, Image.new("RGB", (8, 6), "red")], batch_size=1)
+    if family == "narvl":
+        assert one.triplets and other.triplets
+    else:  # this teacher's best graph is empty; the next ones are not
+        assert any(" | " in found.text for found in model.graph(image, nbest=5).alternatives)
+    for found in (one, other):
+        assert (found.box, found.boxes) == (None, ())
+        probabilities = [triplet.probability for triplet in found.triplets]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert found.text.count(" | ") == 2 * len(found.triplets)
+        for triplet in found.triplets:
+            assert triplet.subject in ("dog", "red hat", "red") and triplet.relation in ("on", "left of")
+            for left, upper, right, lower in (triplet.subject_box, triplet.object_box):
+                assert 0 <= left <= right <= 8 and 0 <= upper <= lower <= 6
+            assert found.confidence - 1e-6 <= triplet.probability <= 1
+        record = json.loads(json.dumps(found.to_dict()))["triplets"]
+        assert [one["object_box"] for one in record] == [list(one.object_box) for one in found.triplets]
+
+
+def test_options_that_are_not_for_graphs_are_refused(write_graphs: Callable[[str], Path], image: Image.Image) -> None:
+    model = narvl.load(write_graphs("narvl"), device="cpu")
+    with pytest.raises(narvl.InputError, match="constraint: is not for boxes"):
+        model.graph(image, constraint=LengthRange(1, 2))
+    with pytest.raises(narvl.InputError, match="abstain-below 0.5: is not for --task scene_graph, whose empty output"):
+        model.graph(image, abstain_below=0.5)
+    with pytest.raises(narvl.InputError, match="scene_graph has no list of answers"):
+        model.graph(image, answers=["dog"])
+
+
+def test_models_of_other_tasks_name_what_they_can_do(
+    student: narvl.Model, regions: narvl.Model, image: Image.Image
+) -> None:
+    message = r"was not trained for regions \(all boxes of a text\); it has caption, answer, locate, entails$"
+    with pytest.raises(narvl.InputError, match=message):
+        student.locate(image, "cats", all=True)
+    with pytest.raises(narvl.InputError, match="was not trained for graph; it has caption, answer, locate, entails$"):
+        student.graph(image)
+    with pytest.raises(narvl.InputError, match="was not trained for caption; it has regions, locate$"):
+        regions.caption(image)
 
 
 @pytest.mark.parametrize("verb", TEXTS)

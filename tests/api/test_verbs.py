@@ -1,10 +1,11 @@
-"""The commands answer, locate and entail, and the formats of their output; a killed run goes on."""
+"""The commands answer, locate, graph and entail, and the formats of their output; a killed run goes on."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,47 @@ def test_each_command_answers_as_the_api(
     ]
     assert [float(line[2]) for line in lines] == pytest.approx([one.confidence for one in expected], abs=1e-3)
     assert "5 " in said.err and "images/s" in said.err and "in the box" not in said.err
+
+
+def test_all_boxes_of_a_phrase_are_found_by_all(
+    write_regions: Callable[[str], Path], folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    checkpoint, page = write_regions("narvl"), tmp_path / "found.html"
+    options = ("--checkpoint", checkpoint, "--workers", 0, "--device", "cpu")
+    narvl_command("locate", folder, "every cat", "--all", *options, "--show", page)
+    said = capsys.readouterr()
+    model = narvl.load(checkpoint, device="cpu")
+    expected = model.locate(sorted(folder.iterdir()), "every cat", all=True)
+    rows = [line.split("\t") for line in said.out.splitlines()]
+    assert [row[:2] for row in rows] == [
+        [file.name, one.text] for file, one in zip(sorted(folder.iterdir()), expected, strict=True)
+    ]
+    assert "5 sets of boxes" in said.err
+    number = sum(len(one.boxes) for one in expected)
+    html = page.read_text()
+    assert number > 5 and html.count("<rect ") == 2 * number and html.count("<text ") == number
+    assert f'<div class="text">{len(expected[0].boxes)} regions</div>' in html
+    narvl_command("locate", folder / "a.png", "every cat", *options, "--json")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["box"], record["boxes"]) == (pytest.approx(list(expected[0].boxes[0].box)), [])
+
+
+def test_graphs_are_written_and_drawn(
+    write_graphs: Callable[[str], Path], folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    checkpoint, page, out = write_graphs("narvl"), tmp_path / "graphs.html", tmp_path / "graphs.jsonl"
+    options = ("--checkpoint", checkpoint, "--workers", 0, "--device", "cpu")
+    narvl_command("graph", folder, *options, "--out", out, "--show", page)
+    assert "5 graphs" in capsys.readouterr().err
+    found = narvl.load(checkpoint, device="cpu").graph(sorted(folder.iterdir()))
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(one["triplets"]) for one in records] == [len(one.triplets) for one in found]
+    html = page.read_text()
+    assert html.count('<div class="graph"><svg') == sum(bool(one.triplets) for one in found) > 0
+    assert all(f"<td>{triplet.probability:.3f}</td>" in html for one in found for triplet in one.triplets)
+    assert "http://" not in html.replace("http://www.w3.org/", "") and "https://" not in html
+    narvl_command("graph", folder / "a.png", *options)
+    assert capsys.readouterr().out.split("\t")[1] == found[0].text
 
 
 def test_answers_are_of_a_list(several_tasks: Path, folder: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import narvl
+from narvl_plugin.api import FoundTriplet
 from narvl_plugin.demo.answers import LONGEST_TEXT, Answer, Asked, ask
 from narvl_plugin.demo.examples import CHOSEN, draw_examples
 from narvl_plugin.demo.view import asked_html, error_html, slow_motion
@@ -56,6 +57,67 @@ def test_an_answer_has_its_time_and_a_heat_map_for_each_token(
     )
     assert (shown.count("<rect") > 0) == (verb == "locate")
     assert "http:" not in shown.replace("http://www.w3.org/2000/svg", "") and "https:" not in shown
+
+
+def test_all_boxes_are_drawn_with_their_numbers(write_regions: Callable[[str], Path], image: bytes) -> None:
+    models = {"Model": narvl.load(write_regions("narvl"), device="cpu")}
+    asked = ask(models, "regions", image, "cat.png", "every cat", 3)
+    found = asked.answers["Model"].prediction
+    assert found is not None and len(found.boxes) > 1
+    shown = asked_html(asked)
+    assert f'<p class="text">{len(found.boxes)} regions</p>' in shown
+    assert re.findall(r"<text [^>]*>(\d)</text>", shown) == [str(number + 1) for number in range(len(found.boxes))]
+    assert all(f"<td>{one.probability:.3f}</td>" in shown for one in found.boxes)
+    assert f"confidence {found.confidence:.3f} that all of this is right, and nothing is missing</span>" in shown
+    one = ask(models, "locate", image, "cat.png", "every cat")
+    assert '<p class="text">box from ' in asked_html(one) and asked_html(one).count("<rect") == 2
+
+
+def test_a_graph_is_drawn_beside_the_boxes_of_its_objects(write_graphs: Callable[[str], Path], image: bytes) -> None:
+    asked = ask({"Model": narvl.load(write_graphs("narvl"), device="cpu")}, "graph", image, "cat.png", "")
+    found = asked.answers["Model"].prediction
+    assert found is not None and found.triplets
+    shown = asked_html(asked)
+    assert '<div class="graph"><svg' in shown and shown.count("<rect ") >= 2
+    assert all(f"</td><td>{one.probability:.3f}</td>" in shown for one in found.triplets)
+
+
+def test_objects_of_one_noun_are_numbered_wherever_they_are_named() -> None:
+    one, two, hat = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0), (1.0, 0.0, 9.0, 9.0)
+    triplets = (
+        FoundTriplet("dog", one, "left of", "dog", two, 0.75),
+        FoundTriplet("dog", (0.0, 0.0, 9.0, 8.0), "costs $5 to $9 more than", "hat", hat, 0.5),
+    )
+    image = Image.new("RGB", (40, 30))
+    found = narvl.Prediction("", 0.5, (), (), (), triplets=triplets, task="scene_graph", image=image)
+    shown = asked_html(Asked(image, {"Model": Answer(found)}))
+    assert "<td>dog 1 left of dog 2</td><td>0.750</td>" in shown
+    assert "<td>dog 1 costs $5 to $9 more than hat</td>" in shown, "both first boxes are of one dog"
+    boxes, _, graph = shown.partition('<div class="graph">')
+    assert re.findall(r"<text [^>]*>([^<]*)</text>", boxes) == ["dog 1", "dog 2", "hat"]
+    for name in ("dog 1", "dog 2", "hat", "left of", "costs $5 to $9 more than"):
+        assert f">{name}</text>" in graph, "and no formula"
+
+
+def test_an_empty_set_says_so() -> None:
+    for task, words in {"regions": "no such region", "scene_graph": "no relations"}.items():
+        empty = Answer(narvl.Prediction("", 0.5, (), (), (), task=task))
+        shown = asked_html(Asked(Image.new("RGB", (4, 4)), {"Model": empty}))
+        assert words in shown and "abstained" not in shown
+
+
+def test_a_page_opens_with_the_verbs_of_the_model(
+    write_regions: Callable[[str], Path], write_graphs: Callable[[str], Path]
+) -> None:
+    page = pytest.importorskip("narvl_plugin.demo.page", reason="the page needs the package gradio")
+    for checkpoint, verbs in ((write_regions("narvl"), ["regions", "locate"]), (write_graphs("narvl"), ["graph"])):
+        built = page.build_page({"Model": narvl.load(checkpoint, device="cpu")}, draw_examples())
+        (radio,) = [block for block in built.blocks.values() if block.elem_id == "verbs"]
+        assert [value for _, value in radio.choices] == verbs
+    other = narvl.load(write_graphs("narvl"), device="cpu")
+    other.engines = {"sing": other.engines["graph"]}
+    with pytest.raises(InputError, match="graphs.pt: has sing; narvl demo shows caption, answer, regions"):
+        page.build_page({"Model": other}, draw_examples())
 
 
 def test_the_number_of_alternatives_and_abstention_are_the_visitors(
@@ -142,4 +204,4 @@ def test_examples_are_the_same_each_time_and_have_texts_for_each_verb() -> None:
     assert [one.image.tobytes() for one in examples] == [one.image.tobytes() for one in again]
     assert [one.texts for one in examples] == [one.texts for one in again]
     for one in examples:
-        assert one.name and set(one.texts) == {"answer", "locate", "entails"} and all(one.texts.values())
+        assert one.name and set(one.texts) == {"answer", "regions", "locate", "entails"} and all(one.texts.values())

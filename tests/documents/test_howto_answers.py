@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 
 IMAGES = Page("docs/how-to/own-images.md")
+SETS = Page("docs/how-to/boxes-and-graphs.md")
 DISTIL = Page("docs/how-to/distil.md")
 DECODE = Page("docs/how-to/decode.md")
 CALIBRATE = Page("docs/how-to/calibrate.md")
 PAGES = (
     IMAGES,
+    SETS,
     DISTIL,
     DECODE,
     CALIBRATE,
@@ -36,7 +38,7 @@ PAGES = (
 
 
 def test_every_block_is_tested() -> None:
-    for page in (IMAGES, DISTIL, DECODE, CALIBRATE):
+    for page in (IMAGES, SETS, DISTIL, DECODE, CALIBRATE):
         page.require_tests()
 
 
@@ -92,6 +94,49 @@ def test_a_folder_is_answered_into_files(block: str, desk: Path, programs: Path)
     assert len(answers) == 3 and answers[0].keys() >= {"image", "text", "confidence", "queries", "alternatives"}
     assert [one["image_id"] for one in json.loads((desk / "captions.json").read_text())] == [1, 2]
     assert parquet.read_table(desk / "boxes.parquet").num_rows == 3
+
+
+@pytest.fixture
+def sets(desk: Path, write_regions: Callable[[str], Path], write_graphs: Callable[[str], Path]) -> Path:
+    """Give that folder with random students of all regions and of graphs, too."""
+    for checkpoint in (write_regions("narvl"), write_graphs("narvl")):
+        shutil.copyfile(checkpoint, desk / checkpoint.name)
+    return desk
+
+
+@SETS.block('import narvl\n\nmodel = narvl.load("regions.pt")')
+def test_all_boxes_of_a_phrase(
+    block: str, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(sets)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    *boxes, confidence, surest = capsys.readouterr().out.splitlines()
+    assert len(boxes) == len(names["found"].boxes) > 1
+    assert float(confidence) == names["found"].confidence
+    assert boxes[0].startswith(surest)
+
+
+@SETS.block('import narvl\n\nmodel = narvl.load("graphs.pt")')
+def test_the_graph_of_an_image(
+    block: str, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(sets)
+    exec(block, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(" on " in line or " left of " in line for line in lines)
+
+
+@pytest.mark.integration
+@SETS.block("narvl locate photos")
+def test_sets_on_the_command_line(block: str, sets: Path, programs: Path) -> None:
+    newcomer = Newcomer(sets, programs)
+    for command in commands(block):
+        newcomer.types(command)
+    rows = [line.split("\t") for line in lines_of(sets / "boxes.tsv")]
+    assert len(rows) == 3 and all(len(row) == 3 and len(row[1].split("&&")[0].split(",")) == 4 for row in rows)
+    assert all(json.loads(line)["triplets"] for line in lines_of(sets / "graphs.jsonl"))
+    assert (sets / "graphs.html").read_text().count('<div class="graph"><svg') == 3
 
 
 # --- Distillation, decoding, calibration -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from narvl_plugin.errors import BadRow, InputError, MissingInput
+from narvl_plugin.evaluation.benchmarks import evaluate
 from narvl_plugin.evaluation.predictions import BinSizes, read_generated, read_predictions, write_predictions
 
 DOG_ON_MAT = {
@@ -254,9 +255,36 @@ def test_sets_of_bins_become_boxes(text: str, boxes: list[list[float]] | None) -
     assert BinSizes(num_bins=11).boxes(text, (640, 480)) == boxes
 
 
-def test_triplets_are_not_written_from_hypotheses_yet(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--task visual_genome: no model predicts triplets yet; write"):
-        write_predictions(tmp_path, tmp_path / "o.json", task="visual_genome", data=tmp_path, bins=BinSizes())
+def test_triplets_of_hypotheses_are_in_pixels_and_can_be_evaluated(
+    tmp_path: Path,
+    write_tsv: Callable[..., Path],
+    write_generated: Callable[..., Path],
+    written: Callable[..., Any],
+    photo: Callable[..., str],
+    visual_genome: list[Path],
+) -> None:
+    image = photo("1.png", size=(200, 150))
+    tsv = write_tsv("test.tsv", [["1", "1", "", image], ["2", "2", "", image]])
+    # Bin k of 11 is at k/10 of the image, which is 200 pixels wide and 150 high.
+    said = {
+        "1": "dog<bin_0><bin_0><bin_2><bin_3> in_front_of mat<bin_3><bin_0><bin_6><bin_10> "
+        "cat<bin_6><bin_0><bin_9><bin_3> on mat<bin_3><bin_0><bin_5><bin_3>",
+        "2": "dog<bin_0> on mat",
+    }
+    out = tmp_path / "graphs.json"
+    bins = BinSizes(num_bins=11)
+    assert write_predictions(write_generated(said), out, task="visual_genome", data=tsv, bins=bins) == 2
+    first, second = written(out)
+    assert (first["image_id"], second["image_id"], second["triplets"]) == (1, 2, [])
+    assert first["triplets"][0] == {
+        "subject": "dog",
+        "subject_box": [0, 0, 40, 45],
+        "relation": "in front of",
+        "object": "mat",
+        "object_box": [60, 0, 120, 150],
+    }
+    scores = evaluate(out, visual_genome, "visual_genome").tables["triplets"]["test"]
+    assert scores["R@5"] == pytest.approx((1 / 3 + 0) / 2), "the cat is on the mat"
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:

@@ -49,17 +49,15 @@ class Client:
 
 @pytest.fixture(scope="session")
 def start_server(several_tasks: Path) -> Iterator[Callable[..., Client]]:
-    """Give a function that starts `narvl serve` with a small random student of all tasks, until the tests end."""
+    """Give a function that starts `narvl serve`, by default of a random student, until the tests end."""
     from contextlib import ExitStack
 
     with ExitStack() as servers:
 
-        def start(*options: object, **environment: str) -> Client:
+        def start(*options: object, checkpoint: Path = several_tasks, **environment: str) -> Client:
             environment = {"OMP_NUM_THREADS": "1", **environment}
             return Client(
-                servers.enter_context(
-                    running_server(several_tasks, "--device", "cpu", *options, environment=environment)
-                )
+                servers.enter_context(running_server(checkpoint, "--device", "cpu", *options, environment=environment))
             )
 
         yield start

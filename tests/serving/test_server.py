@@ -88,6 +88,23 @@ def test_each_verb_answers_as_the_api_does_in_both_forms(client: Any, student: n
         assert_same(answer.json, expected)
 
 
+@pytest.mark.parametrize("task", ["regions", "graphs"])
+def test_sets_are_answered_as_the_api_does(
+    request: pytest.FixtureRequest, start_server: Callable[..., Any], task: str
+) -> None:
+    checkpoint = request.getfixturevalue(f"write_{task}")("narvl")
+    verbs: dict[str, Any] = {"regions": {"text": "a cat"}, "locate": {"text": "a cat"}}
+    model, client = narvl.load(checkpoint, device="cpu"), start_server(checkpoint=checkpoint)
+    for verb, fields in (verbs if task == "regions" else {"graph": {}}).items():
+        answer = client.form(f"/{verb}", image=IMAGE, **fields)
+        assert answer.status == 200, answer.body
+        expected = model.predict(verb, IMAGE, *fields.values())
+        assert expected.box or expected.boxes or expected.triplets
+        assert_same(answer.json, json.loads(json.dumps(expected.to_dict())))
+    schemas = client.get("/openapi.json").json["components"]["schemas"]
+    assert schemas["Prediction"]["properties"].keys() == answer.json.keys()
+
+
 def test_options_are_those_of_the_api(client: Any, student: narvl.Model) -> None:
     options: dict[str, Any] = {"answers": ["yes", "no", "red"], "nbest": 2}
     expected = json.loads(json.dumps(student.answer(IMAGE, "what?", **options).to_dict()))

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from narvl_plugin.data.boxes import GOOD_IOU, iou
+from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.scene_graph import SpelledTriplet, triplets_in
-from narvl_plugin.data.triplets import Instance, Triplet, read_triplets
+from narvl_plugin.data.triplets import Instance, Triplet, objects_of, read_triplets, triplet_words
 from narvl_plugin.report.subjects.base import Outputs, Region, Row, Scores, Table
 from narvl_plugin.report.subjects.boxes import BinsReport, share_of
-from narvl_plugin.report.svg import graph_picture
+from narvl_plugin.report.svg import triplets_picture
 from narvl_plugin.scoring.scene_graph import RANKS
 from narvl_plugin.scoring.triplets import is_exact, score_triplets
 
@@ -123,25 +121,20 @@ class SceneGraphReport(BinsReport[GraphRow]):
 
     def reference_regions(self, row: GraphRow) -> list[Region]:
         """Return the boxes of the true triplets."""
-        return [share_of(one.box, row.size) for one in instances(row.triplets)]
+        return self._regions(row, row.triplets)
 
     def regions(self, row: GraphRow, output: str) -> list[Region]:
         """Return the boxes of an output; none if the output does not consist of triplets."""
-        return [share_of(one.box, row.size) for one in instances(self.triplets(row, output) or [])]
+        return self._regions(row, self.triplets(row, output) or [])
+
+    @staticmethod
+    def _regions(row: GraphRow, triplets: Sequence[Triplet]) -> list[Region]:
+        objects, _ = objects_of(triplets)
+        return [share_of(one.box, row.size) for one in objects]
 
     def picture(self, row: GraphRow, output: str) -> str:
         """Return a drawing of the graph, with each object at its place; empty without triplets."""
-        triplets = self.triplets(row, output) or []
-        if not triplets:
-            return ""
-        objects = instances(triplets)
-        middles = [share_of(one.box, row.size) for one in objects]
-        nodes = [
-            (one.noun, (left + right) / 2, (upper + lower) / 2)
-            for one, (left, upper, right, lower) in zip(objects, middles, strict=True)
-        ]
-        edges = [(_number(objects, one), _number(objects, other), relation) for one, relation, other in triplets]
-        return graph_picture(nodes, edges, description=in_words(triplets))
+        return triplets_picture(self.triplets(row, output) or [], row.size)
 
     def triplets(self, row: GraphRow, output: str) -> list[Triplet] | None:
         """Return the triplets of an output in pixels of the image; None if it does not consist of triplets."""
@@ -160,29 +153,7 @@ class SceneGraphReport(BinsReport[GraphRow]):
 
 def in_words(triplets: Sequence[Triplet]) -> str:
     """Format triplets without their boxes."""
-    return "; ".join(f"{one.subject.noun} {one.relation} {one.object.noun}" for one in triplets) or "no triplet"
-
-
-def instances(triplets: Sequence[Triplet]) -> list[Instance]:
-    """Return the objects of triplets. Those of one noun whose boxes overlap well are one."""
-    found: list[Instance] = []
-    for triplet in triplets:
-        for one in (triplet.subject, triplet.object):
-            if not any(_is_same(one, other) for other in found):
-                found.append(one)
-    return found
-
-
-def _number(objects: Sequence[Instance], one: Instance) -> int:
-    """Return the number of an object among several."""
-    return next(number for number, other in enumerate(objects) if _is_same(one, other))
-
-
-def _is_same(one: Instance, other: Instance) -> bool:
-    if one.noun != other.noun:
-        return False
-    boxes = torch.tensor([one.box, other.box], dtype=torch.float64)
-    return one.box == other.box or bool(iou(boxes[0], boxes[1]) >= GOOD_IOU)
+    return triplet_words(triplets) or "no triplet"
 
 
 def _by_count(rows: Sequence[GraphRow], exact: Mapping[int, float]) -> dict[str, dict[str, float]]:
