@@ -17,7 +17,7 @@ from narvl_plugin.whole_files import naming, require_writable, sole_writer, writ
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "_progress.jsonl"
+PROGRESS = "_progress"
 """The file with the settings of a job in its first line, and a line for each finished shard."""
 SUCCESS = "_SUCCESS"
 """The file with the totals, which is written last."""
