@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
+import resource
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bulk_jobs import job, joined, kill_half_way
 
 from narvl_plugin.api.files import predict_files
 from narvl_plugin.api.model import Decoding
-from narvl_plugin.bulk.answers import Predicting, contents
+from narvl_plugin.bulk.answers import contents
 from narvl_plugin.bulk.commands import distill_shards, predict_shards
 from narvl_plugin.bulk.engines import Runner
 from narvl_plugin.bulk.folder import PROGRESS, SUCCESS
@@ -26,16 +24,6 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.inference.distillation import Distillation, distill
 
 pytestmark = pytest.mark.integration
-
-
-def job(**options: Any) -> Predicting:
-    """Captions by the model in the box."""
-    return Predicting(**{"verb": "caption", "suffix": ".tsv", "device": "cpu", "batch_size": 4} | options)
-
-
-def joined(out: Path, suffix: str = ".tsv") -> str:
-    """Return the shards one after the other."""
-    return "".join(file.read_text(encoding="utf-8") for file in sorted(out.glob(f"*{suffix}")))
 
 
 def test_shards_hold_what_one_file_holds(folder: Path, tsv: Path, tmp_path: Path) -> None:
@@ -78,7 +66,7 @@ def test_bad_rows_of_an_earlier_run_are_counted(folder: Path, tmp_path: Path) ->
     with pytest.raises(BadRow, match="007.png: .*now 1"):
         predict_shards([str(folder)], out, one, Runner(), rows_of_shard=4)
     totals, _ = predict_shards([str(folder)], out, job(skip_bad_rows=2), Runner(), rows_of_shard=4)
-    assert totals[:3] == (8, 2, 7)
+    assert totals[:3] == (8, 2, 6)
     assert [line.split("\t")[0] for line in joined(out).splitlines()] == [
         name for name in (f"{number:03}.png" for number in range(10)) if name not in ("001.png", "007.png")
     ]
@@ -102,31 +90,6 @@ def test_a_finished_folder_stays_and_others_are_refused(folder: Path, tmp_path: 
         predict_shards([str(folder)], out, job(), Runner(), rows_of_shard=4)
     with pytest.raises(InputError, match="holds 001.png, which is no output"):
         predict_shards([str(folder)], folder, job(), Runner())
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from narvl_plugin.bulk.answers import Predicting
-from narvl_plugin.bulk.commands import predict_shards
-from narvl_plugin.bulk.engines import Runner
-
-if __name__ == "__main__":
-    given, out, engine = sys.argv[1:]
-    job = Predicting(verb="caption", suffix=".tsv", device="cpu", batch_size=4)
-    predict_shards([given], Path(out), job, Runner(engine), rows_of_shard=1)
-"""
-
-
-def kill_half_way(given: Path, out: Path, engine: str, shards: int) -> None:
-    """Kill a job when some of its shards, but not all, are written."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-c", KILLED, given, out, engine], env=environment) as process:
-        while len(list(out.glob("*.tsv"))) < shards:
-            assert process.poll() is None, "it should be killed before its end"
-            time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
-    assert not (out / SUCCESS).exists()
 
 
 def test_a_killed_job_goes_on(folder: Path, tmp_path: Path) -> None:
@@ -202,3 +165,15 @@ def test_a_missing_ray_is_named(folder: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"^--engine ray: needs Ray Data; pip install 'narvl\[ray\]'$"):
         Runner("ray")
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, pictures: Mapping[str, bytes]) -> None:
+    peaks = []
+    for number in (100, 1000):
+        images = tmp_path / f"{number}"
+        images.mkdir()
+        for place in range(number):
+            (images / f"{place:04}.png").write_bytes(pictures[f"{place % 10:03}.png"])
+        predict_shards([str(images)], tmp_path / f"out{number}", job(), Runner(), rows_of_shard=20)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert peaks[1] < peaks[0] + 20, f"MiB: {peaks}"

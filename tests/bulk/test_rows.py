@@ -142,7 +142,7 @@ def test_members_of_a_tar_are_bounded(write_tar: Callable[..., Path], tmp_path: 
     assert isinstance(found, BadRow) and "more than 268,435,456 are refused" in str(found)
     long = tarfile.TarInfo("x")
     long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
-    (tmp_path / "long.tar").write_bytes(long.tobuf() + bytes(10240))
+    (tmp_path / "long.tar").write_bytes(long.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
     with pytest.raises(InputError, match="long.tar: is not a tar archive, or is damaged .*asks for"):
         read(tmp_path / "long.tar")
     archive = write_tar("text.tar", {"a.png": b"x", "a.txt": b"y" * ((1 << 20) + 1)})
