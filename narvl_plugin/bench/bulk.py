@@ -31,27 +31,38 @@ SIDE = 32
 IN_A_TAR = 1000
 """Images in an archive, which is a shard."""
 RUN = """
-import json, sys
+import json, sys, time
+from contextlib import nullcontext
 from pathlib import Path
 from narvl_plugin.bulk.answers import Predicting
 from narvl_plugin.bulk.commands import predict_shards
-from narvl_plugin.bulk.engines import Runner
+from narvl_plugin.bulk.engines import Runner, connected
 
 if __name__ == "__main__":
     images, out, checkpoint, device, batch_size, engine, actors = json.loads(sys.argv[1])
     job = Predicting(
         verb="caption", suffix=".tsv", checkpoint=checkpoint and Path(checkpoint), device=device, batch_size=batch_size
     )
-    totals, _ = predict_shards([images], Path(out), job, Runner(engine, actors=actors))
-    print(json.dumps([totals.rows, totals.seconds]))
+    start = time.perf_counter()
+    with connected(None) if engine == "ray" else nullcontext():
+        began = time.perf_counter() - start
+        totals, _ = predict_shards([images], Path(out), job, Runner(engine, actors=actors))
+    print(json.dumps([totals.rows, totals.seconds, began]))
 """
 """A run in a process of its own, as the program's, whose memory is measured."""
 
 
 class Turn(NamedTuple):
-    """What one run took: images per second, from the load of the model on, and the largest memory in MiB."""
+    """What one run took.
+
+    Attributes:
+        speed: images per second, from the load of the model on.
+        start: the seconds before, in which Ray starts.
+        memory_mb: the largest memory of all processes together, in MiB.
+    """
 
     speed: float
+    start: float
     memory_mb: float
 
 
@@ -100,8 +111,9 @@ def bulk(
     speeds = {engine: [turn.speed for turn in measured] for engine, measured in turns.items()}
     result = {
         "images_per_second": {engine: median(measured) for engine, measured in speeds.items()},
+        "start_seconds": {engine: median(turn.start for turn in measured) for engine, measured in turns.items()},
         "memory_mb": {engine: max(turn.memory_mb for turn in measured) for engine, measured in turns.items()},
-        "time_of_local": median(one / other for one, other in zip(speeds["local"], speeds["ray"], strict=True)),
+        "time_ratio": median(one / other for one, other in zip(speeds["local"], speeds["ray"], strict=True)),
         "machine": describe_machine(torch.device(device), threads, torch.float32),
         "settings": {
             **{"student": student and str(student), "images": images, "actors": actors, "batch_size": batch_size},
@@ -142,8 +154,8 @@ def _run(options: list[Any], threads: int) -> Turn:
         said = errors.read()
     if process.returncode:
         raise InputError(f"{options[-2]}: failed ({' '.join(said.split())[-500:]})")
-    rows, seconds = json.loads(found.splitlines()[-1])
-    return Turn(rows / seconds, max(peak, default=float("nan")))
+    rows, seconds, start = json.loads(found.splitlines()[-1])
+    return Turn(rows / seconds, start, max(peak, default=float("nan")))
 
 
 @contextmanager
@@ -168,10 +180,11 @@ def _peak(pid: int) -> Iterator[list[float]]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Format the result of `bulk` as a Markdown table."""
-    speeds, memory = result["images_per_second"], result["memory_mb"]
-    ratios = {"local": 1.0, "ray": result["time_of_local"]}
+    speeds, memory, starts = result["images_per_second"], result["memory_mb"], result["start_seconds"]
+    ratios = {"local": 1.0, "ray": result["time_ratio"]}
     rows = [
-        [engine, f"{speed:.1f}", f"{1000 / speed:.2f}", f"{ratios[engine]:.3f}", f"{memory[engine]:.0f}"]
+        [engine, f"{speed:.1f}", f"{1000 / speed:.2f}", f"{ratios[engine]:.3f}"]
+        + [f"{starts[engine]:.1f}", f"{memory[engine]:.0f}"]
         for engine, speed in speeds.items()
     ]
-    return markdown_table(["engine", "images/s", "ms an image", "of local", "memory, MiB"], rows)
+    return markdown_table(["engine", "images/s", "ms an image", "of local", "start, s", "memory, MiB"], rows)

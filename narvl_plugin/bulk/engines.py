@@ -73,7 +73,7 @@ def _local(job: Job, shards: Sequence[Shard]) -> Iterator[tuple[str, Output]]:
 
 
 def _ray(runner: Runner, job: Job, shards: Sequence[Shard]) -> Iterator[tuple[str, Output]]:
-    with _connected(runner.address):
+    with connected(runner.address):
         import pyarrow
         from ray.data import ActorPoolStrategy, from_arrow
 
@@ -151,7 +151,7 @@ def _resources(runner: Runner, job: Job, threads: int, shards: int) -> tuple[flo
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Connect to Ray for the block. Where the program is connected already, that connection is used.
 
     Raises:
@@ -168,8 +168,9 @@ def _connected(address: str | None) -> Iterator[None]:
             ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, log_to_driver=False)
         else:
             ray.init(address, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"--address {address}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Ray raises errors of many types where it does not start
+        what = "--engine ray: Ray did not start here" if address is None else f"--address {address}: is not reached"
+        raise InputError(f"{what} ({' '.join(str(error).split()):.300})") from error
     try:
         yield
     finally:

@@ -493,8 +493,8 @@ def bulk(
 ) -> None:
     """Time bulk inference in one process and on Ray.
 
-    Both engines take turns on the same images, each turn in a process of its own from the load of the model on. Their
-    outputs are compared byte by byte. With one actor the ratio is what Ray adds to an image.
+    Both engines take turns on the same images, each turn in a process of its own. The start of Ray is measured apart.
+    Their outputs are compared byte by byte. With one actor the ratio is what Ray adds to an image.
     """
     from narvl_plugin.bench.bulk import bulk, table
     from narvl_plugin.bulk.engines import require_ray

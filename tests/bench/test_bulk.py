@@ -18,7 +18,8 @@ def test_both_engines_are_measured(tmp_path: Path) -> None:
     result = bulk(out, images=20, repeats=1)
     assert json.loads(out.read_text()) == result
     speeds = result["images_per_second"]
-    assert result["time_of_local"] == pytest.approx(speeds["local"] / speeds["ray"])
+    assert result["time_ratio"] == pytest.approx(speeds["local"] / speeds["ray"])
+    assert result["start_seconds"]["local"] < 0.1 < result["start_seconds"]["ray"]
     assert 0 < result["memory_mb"]["local"] < result["memory_mb"]["ray"]
     assert len(table(result).splitlines()) == 4
 
