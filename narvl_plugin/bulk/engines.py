@@ -158,6 +158,7 @@ def connected(address: str | None) -> Iterator[None]:
         InputError: if there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send them to its makers
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # on a busy machine Ray would not start
     import ray
 
     if ray.is_initialized():

@@ -21,6 +21,8 @@ ray = pytest.importorskip("ray", reason="pip install 'narvl[ray]'")
 pytestmark = pytest.mark.integration
 STORE = 80 << 20
 """Shared memory of a node of the tests, in bytes: about the least that Ray takes."""
+BUSY = {"RAY_agent_register_timeout_ms": "120000", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Variables with which Ray starts on a busy machine, too."""
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 """Settings with which Ray soon misses a lost machine."""
 
@@ -29,6 +31,12 @@ def local(given: Path, out: Path, **options: Any) -> str:
     """Return what one process writes."""
     predict_shards([str(given)], out, job(**options), Runner(), rows_of_shard=1)
     return joined(out)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in BUSY.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
