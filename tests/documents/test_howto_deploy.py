@@ -245,7 +245,7 @@ def test_facts_about_the_page() -> None:
 
 
 @pytest.mark.integration
-@BULK.block("narvl caption FOLDER", "caption")
+@BULK.block("narvl caption FOLDER --checkpoint student.pt --out captions.tsv --batch-size", "caption")
 @BULK.block("narvl answer FOLDER", "others")
 def test_a_folder_of_images(caption: str, others: str, boxed: Newcomer) -> None:
     boxed.types(caption)
