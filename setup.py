@@ -26,6 +26,8 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025"
 HUB = ["huggingface_hub>=0.23"]
 # What --out NAME.parquet takes.
 PARQUET = ["pyarrow>=15"]
+# What --engine ray runs on.
+RAY = ["ray[data]>=2.40"]
 # What `narvl serve` runs on. httptools reads HTTP in C.
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "httptools>=0.6", "python-multipart>=0.0.18", "prometheus-client>=0.20"]
 # What cluster=slurm submits a training with.
@@ -79,6 +81,7 @@ setup(
         "export": EXPORT,
         "hub": HUB,
         "parquet": PARQUET,
+        "ray": RAY,
         "serve": SERVE,
         "slurm": SLURM,
         "dev": [
@@ -87,6 +90,7 @@ setup(
             *EXPORT,
             *HUB,
             *PARQUET,
+            *RAY,
             *SERVE,
             *SLURM,
             "pytest>=8",

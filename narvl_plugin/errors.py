@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class SkipBudget:
 
     Attributes:
         limit: largest number of rows that may be skipped.
+        report: called with the error of each row that is skipped; by default it is logged.
     """
 
     def __init__(self, limit: int) -> None:
@@ -88,6 +89,7 @@ class SkipBudget:
         # One more place than the limit: an exceeded budget then differs from one that is used up.
         self._seen = multiprocessing.Array("q", limit + 1, lock=False)
         self._numbers: dict[str, int] = {}
+        self.report: Callable[[BadRow], None] = self._log
 
     @property
     def count(self) -> int:
@@ -150,7 +152,10 @@ class SkipBudget:
                 raise BadRow(f"{error}; fix the row, or allow more bad rows by --skip-bad-rows (now {self.limit})")
             self._seen[count] = key
             self._count.value = count + 1
-        logger.warning("skipped bad row %d of at most %d: %s", count + 1, self.limit, error)
+        self.report(error)
+
+    def _log(self, error: BadRow) -> None:
+        logger.warning("skipped bad row %d of at most %d: %s", self.count, self.limit, error)
 
     def _key(self, error: BadRow) -> int:
         """Return the identity of a row."""

@@ -13,6 +13,8 @@ import narvl_plugin
 from narvl_plugin.cli import bench, data, demo, study
 from narvl_plugin.cli.options import (
     AbstainBelow,
+    Actors,
+    Address,
     Ans2LabelFile,
     AnyModel,
     BatchSize,
@@ -20,6 +22,8 @@ from narvl_plugin.cli.options import (
     Benchmark,
     BpeDir,
     Device,
+    Engine,
+    GpusPerActor,
     GraphModel,
     ImageFiles,
     ImagesAndText,
@@ -168,7 +172,7 @@ def distill(
         ),
     ],
     data: Annotated[Path, typer.Option(help="TSV file with images or their features.")],
-    out: Annotated[Path, typer.Option(help="TSV file to write, with the same columns.")],
+    out: Annotated[str, typer.Option(help="TSV file to write, with the same columns. NAME/ is a folder of shards.")],
     beam: Beam = 5,
     nbest: Annotated[int, typer.Option(min=1, help="Number of captions to write per row, joined by &&.")] = 1,
     batch_size: BatchSize = 32,
@@ -187,32 +191,43 @@ def distill(
         typer.Option(help="Of a student's beam, write the captions with the highest expected bleu or cider."),
     ] = None,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Replace the targets of a TSV file by a teacher's outputs.
 
     If the command is interrupted, the same command resumes where it stopped.
     """
-    from narvl_plugin.inference.distillation import distill
+    from narvl_plugin.inference.distillation import Distillation, distill
 
-    written = distill(
-        teacher=teacher,
-        data=data,
-        out=out,
-        beam=beam,
-        nbest=nbest,
-        batch_size=batch_size,
-        keep_references=keep_references,
-        max_len_b=max_len_b,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        skip_bad_rows=skip_bad_rows,
-        val_inference_type=val_inference_type,
-        bpe_dir=bpe_dir,
-        ans2label_file=ans2label_file,
-        member=member,
-        mbr=mbr,
-        device=device,
-    )
-    _say(out, written)
+    where = Where(engine, address, actors, gpus_per_actor)
+    options: dict[str, Any] = {
+        "data": data,
+        "beam": beam,
+        "nbest": nbest,
+        "batch_size": batch_size,
+        "keep_references": keep_references,
+        "max_len_b": max_len_b,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "val_inference_type": val_inference_type,
+        "skip_bad_rows": skip_bad_rows,
+        "bpe_dir": bpe_dir,
+        "ans2label_file": ans2label_file,
+        "member": member,
+        "mbr": mbr,
+        "device": device,
+    }
+    if not _is_folder(out):
+        where.require_file()
+        _say(Path(out), distill(teacher=teacher, out=Path(out), **options))
+        return
+    from narvl_plugin.bulk.commands import distill_shards
+    from narvl_plugin.bulk.engines import Runner
+
+    totals = distill_shards(Distillation(teachers=tuple(teacher), **options), Path(out), Runner(*where))
+    print(f"{out}: {totals.rows} rows, {totals.skipped} left out, {totals.new / totals.seconds:.1f} rows/s")
 
 
 @app.command()
@@ -232,6 +247,10 @@ def caption(
     device: Device = None,
     ngram_automaton: NgramAutomaton = None,
     ngram_weight: NgramWeight = 0.2,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Caption image files.
 
@@ -241,8 +260,9 @@ def caption(
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
+    where = Where(engine, address, actors, gpus_per_actor)
     ngrams = {"ngram_automaton": ngram_automaton, "ngram_weight": ngram_weight}
-    _predict("caption", "captions", images, None, options, **ngrams)
+    _predict("caption", "captions", images, None, options, where, **ngrams)
 
 
 @app.command()
@@ -263,6 +283,10 @@ def answer(
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Answer a question about image files.
 
@@ -274,8 +298,9 @@ def answer(
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
+    where = Where(engine, address, actors, gpus_per_actor)
     listed = None if answers is None else [one.strip() for one in answers.split(",")]
-    _predict("answer", "answers", *_images_and_text(images, "question"), options, answers=listed)
+    _predict("answer", "answers", *_images_and_text(images, "question", out), options, where, answers=listed)
 
 
 @app.command()
@@ -296,6 +321,10 @@ def locate(
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Find the region of image files that words describe.
 
@@ -309,7 +338,8 @@ def locate(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
     verb, things = ("regions", "sets of boxes") if all else ("locate", "boxes")
-    _predict(verb, things, *_images_and_text(images, "words"), options)
+    where = Where(engine, address, actors, gpus_per_actor)
+    _predict(verb, things, *_images_and_text(images, "words", out), options, where)
 
 
 @app.command()
@@ -326,6 +356,10 @@ def graph(
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Find the relations of the objects in image files.
 
@@ -338,7 +372,8 @@ def graph(
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, 0.0, skip_bad_rows, bpe_dir, device
     )
-    _predict("graph", "graphs", images, None, options)
+    where = Where(engine, address, actors, gpus_per_actor)
+    _predict("graph", "graphs", images, None, options, where)
 
 
 @app.command()
@@ -356,6 +391,10 @@ def entail(
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
 ) -> None:
     """Tell whether image files show what a statement says.
 
@@ -367,14 +406,15 @@ def entail(
     options = Answering(
         checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
-    _predict("entails", "answers", *_images_and_text(images, "statement"), options)
+    where = Where(engine, address, actors, gpus_per_actor)
+    _predict("entails", "answers", *_images_and_text(images, "statement", out), options, where)
 
 
 class Answering(NamedTuple):
     """The options that caption, answer, locate, graph and entail share."""
 
     checkpoint: Path | None
-    out: Path | None
+    out: str | None
     json: bool
     show: Path | None
     batch_size: int
@@ -387,32 +427,104 @@ class Answering(NamedTuple):
     device: str | None
 
 
-def _images_and_text(words: list[str], what: str) -> tuple[list[Path], str]:
-    """Return the images and the text of a command line: the last word is the text."""
-    if len(words) < 2:
-        raise InputError(f"the {what} is missing; give image files and folders, and the {what} last, in quotes")
+class Where(NamedTuple):
+    """The options of where a folder of shards is filled; see `Runner`."""
+
+    engine: str
+    address: str | None
+    actors: int | None
+    gpus_per_actor: float | None
+
+    def require_file(self) -> None:
+        """Raise InputError if an option is given that only a folder of shards has."""
+        if self != Where("local", None, None, None):
+            raise InputError("--engine, --address, --actors and --gpus-per-actor: need a folder of shards, --out NAME/")
+
+
+def _is_folder(out: str | None) -> bool:
+    """Tell whether an output is a folder of shards: its name ends in a slash."""
+    return out is not None and out.endswith("/")
+
+
+def _images_and_text(words: list[str], what: str, out: str | None) -> tuple[list[str], str | None]:
+    """Return the images and the text of a command line: the last word is the text.
+
+    For a folder of shards the last word may be an input, too. Each row then has its own text.
+    """
     *images, text = words
+    if _is_folder(out):
+        from narvl_plugin.bulk.shards import is_input
+
+        if is_input(text):
+            return words, None
+    if not images:
+        raise InputError(f"the {what} is missing; give image files and folders, and the {what} last, in quotes")
     if Path(text).is_file():
         raise InputError(f"the last argument, {text}, is a file; the {what} must come last, in quotes")
-    return list(map(Path, images)), text
+    return images, text
 
 
-def _predict(verb: str, things: str, images: list[Path], text: str | None, options: Answering, **others: Any) -> None:
+def _predict(
+    verb: str, things: str, images: list[str], text: str | None, options: Answering, where: Where, **others: Any
+) -> None:
     """Write predictions for image files, and print how many."""
-    from narvl_plugin.api.files import predict_files
-    from narvl_plugin.program import end_workers_briefly
-
-    end_workers_briefly()
+    if not _is_folder(options.out):
+        where.require_file()
     if options.checkpoint is None:
         print(
             "no --checkpoint: the model in the box answers. It knows scenes of emoji art; photos are beyond it",
             file=sys.stderr,
         )
+    if _is_folder(options.out):
+        _predict_shards(verb, things, images, text, options, where, **others)
+        return
+    from narvl_plugin.api.files import predict_files
+    from narvl_plugin.program import end_workers_briefly
+
+    end_workers_briefly()
     given = options._asdict()
-    count = predict_files(images, verb=verb, text=text, as_json_lines=given.pop("json"), **given, **others)
+    given["out"] = None if options.out is None else Path(options.out)
+    count = predict_files(
+        list(map(Path, images)), verb=verb, text=text, as_json_lines=given.pop("json"), **given, **others
+    )
     speed = (count.captions + count.skipped) / count.seconds
     left_out = count.skipped + count.unread
     print(f"{count.captions} {things}, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)
+
+
+def _predict_shards(
+    verb: str, things: str, images: list[str], text: str | None, options: Answering, where: Where, **others: Any
+) -> None:
+    """Write predictions into a folder of shards, and print how many."""
+    from narvl_plugin.api import Decoding
+    from narvl_plugin.bulk.answers import Predicting
+    from narvl_plugin.bulk.commands import format_of_folder, predict_shards
+    from narvl_plugin.bulk.engines import Runner
+
+    assert options.out is not None
+    if options.show is not None:
+        raise InputError("--show: is for one file of predictions, and not for a folder of shards")
+    suffix = format_of_folder(options.out)
+    totals, planned = predict_shards(
+        images,
+        Path(options.out),
+        Predicting(
+            verb=verb,
+            text=text,
+            suffix=".jsonl" if options.json and suffix == ".tsv" else suffix,
+            checkpoint=options.checkpoint,
+            bpe_dir=options.bpe_dir,
+            device=options.device,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            skip_bad_rows=options.skip_bad_rows,
+            decoding=Decoding(options.beam, options.nbest, abstain_below=options.abstain_below, **others),
+        ),
+        Runner(*where),
+    )
+    left_out = totals.skipped + len(planned.left_out)
+    speed = totals.new / totals.seconds
+    print(f"{totals.rows} {things}, {left_out} left out, {speed:.1f} images/s", file=sys.stderr)
 
 
 @app.command()

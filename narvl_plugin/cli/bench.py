@@ -9,6 +9,7 @@ import typer
 
 from narvl_plugin.cli.options import (
     Ans2LabelFile,
+    BatchSize,
     Beam,
     BpeDir,
     Compiled,
@@ -475,3 +476,38 @@ def serve(
         device=device,
     )
     print(serving.table(result))
+
+
+@app.command()
+def bulk(
+    out: JsonFile,
+    student: Annotated[
+        Path | None, typer.Option(help="Checkpoint of a student of captions. By default the model in the box.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Number of small images.")] = 5000,
+    actors: Annotated[int, typer.Option(min=1, help="Actors of Ray, each with a model.")] = 1,
+    batch_size: BatchSize = 8,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
+    device: TimedDevice = "cpu",
+) -> None:
+    """Time bulk inference in one process and on Ray.
+
+    Both engines take turns on the same images, each turn in a process of its own. The start of Ray is measured apart.
+    Their outputs are compared byte by byte. With one actor the ratio is what Ray adds to an image.
+    """
+    from narvl_plugin.bench.bulk import bulk, table
+    from narvl_plugin.bulk.engines import require_ray
+
+    require_ray()
+    result = bulk(
+        out,
+        student=student,
+        images=images,
+        actors=actors,
+        batch_size=batch_size,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    print(table(result))

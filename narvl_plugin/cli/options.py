@@ -38,7 +38,7 @@ Device = Annotated[str | None, typer.Option(help="Device by its name in torch. B
 # --- Predictions for image files -------------------------------------------------------------------------------------
 
 ImageFiles = Annotated[
-    list[Path], typer.Argument(help="Image files, patterns, and folders, which are searched recursively.")
+    list[str], typer.Argument(help="Image files, patterns, and folders, which are searched recursively.")
 ]
 ImagesAndText = Annotated[
     list[str],
@@ -54,9 +54,10 @@ AnyModel = Annotated[Path | None, typer.Option(help=_ANY_MODEL)]
 GraphModel = Annotated[Path, typer.Option("--checkpoint", help="Checkpoint of a model of the task scene_graph.")]
 AnyModelArgument = Annotated[Path | None, typer.Argument(help=_ANY_MODEL)]
 Predictions = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="File to write: NAME.tsv, NAME.jsonl, NAME.parquet, or NAME.json, for captions in COCO's results format."
+        help="File to write: NAME.tsv, NAME.jsonl, NAME.parquet, or NAME.json, for captions in COCO's results format. "
+        "A name that ends in a slash is a folder of shards."
     ),
 ]
 JsonLines = Annotated[bool, typer.Option("--json", help="Write lines of JSON with all that is known.")]
@@ -71,6 +72,19 @@ AbstainBelow = Annotated[
 ]
 SkipImages = Annotated[
     int, typer.Option("--skip-bad-rows", min=0, help="Number of unreadable images that may be left out.")
+]
+
+# --- Where bulk inference runs ----------------------------------------------------------------------------------------
+
+Engine = Annotated[
+    str, typer.Option("--engine", help="What fills a folder of shards: local, this process, or ray, actors of Ray.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster, or auto. By default Ray starts on this machine.")
+]
+Actors = Annotated[int | None, typer.Option(min=1, help="Actors of Ray, each with a model. By default as many as fit.")]
+GpusPerActor = Annotated[
+    float | None, typer.Option(min=0, help="GPUs of an actor; 0.5 shares one. By default 1 if there are GPUs.")
 ]
 
 NgramAutomaton = Annotated[

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -94,6 +95,11 @@ class TsvFile:
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The positions of all rows and of the end of the last one, int64 (rows + 1), in bytes."""
+        return self._offsets[: self._rows + 1]
 
     def where(self, row: int) -> str:
         """Return `FILE:ROW`, with the path as it was given and rows counted from 1."""
@@ -266,14 +272,19 @@ def write_index(path: Path, contents: np.ndarray) -> None:
 
 
 def build_index(path: str) -> np.ndarray:
-    """Return the offsets of all rows and of the end of the file, int64 (rows + 1), in bytes."""
+    """Return the offsets of all rows of a file and of its end, see `row_offsets`."""
+    with open(path, "rb") as file:
+        return row_offsets(file)
+
+
+def row_offsets(file: IO[bytes]) -> np.ndarray:
+    """Return the offsets of all rows of an open file and of its end, int64 (rows + 1), in bytes."""
     starts = [np.zeros(1, dtype=np.int64)]
     position = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
-            starts.append(newlines + (position + 1))
-            position += len(chunk)
+    while chunk := file.read(CHUNK):
+        newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+        starts.append(newlines + (position + 1))
+        position += len(chunk)
     offsets = np.concatenate(starts)
     # The last line end closes the last row. Without it, the last row ends at the end of the file.
     if offsets[-1] != position:

@@ -6,7 +6,9 @@ Source: Kim and Rush, EMNLP 2016 (https://arxiv.org/abs/1606.07947), section 3.2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from narvl_plugin.checkpoints.reading import checkpoint_fingerprint
 from narvl_plugin.data.resumable import SKIPPED, ResumableWriter, fingerprint
@@ -75,64 +77,143 @@ def distill(
         BadRow: if a row cannot be used, or the teacher's output is not a valid target, and the skip budget is spent.
         StalePart: if an unfinished `out` was begun with other inputs or settings.
     """
-    generation = {"beam": beam, "nbest": nbest, "max_len_b": max_len_b, "no_repeat_ngram_size": no_repeat_ngram_size}
-    first, *others = [teacher] if isinstance(teacher, Path) else teacher
-    rows = whole_rows(data)
-    writer = ResumableWriter(
-        out,
-        {
-            "teacher": checkpoint_fingerprint(first),
-            "data": fingerprint(data),
-            "batch_size": batch_size,
-            "keep_references": keep_references,
-            "val_inference_type": val_inference_type,
-            "ans2label_file": ans2label_file and fingerprint(ans2label_file),
-            **generation,
-            # Only if given: unfinished runs of older versions lack these.
-            **({"member": member} if member else {}),
-            **({"mbr": mbr} if mbr else {}),
-            **({"others": [checkpoint_fingerprint(one) for one in others]} if others else {}),
-        },
+    how = Distillation(
+        teachers=(teacher,) if isinstance(teacher, Path) else tuple(teacher),
+        data=data,
+        beam=beam,
+        nbest=nbest,
+        batch_size=batch_size,
+        keep_references=keep_references,
+        max_len_b=max_len_b,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        skip_bad_rows=skip_bad_rows,
+        val_inference_type=val_inference_type,
+        bpe_dir=bpe_dir,
+        ans2label_file=ans2label_file,
+        member=member,
+        mbr=mbr,
+        device=device,
     )
+    num_rows = len(whole_rows(data))
+    writer = ResumableWriter(out, how.record())
     with writer:
         if writer.finished:
             return False
-        overrides = {
-            "skip_bad_rows": skip_bad_rows,
-            "val_inference_type": val_inference_type,
-            "bpe_dir": bpe_dir and str(bpe_dir),
-            "ans2label_file": ans2label_file and str(ans2label_file),
-            "member": member,
-            **({"mbr": mbr, "mbr_frequencies": str(data)} if mbr else {}),  # which other tasks lack
-        }
-        model = Predictor.load(
-            [first, *others],
-            data,
-            task_overrides=overrides,
-            generation=generation,
-            optimised=False,
-            device=choose_device(device),
-        )
-        task = model.task
-        if mbr and not model.model.is_student:
-            raise InputError(f"--mbr {mbr}: is for students, and {first} is a teacher")
-        if nbest > 1 and not task.holds_several_targets:
-            raise InputError(f"--nbest {nbest}: {first} was trained for {task.name}, whose rows have one target each")
-        selected = parse_columns(task.cfg.selected_cols)
-        image_column, target_column = selected[IMAGE_PLACE], selected[task.target_place]
-        budget = task.skip_budget
+        loaded = Teacher(how, out)
+        budget = loaded.budget
         budget.charge(writer.counts[SKIPPED])
-        for batch in writer.batches(len(rows), batch_size, "distil"):
-            lines = []
-            for row, target in written_targets(model, batch, nbest).items():
-                columns = rows[row]
-                columns[image_column] = moved_image(columns[image_column], data, out)
-                original = "\t".join(columns)
-                columns[target_column] = target
-                lines += ["\t".join(columns), original] if keep_references else ["\t".join(columns)]
+        for batch in writer.batches(num_rows, batch_size, "distil"):
+            lines = loaded.lines(batch)
             writer.append(lines, rows=len(batch), counts={SKIPPED: budget.count - writer.counts[SKIPPED]})
         writer.finish()
     return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How to distil a file; see `distill` for the options."""
+
+    teachers: tuple[Path, ...]
+    data: Path
+    beam: int = 5
+    nbest: int = 1
+    batch_size: int = 32
+    keep_references: bool = False
+    max_len_b: int | None = None
+    no_repeat_ngram_size: int | None = None
+    skip_bad_rows: int = 0
+    val_inference_type: str | None = None
+    bpe_dir: Path | None = None
+    ans2label_file: Path | None = None
+    member: str | None = None
+    mbr: str | None = None
+    device: str | None = None
+
+    @property
+    def generation(self) -> dict[str, int | None]:
+        """The options of the search."""
+        names = ("beam", "nbest", "max_len_b", "no_repeat_ngram_size")
+        return {name: getattr(self, name) for name in names}
+
+    def record(self) -> dict[str, Any]:
+        """Return all that the written rows depend on."""
+        first, *others = self.teachers
+        return {
+            "teacher": checkpoint_fingerprint(first),
+            "data": fingerprint(self.data),
+            "batch_size": self.batch_size,
+            "keep_references": self.keep_references,
+            "val_inference_type": self.val_inference_type,
+            "ans2label_file": self.ans2label_file and fingerprint(self.ans2label_file),
+            **self.generation,
+            # Only if given: unfinished runs of older versions lack these.
+            **({"member": self.member} if self.member else {}),
+            **({"mbr": self.mbr} if self.mbr else {}),
+            **({"others": [checkpoint_fingerprint(one) for one in others]} if others else {}),
+        }
+
+
+class Teacher:
+    """A loaded teacher, or an ensemble, that rewrites the rows of a file.
+
+    Attributes:
+        budget: counts the bad rows that are skipped.
+    """
+
+    def __init__(self, how: Distillation, out: Path) -> None:
+        """Load the teacher.
+
+        Args:
+            how: the options.
+            out: the file to write; only paths of images depend on it.
+
+        Raises:
+            MissingInput, InputError: see `distill`.
+        """
+        self.how, self.out = how, out
+        overrides = {
+            "skip_bad_rows": how.skip_bad_rows,
+            "val_inference_type": how.val_inference_type,
+            "bpe_dir": how.bpe_dir and str(how.bpe_dir),
+            "ans2label_file": how.ans2label_file and str(how.ans2label_file),
+            "member": how.member,
+            **({"mbr": how.mbr, "mbr_frequencies": str(how.data)} if how.mbr else {}),  # which other tasks lack
+        }
+        self._model = Predictor.load(
+            how.teachers,
+            how.data,
+            task_overrides=overrides,
+            generation=how.generation,
+            optimised=False,
+            device=choose_device(how.device),
+        )
+        first, task = how.teachers[0], self._model.task
+        if how.mbr and not self._model.model.is_student:
+            raise InputError(f"--mbr {how.mbr}: is for students, and {first} is a teacher")
+        if how.nbest > 1 and not task.holds_several_targets:
+            raise InputError(
+                f"--nbest {how.nbest}: {first} was trained for {task.name}, whose rows have one target each"
+            )
+        self.budget = task.skip_budget
+        self._rows = whole_rows(how.data)
+        self._image_column, self._target_column = (
+            parse_columns(task.cfg.selected_cols)[place] for place in (IMAGE_PLACE, task.target_place)
+        )
+
+    def lines(self, rows: Sequence[int]) -> list[str]:
+        """Return the lines for a batch of rows (from 0).
+
+        Raises:
+            BadRow: see `written_targets`.
+        """
+        lines = []
+        for row, target in written_targets(self._model, rows, self.how.nbest).items():
+            columns = self._rows[row]
+            columns[self._image_column] = moved_image(columns[self._image_column], self.how.data, self.out)
+            original = "\t".join(columns)
+            columns[self._target_column] = target
+            lines += ["\t".join(columns), original] if self.how.keep_references else ["\t".join(columns)]
+        return lines
 
 
 def written_targets(teacher: Predictor, rows: Sequence[int], nbest: int) -> dict[int, str]:

@@ -23,6 +23,8 @@ from narvl_plugin.api.exported import SAFE_FORMATS
 from narvl_plugin.api.files import SHOWN
 from narvl_plugin.api.loading import BOX
 from narvl_plugin.bench.serving import Running, running_server
+from narvl_plugin.bulk.folder import SUCCESS
+from narvl_plugin.bulk.shards import SHARD_ROWS
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.demo import gate, page
 from narvl_plugin.export import FORMATS, PROMPT_LENGTH, TOLERANCE
@@ -243,7 +245,7 @@ def test_facts_about_the_page() -> None:
 
 
 @pytest.mark.integration
-@BULK.block("narvl caption FOLDER", "caption")
+@BULK.block("narvl caption FOLDER --checkpoint student.pt --out captions.tsv --batch-size", "caption")
 @BULK.block("narvl answer FOLDER", "others")
 def test_a_folder_of_images(caption: str, others: str, boxed: Newcomer) -> None:
     boxed.types(caption)
@@ -256,6 +258,42 @@ def test_a_folder_of_images(caption: str, others: str, boxed: Newcomer) -> None:
     ).keys()
     assert [len(line.split("\t")) for line in lines_of(boxed.folder / "boxes.tsv")] == [3, 3]
     assert {line.split("\t")[1] for line in lines_of(boxed.folder / "entailed.tsv")} <= {"yes", "no", "maybe"}
+
+
+@pytest.mark.integration
+@BULK.block("narvl caption FOLDER --checkpoint student.pt --out captions.tsv/")
+def test_folders_of_shards(block: str, boxed: Newcomer, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'narvl[parquet]'")
+    user = Newcomer(tmp_path, boxed.programs)
+    for name in ("student.pt", "spm.model", "FOLDER"):
+        (tmp_path / name).symlink_to(boxed.folder / name)
+    (row,) = lines_of(boxed.folder / "train.tsv")
+    image = row.split("\t")[4]
+    rows = (f"{number}\t\t{text}\t\t\t{image}\n" for number, text in enumerate(("what color is it?", "how many?")))
+    (tmp_path / "questions.tsv").write_text("".join(rows))
+    user.types(block)
+    assert [line.split("\t")[0] for line in lines_of(tmp_path / "captions.tsv.all")] == ["1.png", "2.png"]
+    from pyarrow.parquet import read_table
+
+    answers = read_table(tmp_path / "answers.parquet" / "000000-questions.parquet").to_pylist()
+    assert [one["prompt"] for one in answers] == ["what color is it?", "how many?"] and answers[0]["text"]
+    assert json.loads((tmp_path / "answers.parquet" / SUCCESS).read_text()) == {"rows": 2, "skipped": 0, "shards": 1}
+    assert f"{SHARD_ROWS:,} images" in BULK.text
+
+
+@pytest.mark.integration
+@BULK.block("pip install 'narvl[ray]'", "here")
+@BULK.block("narvl caption s3://bucket/images/", "cluster")
+def test_shards_on_ray(here: str, cluster: str, boxed: Newcomer) -> None:
+    parses(cluster)  # there is none
+    install, caption = commands(here)
+    parses(install)
+    pytest.importorskip("ray", reason=install)
+    boxed.types(caption)
+    assert [line.split("\t")[0] for line in lines_of(boxed.folder / "on-ray" / "000000-images.tsv")] == [
+        "1.png",
+        "2.png",
+    ]
 
 
 @pytest.mark.integration
