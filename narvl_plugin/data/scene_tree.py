@@ -56,15 +56,15 @@ class TreeNames:
         self.labels: list[dict[str, Tokens]] = []
         for level, (kind, lists) in enumerate(zip(LEVELS, words, strict=True)):
             most = MOST_REGIONS if kind == "region" else MOST_LABELS
-            if not 0 < _number_of_labels(lists) <= most:
-                raise InputError(
-                    f"--names-file: the {kind} has {_number_of_labels(lists):,} labels; give 1 to {most:,}"
-                )
+            number = _number_of_labels(lists)
+            if not 0 < number <= most:
+                raise InputError(f"--names-file: the {kind} has {number:,} labels; give 1 to {most:,}")
             texts = [" ".join(filter(None, chosen)) for chosen in product(*lists)]
             self.labels.append(spelled({text: text for text in dict.fromkeys(texts) if text}, codec))
             if not self.labels[level]:
                 raise InputError(
-                    f"--names-file: the vocabulary can spell no label of the {kind}; train it on the trees"
+                    f"--bpe-dir: the vocabulary spells no label of the {kind} in --names-file; train it on the column "
+                    "of trees (narvl vocab --column)"
                 )
         self._brackets = [codec.encode(f" {bracket}").tolist() for bracket in (OPENING, CLOSING)]
         if any(len(one) != 1 or one[0] == codec.dictionary.unk() for one in self._brackets):
@@ -167,8 +167,8 @@ class TreeNames:
         label = self.labels[level].get(node.label)
         if label is None:
             raise BadRow(
-                f"{where}: the {LEVELS[level]} {node.label!r:.100} is not in --names-file, or cannot be spelled; correct "
-                "it, or list its words"
+                f"{where}: the {LEVELS[level]} {node.label!r:.100} is not in --names-file, or cannot be spelled; "
+                "correct it, or list its words"
             )
         children = tuple(self._tokens_of(child, level + 1, where) for child in node.children)
         return Tree((self.opening, *label), children, after=(self.closing,))

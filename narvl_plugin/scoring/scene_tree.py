@@ -38,6 +38,5 @@ class SceneTreeScorer(Scorer[SceneTreeConfig]):
     def result_string(self) -> str:
         """Format the scores in one line."""
         exact, edits, parsed = self.scores()
-        return (
-            f"exact trees {exact:.4f}, edit distance {edits:.4f}, outputs that parse {parsed:.4f}, {len(self.ref)} rows"
-        )
+        scores = f"exact trees {exact:.4f}, edit distance {edits:.4f}, outputs that parse {parsed:.4f}"
+        return f"{scores}, {len(self.ref)} rows"

@@ -1,11 +1,12 @@
 """How far a predicted tree is from the true one: the edit distance of unordered trees, level by level.
 
-An edit inserts, deletes or relabels one node. The order of children does not count. Levels of a scene tree have meanings
-of their own (scene, region, object), so a node is matched with one of its level, below a pair of matched nodes, as in
-Selkow's distance. The best matching of the children of two nodes is then an assignment problem, which
-`scipy.optimize.linear_sum_assignment` solves exactly, from the objects up. Without this restriction the distance of
-unordered trees is NP-hard to compute (Zhang, Statman and Shasha, 1992), and libraries for ordered trees, such as `zss`
-and `apted`, would count another order as edits.
+An edit inserts, deletes or relabels one node. The order of children does not count. Each level of a scene tree has its
+own meaning: scene, region, object. So a node is matched with one of its level, below a pair of matched nodes, as in
+Selkow's distance. The best matching of the children of two nodes is then an assignment problem.
+`scipy.optimize.linear_sum_assignment` solves it exactly, from the objects up.
+
+Without this restriction, the distance of unordered trees is NP-hard (Zhang, Statman and Shasha, 1992). Libraries for
+ordered trees, such as `zss` and `apted`, would count another order as edits.
 
 Source: Selkow, The tree-to-tree editing problem, Information Processing Letters 6, 1977.
 """
