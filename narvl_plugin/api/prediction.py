@@ -72,8 +72,8 @@ class Prediction:
     """The output of a model for one image.
 
     Attributes:
-        text: a caption, an answer, `x0,y0,x1,y1` of a box, those of several boxes joined by `&&`, or yes, no or maybe.
-            Empty if the model abstained, or found no region.
+        text: a caption, an answer, `x0,y0,x1,y1` of a box, those of several boxes joined by `&&`, a tree in brackets,
+            or yes, no or maybe. Empty if the model abstained, or found no region.
         confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was. A caption is
             correct if it equals a reference word by word, so its confidence is small.
         tokens: the tokens of the output.
@@ -81,6 +81,8 @@ class Prediction:
         alternatives: the best outputs, this one first.
         box: the region, for a model that locates; None for others, and if the model abstained.
         boxes: all regions, for a model of the task `regions`; empty if it found none.
+        tree: the tree that the text spells, for a model of scene trees, as a dict of `label`, `probability` and
+            `children`. The probability of the root is the confidence. None for others, and if the model abstained.
         task: the task, such as `caption`.
         prompt: the text that was read beside the image, if any.
         image: the image as it was given, or the bytes of an open file.
@@ -94,6 +96,7 @@ class Prediction:
     alternatives: tuple[Alternative, ...]
     box: Box | None = None
     boxes: tuple[FoundBox, ...] = ()
+    tree: dict[str, Any] | None = None
     task: str = ""
     prompt: str | None = None
     image: Any = field(default=None, repr=False, compare=False)

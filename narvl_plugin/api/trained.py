@@ -157,6 +157,7 @@ class TrainedEngine:
             alternatives=alternatives,
             box=alternatives[0].box,
             boxes=tuple(map(FoundBox, boxes, task.element_confidences(beam))) if task.predicts_sets else (),
+            tree=task.tree(beam),
             task=self.task,
             labels=tuple(labels),
         )

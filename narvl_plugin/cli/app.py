@@ -335,8 +335,37 @@ def entail(
     _predict("entails", "answers", *_images_and_text(images, "statement"), options)
 
 
+@app.command()
+def tree(
+    images: ImageFiles,
+    checkpoint: AnyModel = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Find the scene, the regions and the objects of image files, as trees.
+
+    Each line of the output holds a path, a tree in brackets, and its confidence. With --json, each region and object
+    also has a probability. If the command is interrupted, the same command resumes where it stopped.
+
+    Example: narvl tree scene.png --checkpoint student.pt --json
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    _predict("tree", "trees", images, None, options)
+
+
 class Answering(NamedTuple):
-    """The options that caption, answer, locate and entail share."""
+    """The options that caption, answer, locate, entail and tree share."""
 
     checkpoint: Path | None
     out: Path | None
