@@ -79,8 +79,8 @@ def vocab(
         str | None,
         typer.Option(
             help="Numbers (from 0) of the columns with the models' input and output texts. The default is 2, for "
-            "captions, regions and triplets. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets the "
-            "columns itself."
+            "captions, regions, triplets and trees. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets "
+            "the columns itself."
         ),
     ] = None,
 ) -> None:
@@ -351,7 +351,7 @@ def tree(
     bpe_dir: BpeDir = None,
     device: Device = None,
 ) -> None:
-    """Find the scene, the regions and the objects of image files, as trees.
+    """Find the regions and objects of image files, as trees.
 
     Each line of the output holds a path, a tree in brackets, and its confidence. With --json, each region and object
     also has a probability. If the command is interrupted, the same command resumes where it stopped.
