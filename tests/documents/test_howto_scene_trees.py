@@ -41,8 +41,11 @@ def student(newcomer: Newcomer, save_checkpoint: Callable[..., Path], tree_names
 def test_the_script(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[str]]]) -> None:
     """With stand-ins of the programs; test_pipeline.py runs the script for real."""
     newcomer.types(block)
-    trained = [call for call in recorded() if call[0] == "fairseq-train"]
-    assert [call[call.index("--task") + 1] for call in trained] == ["scene_tree"] * 2
+    trained = [call for call in recorded() if call[0] == "fairseq-train"]  # one for each process
+    assert {(call[call.index("--task") + 1], call[call.index("--arch") + 1]) for call in trained} == {
+        ("scene_tree", "ofa_nano"),
+        ("scene_tree", "narvl_nano"),
+    }
 
 
 @pytest.mark.integration
