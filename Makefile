@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Train, generate, score and report on a small embedded data
 	bash run_scripts/caption.sh PRESET=quick
 
 demo-all: $(INSTALLED) ## The same for all tasks: captions, boxes, sets of boxes, entailment, questions (an hour or more)
-	for task in caption refcoco regions scene_graph snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
+	for task in caption refcoco regions scene_graph scene_tree snli_ve gqa vqa; do bash run_scripts/$$task.sh PRESET=quick || exit; done
 
 test: $(INSTALLED) ## Run all tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal

@@ -1,9 +1,7 @@
 """Query-CTC over sets as a fairseq criterion: the elements of a target count in any order."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from fairseq.criterions import register_criterion
@@ -13,9 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
-from narvl_plugin.ctc import best_path_of, collapse, language_loss, min_queries, query_ctc_loss, set_of
-
-Elements = Sequence[tuple[int, ...]]
+from narvl_plugin.ctc import best_path_of, collapse, language_loss, min_queries, query_ctc_loss
 
 Order = ChoiceEnum(["all", "given", "random", "best"])
 
@@ -44,7 +40,8 @@ class QuerySetConfig(QueryCriterionConfig):
 class QuerySetCriterion(QueryCriterion):
     """Negative log-probability that the queries spell all elements of the target, in any order, and nothing else.
 
-    The task tells the elements of a target, see `CommonTask.elements`. Validation always sums over all orders.
+    The task tells what the elements of a target are, see `CommonTask.acceptor`. Those of a tree are sets themselves.
+    Validation always sums over all orders.
     """
 
     def __init__(
@@ -66,34 +63,34 @@ class QuerySetCriterion(QueryCriterion):
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample's set: (B, N, V), (B, 1, T), (B, 1) -> (B,), in nats."""
-        rows = zip(targets[:, 0].tolist(), target_lengths[:, 0].tolist(), strict=True)
-        sets = [self.task.elements(row[:length]) for row, length in rows]
+        lengths = target_lengths[:, 0].tolist()
+        rows = [row[:length] for row, length in zip(targets[:, 0].tolist(), lengths, strict=True)]
         order = self.order if self.training else "all"
         if order in ("all", "best"):
-            automata = [set_of(elements, window=self.window) for elements in sets]
+            automata = [self.task.acceptor(row, self.window) for row in rows]
             if order == "all":
                 return language_loss(logits, automata, blank=blank, reduction="none")
             paths, _ = best_path_of(logits, automata, blank=blank)
             said = collapse(paths, blank=blank)
             return query_ctc_loss(logits, said.tokens, said.lengths, blank=blank, reduction="none")
         if order == "random":
-            sets = [shuffled(elements, logits.size(1)) for elements in sets]
-        tokens = [torch.tensor(list(chain(*elements)), dtype=torch.int64) for elements in sets]
-        lengths = torch.tensor([len(row) for row in tokens], dtype=torch.int64)
+            rows = [shuffled(self.task, row, logits.size(1)) for row in rows]
+        tokens = [torch.tensor(row, dtype=torch.int64) for row in rows]
         padded = pad_sequence(tokens, batch_first=True) if tokens else torch.zeros(0, 0, dtype=torch.int64)
-        there = [part.to(logits.device, non_blocking=True) for part in (padded, lengths)]
+        there = [part.to(logits.device, non_blocking=True) for part in (padded, target_lengths[:, 0])]
         return query_ctc_loss(logits, *there, blank=blank, reduction="none")
 
 
-def shuffled(elements: Elements, num_queries: int) -> Elements:
-    """Return elements in a random order, by torch's generator; the given order if the drawn one does not fit.
+def shuffled(task: FairseqTask, target: list[int], num_queries: int) -> list[int]:
+    """Return a target in a random order, by torch's generator; in the given order if the drawn one does not fit.
 
     Another order may need more queries than the given one: blanks, where equal tokens of two elements adjoin.
 
     Args:
-        elements: the elements.
+        task: tells the elements.
+        target: the target without `</s>`.
         num_queries: the number of queries N.
     """
-    order = random.Random(int(torch.randint(1 << 62, ()))).sample(elements, len(elements))
-    tokens = torch.tensor([list(chain(*order))], dtype=torch.int64)
-    return order if int(min_queries(tokens, torch.tensor([tokens.size(1)]))) <= num_queries else elements
+    order = task.in_random_order(target, random.Random(int(torch.randint(1 << 62, ()))))
+    tokens = torch.tensor([order], dtype=torch.int64)
+    return order if int(min_queries(tokens, torch.tensor([tokens.size(1)]))) <= num_queries else target

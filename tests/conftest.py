@@ -116,6 +116,30 @@ def names_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def scene_tree_rows(refcoco_rows: list[list[str]]) -> list[list[str]]:
+    """Rows in the columns of scene trees, with four objects, one and none."""
+    columns = (
+        "( red plain ( left ( small red hat ) ( dog ) ( dog ) ) ( right ( dog ) ) )",
+        "(blue plain (right (red hat)))",
+        "( red plain )",
+    )
+    return [[*row[:2], tree, row[4]] for row, tree in zip(refcoco_rows, columns, strict=True)]
+
+
+@pytest.fixture
+def tree_names_file(tmp_path: Path) -> Path:
+    """The words that may occur in `scene_tree_rows`."""
+    words = {
+        "scene": [["red", "blue"], ["plain"]],
+        "region": [["left", "right"]],
+        "object": [["", "small"], ["dog", "red hat"]],
+    }
+    file = tmp_path / "tree_names.json"
+    file.write_text(json.dumps(words))
+    return file
+
+
+@pytest.fixture
 def snli_ve_rows() -> list[list[str]]:
     """Rows in the columns of visual entailment: id, image id, image, hypothesis, caption, label."""
     labels = ("entailment", "contradiction", "neutral", "entailment")

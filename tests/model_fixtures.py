@@ -26,6 +26,11 @@ logging.root.handlers.clear()
 logging.root.setLevel(logging.INFO)
 
 
+TREES = (
+    "( red plain ( left ( small red hat ) ( dog ) ( dog ) ) ( right ( dog ) ) )",
+    "( blue plain ( right ( red hat ) ) )",
+    "( red plain )",
+)
 TRIPLETS = "dog 4,0,8,6 | on | red hat 0,0,4,3&&dog 0,0,4,6 | left of | dog 4,0,8,6\n"
 
 
@@ -53,6 +58,15 @@ def graph_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph_vocabulary")
     (folder / "triplets.tsv").write_text(TRIPLETS)
     train_sentencepiece(folder / "triplets.tsv", [0], folder, 500)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with an spm.model trained on a column of trees."""
+    folder = tmp_path_factory.mktemp("tree_vocabulary")
+    (folder / "trees.tsv").write_text("".join(f"{tree}\n" for tree in TREES))
+    train_sentencepiece(folder / "trees.tsv", [0], folder, 500)
     return folder
 
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RUN_FOR_REAL = f'[ "$1" != run ] || exec {sys.executable} {ROOT / "narvl.py"} "$@"'
 """Beginning of a stand-in of narvl: the engine of the run scripts is no stand-in."""
 CONFIGS = ROOT / "run_scripts" / "config"
-TASKS = ("caption", "vqa", "gqa", "refcoco", "refcocog", "regions", "scene_graph", "snli_ve")
+TASKS = ("caption", "vqa", "gqa", "refcoco", "refcocog", "regions", "scene_graph", "scene_tree", "snli_ve")
 EMBEDDED = [task for task in TASKS if task != "refcocog"]
 NAMES = sorted({f"{task}_{size}" for task in TASKS for size in SIZES} - {"refcocog_nano"})
 """Names of recipes and sizes: those of size nano are trained on embedded data, and there is none of refcocog's."""
@@ -79,7 +79,8 @@ def test_there_is_a_recipe_of_each_task_and_a_file_of_each_size(composed: Any) -
 
 
 QUERIES = {
-    **{"caption": 20, "vqa": 6, "gqa": 6, "refcoco": 7, "refcocog": 7, "regions": 40, "scene_graph": 84, "snli_ve": 3},
+    **{"caption": 20, "vqa": 6, "gqa": 6, "refcoco": 7, "refcocog": 7, "regions": 40, "scene_graph": 84},
+    **{"scene_tree": 40, "snli_ve": 3},
     **{"caption_nano": 24, "scene_graph_nano": 44},
 }
 
@@ -103,7 +104,7 @@ def test_students(composed: Any, name: str) -> None:
     assert cfg.model.dropout == (0.0 if name in ("gqa_nano", "snli_ve_nano") else 0.1)
     assert cfg.model.num_queries == QUERIES.get(name, QUERIES[task])
     assert cfg.model.freeze_embedding == (task in ("caption", "vqa", "gqa") and size != "nano")
-    criterion = "qset" if task in ("regions", "scene_graph") else "qctc"
+    criterion = "qset" if task in ("regions", "scene_graph", "scene_tree") else "qctc"
     assert (cfg.criterion._name, cfg.checkpoint.save_dir) == (criterion, f"runs/{name}/student")
     assert cfg.common.user_dir == str(Path(narvl_plugin.__file__).parent)
 
@@ -132,6 +133,7 @@ def test_teachers(composed: Any, name: str) -> None:
         ("refcocog", "refcoco", "score", 512, 3e-5, 12, 0.06, False, 4, 4),
         ("regions", "regions", "score", 512, 5e-5, 10, 0.06, False, 4, 4),
         ("scene_graph", "scene_graph", "score", 512, 5e-5, 10, 0.06, False, 4, 4),
+        ("scene_tree", "scene_tree", "score", 512, 5e-5, 10, 0.06, False, 4, 4),
         ("snli_ve", "snli_ve", "snli_score", 480, 5e-5, 5, 0.06, False, 4, 8),
     ],
 )
@@ -386,7 +388,8 @@ def test_several_processes_without_a_gpu_are_refused(folder: Path, programs: Pat
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with small data of all tasks where the embedded configurations look for them."""
     folder = tmp_path_factory.mktemp("embedded")
-    tasks = {"caption": "2", "refcoco": "2", "regions": "2", "scene_graph": "2", "snli_ve": "3,4,5", "vqa_gen": "2,3"}
+    tasks = {"caption": "2", "refcoco": "2", "regions": "2", "scene_graph": "2", "scene_tree": "2"}
+    tasks |= {"snli_ve": "3,4,5", "vqa_gen": "2,3"}
     write_scenes(folder / "data", train=4, valid=2, test=2, size=32, nouns=8, max_objects=2, tasks=tuple(tasks))
     for name in TASKS:
         task = {"vqa": "vqa_gen", "gqa": "vqa_gen", "refcocog": "refcoco"}.get(name, name)
@@ -399,6 +402,11 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             names = json.loads((run / "features" / "names.json").read_text())
             spelled = [name.replace(" ", "_") for listed in names.values() for name in listed]
             texts.write_text("".join(f"0\t0\t{name}\n" for name in spelled))
+        if task == "scene_tree":
+            texts = folder / "words.tsv"
+            words = json.loads((run / "features" / "names.json").read_text())
+            spelled = " ".join(word for lists in words.values() for listed in lists for word in listed)
+            texts.write_text(f"0\t0\t( {spelled} ( {spelled} ) )\n")
         train_sentencepiece(texts, tasks[task], run / "vocab", 300)
     return folder
 
@@ -434,7 +442,7 @@ def test_published_configurations_train_on_files_of_the_user(embedded: Path, pro
     """Of size base: the others differ in the model alone."""
     run = f"runs/{task}_quick_seed1"
     files = [f"task.data='{run}/features/train.tsv,{run}/features/valid.tsv'", f"task.bpe_dir={run}/vocab"]
-    if task == "scene_graph":
+    if task in ("scene_graph", "scene_tree"):
         files.append(f"task.names_file={run}/features/names.json")
     small = (*(f"+model.{option}" for option in SMALL), "task.patch_image_size=32")
     done = start(programs, embedded, f"{task}_base", *files, *small, "checkpoint.finetune_from_model=null")

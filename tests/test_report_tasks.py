@@ -48,6 +48,18 @@ GRAPHS = {  # the right ones are a red hat on a dog, and a dog left of another; 
         "dog<bin_0><bin_0><bin_5><bin_10> on dog<bin_5><bin_0><bin_10><bin_10>",
     ],
 }
+SCENE_TREES = {  # the right ones have four objects, one and none; see `scene_tree_rows`
+    "teacher_beam5": [
+        "( red plain ( right ( dog ) ) ( left ( dog ) ( dog ) ( small red hat ) ) )",
+        "( blue plain ( right ( dog ) ) )",
+        "( red plain )",
+    ],
+    "student": [
+        "( red plain ( left ( dog ) ( small red hat ) ( dog ) ) ( right ( dog ) ) )",
+        "( blue",
+        "( blue plain )",
+    ],
+}
 BOXES = {  # of eleven bins; the right ones are 0,0,4,3 and 1,2,7,5 and 2,1,8,6 on 8 x 6 pixels
     "teacher_beam5": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0><bin_10><bin_10>", "<bin_9><bin_9><bin_1><bin_1>"],
     "student": ["<bin_0><bin_0><bin_5><bin_5>", "<bin_0><bin_0>", "<bin_0><bin_0><bin_10><bin_10>"],
@@ -209,6 +221,35 @@ def test_sets_of_boxes(report_on: Callable[..., dict[str, Any]], regions_rows: R
     assert '<span class="wrong">F1 0.67</span>' in page
     assert "<h3>Precision by the number of true elements</h3>" in page
     assert "&lt;bin_0&gt;&lt;bin_0&gt;" in page  # no set is shown as it was said
+
+
+def test_trees(
+    report_on: Callable[..., dict[str, Any]],
+    scene_tree_rows: Rows,
+    tree_names_file: Path,
+    tree_vocabulary: Path,
+    tmp_path: Path,
+) -> None:
+    own = {"names_file": str(tree_names_file), "bpe_dir": str(tree_vocabulary), "num_bins": 0, "patch_image_size": 32}
+    content = report_on("scene_tree", scene_tree_rows, SCENE_TREES, **own)
+    systems = content["systems"]
+    assert list(systems) == ["teacher_beam5", "student", "most_frequent"]
+    assert systems["teacher_beam5"]["scores"] == pytest.approx(
+        {"exact trees": 2 / 3, "edit distance": 1 / 3, "outputs that parse": 1}
+    )
+    student = systems["student"]
+    assert student["scores"] == pytest.approx(
+        {"exact trees": 1 / 3, "edit distance": 4 / 3, "outputs that parse": 2 / 3}
+    )
+    assert student["by_count"] == {
+        "0": {"rows": 1, "exact trees": 0.0},
+        "1": {"rows": 1, "exact trees": 0.0},
+        "4": {"rows": 1, "exact trees": 1.0},
+    }
+    table = (tmp_path / "table.md").read_text().partition("Exact trees by the number of true objects")[2]
+    assert cells(table, "Teacher, beam 5") == ["1.000", "0.000", "1.000"]
+    page = (tmp_path / "report.html").read_text()
+    assert "( blue plain ( right ( dog ) ) )" in page and '<span class="wrong">edit distance 1</span>' in page
 
 
 def test_graphs(

@@ -177,7 +177,18 @@ def parts() -> dict[str, Callable[[], str]]:
     from criterions import adjust_label_smoothed_cross_entropy, qctc, qset, query_criterion
     from narvl_plugin.models.config import NarvlConfig, OfaConfig
     from narvl_plugin.scoring.registered import SCORERS
-    from narvl_plugin.tasks import answers, base, caption, common, refcoco, regions, scene_graph, snli_ve, vqa_gen
+    from narvl_plugin.tasks import (
+        answers,
+        base,
+        caption,
+        common,
+        refcoco,
+        regions,
+        scene_graph,
+        scene_tree,
+        snli_ve,
+        vqa_gen,
+    )
     from narvl_plugin.training.schedule import PolynomialDecayLRScheduleConfig, WarmupRatioConfig
 
     single = base.BaseTaskConfig
@@ -191,6 +202,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "options of refcoco": lambda: options(refcoco.RefcocoConfig, single),
         "options of regions": lambda: options(regions.RegionsConfig, single),
         "options of scene_graph": lambda: options(scene_graph.SceneGraphConfig, single),
+        "options of scene_tree": lambda: options(scene_tree.SceneTreeConfig, single),
         "options of short answers": lambda: options(short, single),
         "options of snli_ve": lambda: options(snli_ve.SnliVeConfig, short),
         "options of vqa_gen": lambda: options(vqa_gen.VqaGenConfig, short),

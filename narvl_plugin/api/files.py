@@ -154,7 +154,7 @@ def predict_files(
 
     Args:
         given: folders, image files and patterns, see `find_images`.
-        verb: what to predict: caption, answer, locate, regions, graph or entails.
+        verb: what to predict: caption, answer, locate, regions, graph, tree or entails.
         text: the question, words or statement about every image.
         checkpoint: see `narvl.load`; None is the model in the box.
         out: file to write. NAME.tsv has lines of path and text, NAME.jsonl of JSON, NAME.parquet a row for each image;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -87,14 +87,14 @@ def box_words(box: Box) -> str:
 
 
 def elements_html(prediction: Prediction) -> str:
-    """Return the elements of a set as a table, with their probabilities, and a graph also as a drawing."""
+    """Return the elements of a set with their probabilities: a table, a graph also as a drawing, a tree as a list."""
     rows = [(f"{number}: {box_words(box)}", sure) for number, (box, sure) in enumerate(prediction.boxes, 1)]
     objects, pairs = objects_of([one.triplet for one in prediction.triplets])
     names = distinct_names(objects)
     for (subject, other), one in zip(pairs, prediction.triplets, strict=True):
         rows.append((f"{names[subject]} {one.relation} {names[other]}", one.probability))
     cells = "".join(f"<tr><td>{escape(words)}</td><td>{sure:.3f}</td></tr>" for words, sure in rows)
-    return (f'<table class="elements">{cells}</table>' if rows else "") + graph_html(prediction)
+    return (f'<table class="elements">{cells}</table>' if rows else "") + graph_html(prediction) + tree_html(prediction)
 
 
 def graph_html(prediction: Prediction) -> str:
@@ -105,6 +105,16 @@ def graph_html(prediction: Prediction) -> str:
 
     size = as_seen(prediction.image, "image").size
     return f'<div class="graph">{triplets_picture([one.triplet for one in prediction.triplets], size)}</div>'
+
+
+def tree_html(prediction: Prediction) -> str:
+    """Return the tree of a prediction as nested lists, each node with its probability; empty without a tree."""
+
+    def item(node: dict[str, Any]) -> str:
+        below = "".join(map(item, node["children"]))
+        return f"<li>{escape(node['label'])} {node['probability']:.3f}{f'<ul>{below}</ul>' if below else ''}</li>"
+
+    return f'<ul class="tree">{item(prediction.tree)}</ul>' if prediction.tree else ""
 
 
 def queries_html(queries: Sequence[Query], buttons: bool = False) -> str:

@@ -130,7 +130,7 @@ class Model:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """What this model does: its methods, of caption, answer, locate, graph and entails.
+        """What this model does: its methods, of caption, answer, locate, graph, tree and entails.
 
         `regions` is `locate` with all=True. Other verbs are for `predict`.
         """
@@ -228,6 +228,22 @@ class Model:
             InputError: if an image or a statement cannot be used, or the model was not trained on entailment.
         """
         return self.predict("entails", images, statement, **options)
+
+    @overload
+    def tree(self, images: AnyImage, **options: Any) -> Prediction: ...
+    @overload
+    def tree(self, images: Sequence[AnyImage], **options: Any) -> list[Prediction]: ...
+    def tree(self, images: Images, **options: Any) -> Prediction | list[Prediction]:
+        """Find the tree of images: the scene, its regions, and the objects in each. It is `Prediction.tree`.
+
+        Args:
+            images: an image, or a list.
+            **options: see `Decoding`; also `batch_size`.
+
+        Raises:
+            InputError: if an image cannot be read, or the model was not trained on scene trees.
+        """
+        return self.predict("tree", images, None, **options)
 
     def predict(self, verb: str, images: Images, texts: str | Sequence[str] | None = None, **options: Any) -> Any:
         """Do what a verb says.

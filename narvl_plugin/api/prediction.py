@@ -109,8 +109,9 @@ class Prediction:
     """The output of a model for one image.
 
     Attributes:
-        text: a caption, an answer, `x0,y0,x1,y1` of a box, or yes, no or maybe. Several boxes, or the triplets of a
-            graph, are joined by `&&`, as in a column of a TSV file. Empty if the model abstained or found nothing.
+        text: a caption, an answer, `x0,y0,x1,y1` of a box, a tree in brackets, or yes, no or maybe. Several boxes, or
+            the triplets of a graph, are joined by `&&`, as in a column of a TSV file. Empty if the model abstained or
+            found nothing.
         confidence: how probable it is that the output is correct, 0 to 1; calibrated if the model was. A caption is
             correct if it equals a reference word by word, so its confidence is small. A set of boxes or triplets is
             correct if it has all of them and no other.
@@ -120,6 +121,8 @@ class Prediction:
         box: the region, for a model that locates; None for others, and if the model abstained.
         boxes: all regions, the most probable first, for `locate` with all=True; empty if there is none.
         triplets: the relations of an image, the most probable first, for `graph`; empty if there is none.
+        tree: the tree that the text spells, for `tree`, as a dict of `label`, `probability` and `children`. The
+            probability of the root is the confidence. None for other verbs, and if the model abstained.
         task: the task, such as `caption`.
         prompt: the text that was read beside the image, if any.
         image: the image as it was given, or the bytes of an open file.
@@ -134,6 +137,7 @@ class Prediction:
     box: Box | None = None
     boxes: tuple[FoundBox, ...] = ()
     triplets: tuple[FoundTriplet, ...] = ()
+    tree: dict[str, Any] | None = None
     task: str = ""
     prompt: str | None = None
     image: Any = field(default=None, repr=False, compare=False)

@@ -32,6 +32,7 @@ from narvl_plugin.inference.attention import token_attention
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.tasks.base import BaseTask
+from narvl_plugin.tasks.boxes import BoxTask
 from narvl_plugin.tasks.scene_graph import SceneGraphTask
 
 LISTED = 5
@@ -174,13 +175,14 @@ class TrainedEngine:
             box=alternatives[0].box,
             boxes=tuple(FoundBox(*pair) for pair in surest_first if not isinstance(pair[0], Triplet)),
             triplets=tuple(FoundTriplet.of(*pair) for pair in surest_first if isinstance(pair[0], Triplet)),
+            tree=task.tree(beam),
             task=self.task,
             labels=tuple(labels),
         )
 
     @staticmethod
     def _text(searching: Predictor, hypothesis: dict[str, Any], elements: Sequence[Any]) -> str:
-        if searching.task.bins is None and not searching.task.predicts_sets:
+        if not isinstance(searching.task, BoxTask):
             return " ".join(searching.text([hypothesis]).split())
         return REFERENCE_SEPARATOR.join(
             format_triplet(one) if isinstance(one, Triplet) else box_text(one) for one in elements
@@ -190,7 +192,7 @@ class TrainedEngine:
     def _elements(searching: Predictor, batch: Batch, row: int, hypothesis: dict[str, Any]) -> list[Any]:
         """Return the boxes or triplets of a hypothesis in pixels of its image; none for other tasks."""
         task = searching.task
-        if task.bins is None and not task.predicts_sets:
+        if not isinstance(task, BoxTask):
             return []
         located = hypothesis["tokens"], batch["w_resize_ratios"][row], batch["h_resize_ratios"][row]
         if isinstance(task, SceneGraphTask):

@@ -192,14 +192,20 @@ def _columns(engine: Engine) -> dict[str, int]:
 
 
 def contents(lines: Sequence[str], suffix: str) -> bytes:
-    """Return lines as the contents of a file; for Parquet they are JSON objects of predictions."""
+    """Return lines as the contents of a file; for Parquet they are JSON objects of predictions.
+
+    A tree has no depth of its own, so in Parquet it is a text of JSON.
+    """
     if suffix != ".parquet":
         return "".join(f"{line}\n" for line in lines).encode("utf-8")
     import pyarrow
     from pyarrow import parquet
 
     content = BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(list(map(json.loads, lines)), schema=prediction_schema()), content)
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["tree"] = row["tree"] and json.dumps(row["tree"], ensure_ascii=False)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=prediction_schema()), content)
     return content.getvalue()
 
 

@@ -84,8 +84,8 @@ def vocab(
         str | None,
         typer.Option(
             help="Numbers (from 0) of the columns with the models' input and output texts. The default is 2, for "
-            "captions, regions and triplets. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets the "
-            "columns itself."
+            "captions, regions, triplets and trees. Give 2,3 for questions and 3,4,5 for entailment. A mixture sets "
+            "the columns itself."
         ),
     ] = None,
 ) -> None:
@@ -410,8 +410,42 @@ def entail(
     _predict("entails", "answers", *_images_and_text(images, "statement", out), options, where)
 
 
+@app.command()
+def tree(
+    images: ImageFiles,
+    checkpoint: AnyModel = None,
+    out: Predictions = None,
+    json: JsonLines = False,
+    show: ShowPage = None,
+    batch_size: BatchSize = 8,
+    workers: ImageWorkers = 1,
+    beam: SearchBeam = None,
+    nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
+    skip_bad_rows: SkipImages = 0,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
+) -> None:
+    """Find the regions and objects of image files, as trees.
+
+    Each line of the output holds a path, a tree in brackets, and its confidence. With --json, each region and object
+    also has a probability. If the command is interrupted, the same command resumes where it stopped.
+
+    Example: narvl tree scene.png --checkpoint student.pt --json
+    """
+    options = Answering(
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
+    )
+    where = Where(engine, address, actors, gpus_per_actor)
+    _predict("tree", "trees", images, None, options, where)
+
+
 class Answering(NamedTuple):
-    """The options that caption, answer, locate, graph and entail share."""
+    """The options that caption, answer, locate, graph, entail and tree share."""
 
     checkpoint: Path | None
     out: str | None

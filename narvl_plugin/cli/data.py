@@ -30,7 +30,10 @@ def scenes(
     max_objects: Annotated[int, typer.Option(help="Largest number of objects in an image.")] = 4,
     art: Annotated[Path | None, typer.Option(help="Folder of PNG files to draw with.")] = None,
     tasks: Annotated[
-        str, typer.Option(help="Any of caption, vqa_gen, refcoco, snli_ve, regions and scene_graph, joined by commas.")
+        str,
+        typer.Option(
+            help="Any of caption, vqa_gen, refcoco, snli_ve, regions, scene_graph and scene_tree, joined by commas."
+        ),
     ] = "caption",
 ) -> None:
     """Draw scenes of emoji art with rows for each task."""

@@ -18,7 +18,8 @@ Benchmark = Annotated[
     str, typer.Option("--task", help="caption, vqa, gqa, refcoco, grefcoco, snli_ve or visual_genome.")
 ]
 Task = Annotated[
-    str, typer.Option(help="Task of the data: caption, vqa_gen, refcoco, snli_ve, regions or scene_graph.")
+    str,
+    typer.Option(help="Task of the data: caption, vqa_gen, refcoco, snli_ve, regions, scene_graph or scene_tree."),
 ]
 
 # --- Generation ------------------------------------------------------------------------------------------------------

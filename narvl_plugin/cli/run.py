@@ -32,8 +32,8 @@ def run(
     Options of the trainings are those of fairseq-hydra-train, after teacher., student. or training. (both):
     student.model.num_queries=30
 
-    Recipes are caption, refcoco, regions, scene_graph, snli_ve, gqa and vqa. Hydra's flags work, too: --multirun
-    seed=1,2 runs one after another, and --cfg job prints the options.
+    Recipes are caption, refcoco, regions, scene_graph, scene_tree, snli_ve, gqa and vqa. Hydra's flags work, too:
+    --multirun seed=1,2 runs one after another, and --cfg job prints the options.
     """
     from narvl_plugin.pipeline.app import main
 

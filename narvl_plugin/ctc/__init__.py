@@ -31,7 +31,7 @@ from narvl_plugin.ctc.sampling import (
     quasi_random_paths,
     sample_paths,
 )
-from narvl_plugin.ctc.trees import Tree, tree_automaton, tree_loss
+from narvl_plugin.ctc.trees import Tree, tree_automaton, tree_language, tree_loss
 
 __all__ = [
     "total_scores",
@@ -93,6 +93,7 @@ __all__ = [
     "token_posteriors",
     "slot_kinds",
     "tree_automaton",
+    "tree_language",
     "tree_loss",
     "viterbi",
 ]

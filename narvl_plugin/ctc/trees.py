@@ -13,7 +13,7 @@ Source: the inside algorithm of Baker, Trainable Grammars for Speech Recognition
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -129,6 +129,73 @@ def _without(children: tuple[Tree, ...], child: Tree) -> tuple[Tree, ...]:
     """Return the children but for one."""
     place = children.index(child)
     return children[:place] + children[place + 1 :]
+
+
+def tree_language(
+    roots: Sequence[Tokens],
+    nodes: Sequence[Tokens],
+    leaves: Sequence[Tokens],
+    *,
+    opening: int,
+    closing: int,
+    most: int,
+) -> Automaton:
+    """Return the automaton of all bracketed trees of three levels, for decoding.
+
+    A tree is `( root ( node ( leaf ) ( leaf ) ) ( node ( leaf ) ) )`. It has each node at most once, with one leaf or
+    more, and at most `most` leaves in all, which may be equal. A root may have no node. The number of states is linear
+    in `most`, and doubles with each node, because a state knows which nodes have been said.
+
+    Args:
+        roots: the labels of roots, each of one token or more, without brackets.
+        nodes: the labels of nodes, in the same form, all different.
+        leaves: the labels of leaves, in the same form, all different.
+        opening: the token of an opening bracket.
+        closing: the token of a closing bracket.
+        most: the largest number of leaves.
+    """
+    states: dict[Hashable, int] = {}
+    arcs: dict[tuple[int, int, int], None] = {}
+    waiting: list[tuple[tuple[int, ...], int, str]] = []
+
+    def state(*key: Hashable) -> int:
+        return states.setdefault(key, len(states))
+
+    def between(used: tuple[int, ...], number: int, last: str) -> int:
+        """Return the state between texts: the nodes so far, the number of leaves, and the form of the last node."""
+        if (used, number, last) not in states:
+            waiting.append((used, number, last))
+        return state(used, number, last)
+
+    def say(source: int, tokens: Tokens, target: int) -> None:
+        """Add the arcs of tokens between two states. Texts that begin alike share states."""
+        for place, token in enumerate(tokens):
+            here = state(source, tokens[:place]) if place else source
+            there = state(source, tokens[: place + 1]) if place + 1 < len(tokens) else target
+            arcs[here, there, token] = None
+
+    start, end = state("start"), state("end")
+    for root in roots:
+        say(start, (opening, *root), between((), 0, "closed"))
+    for used, number, last in waiting:  # grows while it is read
+        here = between(used, number, last)
+        if last == "closed":
+            say(here, (closing,), end)
+        elif last == "open with leaves":
+            say(here, (closing,), between(used, number, "closed"))
+        if number == most:
+            continue
+        if last == "closed":
+            for node in sorted(set(range(len(nodes))) - set(used)):
+                said = tuple(sorted((*used, node)))
+                say(here, (opening, *nodes[node]), between(said, number, "open"))
+        else:
+            labelled = state(used, number, "leaf")
+            for leaf in leaves:
+                say(here, (opening, *leaf), labelled)
+            say(labelled, (closing,), between(used, number + 1, "open with leaves"))
+    sources, targets, labels = torch.tensor(list(arcs), dtype=torch.int64).reshape(-1, 3).unbind(1)
+    return Automaton(sources, labels, targets, torch.arange(len(states)) == end)
 
 
 # --- Inside recursion ------------------------------------------------------------------------------------------------

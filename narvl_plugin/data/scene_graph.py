@@ -93,8 +93,8 @@ class GraphNames:
         for relation in relations:
             if "_" in relation:
                 raise InputError(f"--names-file: the relation {relation!r:.100} has a `_`; write a space in its place")
-        self.nouns = _spelled({noun: noun for noun in sorted(nouns)}, codec)
-        self.relations = _spelled({relation: relation.replace(" ", "_") for relation in sorted(relations)}, codec)
+        self.nouns = spelled({noun: noun for noun in sorted(nouns)}, codec)
+        self.relations = spelled({relation: relation.replace(" ", "_") for relation in sorted(relations)}, codec)
         number = len(self.nouns) * len(self.relations)
         if not 0 < number <= LARGEST_PAIRS:
             raise InputError(
@@ -129,17 +129,17 @@ class GraphNames:
         return cls(nouns, relations, codec)
 
 
-def _spelled(texts: Mapping[str, str], codec: TextCodec) -> dict[str, tuple[int, ...]]:
+def spelled(texts: Mapping[str, str], codec: TextCodec) -> dict[str, tuple[int, ...]]:
     """Return the tokens of each name's text. Names that the vocabulary cannot spell are left out with a warning."""
-    spelled = {name: tuple(codec.encode(f" {text}").tolist()) for name, text in texts.items()}
-    lacking = [name for name, tokens in spelled.items() if codec.decode(tokens) != texts[name]]
+    tokens_of = {name: tuple(codec.encode(f" {text}").tolist()) for name, text in texts.items()}
+    lacking = [name for name, tokens in tokens_of.items() if codec.decode(tokens) != texts[name]]
     if lacking:
         logger.warning(
             "--bpe-dir: the vocabulary cannot spell %d names of --names-file, such as %r, so they are never predicted; "
-            "train it on the column of triplets (narvl vocab --column)",
+            "train it on the column of targets (narvl vocab --column)",
             *(len(lacking), lacking[0][:100]),
         )
-    return {name: tokens for name, tokens in spelled.items() if name not in lacking}
+    return {name: tokens for name, tokens in tokens_of.items() if name not in lacking}
 
 
 class SceneGraphDataset(GroundingDataset):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from narvl_plugin.data.foreign_files import plausible
 from narvl_plugin.data.gpt2 import BYTES, MASK, Gpt2Pieces, fairseq_pieces, port_pieces
 from narvl_plugin.data.mistaken_files import as_text, read_head
+from narvl_plugin.data.trees import tree_in, write_tree
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.data.vocabulary import (
     BOS,
@@ -295,8 +296,11 @@ def _codec_of(folder: Path, num_bins: int) -> TextCodec:
 def sayings(text: str) -> list[str]:
     """Return the texts of a column that a model reads or predicts, cleaned: without confidences, labels as answers.
 
-    Those of triplets (see `narvl_plugin.data.triplets`) are their names, a relation as one word.
+    Those of triplets (see `narvl_plugin.data.triplets`) are their names, a relation as one word. A tree (see
+    `narvl_plugin.data.trees`) stays as it is, with its brackets.
     """
+    if (tree := tree_in(text)) is not None and tree.children:
+        return [write_tree(tree)]
     if triplets := [match.groups() for match in map(_TRIPLET.fullmatch, text.split(REFERENCE_SEPARATOR)) if match]:
         return [name for noun, relation, other in triplets for name in (noun, relation.replace(" ", "_"), other)]
     texts = (reference.rpartition(CONFIDENCE_MARK)[2] for reference in split_references(text))

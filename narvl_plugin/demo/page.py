@@ -22,6 +22,7 @@ VERBS = {
     "regions": ("All regions", "Words for the regions", "every dog"),
     "locate": ("Region", "Words for the region", "the dog on the left"),
     "graph": ("Graph", "", ""),
+    "tree": ("Tree", "", ""),
     "entails": ("Statement", "Your statement", "there are two dogs"),
 }
 """Verb -> its name on the page, the label of its text, and an example of a text."""

@@ -10,6 +10,7 @@ from narvl_plugin.scoring.gqa import GqaConfig, GqaScorer
 from narvl_plugin.scoring.grounding import GroundingConfig, GroundingScorer
 from narvl_plugin.scoring.regions import RegionsConfig, RegionsScorer
 from narvl_plugin.scoring.scene_graph import SceneGraphConfig, SceneGraphScorer
+from narvl_plugin.scoring.scene_tree import SceneTreeConfig, SceneTreeScorer
 from narvl_plugin.scoring.vqa import VqaConfig, VqaScorer
 
 with leaving_logging_alone():
@@ -23,6 +24,7 @@ SCORERS: dict[str, tuple[type[AnyScorer], type[ScorerConfig]]] = {
     "grounding": (GroundingScorer, GroundingConfig),
     "regions": (RegionsScorer, RegionsConfig),
     "scene_graph": (SceneGraphScorer, SceneGraphConfig),
+    "scene_tree": (SceneTreeScorer, SceneTreeConfig),
     "vqa": (VqaScorer, VqaConfig),
 }
 """Scorer and settings by name."""

@@ -40,6 +40,7 @@ SUMMARIES = {
     "locate": "Find the region of an image that a text describes.",
     "regions": "Find all regions of an image that a text describes.",
     "graph": "Find the relations of the objects in an image.",
+    "tree": "Find the regions of a scene, and the objects in each, as a tree.",
     "entails": "Tell whether an image shows what a statement says: yes, no or maybe.",
 }
 

@@ -59,7 +59,7 @@ def request_schema(verb: str, max_text: int) -> type[RequestFields]:
     """Return the fields of a verb's requests.
 
     Args:
-        verb: caption, answer, locate, regions, graph or entails.
+        verb: caption, answer, locate, regions, graph, tree or entails.
         max_text: the largest number of characters of a text.
     """
     text = Annotated[str, StringConstraints(max_length=max_text), AfterValidator(_not_blank)]
@@ -111,6 +111,14 @@ class FoundTriplet(BaseModel):
     probability: float
 
 
+class Node(BaseModel):
+    """A node of a tree, with the probability that the node and all below it are in the image."""
+
+    label: str
+    probability: float
+    children: list[Node]
+
+
 class Prediction(BaseModel):
     """What the model predicts: the values of `Prediction.to_dict()`."""
 
@@ -125,6 +133,7 @@ class Prediction(BaseModel):
     ]
     boxes: Annotated[list[FoundBox], Field(description="All regions, the most probable first, for regions.")]
     triplets: Annotated[list[FoundTriplet], Field(description="Relations, the most probable first, for graph.")]
+    tree: Annotated[Node | None, Field(description="The scene with its regions and their objects, for tree.")]
     task: str
     prompt: str | None
     labels: list[int]

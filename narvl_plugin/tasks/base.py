@@ -493,6 +493,13 @@ class BaseTask(CommonTask):
         """
         return []
 
+    def tree(self, beam: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the best of a sample's hypotheses as a tree of plain values, for tasks whose outputs are trees.
+
+        A node has a `label`, a `probability` and `children`. None for other tasks, and for an empty output.
+        """
+        return None
+
     def inference_step(
         self,
         generator: Any,

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
+from random import Random
 from typing import Any, Optional
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from narvl_plugin.ctc import Automaton, set_of
 from narvl_plugin.data.text import TextCodec, load_codec
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.errors import InputError, SkipBudget
@@ -144,3 +147,24 @@ class CommonTask:
             InputError: if the task's targets are sequences.
         """
         raise InputError(f"--criterion qset: the targets of the task {self.cfg._name} are sequences; take qctc")
+
+    def acceptor(self, tokens: list[int], window: int | None) -> Automaton:
+        """Return the automaton of a target whose elements count in any order.
+
+        Args:
+            tokens: the target without `</s>`.
+            window: restricts the orders, see `set_of`; None allows all.
+
+        Raises:
+            InputError: if the task's targets are sequences, or have no such restriction.
+        """
+        return set_of(self.elements(tokens), window=window)
+
+    def in_random_order(self, tokens: list[int], draw: Random) -> list[int]:
+        """Return a target with its elements in a random order.
+
+        Raises:
+            InputError: if the task's targets are sequences.
+        """
+        elements = self.elements(tokens)
+        return list(chain(*draw.sample(elements, len(elements))))

@@ -15,8 +15,9 @@ from narvl_plugin.data.regions import MOST_BOXES, RegionsDataset
 from narvl_plugin.data.tsv import TsvFile
 from narvl_plugin.scoring.regions import all_found, f1
 from narvl_plugin.tasks.base import Hypotheses, Search
-from narvl_plugin.tasks.box_sets import BoxSetTask, ElementOrder, next_edges
+from narvl_plugin.tasks.box_sets import BoxSetTask, next_edges
 from narvl_plugin.tasks.boxes import BoxTaskConfig
+from narvl_plugin.tasks.sets import ElementOrder
 
 SIZE = 4
 """Number of tokens of a box."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from narvl_plugin.importing import leaving_logging_alone
-from narvl_plugin.tasks import caption, multitask, refcoco, regions, scene_graph, snli_ve, vqa_gen
+from narvl_plugin.tasks import caption, multitask, refcoco, regions, scene_graph, scene_tree, snli_ve, vqa_gen
 from narvl_plugin.tasks.trained import TrainedSingleTask
 
 with leaving_logging_alone():
@@ -62,6 +62,18 @@ class SceneGraphTask(TrainedSingleTask, scene_graph.SceneGraphTask, FairseqTask)
     """Scene graphs, for fairseq."""
 
     config_class = SceneGraphConfig  # type: ignore[assignment]
+
+
+@dataclass
+class SceneTreeConfig(scene_tree.SceneTreeConfig, FairseqDataclass):
+    """Options of `--task scene_tree`."""
+
+
+@register_task("scene_tree", dataclass=SceneTreeConfig)
+class SceneTreeTask(TrainedSingleTask, scene_tree.SceneTreeTask, FairseqTask):
+    """Scene trees, for fairseq."""
+
+    config_class = SceneTreeConfig  # type: ignore[assignment]
 
 
 @dataclass

@@ -20,8 +20,9 @@ from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.scoring.regions import all_paired
 from narvl_plugin.scoring.triplets import is_exact, recalls
 from narvl_plugin.tasks.base import Hypotheses, Search
-from narvl_plugin.tasks.box_sets import BoxSetTask, ElementOrder, next_edges
+from narvl_plugin.tasks.box_sets import BoxSetTask, next_edges
 from narvl_plugin.tasks.boxes import BoxTaskConfig
+from narvl_plugin.tasks.sets import ElementOrder
 
 SIDES = 2
 """Number of parts of a triplet: the subject with its box, and the relation and object with the object's box."""

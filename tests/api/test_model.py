@@ -161,6 +161,28 @@ def test_models_of_other_tasks_name_what_they_can_do(
         regions.caption(image)
 
 
+@pytest.mark.parametrize("family", ["narvl", "ofa"])
+def test_a_model_of_trees_predicts_a_tree_with_probabilities(
+    write_checkpoint: Any, tree_vocabulary: Path, tree_names_file: Path, image: Image.Image, family: str
+) -> None:
+    options = {"bpe_dir": str(tree_vocabulary), "patch_image_size": 32, "num_bins": 0}
+    file = write_checkpoint("tree.pt", family, "scene_tree", names_file=str(tree_names_file), **options)
+    model = narvl.load(file, device="cpu")
+    assert model.verbs == ("tree",)
+    found = model.tree(image)
+    assert (found.box, found.boxes) == (None, ())
+
+    def in_brackets(node: dict[str, Any]) -> str:
+        assert 0 <= node["probability"] <= 1
+        return " ".join(("(", node["label"], *map(in_brackets, node["children"]), ")"))
+
+    assert found.tree is not None and found.tree["probability"] == found.confidence
+    assert in_brackets(found.tree) == found.text
+    assert json.loads(json.dumps(found.to_dict()))["tree"] == found.tree
+    if family == "narvl":
+        assert model.tree([image], abstain_below=1.0)[0].tree is None
+
+
 @pytest.mark.parametrize("verb", TEXTS)
 def test_each_verb_predicts(student: narvl.Model, image: Image.Image, verb: str) -> None:
     words = [] if TEXTS[verb] is None else [TEXTS[verb]]

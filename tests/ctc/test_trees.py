@@ -1,12 +1,23 @@
 """Trees with children in any order: both losses against the sum over all texts."""
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc import Tree, language_loss, query_ctc_any_loss, set_of, tree_automaton, tree_loss
+from narvl_plugin.ctc import (
+    Tree,
+    best_path_of,
+    language_loss,
+    one_of,
+    query_ctc_any_loss,
+    set_of,
+    tree_automaton,
+    tree_language,
+    tree_loss,
+)
 
 LABELS, BLANK = 7, 6
 
@@ -107,3 +118,56 @@ def test_errors(tree: Tree, complaint: str) -> None:
         tree_loss(random_logits(0), [tree], blank=BLANK)
     with pytest.raises(ValueError, match="1 trees for 2 samples"):
         tree_loss(random_logits(0, 2), [tree], blank=BLANK)
+
+
+# --- All trees -------------------------------------------------------------------------------------------------------
+
+ROOTS, NODES, LEAVES = [(5,), (6, 7)], [(8,), (9,)], [(10,), (10, 11), (12,)]
+OPENING, CLOSING = 3, 4
+
+
+def all_trees(most: int) -> Iterator[tuple[int, ...]]:
+    """Yield all bracketed trees with up to some leaves, by enumeration."""
+
+    def bracketed(label: Sequence[int], *children: tuple[int, ...]) -> tuple[int, ...]:
+        return (OPENING, *label, *itertools.chain(*children), CLOSING)
+
+    for root, number in itertools.product(ROOTS, range(len(NODES) + 1)):
+        for nodes in itertools.permutations(NODES, number):
+            for sizes in itertools.product(range(1, most + 1), repeat=number):
+                if sum(sizes) <= most:
+                    for leaves in itertools.product(map(bracketed, LEAVES), repeat=sum(sizes)):
+                        rest = iter(leaves)
+                        below = [
+                            bracketed(node, *itertools.islice(rest, size))
+                            for node, size in zip(nodes, sizes, strict=True)
+                        ]
+                        yield bracketed(root, *below)
+
+
+def test_the_language_of_trees_has_each_tree_and_nothing_else() -> None:
+    language = tree_language(ROOTS, NODES, LEAVES, opening=OPENING, closing=CLOSING, most=3)
+    expected = set(all_trees(3))
+    found: set[tuple[int, ...]] = set()
+    waiting = [((), frozenset({0}))]
+    arcs = list(zip(*(part.tolist() for part in language[:3]), strict=True))
+    for text, states in waiting:  # grows while it is read
+        if any(language.accepting[state] for state in states):
+            found.add(text)
+        following = {label for source, label, _ in arcs if source in states}
+        for label in following:
+            reached = frozenset(target for source, read, target in arcs if source in states and read == label)
+            waiting.append(((*text, label), reached))  # type: ignore[arg-type]
+    assert found == expected and len(expected) > 300
+
+
+def test_the_best_path_to_a_tree_is_one() -> None:
+    language = tree_language(ROOTS, NODES, LEAVES, opening=OPENING, closing=CLOSING, most=2)
+    log_probs = (2 * torch.randn(6, 16, 13, generator=torch.Generator().manual_seed(1))).log_softmax(2)
+    labels = language.best_paths(log_probs, blank=0).labels
+    for row, path in zip(log_probs, labels.tolist(), strict=True):
+        said = tuple(label for label, _ in itertools.groupby(path) if label)
+        assert said in set(all_trees(2))
+        targets = [torch.tensor([text]) for text in all_trees(2)]
+        best = max(float(best_path_of(row[None], [one_of(target.tolist())], blank=0)[1]) for target in targets)
+        assert float(row.gather(1, torch.tensor(path)[:, None]).sum()) == pytest.approx(best, abs=1e-4)

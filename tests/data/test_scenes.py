@@ -45,9 +45,9 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, monkeypatch
     for path in sorted((tmp_path / "first").rglob("*.[tj]s*")):
         inside = path.relative_to(tmp_path / "first")
         assert path.read_bytes() == (tmp_path / "second" / inside).read_bytes()
-        if path.name != "names.json":  # the list of names does not depend on the seed
+        if path.name != "names.json":  # the lists of names do not depend on the seed
             assert path.read_bytes() != (tmp_path / "other" / inside).read_bytes()
-    assert len(list((tmp_path / "first").rglob("*"))) == 6 + 6 * 3 + 1 + 3 + 1, "nothing but the finished files is left"
+    assert len(list((tmp_path / "first").rglob("*"))) == 7 + 7 * 3 + 1 + 3 + 2, "nothing but the finished files is left"
 
 
 def test_a_second_process_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
@@ -109,6 +109,7 @@ def test_all_tasks_show_the_same_images_in_their_own_columns(scenes: Path) -> No
             ("snli_ve", 6, 2),
             ("regions", 5, 4),
             ("scene_graph", 4, 3),
+            ("scene_tree", 4, 3),
         ):
             rows = _rows(scenes, task, split)
             assert {len(row) for row in rows} == {width}

@@ -37,7 +37,14 @@ def test_make(block: str, newcomer: Newcomer, recorded: Callable[[], list[list[s
 
     newcomer.types(PAGE.in_text("make demo-all"))
     tasks = [call[call.index("--task") + 1] for call in recorded() if call[0] == "fairseq-generate"]
-    assert set(tasks) == {"refcoco", "regions", "scene_graph", "snli_ve", "vqa_gen"}  # the run of captions is done
+    assert set(tasks) == {
+        "refcoco",
+        "regions",
+        "scene_graph",
+        "scene_tree",
+        "snli_ve",
+        "vqa_gen",
+    }  # the run of captions is done
 
     newcomer.types(PAGE.in_text("make test"))
     assert recorded() == [["python", "-m", "pytest", "-n", "auto", "--dist", "worksteal"]]

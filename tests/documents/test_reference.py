@@ -338,6 +338,9 @@ def test_batches_outputs_and_hypotheses_have_the_keys_of_the_page(
     if task == "scene_graph":
         options["names_file"] = str(request.getfixturevalue("names_file"))
         options["bpe_dir"] = str(request.getfixturevalue("graph_vocabulary"))
+    if task == "scene_tree":
+        options["names_file"] = str(request.getfixturevalue("tree_names_file"))
+        options["bpe_dir"] = str(request.getfixturevalue("tree_vocabulary"))
     inputs, added = described("net_input"), described("Batch")
     always = [key for key, cells in added.items() if len(cells) == 2]
     assert len(always) == 8

@@ -24,6 +24,19 @@ SMALL = {
 }
 
 
+NAMES = {
+    "scene_graph": '{"label_to_idx": {"dog": 1}, "predicate_to_idx": {"on": 1}}',
+    "scene_tree": '{"scene": [["red"]], "region": [["left"]], "object": [["dog"]]}',
+}
+"""Lists of names, of tasks that need them."""
+
+
+@pytest.fixture
+def spelling(name: str, answer_vocabulary: Path, tree_vocabulary: Path) -> Path:
+    """Give a vocabulary that can spell the outputs of a task."""
+    return tree_vocabulary if name == "scene_tree" else answer_vocabulary
+
+
 def task_with_model(name: str, family: str, vocabulary: Path, folder: Path) -> CommonTask:
     """Return a task whose files do not exist, after it has built a small model."""
     data = "gone.tsv,lost.tsv"
@@ -31,9 +44,9 @@ def task_with_model(name: str, family: str, vocabulary: Path, folder: Path) -> C
         data = str(folder / "members.yaml")
         Path(data).write_text("caption:\n  data: gone.tsv,lost.tsv\n  num_queries: 4\n")
     options = {"data": data, "bpe_dir": str(vocabulary), "num_bins": 10}
-    if name == "scene_graph":
+    if name in NAMES:
         options["names_file"] = str(folder / "names.json")
-        (folder / "names.json").write_text('{"label_to_idx": {"dog": 1}, "predicate_to_idx": {"on": 1}}')
+        (folder / "names.json").write_text(NAMES[name])
     task = TASK_REGISTRY[name].setup_task(OmegaConf.structured(TASK_DATACLASS_REGISTRY[name](_name=name, **options)))
     task.build_model(OmegaConf.structured(FAMILIES[family][0](_name=family, **SMALL)))
     return task
@@ -60,10 +73,10 @@ def test_a_criterion_of_the_other_kind_of_model_is_refused_before_data_are_read(
     good: tuple[str, ...],
     bad: tuple[str, ...],
     remedy: str,
-    answer_vocabulary: Path,
+    spelling: Path,
     tmp_path: Path,
 ) -> None:
-    task = task_with_model(name, family, answer_vocabulary, tmp_path)
+    task = task_with_model(name, family, spelling, tmp_path)
     for wrong in bad:
         with pytest.raises(InputError, match=rf"^--criterion {wrong}: .*the model {family} {remedy}"):
             task.build_criterion(criterion(wrong))

@@ -21,8 +21,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_row_can_be_used(scenes: Path, name: str, answer_vocabulary: Path) -> None:
     files = ",".join(str(scenes / name / f"{split}.tsv") for split in ("train", "valid"))
     own = {"bpe_dir": str(answer_vocabulary)}
-    if name == "scene_graph":
-        vocabulary = train_sentencepiece(scenes / name / "train.tsv", [2], scenes / "vocabulary", 300)
+    if name in ("scene_graph", "scene_tree"):
+        vocabulary = train_sentencepiece(scenes / name / "train.tsv", [2], scenes / name / "vocabulary", 300)
         own = {"bpe_dir": str(vocabulary.parent), "names_file": str(scenes / name / "names.json")}
     config = TASK_DATACLASS_REGISTRY[name](data=files, patch_image_size=32, **own)
     task = TASK_REGISTRY[name].setup_task(config)

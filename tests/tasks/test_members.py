@@ -60,8 +60,8 @@ GOOD = "data: a.tsv, num_queries: 7"
         ("refcoco: {num_queries: 7}", "member refcoco: lacks its files; add data"),
         (
             f"coco: {{{GOOD}}}",
-            "member coco: there is no task 'coco'; set task to one of caption, refcoco, regions, scene_graph, snli_ve, "
-            "vqa",
+            "member coco: there is no task 'coco'; set task to one of caption, refcoco, regions, scene_graph, "
+            "scene_tree, snli_ve, vqa",
         ),
         (f"a: {{task: multitask, {GOOD}}}", "member a: there is no task 'multitask'"),
         (f"refcoco: {{{GOOD}, weight: 0}}", "member refcoco: weight 0 is not a number above 0"),

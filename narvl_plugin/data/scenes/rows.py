@@ -12,10 +12,14 @@ from narvl_plugin.data.scenes.questions import join_answers, write_question
 from narvl_plugin.data.scenes.regions import write_expression
 from narvl_plugin.data.scenes.scene import OPPOSITE, Scene, Thing, thing_relations
 from narvl_plugin.data.text import REFERENCE_SEPARATOR
+from narvl_plugin.data.trees import Node, write_tree
 from narvl_plugin.data.triplets import Instance, Triplet, write_triplets
 
 GRAPH_RELATIONS = {"left": "left of", "above": "above"}
 """Relations of scene graphs -> their names. The others are their opposites."""
+
+TREE_REGIONS = ("left", "right")
+"""The regions of scene trees."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,26 @@ def _instance(noun: str, thing: Thing, example: Example) -> Instance:
     return Instance(noun, (x0, y0, x1, y1))
 
 
+def scene_tree_row(example: Example, random: Random) -> list[str]:
+    """Return uniq-id, image-id, tree, image; see `narvl_plugin.data.trees` for the column.
+
+    The scene has its background's colour and pattern as its label. Its regions are the left and the right half of the
+    image, without empty ones. An object is in the half that holds its centre, and its label is its size, if that has a
+    name, and its noun. Objects of a region are in order from top to bottom. Relations are left out.
+    """
+    objects: dict[str, list[tuple[float, float, str]]] = {region: [] for region in TREE_REGIONS}
+    for group in example.scene.groups:
+        label = f"{group.size} {group.noun}".strip()
+        for thing in group.things:
+            objects["left" if thing.x < 0.5 else "right"].append((thing.y, thing.x, label))
+    regions = tuple(
+        Node(region, tuple(Node(label) for *_, label in sorted(things))) for region, things in objects.items() if things
+    )
+    background = example.scene.background
+    tree = Node(f"{background.color} {background.pattern}", regions)
+    return [example.image_id, example.image_id, write_tree(tree), example.image]
+
+
 ROWS: dict[str, Callable[[Example, Random], list[str]]] = {
     "caption": caption_row,
     "vqa_gen": vqa_row,
@@ -114,5 +138,6 @@ ROWS: dict[str, Callable[[Example, Random], list[str]]] = {
     "snli_ve": snli_ve_row,
     "regions": regions_row,
     "scene_graph": scene_graph_row,
+    "scene_tree": scene_tree_row,
 }
 """Task -> the function that makes its row."""

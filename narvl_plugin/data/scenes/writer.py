@@ -12,18 +12,22 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from narvl_plugin.data.scenes.art import load_art
+from narvl_plugin.data.scenes.backgrounds import COLORS, PATTERNS
 from narvl_plugin.data.scenes.compose import MAX_OBJECTS, Composer, HeldOutPairs
 from narvl_plugin.data.scenes.nouns import NOUNS
-from narvl_plugin.data.scenes.rows import GRAPH_RELATIONS, ROWS, Example
+from narvl_plugin.data.scenes.rows import GRAPH_RELATIONS, ROWS, TREE_REGIONS, Example
 from narvl_plugin.data.scenes.scene import scene_as_json
 from narvl_plugin.data.scenes.truth import scenes_file
+from narvl_plugin.data.scenes.words import SIZES
 from narvl_plugin.data.sources.writing import ANSWER_LIST, write_answers
+from narvl_plugin.data.trees import LEVELS
 from narvl_plugin.data.vqa_gen import parse_answers
 from narvl_plugin.whole_files import naming, sole_writer, write_whole
 
@@ -32,7 +36,7 @@ _JPEG_QUALITY = 90
 _MIN_SIDE = 32
 _IMAGES_PER_PROCESS = 500  # for fewer, the start of another process takes longer than it saves
 NAMES_LIST = "names.json"
-"""The file of the names of scene graphs, beside their rows."""
+"""The file of the names of scene graphs or scene trees, beside their rows."""
 ANSWERS = 3  # the column of the answers in the rows of vqa_gen
 
 
@@ -56,7 +60,8 @@ def write_scenes(
     """Compose scenes and write `out`/TASK/{train,valid,test}.tsv; the same arguments give the same bytes.
 
     The folder of questions also gets trainval_ans2label.pkl, the list of all answers in train and valid. The folder of
-    captions gets the content of each scene, SPLIT.scenes.jsonl. That of scene graphs gets names.json, their names.
+    captions gets the content of each scene, SPLIT.scenes.jsonl. Those of scene graphs and scene trees get names.json,
+    their names.
 
     A scene depends on the seed, its split and its number alone, so a longer run begins with the same scenes. A pair of
     nouns held out by the seed never shares an image of train or valid. Every test image of several nouns has such a
@@ -93,14 +98,21 @@ def write_scenes(
             folder = Path(out) / "vqa_gen"
             (folder / ANSWER_LIST).unlink(missing_ok=True)
             write_answers(folder, partial(_answers, folder))
-        if "scene_graph" in tasks:
-            write_whole(Path(out) / "scene_graph" / NAMES_LIST, _names(chosen).encode())
+        for task, names in (("scene_graph", _graph_names(chosen)), ("scene_tree", _tree_names(chosen))):
+            if task in tasks:
+                write_whole(Path(out) / task / NAMES_LIST, f"{json.dumps(names, indent=1)}\n".encode())
 
 
-def _names(nouns: Sequence[str]) -> str:
-    """Return the names of scene graphs as JSON, in the form of VG-SGG-dicts.json."""
+def _graph_names(nouns: Sequence[str]) -> dict[str, Any]:
+    """Return the names of scene graphs, in the form of VG-SGG-dicts.json."""
     numbered = [{name: place for place, name in enumerate(names, 1)} for names in (nouns, GRAPH_RELATIONS.values())]
-    return json.dumps(dict(zip(("label_to_idx", "predicate_to_idx"), numbered, strict=True)), indent=1) + "\n"
+    return dict(zip(("label_to_idx", "predicate_to_idx"), numbered, strict=True))
+
+
+def _tree_names(nouns: Sequence[str]) -> dict[str, Any]:
+    """Return the words of scene trees by level, see `narvl_plugin.data.scene_tree.TreeNames`."""
+    labels = [[list(COLORS), list(PATTERNS)], [list(TREE_REGIONS)], [["", *SIZES], list(nouns)]]
+    return dict(zip(LEVELS, labels, strict=True))
 
 
 def _answers(folder: Path) -> list[str]:
