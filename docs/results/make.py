@@ -34,6 +34,7 @@ PAGES = (
     "overhead",
     "box",
     "harder",
+    "trees",
     *STUDIES,
 )
 """The pages that answer a question, in the order of the index."""

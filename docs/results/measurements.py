@@ -128,17 +128,24 @@ def _machine(machine: Row) -> str | None:
 Tables = dict[str, list[Row]]
 
 
+def _by_count(found: Row) -> Iterator[tuple[str, float]]:
+    """Yield a system's main score by the number of true elements."""
+    for number, scores in found.get("by_count", {}).items():
+        yield number, next(share for name, share in scores.items() if name != "rows")
+
+
 def _report(result: Any) -> Tables:
     """Return the tables of a run's ``results.json``: systems, confidence, settings."""
     systems: list[Row] = []
     for name, found in result["systems"].items():
         scores = found["scores"]
-        score = scores["CIDEr" if "CIDEr" in scores else "accuracy"]
+        score = next((scores[name] for name in ("CIDEr", "accuracy") if name in scores), next(iter(scores.values())))
         p50 = found["latency"] and found["latency"]["p50_ms"]
         recall = found.get("object_recall")
         wording = ("sentences", "true", "complete", "new_runs", "novel", "references_novel")
         truth = {key: found.get(key) for key in wording}
-        systems.append({"system": name, "score": score, **scores, **truth, "object_recall": recall, "p50_ms": p50})
+        row = {"system": name, "score": score, **scores, **truth, "object_recall": recall, "p50_ms": p50}
+        systems.append(row | {f"of_{number}": share for number, share in _by_count(found)})
     teachers = [row["score"] for row in systems if row["system"] in TEACHERS]
     for row in systems:
         row["ratio"] = row["score"] / teachers[0] if teachers else None
