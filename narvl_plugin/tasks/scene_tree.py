@@ -122,11 +122,11 @@ class SceneTreeTask(SetTask):
         """Return the automaton of a target with the children of each node in any order, see `CommonTask.acceptor`."""
         if window is not None:
             raise InputError(f"--window {window}: is for sets, and the targets of scene_tree are trees; leave it out")
-        return tree_automaton(self._target(tokens)) if tokens else tree_automaton(Tree(()))
+        return tree_automaton(self._target(tokens))
 
     def in_random_order(self, tokens: list[int], draw: Random) -> list[int]:
         """Return a target with the children of each node in a random order, see `CommonTask.in_random_order`."""
-        return tokens_in(shuffled_tree(self._target(tokens), draw)) if tokens else tokens
+        return tokens_in(shuffled_tree(self._target(tokens), draw))
 
     def _target(self, tokens: list[int]) -> Tree:
         tree = self.names.parse(tokens)
