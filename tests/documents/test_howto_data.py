@@ -221,7 +221,7 @@ def test_scorers_that_the_page_names_are_there() -> None:
     named = re.findall(r"^\| `(\w+)` \| `(\w+)`(?:, or `(\w+)`)? \|$", EVALUATE.text, flags=re.MULTILINE)
     assert {task for task, *_ in named} == set(TASKS)
     scorers = {scorer for _, *scorers in named for scorer in scorers if scorer}
-    assert scorers <= REGISTRIES["scoring"]["registry"].keys() and len(scorers) == 7
+    assert scorers <= REGISTRIES["scoring"]["registry"].keys() and len(scorers) == 8
 
 
 # --- Published checkpoints -------------------------------------------------------------------------------------------

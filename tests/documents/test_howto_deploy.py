@@ -71,6 +71,7 @@ def options_of(words: str) -> dict[str, Any]:
 def parses(block: str) -> None:
     """Check that each command of a block parses; installations and requests are not run."""
     for command in commands(block):
+        command = command.replace("\\\n", " ")
         words = [word for word in shlex.split(command, comments=True) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
         if words[0] == "pip":
             extra = re.fullmatch(r"narvl\[(\w+)\]", words[2])

@@ -46,8 +46,20 @@ OTHERS = {
     "--number",
     "--numeric-suffixes",
     "--additional-suffix",
+    "--gpus-per-node",
+    "--max-restarts",
+    "--nnodes",
+    "--no-python",
+    "--nodes",
+    "--nproc-per-node",
+    "--ntasks-per-node",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+    "--rdzv-id",
+    "--requeue",
+    "--standalone",
 }
-"""Options of hydra, whose parser is made when it runs, and of split."""
+"""Options of hydra, whose parser is made when it runs, and of split, torchrun and Slurm."""
 
 
 @cache
