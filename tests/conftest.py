@@ -57,6 +57,17 @@ def png(color: object = (200, 30, 30), size: tuple[int, int] = (8, 6), mode: str
     return base64.b64encode(stream.getvalue()).decode()
 
 
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Restore torch's number of threads after each test: the last digits of sums depend on it."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Give the folder of what is no part of the repository, whether it is there or not."""
