@@ -241,6 +241,11 @@ def _last_of_ngrams(beam: Beam, size: int, blank: int) -> Tensor:
     return ngrams[..., -1].masked_fill(~repeats, blank)
 
 
+def _longest(lengths: Tensor, most: int) -> int:
+    """Return the length of the longest output, at least 1; on a GPU `most`, since reading it would synchronise."""
+    return max(1, int(lengths.max())) if lengths.device.type == "cpu" and lengths.numel() else most
+
+
 def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again: Tensor, blank: int) -> Beam:
     """Extend all outputs by one query and keep the best.
 
@@ -259,9 +264,10 @@ def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again:
     size = lengths.size(1)
     scores, last = beam.scores, beam.last
     # An output in the beam may extend another one by a token. Paths that extend the shorter one add to the longer one.
-    shorter = tokens.scatter(2, (lengths - 1).clamp(min=0)[..., None], blank)
+    said = tokens[..., : _longest(lengths, tokens.size(2))]
+    shorter = said.scatter(2, (lengths - 1).clamp(min=0)[..., None], blank)
     followed = (lengths > 0) & (scores > IMPOSSIBLE / 2)
-    lengthens = (shorter[:, :, None] == tokens[:, None]).all(3) & followed[..., None]  # (B, W, W)
+    lengthens = (shorter[:, :, None] == said[:, None]).all(3) & followed[..., None]  # (B, W, W)
     # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
     before = torch.where(last[:, :, None] == last[:, None], in_blank[:, None], scores[:, None])
     before = before.masked_fill(~lengthens, IMPOSSIBLE).amax(2)
