@@ -34,7 +34,8 @@ from narvl_plugin.training.trainer import NarvlTrainer
 
 def end(self, cfg, *_, **__):
     device = "the CPU" if cfg.common.cpu else "GPU %d" % torch.cuda.current_device()
-    print({OURS!r}, "in", cfg.distributed_training.distributed_world_size, "on", device, flush=True)
+    # In one string, since torchrun's processes write unbuffered into one stream.
+    print({OURS!r} + f" in {{cfg.distributed_training.distributed_world_size}} on {{device}}", flush=True)
     raise SystemExit(0)
 
 NarvlTrainer.__init__ = end
