@@ -12,7 +12,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc.constrained import Greedy, constrain
 from narvl_plugin.ctc.constraints import OutputConstraint
-from narvl_plugin.ctc.host import to_host
+from narvl_plugin.ctc.host import longest_of, to_host
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
 from narvl_plugin.ctc.outputs import Outputs, Scored
 
@@ -182,9 +182,7 @@ class BeamAndGreedy(NamedTuple):
             index = torch.cat([labels, labels.new_tensor([blank])]).to(log_probs.device, non_blocking=True)
             found = search(log_probs[:, :, index], blank=len(labels))
             found = found._replace(tokens=index[found.tokens])
-        longest = log_probs.size(1)
-        if log_probs.device.type == "cpu":  # on a device, this would synchronise
-            longest = int(found.lengths.max()) if len(log_probs) else 0
+        longest = longest_of(found.lengths, log_probs.size(1))
         fits = constraint.to(log_probs.device).accepts(
             found.tokens[:, :, :longest].flatten(0, 1), found.lengths.flatten()
         )
@@ -241,11 +239,6 @@ def _last_of_ngrams(beam: Beam, size: int, blank: int) -> Tensor:
     return ngrams[..., -1].masked_fill(~repeats, blank)
 
 
-def _longest(lengths: Tensor, most: int) -> int:
-    """Return the length of the longest output, at least 1; on a GPU `most`, since reading it would synchronise."""
-    return max(1, int(lengths.max())) if lengths.device.type == "cpu" and lengths.numel() else most
-
-
 def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again: Tensor, blank: int) -> Beam:
     """Extend all outputs by one query and keep the best.
 
@@ -264,7 +257,7 @@ def _read_query(beam: Beam, best: Tensor, labels: Tensor, blanks: Tensor, again:
     size = lengths.size(1)
     scores, last = beam.scores, beam.last
     # An output in the beam may extend another one by a token. Paths that extend the shorter one add to the longer one.
-    said = tokens[..., : _longest(lengths, tokens.size(2))]
+    said = tokens[..., : max(1, longest_of(lengths, tokens.size(2)))]
     shorter = said.scatter(2, (lengths - 1).clamp(min=0)[..., None], blank)
     followed = (lengths > 0) & (scores > IMPOSSIBLE / 2)
     lengthens = (shorter[:, :, None] == said[:, None]).all(3) & followed[..., None]  # (B, W, W)

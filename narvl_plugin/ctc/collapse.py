@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from narvl_plugin.ctc.host import longest_of
 from narvl_plugin.ctc.lattice import gather_labels
 from narvl_plugin.ctc.loss import log_sum_exp
 
@@ -111,9 +112,7 @@ def collapse(labels: Tensor, *, blank: int) -> Collapsed:
     kept = labels != blank
     kept[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     lengths = kept.sum(1)
-    longest = num_queries
-    if labels.device.type == "cpu":
-        longest = int(lengths.max()) if batch else 0
+    longest = longest_of(lengths, num_queries)
     # Each kept query has a position in the output; the others are written to an extra column, which is removed.
     place = torch.where(kept, kept.cumsum(1) - 1, longest)
     query = torch.arange(num_queries, device=labels.device).expand(batch, -1)

@@ -28,6 +28,13 @@ def to_host(parts: Parts) -> Parts:
     return moved
 
 
+def longest_of(lengths: Tensor, most: int) -> int:
+    """Return the largest of some lengths; on a device the bound `most`, because reading it would synchronise."""
+    if lengths.device.type != "cpu":
+        return most
+    return int(lengths.max()) if lengths.numel() else 0
+
+
 def _tensors(parts: Any) -> Iterator[Tensor]:
     """Yield the tensors in tuples and lists."""
     if isinstance(parts, Tensor):
