@@ -6,21 +6,13 @@ from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from criterions.query_criterion import QueryCriterion, QueryCriterionConfig, smoothing_losses
-from narvl_plugin.ctc import (
-    bigram_f1,
-    expected_output_score,
-    outputs_of,
-    query_ctc_any_loss,
-    sample_paths,
-)
-
-PATHS_DRAWN = 16
-"""Number of paths drawn of each sample to estimate the expected score of its output."""
+from criterions.expected_score import ScoredCriterionConfig, check_weights, score_losses
+from criterions.query_criterion import QueryCriterion, smoothing_losses
+from narvl_plugin.ctc import bigram_f1, query_ctc_any_loss
 
 
 @dataclass
-class QueryCtcConfig(QueryCriterionConfig):
+class QueryCtcConfig(ScoredCriterionConfig):
     """Options of `qctc`."""
 
     bigram_weight: float = field(
@@ -28,15 +20,6 @@ class QueryCtcConfig(QueryCriterionConfig):
         metadata={
             "help": "weight of 1 - F1 of the expected bigrams of the output, for each bigram of the target, in nats; "
             "it makes neighbouring words belong to one wording (10 works well)"
-        },
-    )
-    score_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "weight of 1 - the expected score of the output (of a box: the share with an IoU of at least "
-            "0.5; of a caption: half of it CIDEr, and half whether all runs of four tokens occur in the training "
-            "captions), in nats, estimated from paths drawn from the student; queries that mix two answers then settle "
-            "on one of them (10 works well)"
         },
     )
     reference_loss: bool = field(
@@ -66,10 +49,7 @@ class QueryCtcCriterion(QueryCriterion):
         reference_loss: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
-        weights = {"bigram-weight": bigram_weight, "score-weight": score_weight}
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"--{name} {weight} must not be negative")
+        check_weights(bigram_weight=bigram_weight, score_weight=score_weight)
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
         self.reference_loss = reference_loss
@@ -91,9 +71,7 @@ class QueryCtcCriterion(QueryCriterion):
             bigrams = (target_lengths.gather(1, best[:, None])[:, 0] - 1).clamp(min=0)
             loss += self.bigram_weight * bigrams * (1 - f1)
         if self.score_weight:
-            outputs, lengths = outputs_of(sample_paths(logits, PATHS_DRAWN), blank=blank)
-            scores = self.task.output_scores(outputs, lengths, targets, target_lengths)
-            loss += self.score_weight * (1 - expected_output_score(logits, outputs, lengths, scores, blank=blank))
+            loss += self.score_weight * score_losses(self.task, logits, targets, target_lengths, blank=blank)
         return loss
 
     def smoothed(self, nll: Tensor, logits: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:

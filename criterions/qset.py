@@ -10,14 +10,15 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from criterions.query_criterion import QueryCriterion, QueryCriterionConfig
+from criterions.expected_score import ScoredCriterionConfig, check_weights, score_losses
+from criterions.query_criterion import QueryCriterion
 from narvl_plugin.ctc import best_path_of, collapse, language_loss, min_queries, query_ctc_loss
 
 Order = ChoiceEnum(["all", "given", "random", "best"])
 
 
 @dataclass
-class QuerySetConfig(QueryCriterionConfig):
+class QuerySetConfig(ScoredCriterionConfig):
     """Options of `qset`."""
 
     order: Order = field(  # type: ignore[valid-type]  # fairseq makes the enumeration
@@ -52,14 +53,17 @@ class QuerySetCriterion(QueryCriterion):
         label_smoothing: float,
         order: str = "all",
         window: int = 0,
+        score_weight: float = 0.0,
     ) -> None:
         super().__init__(task, sentence_avg, keep_eos, label_smoothing)
+        check_weights(score_weight=score_weight)
         if window < 0:
             raise ValueError(f"--window {window} must not be negative")
         if keep_eos:
             raise ValueError("--keep-eos: </s> is no element of a set; the blanks mark the end of the output")
         self.order = str(order)
         self.window = window or None
+        self.score_weight = score_weight
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the loss of each sample's set: (B, N, V), (B, 1, T), (B, 1) -> (B,), in nats."""
@@ -79,6 +83,14 @@ class QuerySetCriterion(QueryCriterion):
         padded = pad_sequence(tokens, batch_first=True) if tokens else torch.zeros(0, 0, dtype=torch.int64)
         there = [part.to(logits.device, non_blocking=True) for part in (padded, target_lengths[:, 0])]
         return query_ctc_loss(logits, *there, blank=blank, reduction="none")
+
+    def auxiliary_losses(
+        self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int
+    ) -> Tensor | float:
+        """Return the score loss, in nats: (B, N, V), (B, 1, T), (B, 1) -> (B,), or 0."""
+        if not self.score_weight:
+            return 0.0
+        return self.score_weight * score_losses(self.task, logits, targets, target_lengths, blank=blank)
 
 
 def shuffled(task: FairseqTask, target: list[int], num_queries: int) -> list[int]:

@@ -65,7 +65,8 @@ def losses_by_order(model: nn.Module, batch: dict[str, Any]) -> list[torch.Tenso
 def test_options_on_the_command_line() -> None:
     parser = ArgumentParser()
     CRITERION_REGISTRY["qset"].add_args(parser)
-    assert vars(parser.parse_args([])) == {"keep_eos": False, "label_smoothing": 0.0, "order": "all", "window": 0}
+    own = {"order": "all", "window": 0, "score_weight": 0.0}
+    assert vars(parser.parse_args([])) == {"keep_eos": False, "label_smoothing": 0.0, **own}
     assert parser.parse_args(["--order", "best", "--window", "3"]).order == "best"
 
 
@@ -133,13 +134,40 @@ def test_a_window_leaves_orders_out(model: nn.Module, task: SimpleNamespace, mak
     assert losses[0] > losses[1] > losses[2] == pytest.approx(losses[3])
 
 
+def test_score_weight_adds_what_the_expected_score_lacks(
+    model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
+) -> None:
+    """If all outputs have one score, it is known, and has no gradient. A higher score of some words has one."""
+    batch = make_batch(SETS)
+    task.output_scores = lambda outputs, lengths, targets, target_lengths: torch.full(lengths.shape, 0.25)
+    gradients = []
+    for weight in (0.0, 3.0):
+        losses, *_ = build(task, score_weight=weight)(model, batch, reduce=False)
+        model.zero_grad()
+        losses.sum().backward()
+        gradients.append((losses.detach(), model.project.weight.grad.clone()))
+    (without, plain), (losses, same) = gradients
+    torch.testing.assert_close(losses, without + 3 * 0.75)
+    torch.testing.assert_close(same, plain)
+
+    task.output_scores = lambda outputs, lengths, targets, target_lengths: (outputs == 4).any(2).float()
+    model.zero_grad()
+    build(task, score_weight=3.0)(model, batch)[0].backward()
+    assert not torch.allclose(model.project.weight.grad, plain)
+
+
 def test_targets_that_do_not_fit_and_options_that_cannot_be(
     model: nn.Module, task: SimpleNamespace, make_batch: MakeBatch
 ) -> None:
     batch = make_batch(["a b c d e f a b", "a b"])
     loss, sample_size, log = build(task)(model, batch)
     assert sample_size == 2 and log["did_not_fit"] == 1 and loss.isfinite()
-    for options, complaint in (({"window": -1}, "must not be negative"), ({"keep_eos": True}, "is no element")):
+    cases = (
+        ({"window": -1}, "--window -1"),
+        ({"score_weight": -1.0}, "--score-weight -1"),
+        ({"keep_eos": True}, "element"),
+    )
+    for options, complaint in cases:
         with pytest.raises(ValueError, match=complaint):
             build(task, **options)
     sequences = SimpleNamespace(cfg=SimpleNamespace(_name="caption"))
