@@ -81,7 +81,7 @@ def test_there_is_a_recipe_of_each_task_and_a_file_of_each_size(composed: Any) -
 QUERIES = {
     **{"caption": 20, "vqa": 6, "gqa": 6, "refcoco": 7, "refcocog": 7, "regions": 40, "scene_graph": 84},
     **{"scene_tree": 40, "snli_ve": 3},
-    **{"caption_nano": 24, "scene_graph_nano": 44},
+    **{"caption_nano": 24, "scene_graph_nano": 57},
 }
 
 
