@@ -1,7 +1,7 @@
 """Counts the FLOPs and the kernels of models, without running them: ``python docs/results/counting.py``.
 
-The models have random weights on torch's device meta, which keeps shapes and no numbers. So large models need no memory.
-Shapes are those of one image of 480 pixels (nano: 128), 20 queries, and a training step of two images.
+The models are on torch's device meta, which keeps shapes and no numbers. Shapes are those of one image of 480 pixels
+(nano: 128), 20 queries, and a training step of two images.
 """
 
 from __future__ import annotations
