@@ -521,9 +521,7 @@ def bulk(
 def plan(
     sample: ImageFiles,
     images: Annotated[float, typer.Option(min=1, help="Number of images of the job, such as 100e6.")],
-    devices: Annotated[
-        str, typer.Option(help="Numbers of GPUs, or of CPU processes, joined by commas.")
-    ] = "1,8,64,512",
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, or of CPU processes, joined by commas.")] = "1,8,64,512",
     shard_rows: Annotated[
         int, typer.Option(min=1, help="Images of a shard. It is 1000, but of archives and Parquet files as they are.")
     ] = 1000,
@@ -546,7 +544,7 @@ def plan(
     from narvl_plugin.bench.plan import Plan
     from narvl_plugin.bench.sample import describe, measure, table
 
-    counts = _numbers("--devices", devices)
+    counts = _numbers("--gpus", gpus)
     costs, measured = measure(
         sample,
         checkpoint=checkpoint,

@@ -80,7 +80,7 @@ def test_a_sample_is_measured(sample: Path) -> None:
 
 def test_the_command_prints_the_plan(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("narvl_plugin.bench.sample.measure", lambda *given, **options: (COSTS, 2))
-    done = CliRunner().invoke(app, ["plan", str(sample), "--images", "100e6", "--devices", "1,8"])
+    done = CliRunner().invoke(app, ["plan", str(sample), "--images", "100e6", "--gpus", "1,8"])
     assert done.exit_code == 0, done.output
     text = done.output
     assert "100,000,000 images: 16.000 TB to read, 10.000 GB to write, 100,000 shards of 4.0 s each" in text
