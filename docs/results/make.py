@@ -15,6 +15,7 @@ from typing import Any
 
 from drawing import STUDIES, plots
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from large_jobs import LargeJobs
 from measurements import Measurement, Row, read_all
 
 HERE = Path(__file__).parent
@@ -32,6 +33,7 @@ PAGES = (
     "machine",
     "agreement",
     "overhead",
+    "large_jobs",
     "box",
     "harder",
     "trees",
@@ -126,6 +128,12 @@ def scientific(value: Any) -> str:
     return value if isinstance(value, str) else re.sub(r"e-0", "e-", f"{value:.1e}")
 
 
+def spread(one: float, other: float, digits: int = 1) -> str:
+    """Return two numbers as a range, the smaller one first; one number if both look alike."""
+    low, high = (fixed(value, digits) for value in sorted((one, other)))
+    return low if low == high else f"{low} to {high}"
+
+
 def percent(value: float, digits: int = 0) -> str:
     """Return a share as a percentage."""
     return f"{100 * value:.{digits}f} %"
@@ -216,6 +224,7 @@ def rendered() -> tuple[dict[Path, str], str]:
     environment.globals |= {
         **{"d": data, "tasks": tasks, "by_name": {one.name: one for one in tasks}, "labels": LABELS},
         **{"measured": measured, "plots": drawn.keys(), "machines": data["machines"]},
+        **{"large": LargeJobs(data), "spread": spread},
     }
     modules = {name: environment.get_template(f"{name}.md.j2").module for name in (*PAGES, *FURTHER)}
     listed = [{"name": name, "title": modules[name].title, "short": modules[name].short} for name in PAGES]

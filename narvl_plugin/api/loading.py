@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from narvl_plugin.api.exported import SETTINGS_FILE, ExportedEngine
-from narvl_plugin.api.model import Decoding, Engine, Model
+from narvl_plugin.api.model import IN_THE_BOX, Decoding, Engine, Model
 from narvl_plugin.api.surest_box import SurestBox
 from narvl_plugin.api.trained import TrainedEngine
 from narvl_plugin.checkpoints.record import Checkpoint
@@ -22,8 +22,6 @@ from narvl_plugin.tasks import TASKS, loading
 
 BOX = Path(__file__).parents[1] / "box" / "student.safetensors"
 """The model in the box: a small student of all tasks, trained on the embedded scenes."""
-IN_THE_BOX = "the model in the box"
-"""Its name."""
 PRECISIONS = ("float32", "bfloat16")
 
 

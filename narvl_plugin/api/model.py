@@ -18,6 +18,8 @@ from narvl_plugin.errors import InputError
 
 Images = AnyImage | Sequence[AnyImage]
 """One image, or a list of them."""
+IN_THE_BOX = "the model in the box"
+"""The name of the model that comes with narvl."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,9 @@ class Model:
         """
         if verb not in self.engines:
             meaning = " (all boxes of a text)" if verb == "regions" else ""
-            raise InputError(f"{self.name}: was not trained for {verb}{meaning}; it has {', '.join(self.verbs)}")
+            advice = "; give the checkpoint of a model that was" if self.name == IN_THE_BOX else ""
+            has = f"it has {', '.join(self.verbs)}{advice}"
+            raise InputError(f"{self.name}: was not trained for {verb}{meaning}; {has}")
         return self.engines[verb]
 
     def decoding_for(self, verb: str, **options: Any) -> Decoding:

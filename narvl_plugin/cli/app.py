@@ -24,7 +24,6 @@ from narvl_plugin.cli.options import (
     Device,
     Engine,
     GpusPerActor,
-    GraphModel,
     ImageFiles,
     ImagesAndText,
     ImageWorkers,
@@ -345,7 +344,7 @@ def locate(
 @app.command()
 def graph(
     images: ImageFiles,
-    checkpoint: GraphModel,
+    checkpoint: AnyModel = None,
     out: Predictions = None,
     json: JsonLines = False,
     show: ShowPage = None,
@@ -366,6 +365,8 @@ def graph(
     Each line of the output holds a path, the triplets and the confidence that they are all. && joins triplets, the most
     probable first. A triplet is NOUN x0,y0,x1,y1 | RELATION | NOUN x0,y0,x1,y1, in pixels of the upright image. If the
     command is interrupted, the same command resumes where it stopped.
+
+    The model must have the task scene_graph, which the model in the box has not.
 
     Example: narvl graph scene.png --checkpoint student.pt --show graph.html
     """
@@ -434,6 +435,8 @@ def tree(
 
     Each line of the output holds a path, a tree in brackets, and its confidence. With --json, each region and object
     also has a probability. If the command is interrupted, the same command resumes where it stopped.
+
+    The model must have the task scene_tree, which the model in the box has not.
 
     Example: narvl tree scene.png --checkpoint student.pt --json
     """

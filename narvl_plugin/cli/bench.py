@@ -9,17 +9,21 @@ import typer
 
 from narvl_plugin.cli.options import (
     Ans2LabelFile,
+    AnyModel,
     BatchSize,
     Beam,
     BpeDir,
     Compiled,
     Data,
+    Device,
+    ImageFiles,
     InBfloat16,
     JsonFile,
     MaxLenB,
     NgramAutomaton,
     NoRepeat,
     Repeats,
+    SearchBeam,
     Side,
     Size,
     Student,
@@ -511,3 +515,52 @@ def bulk(
         device=device,
     )
     print(table(result))
+
+
+@app.command()
+def plan(
+    sample: ImageFiles,
+    images: Annotated[float, typer.Option(min=1, help="Number of images of the job, such as 100e6.")],
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, or of CPU processes, joined by commas.")] = "1,8,64,512",
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Images of a shard. It is 1000, but of archives and Parquet files as they are.")
+    ] = 1000,
+    checkpoint: AnyModel = None,
+    batch_size: BatchSize = 32,
+    beam: SearchBeam = None,
+    repeats: Repeats = 3,
+    threads: Threads = 1,
+    bpe_dir: BpeDir = None,
+    device: Device = None,
+) -> None:
+    """Plan the captions of many images, from a sample of them.
+
+    The sample is read and captioned here, to measure what an image costs. The table then has the hours on so many
+    devices, the share of time without work, what the store must give, the CPU cores that read images, the time between
+    two shards, and the most that each device repeats after its machine is lost.
+
+    Example: narvl bench plan photos/ --images 100e6 --checkpoint student.pt
+    """
+    from narvl_plugin.bench.plan import Plan
+    from narvl_plugin.bench.sample import describe, measure, table
+
+    counts = _numbers("--gpus", gpus)
+    costs, measured = measure(
+        sample,
+        checkpoint=checkpoint,
+        bpe_dir=bpe_dir,
+        batch_size=batch_size,
+        beam=beam,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    plans = [Plan(costs, round(images), count, shard_rows) for count in counts]
+    print(f"{measured} image(s) measured, in batches of {batch_size}")
+    print(describe(costs))
+    print(
+        f"{plans[0].images:,} images: {images * costs.image_bytes / 1e12:,.3f} TB to read, "
+        f"{images * costs.output_bytes / 1e9:,.3f} GB to write, {plans[0].shards:,} shards of "
+        f"{plans[0].shard_seconds:,.1f} s each"
+    )
+    print(table(plans), end="")

@@ -52,7 +52,6 @@ _ANY_MODEL = (
     "default a small model that comes with narvl and knows scenes of emoji art."
 )
 AnyModel = Annotated[Path | None, typer.Option(help=_ANY_MODEL)]
-GraphModel = Annotated[Path, typer.Option("--checkpoint", help="Checkpoint of a model of the task scene_graph.")]
 AnyModelArgument = Annotated[Path | None, typer.Argument(help=_ANY_MODEL)]
 Predictions = Annotated[
     str | None,

@@ -15,6 +15,8 @@ import narvl_plugin
 from narvl_plugin.cli import app
 from narvl_plugin.data.text import load_codec
 
+SCENE = str(Path(narvl_plugin.__file__).parents[1] / "docs" / "images" / "scene.png")
+
 
 def narvl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     """Run a command in this process: exit code, what it printed, what it complained of."""
@@ -128,6 +130,17 @@ def test_what_a_user_can_mend_is_one_line(
     assert out == ""
     assert err.startswith("narvl: ") and err.count("\n") == 1
     assert complaint in err
+
+
+@pytest.mark.parametrize("verb", ["graph", "tree"])
+def test_the_model_in_the_box_says_what_it_was_not_trained_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.delenv("NARVL_DEBUG", raising=False)
+    code, out, err = narvl(capsys, monkeypatch, verb, SCENE)
+    assert (code, out) == (1, "")
+    has = "it has caption, locate, entails, answer; give the checkpoint of a model that was"
+    assert err.splitlines()[-1] == f"narvl: the model in the box: was not trained for {verb}; {has}"
 
 
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

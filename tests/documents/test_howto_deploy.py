@@ -37,10 +37,11 @@ INSTALL = Page("docs/how-to/install.md")
 EXPORT = Page("docs/how-to/export.md")
 SERVE = Page("docs/how-to/serve.md")
 BULK = Page("docs/how-to/bulk-inference.md")
+PLAN = Page("docs/how-to/plan-a-large-job.md")
 QUICKLY = {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("one", [INSTALL, EXPORT, SERVE, BULK], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [INSTALL, EXPORT, SERVE, BULK, PLAN], ids=lambda one: one.name)
 def test_every_block_is_tested(one: Page) -> None:
     one.require_tests()
 
@@ -347,7 +348,32 @@ def test_facts_about_many_images() -> None:
 
 
 def test_shells_read_the_blocks() -> None:
-    for one in (EXPORT, SERVE, BULK):
+    for one in (EXPORT, SERVE, BULK, PLAN):
         for block in one.blocks:
             if block.language == "bash":
                 subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+
+
+# --- Plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+@PLAN.block("narvl bench plan SAMPLE")
+def test_a_sample_gives_a_plan(block: str, boxed: Newcomer) -> None:
+    (boxed.folder / "SAMPLE").symlink_to("FOLDER")
+    (command,) = commands(block)
+    head, _, *rows = [line for line in boxed.types(command).splitlines() if line.startswith("|")]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 8", "| 64", "| 512"]
+    columns = set(head.strip("| ").split(" | ")) - {"devices"}
+    assert columns == set(re.findall(r"^\| ([^|]+?) \|", PLAN.text, re.MULTILINE)) - {"column", "---"}
+
+
+@PLAN.block("from narvl_plugin.bench.plan import")
+def test_a_plan_for_own_numbers(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block, {})
+    assert capsys.readouterr().out == PLAN.blocks[[one.text for one in PLAN.blocks].index(block) + 1].text
+
+
+def test_facts_about_plans() -> None:
+    assert f"shards of\n  {SHARD_ROWS:,} rows" in PLAN.text
+    assert options_of("bench plan")["--shard-rows"] == SHARD_ROWS

@@ -42,6 +42,7 @@ def load(name: str) -> ModuleType:
 
 
 make, collect, measurements = load("make"), load("collect"), load("measurements")
+large_jobs = load("large_jobs")
 QUESTIONS = [FOLDER / f"{name}.md" for name in make.PAGES]
 PAGES = [*QUESTIONS, *(FOLDER / f"{name}.md" for name in make.FURTHER), FOLDER / "index.md", ROOT / "RESULTS.md"]
 
@@ -209,6 +210,69 @@ def test_a_result_replaces_a_table_of_its_name(tmp_path: Path) -> None:
     found = measurements.read_all(tmp_path)
     assert found["fast"]["student"]["p50_ms"] == 3.0
     assert found["fast_stages"]["student"]["picture"] == 2.0
+
+
+def table_of(columns: list[str], *rows: list[Any], **facts: Any) -> Any:
+    content = {"question": "?", "runs": [], "columns": columns, "rows": list(rows), "facts": facts}
+    (table,) = measurements.read("it", content)
+    return table
+
+
+@pytest.fixture
+def made_up() -> Any:
+    """Give the plans that follow from round numbers."""
+    gflop = ["encoder_gflop", "keys_gflop", "step_gflop", "training_gflop"]
+    kernels = ["encoder_kernels", "decoder_kernels", "step_kernels", "training_kernels"]
+    data = {
+        "floor_h200": table_of(["what", "ms"], ["floor", 3.5], ["optimised", 9.5], tflops=10),
+        "bulk": table_of(["engine", "images_s"], ["local", 1000.0], ["ray", 1000 / 1.5]),
+        "startup": table_of(["program", "seconds"], ["narvl caption IMAGE", 3]),
+        "reading": table_of(["image", "reading_ms"], ["640 x 480", 8]),
+        "counts": table_of(
+            ["size", *gflop, *kernels],
+            ["nano", 1, 1, 1, 1, 50, 25, 10, 1],
+            ["base", 100, 10, 1, 300, 100, 50, 20, 400],
+            ["large", 200, 20, 2, 600, 200, 100, 40, 800],
+        ),
+        "limit_gpu_parts": table_of(
+            ["size", "encoder_ms", "step_5_ms", "parallel_ms"], ["nano", 5, 4, 2], ["base", 10, 5, 4]
+        ),
+        "loss_h200": table_of(["loss", "ms"], ["query_ctc", 6]),
+        "published": table_of(
+            ["fact", "value"],
+            ["GB of train2014.zip", 10],
+            ["images in train2014.zip", 100_000],
+            ["days of it", 10],
+            ["GPUs of the training whose failures are counted", 100],
+            ["unexpected failures in them", 24],
+            ["images of COCO's train and restval", 3600],
+            ["images of CC12M", 36_000],
+        ),
+    }
+    return large_jobs.LargeJobs(data)
+
+
+def test_a_large_job_takes_at_least_its_flops_and_at_most_one_image_at_a_time(made_up: Any) -> None:
+    plan = made_up.captions()[8]
+    assert plan.least.costs.device_ms == pytest.approx(4) and plan.most.costs.device_ms == pytest.approx(10)
+    assert plan.least.seconds == pytest.approx(3 + 12_500 * 4) and plan.most.seconds == pytest.approx(3 + 12_500 * 10)
+    assert plan.least.gigabytes_per_second == pytest.approx(8 * 100_000 / 4e-3 / 1e9)
+    assert made_up.hours_between_failures == 1000
+
+
+def test_times_of_large_are_those_of_base_times_the_ratio_of_kernels(made_up: Any) -> None:
+    assert made_up.teacher_ms("base") == pytest.approx(((100 + 10 + 13 * 5) / 10, 10 + 13 * 5))
+    assert made_up.teacher_ms("large") == pytest.approx(((200 + 20 + 13 * 5 * 2) / 10, 20 + 13 * 10))
+    assert made_up.derived_of_measured() == pytest.approx((0.625, 1.0))  # a step: 5 / 2 of 4; the encoder: 10 / 2 of 5
+    coco = made_up.distillations()["COCO", "large"][8]
+    assert coco.least.busy == 4 and coco.least.seconds == pytest.approx(3 + 35 + 0.5)
+
+
+def test_a_training_takes_its_flops_and_at_most_its_kernels_and_the_loss_beside(made_up: Any) -> None:
+    assert made_up.training_ms("base") == pytest.approx((30, 30 + (400 * 0.1 + 6) / 2))
+    training = made_up.trainings()[0]
+    assert (training.data, training.size, training.epochs) == ("COCO", "base", 5)
+    assert (training.least, training.most) == pytest.approx((0.15, 0.265))
 
 
 def test_speed_ups_and_bounds_are_those_of_the_benchmark() -> None:
