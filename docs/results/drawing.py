@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
@@ -17,7 +16,7 @@ from measurements import Measurement
 TEACHER, STUDENT, EXPORTED, GREY = "#8a8f98", "#2563eb", "#0f9d76", "#6b7280"
 COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 SIZE = (5.6, 3.9)
-STUDIES = ("queries", "losses", "teachers", "no_teacher", "sets")
+STUDIES = ("queries", "losses", "teachers", "no_teacher")
 """The studies in run_scripts/studies/. A measurement study_STUDY_PART holds a part of one."""
 LEAST_SHARE = 0.02
 """Bins of confidence with fewer answers are not drawn."""
@@ -49,9 +48,6 @@ def plots(data: Measurements, tasks: Any, labels: Mapping[str, str]) -> dict[str
         parts = {name.removeprefix(start): part for name, part in data.items() if name.startswith(start)}
         if parts:
             found[f"{study}.svg"] = _study(parts, with_curves=study == "losses")
-    orders = data.get("study_sets_order_of_the_student")
-    if orders:
-        found["sets_by_size.svg"] = _by_size(orders)
     return found
 
 
@@ -117,23 +113,6 @@ def _study(parts: Mapping[str, Measurement], with_curves: bool) -> str:
                 panel_of_curves.set_ylabel(f"{part.raw['main']} in validation")
             for each in (panel, *beside):
                 each.spines[["top", "right"]].set_visible(False)
-    return into["svg"]
-
-
-def _by_size(part: Measurement) -> str:
-    """Draw the mean scores of students over the number of true elements, and those of their teachers."""
-    into: dict[str, str] = {}
-    first = next(iter(part))
-    sizes = sorted(int(name.removeprefix("score_of_")) for name in first if re.fullmatch("score_of_[0-9]+", name))
-    with _axes(into) as axes:
-        teacher = [first[f"teacher_score_of_{size}"] for size in sizes]
-        axes.plot(sizes, teacher, "--", color=TEACHER, label="teacher")
-        for row, colour in zip(part, cycle(COLOURS), strict=False):
-            axes.plot(sizes, [row[f"score_of_{size}"] for size in sizes], "o-", color=colour, label=row["row"])
-        axes.set_xticks(sizes)
-        axes.set_xlabel("true elements")
-        axes.set_ylabel(str(part.raw["main"]))
-        axes.legend(frameon=False, fontsize=11)
     return into["svg"]
 
 
