@@ -116,7 +116,7 @@ def test_the_kernels_of_the_loss_agree_with_the_cpu(dtype: torch.dtype, longest:
     (expected, right), (found, gradient) = results
     assert expected.isinf().any() and expected.isfinite().any()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    absolute = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+    absolute = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(gradient, right, rtol=0, atol=absolute)
 
 

@@ -14,6 +14,7 @@ from narvl_plugin.cli.options import (
     BpeDir,
     Compiled,
     Data,
+    Device,
     InBfloat16,
     JsonFile,
     MaxLenB,
@@ -335,6 +336,25 @@ def loss(
     if ours.extra_mb is not None and theirs.extra_mb is not None:
         ratio += f", {ours.extra_mb / theirs.extra_mb:.2f} of the memory"
     print(ratio)
+
+
+@app.command()
+def gpu(
+    out: JsonFile,
+    size: Size = "base",
+    side: Side = None,
+    device: Device = None,
+) -> None:
+    """Measure all that a GPU is measured for, in at most six minutes.
+
+    These are the loss beside torch's, a single image, the throughput, and the training with its input. Models have
+    random weights. A part that might not end in time is skipped.
+    """
+    from narvl_plugin.bench.gpu import Scale, measure, table
+    from narvl_plugin.devices import choose_device
+
+    scale = Scale(size=size, side=side or _usual_side(size))
+    print(table(measure(out, scale, device=choose_device(device))), end="")
 
 
 @app.command()
