@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from narvl_plugin.ctc.lattice import IMPOSSIBLE, accumulation_dtype
 
+GATHERS = hasattr(tl, "gather")
+"""Whether Triton can move numbers from lane to lane."""
 BLOCK = 2048
 """Labels of a row that are read at a time."""
 MOST_LANES = 64

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # devices, it keeps the device busy and is small compared with the logits.
 CPU_PIECE = 2**19
 DEVICE_PIECE = 2**22
+OLDEST_GPU = (7, 0)
 
 
 def row_pieces(rows: Tensor) -> Iterator[slice]:
@@ -129,11 +130,15 @@ class _QueryCtc(torch.autograd.Function):
 def _function_in_kernels() -> type[torch.autograd.Function] | None:
     """Return the GPU's form of `_QueryCtc`; None, with a warning, where Triton cannot compile it."""
     try:
-        from narvl_plugin.ctc.kernel import _QueryCtcInKernels
+        from narvl_plugin.ctc.kernel import GATHERS, _QueryCtcInKernels
     except ImportError as error:
         reason = f"Triton cannot be imported ({error})"
     else:
-        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        if not GATHERS:
+            reason = "this version of Triton has no tl.gather"
+        elif torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST_GPU:
+            reason = "Triton needs a GPU of compute capability 7.0 or above"
+        elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
             reason = "Triton needs a C compiler (gcc or clang)"
         elif not Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").exists():
             reason = "Triton needs the header files of Python (python3-dev)"
@@ -152,7 +157,8 @@ def _losses(
     function: Any = _QueryCtc
     if logits.device.type == "cuda" and logits.numel() and targets.numel():
         function = _function_in_kernels() or _QueryCtc
-    losses: Tensor = function.apply(logits, targets, target_lengths, query_lengths, blank)
+    with torch.cuda.device_of(logits):  # on which Triton starts its kernels
+        losses: Tensor = function.apply(logits, targets, target_lengths, query_lengths, blank)
     return losses
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -141,15 +142,22 @@ class _Graph:
         self, model: nn.Module, function: Callable[..., Any], inputs: dict[str, Any], capture: Capture
     ) -> None:
         self._inputs = tree_map(_own, inputs)
-        self._replay, self._result = capture(lambda: function(**self._inputs))
+        self._place = next(value for value in inputs.values() if isinstance(value, Tensor)).device
+        with self._on_device():
+            self._replay, self._result = capture(lambda: function(**self._inputs))
         self._alive = [memo.held for memo in memos_of(model)]  # the graph reads these tensors where they are
 
     def __call__(self, inputs: dict[str, Any]) -> Any:
         for name, own in self._inputs.items():
             if isinstance(own, Tensor):
                 own.copy_(inputs[name], non_blocking=True)
-        self._replay()
+        with self._on_device():
+            self._replay()
         return tree_map(_own, self._result)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Return a block in which CUDA's streams are those of the inputs' device."""
+        return torch.cuda.device(self._place) if self._place.type == "cuda" else nullcontext()
 
 
 def _own(value: Any) -> Any:
