@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from narvl_plugin.bench.floor import distance_to_floor
+from narvl_plugin.bench.gpu import Scale, measure
 from narvl_plugin.bench.limit import UNSEEN, Pair, limit
 from narvl_plugin.bench.loss import loss_costs
 from narvl_plugin.ctc import (
@@ -196,6 +198,14 @@ def test_searches_agree(log_probs: Tensor) -> None:
         viterbi(there, targets, sizes_of_targets, blank=BLANK).labels.cpu(),
         viterbi(log_probs, targets.cpu(), sizes_of_targets.cpu(), blank=BLANK).labels,
     )
+
+
+def test_all_of_the_gpu_benchmark_runs(tmp_path: Path) -> None:
+    scale = Scale(size="nano", side=64, repeats=1, labels=5000, batches=(16,), training_batch=2, waits=2)
+    parts = measure(tmp_path / "gpu.json", scale, device="cuda", seconds=10_000)["parts"]
+    assert not any("skipped" in part for part in parts.values())
+    assert parts["one_image"]["captured"]
+    assert parts["training"]["largest_batch"] > 16
 
 
 def test_benchmarks_run() -> None:

@@ -249,7 +249,7 @@ class _QueryCtcInKernels(torch.autograd.Function):
         num_states = 2 * longest + 1
         lanes = max(2, triton.next_power_of_2(longest + 1))
         with_posteriors = ctx.needs_input_grad[0]
-        number = {"dtype": accumulation_dtype(logits.dtype), "device": logits.device}
+        number: dict[str, Any] = {"dtype": accumulation_dtype(logits.dtype), "device": logits.device}
         normalisers = torch.empty(batch, num_queries, **number)
         _normalise[(batch * num_queries,)](
             logits, normalisers, *logits.stride()[:2], num_queries, num_labels, block=BLOCK, num_warps=8

@@ -228,11 +228,10 @@ class ParallelGenerator:
         Returns:
             The log-probabilities (B, N, V), and the result of `_ask`.
         """
-        graphs = models[0].graphs if len(models) == 1 and isinstance(models[0], NarvlModel) else None
-        if graphs is None or net_input.get("padded") is None:
+        model, is_padding_known = models[0], net_input.get("padded") is not None
+        if len(models) > 1 or not isinstance(model, NarvlModel) or model.graphs is None or not is_padding_known:
             log_probs = self._log_probs(models, net_input)
             return log_probs, self._ask(log_probs)
-        model = models[0]
         range_alone = isinstance(self.constraint, LengthRange) and self.answers is None
         is_greedy = range_alone and self.beam_size == 1 and not self.no_repeat_ngram
 
@@ -241,7 +240,7 @@ class ParallelGenerator:
             return log_probs, self._ask(log_probs) if is_greedy else None
 
         key = (model.member, model.temperature, self.constraint if is_greedy else None)
-        log_probs, asked = graphs.run(model, key, run, in_bucket(net_input))
+        log_probs, asked = model.graphs.run(model, key, run, in_bucket(net_input))
         return log_probs, asked if is_greedy else self._ask(log_probs)
 
     def _log_probs(self, models: Sequence[Student], net_input: dict[str, Any]) -> Tensor:
