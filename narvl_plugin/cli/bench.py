@@ -348,7 +348,8 @@ def gpu(
     """Measure all that a GPU is measured for, in at most six minutes.
 
     These are the loss beside torch's, a single image, the throughput, and the training with its input. Models have
-    random weights. A part that might not end in time is skipped.
+    random weights. A part that might not end in time is skipped. The times that parts are given are those of a GPU: a
+    CPU takes longer, and should measure --size nano.
     """
     from narvl_plugin.bench.gpu import Scale, measure, table
     from narvl_plugin.devices import choose_device
