@@ -51,20 +51,22 @@ class AdjustLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterio
             reduce: whether to sum over the tokens.
 
         Returns:
-            Two scalars, or one entry for each token that is not padding.
+            Two scalars, or one entry for each token, 0 on padding.
         """
-        # Indexed by position, because each boolean mask would synchronise with the device.
-        real = sample["target"].flatten().ne(self.padding_idx).nonzero()[:, 0]
-        targets = sample["target"].flatten()[real]
-        logits = net_output[0].flatten(0, 1)[real].float()
+        # Padding is computed, too, because to leave it out would synchronise with the device.
+        targets = sample["target"].flatten()
+        padding = targets.eq(self.padding_idx)
+        logits = net_output[0].flatten(0, 1).float()
         masks = sample.get("constraint_masks")
-        allowed = torch.ones_like(logits).bool() if masks is None else masks.flatten(0, 1)[real]
+        # Something must be allowed everywhere, or the gradient is not a number.
+        allowed = torch.ones_like(logits).bool() if masks is None else masks.flatten(0, 1) | padding[:, None]
         log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(1)
         nll = -log_probs.gather(1, targets[:, None])[:, 0]
         # If only one label is allowed, its loss is zero, and no other label can receive a share.
         share = self.eps / (allowed.sum(1) - 1).clamp(min=1)
         loss = (1 - self.eps - share) * nll - share * log_probs.masked_fill(~allowed, 0).sum(1)
         if "conf" in sample:
-            weights = sample["conf"][:, None].expand_as(sample["target"]).flatten()[real].float()
+            weights = sample["conf"][:, None].expand_as(sample["target"]).flatten().float()
             loss, nll = loss * weights, nll * weights
+        loss, nll = loss.masked_fill(padding, 0.0), nll.masked_fill(padding, 0.0)
         return (loss.sum(), nll.sum()) if reduce else (loss, nll)

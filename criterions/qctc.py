@@ -56,7 +56,7 @@ class QueryCtcCriterion(QueryCriterion):
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
         """Return the Query-CTC loss over each sample's targets: (B, N, V), (B, K, T), (B, K) -> (B,), in nats."""
-        return query_ctc_any_loss(logits, targets, target_lengths, blank=blank)
+        return query_ctc_any_loss(logits, targets, target_lengths, blank=blank, checked=True)
 
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int

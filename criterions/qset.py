@@ -76,13 +76,13 @@ class QuerySetCriterion(QueryCriterion):
                 return language_loss(logits, automata, blank=blank, reduction="none")
             paths, _ = best_path_of(logits, automata, blank=blank)
             said = collapse(paths, blank=blank)
-            return query_ctc_loss(logits, said.tokens, said.lengths, blank=blank, reduction="none")
+            return query_ctc_loss(logits, said.tokens, said.lengths, blank=blank, reduction="none", checked=True)
         if order == "random":
             rows = [shuffled(self.task, row, logits.size(1)) for row in rows]
         tokens = [torch.tensor(row, dtype=torch.int64) for row in rows]
         padded = pad_sequence(tokens, batch_first=True) if tokens else torch.zeros(0, 0, dtype=torch.int64)
         there = [part.to(logits.device, non_blocking=True) for part in (padded, target_lengths[:, 0])]
-        return query_ctc_loss(logits, *there, blank=blank, reduction="none")
+        return query_ctc_loss(logits, *there, blank=blank, reduction="none", checked=True)
 
     def auxiliary_losses(
         self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int

@@ -80,7 +80,7 @@ class QueryCriterion(FairseqCriterion):
         self.eos = task.target_dictionary.eos()
 
     def losses_over_references(self, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
-        """Return the negative log of the summed likelihood of each sample's targets.
+        """Return the negative log of the summed likelihood of each sample's targets, which are known to fit.
 
         Args:
             logits: (B, N, V).

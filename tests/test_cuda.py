@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor
 
 from narvl_plugin.bench.floor import distance_to_floor
+from narvl_plugin.bench.gpu import Scale, measure
 from narvl_plugin.bench.limit import UNSEEN, Pair, limit
 from narvl_plugin.bench.loss import loss_costs
 from narvl_plugin.ctc import (
@@ -24,7 +28,10 @@ from narvl_plugin.ctc import (
     score_trie,
     viterbi,
 )
+from narvl_plugin.ctc.loss import _function_in_kernels, _losses
+from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models import build
+from narvl_plugin.models.narvl import NarvlModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -89,6 +96,74 @@ def test_loss_and_its_gradient_agree(log_probs: Tensor) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("longest", [1, 6, 40, 130])
+def test_the_kernels_of_the_loss_agree_with_the_cpu(dtype: torch.dtype, longest: int) -> None:
+    """Repeats, empty targets, targets that do not fit, queries that are not in use, one query."""
+    assert _function_in_kernels() is not None, "see the warning for what Triton lacks"
+    random = torch.Generator().manual_seed(longest)
+    logits = (3 * torch.randn(6, max(1, longest), 3000, generator=random)).to(dtype)
+    targets = torch.randint(1, 4, (6, 3, longest), generator=random)
+    lengths = torch.randint(0, longest + 1, (6, 3), generator=random)
+    lengths[0, 0] = 0
+    used = torch.randint(1, max(1, longest) + 1, (6,), generator=random)
+    upstream = torch.randn(6, 3, generator=random)
+    results = []
+    for device in ("cpu", "cuda"):
+        here = logits.detach().to(device).requires_grad_()
+        given = (targets.to(device), lengths.to(device), used.to(device), 0)
+        losses = _losses(here, *given)
+        losses.backward(upstream.to(losses))
+        results.append((losses.detach().cpu(), here.grad.cpu()))
+    (expected, right), (found, gradient) = results
+    assert expected.isinf().any() and expected.isfinite().any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    absolute = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(gradient, right, rtol=0, atol=absolute)
+
+
+def test_the_loss_never_waits_for_the_gpu(log_probs: Tensor) -> None:
+    logits = log_probs.cuda().requires_grad_()
+    targets, lengths = torch.randint(0, 49, (3, 4)).cuda(), torch.tensor([4, 2, 0]).cuda()
+    for mode in ("default", "error"):  # first the kernels are compiled
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            query_ctc_loss(logits, targets, lengths, blank=BLANK, checked=True).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_student_predicts_what_a_plain_one_predicts(dtype: torch.dtype) -> None:
+    """Also for other inputs than those that were recorded, and after a pass over another shape."""
+    torch.manual_seed(1)
+    student = build("narvl_nano", vocab_size=50, num_queries=6, vision_pretrained=False)
+    assert isinstance(student, NarvlModel)
+    student.optimize_for_inference()
+    student = student.to("cuda", dtype)
+    dictionary = Dictionary()
+    for number in range(49 - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    plain = copy.deepcopy(student)
+    plain.graphs = None
+    captured, expecting = (ParallelGenerator([model], dictionary) for model in (student, plain))
+    assert student.graphs is not None
+    for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
+        torch.manual_seed(seed)
+        net_input = {
+            "src_tokens": torch.randint(4, 49, (2, 7)).cuda(),
+            "patch_images": torch.randn(2, 3, side, side).to("cuda", dtype),
+            "padded": np.zeros(2, dtype=bool),
+        }
+        found = captured.generate([student], {"net_input": net_input})
+        expected = expecting.generate([plain], {"net_input": net_input})
+        for (one,), (other,) in zip(found, expected, strict=True):
+            assert one["tokens"].tolist() == other["tokens"].tolist()
+            torch.testing.assert_close(one["score"], other["score"], rtol=1e-2, atol=1e-2)
+    assert len(student.graphs) == 2
+
+
 def test_searches_agree(log_probs: Tensor) -> None:
     there = log_probs.cuda()
     for one, other in zip(greedy(there, blank=BLANK), greedy(log_probs, blank=BLANK), strict=True):
@@ -123,6 +198,14 @@ def test_searches_agree(log_probs: Tensor) -> None:
         viterbi(there, targets, sizes_of_targets, blank=BLANK).labels.cpu(),
         viterbi(log_probs, targets.cpu(), sizes_of_targets.cpu(), blank=BLANK).labels,
     )
+
+
+def test_all_of_the_gpu_benchmark_runs(tmp_path: Path) -> None:
+    scale = Scale(size="nano", side=64, repeats=1, labels=5000, batches=(16,), training_batch=2, waits=2)
+    parts = measure(tmp_path / "gpu.json", scale, device="cuda", seconds=10_000)["parts"]
+    assert not any("skipped" in part for part in parts.values())
+    assert parts["one_image"]["captured"]
+    assert parts["training"]["largest_batch"] > 16
 
 
 def test_benchmarks_run() -> None:

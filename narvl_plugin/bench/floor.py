@@ -89,9 +89,7 @@ def distance_to_floor(
     }
     optimised = copy.deepcopy(student)
     optimised.optimize_for_inference()
-    student(**inputs)  # caches its biases, which do not belong to the floor
-    with FlopCounterMode(display=False) as counter:  # of plain layers: it does not count products of packed ones
-        student(**inputs)
+    gflop = gflop_of_pass(student, inputs)
     read = optimised.encoder(**inputs)
     left, right = torch.randn(2, MATRIX, MATRIX, device=device)
 
@@ -118,10 +116,17 @@ def distance_to_floor(
         for to in exported:
             calls[to] = partial(_export(copy.deepcopy(student), side, Path(folder), to, threads), inputs)
         times = in_turns(calls, repeats=repeats, threads=threads, device=device)
-    gflop = counter.get_total_flops() / 1e9
     rate = 2 * MATRIX**3 / 1e9 / (times.pop("matrix") / 1000)
     own = {name: times.pop(name) for name in ("plain", "optimised", "encoder", "decoder")}
     return Distance(gflop=gflop, gflops=rate, floor=1000 * gflop / rate, **own, others=times)
+
+
+def gflop_of_pass(student: NarvlModel, inputs: dict[str, Tensor]) -> float:
+    """Return the GFLOPs of a student's pass, which is not optimised: products of packed layers would not count."""
+    student(**inputs)  # caches its biases, which do not belong to the floor
+    with FlopCounterMode(display=False) as counter:
+        student(**inputs)
+    return counter.get_total_flops() / 1e9
 
 
 def _export(

@@ -162,13 +162,22 @@ class Pair:
         side: the side of the images in pixels.
         device: the device to run on.
         dtype: the type of weights and images.
+        queries: the student's number of queries.
     """
 
-    def __init__(self, size: str, *, side: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        size: str,
+        *,
+        side: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        queries: int = MOST_QUERIES,
+    ) -> None:
         torch.manual_seed(1)
         self.device, self.dtype, self.side = torch.device(device), dtype, side
         teacher = build(f"ofa_{size}", vocab_size=WORDS)
-        student = build(f"narvl_{size}", vocab_size=WORDS + 1, num_queries=MOST_QUERIES)
+        student = build(f"narvl_{size}", vocab_size=WORDS + 1, num_queries=queries)
         assert isinstance(student, NarvlModel)
         self.teacher, self.student = self._ready(teacher), self._ready(student)
         self.dictionary = Dictionary()

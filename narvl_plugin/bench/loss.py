@@ -115,7 +115,7 @@ def structured_costs(
 
 
 def _query_ctc(targets: Tensor, lengths: Tensor) -> Loss:
-    return lambda logits: query_ctc_loss(logits, targets, lengths, blank=0, reduction="sum")
+    return lambda logits: query_ctc_loss(logits, targets, lengths, blank=0, reduction="sum", checked=True)
 
 
 def _torch_ctc(targets: Tensor, lengths: Tensor) -> Loss:

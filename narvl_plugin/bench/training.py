@@ -117,13 +117,19 @@ class TrainingStep:
         self.device = torch.device(device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         channels, scale = (self.student.encoder.embed_images.out_channels, STRIDE) if features else (3, 1)
+        self._image = (channels, -(-side // scale), -(-side // scale))
+        self._labels = labels
+        self.draw(batch)
+
+    def draw(self, batch: int) -> None:
+        """Draw another batch of a number of samples."""
         self.inputs = {
-            "src_tokens": torch.randint(4, labels - 1, (batch, PROMPT), device=device),
-            "patch_images": torch.randn(batch, channels, -(-side // scale), -(-side // scale), device=device),
-            "patch_masks": torch.ones(batch, dtype=torch.bool, device=device),
+            "src_tokens": torch.randint(4, self._labels - 1, (batch, PROMPT), device=self.device),
+            "patch_images": torch.randn(batch, *self._image, device=self.device),
+            "patch_masks": torch.ones(batch, dtype=torch.bool, device=self.device),
         }
-        self.targets = torch.randint(4, labels - 1, (batch, TARGET), device=device)
-        self.target_lengths = torch.full((batch,), TARGET, device=device)
+        self.targets = torch.randint(4, self._labels - 1, (batch, TARGET), device=self.device)
+        self.target_lengths = torch.full((batch,), TARGET, device=self.device)
 
     def __call__(self) -> tuple[float, ...]:
         """Take a step and return the times of its parts, in ms."""
@@ -131,7 +137,7 @@ class TrainingStep:
         logits = self.forward()
         times.append(self._now())
         with self.autocast:
-            loss = query_ctc_loss(logits, self.targets, self.target_lengths, blank=self.student.blank)
+            loss = query_ctc_loss(logits, self.targets, self.target_lengths, blank=self.student.blank, checked=True)
         times.append(self._now())
         loss.backward()
         times.append(self._now())
@@ -224,11 +230,13 @@ def wait_for_batches(
     batches: int = 10,
     threads: int = 1,
     optimizer: str = "adam",
+    workers: int = WORKERS,
+    bfloat16: bool = False,
     device: torch.device | str = "cpu",
 ) -> Wait:
-    """Train a student with random weights on a TSV file as fairseq does, with one worker.
+    """Train a student with random weights on a TSV file as fairseq does.
 
-    The first batch is not counted, because its worker has to start. An epoch may end before `batches` more.
+    The first batch is not counted, because its workers have to start. An epoch may end before `batches` more.
 
     Args:
         data: the TSV file.
@@ -240,6 +248,8 @@ def wait_for_batches(
         batches: the number of batches to measure.
         threads: torch's threads.
         optimizer: its name in fairseq.
+        workers: the number of processes that read.
+        bfloat16: whether to autocast the steps.
         device: the device to train on.
 
     Returns:
@@ -264,7 +274,7 @@ def wait_for_batches(
     criterion = QueryCtcCriterion(running, sentence_avg=False, keep_eos=False, label_smoothing=0.0)
     updating = _optimizer(optimizer, student)
     epoch = running.get_batch_iterator(
-        running.dataset("train"), max_sentences=batch, num_workers=WORKERS, data_buffer_size=10
+        running.dataset("train"), max_sentences=batch, num_workers=workers, data_buffer_size=10
     ).next_epoch_itr()
     waits, steps = [], []
     with use_threads(threads):
@@ -273,7 +283,8 @@ def wait_for_batches(
             sample = next(epoch)
             given = time.perf_counter()
             sample = move_batch(sample, device)
-            running.train_step(sample, student, criterion, updating, turn)
+            with torch.autocast(student.encoder.embed_tokens.weight.device.type, torch.bfloat16, enabled=bfloat16):
+                running.train_step(sample, student, criterion, updating, turn)
             _update(updating)
             wait_for(device)
             waits.append(1000 * (given - asked))

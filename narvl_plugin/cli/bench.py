@@ -342,6 +342,26 @@ def loss(
 
 
 @app.command()
+def gpu(
+    out: JsonFile,
+    size: Size = "base",
+    side: Side = None,
+    device: Device = None,
+) -> None:
+    """Measure all that a GPU is measured for, in at most six minutes.
+
+    These are the loss beside torch's, a single image, the throughput, and the training with its input. Models have
+    random weights. A part that might not end in time is skipped. The times that parts are given are those of a GPU: a
+    CPU takes longer, and should measure --size nano.
+    """
+    from narvl_plugin.bench.gpu import Scale, measure, table
+    from narvl_plugin.devices import choose_device
+
+    scale = Scale(size=size, side=side or _usual_side(size))
+    print(table(measure(out, scale, device=choose_device(device))), end="")
+
+
+@app.command()
 def training(
     size: Size = "nano",
     side: Side = None,

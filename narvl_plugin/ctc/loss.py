@@ -3,7 +3,13 @@
 Legend: B batch, N queries, V labels, S padded target length, L = 2 S + 1 lattice states.
 """
 
+import logging
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,10 +32,13 @@ from narvl_plugin.ctc.lattice import (
 
 __all__ = ["TargetsDoNotFit", "log_sum_exp", "query_ctc_any_loss", "query_ctc_loss"]
 
+logger = logging.getLogger(__name__)
+
 # Elements of a (B, N, V) tensor that are processed at a time. On a CPU, one piece fits into a core's cache. On other
 # devices, it keeps the device busy and is small compared with the logits.
 CPU_PIECE = 2**19
 DEVICE_PIECE = 2**22
+OLDEST_GPU = (7, 0)
 
 
 def row_pieces(rows: Tensor) -> Iterator[slice]:
@@ -75,7 +84,6 @@ class _QueryCtc(torch.autograd.Function):
         if query_lengths is None:
             query_lengths = target_lengths.new_full((logits.size(0),), logits.size(1))
         shape = target_lengths.shape
-        targets = targets[:, :, : logits.size(1)]  # the rest, of excluded targets, would take memory and time
         lattice = build_lattice(targets.flatten(0, 1), target_lengths.flatten(), blank=blank)
         labels = lattice.labels.unflatten(0, shape).flatten(1)  # (B, K L): the states of all targets side by side
         normalisers = log_sum_exp(logits)
@@ -118,6 +126,42 @@ class _QueryCtc(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+@cache
+def _function_in_kernels() -> type[torch.autograd.Function] | None:
+    """Return the GPU's form of `_QueryCtc`; None, with a warning, where Triton cannot compile it."""
+    try:
+        from narvl_plugin.ctc.kernel import GATHERS, _QueryCtcInKernels
+    except ImportError as error:
+        reason = f"Triton cannot be imported ({error})"
+    else:
+        if not GATHERS:
+            reason = "this version of Triton has no tl.gather"
+        elif torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST_GPU:
+            reason = "Triton needs a GPU of compute capability 7.0 or above"
+        elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            reason = "Triton needs a C compiler (gcc or clang)"
+        elif not Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h").exists():
+            reason = "Triton needs the header files of Python (python3-dev)"
+        else:
+            return _QueryCtcInKernels
+    logger.warning("The Query-CTC loss runs without its GPU kernel, which takes longer: %s.", reason)
+    return None
+
+
+def _losses(
+    logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, blank: int
+) -> Tensor:
+    """Return negative log marginals: (B, N, V), (B, K, S), (B, K), (B,) or None -> (B, K)."""
+    # The rest, of excluded targets, would take memory and time.
+    targets = targets[:, :, : logits.size(1)]
+    function: Any = _QueryCtc
+    if logits.device.type == "cuda" and logits.numel() and targets.numel():
+        function = _function_in_kernels() or _QueryCtc
+    with torch.cuda.device_of(logits):  # on which Triton starts its kernels
+        losses: Tensor = function.apply(logits, targets, target_lengths, query_lengths, blank)
+    return losses
+
+
 def _check(
     logits: Tensor, targets: Tensor, target_lengths: Tensor, query_lengths: Tensor | None, *, blank: int
 ) -> None:
@@ -139,6 +183,7 @@ def query_ctc_loss(
     query_lengths: Tensor | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     weights: Tensor | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """Return the negative log of the summed probability of all query paths that collapse to the target.
 
@@ -155,6 +200,8 @@ def query_ctc_loss(
         query_lengths: (B,), uses only the first queries of each sample; all N by default.
         reduction: "none" for the losses, "sum" for their sum, "mean" for their mean over the batch.
         weights: (B,), factors of the samples' losses.
+        checked: whether the caller knows that targets and lengths are valid. They are not checked again then, which
+            would wait for a GPU. A target that does not fit has an infinite loss then.
 
     Returns:
         (B,) for "none", else a scalar (0 for an empty batch); in nats.
@@ -165,8 +212,9 @@ def query_ctc_loss(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'none', 'sum' or 'mean'")
-    _check(logits, targets, target_lengths, query_lengths, blank=blank)
-    losses = _QueryCtc.apply(logits, targets[:, None], target_lengths[:, None], query_lengths, blank)[:, 0]
+    if not checked:
+        _check(logits, targets, target_lengths, query_lengths, blank=blank)
+    losses = _losses(logits, targets[:, None], target_lengths[:, None], query_lengths, blank)[:, 0]
     if weights is not None:
         losses = losses * weights.to(losses.dtype)
     if reduction == "none":
@@ -174,7 +222,9 @@ def query_ctc_loss(
     return losses.sum() if reduction == "sum" else losses.sum() / max(1, logits.size(0))
 
 
-def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
+def query_ctc_any_loss(
+    logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int, checked: bool = False
+) -> Tensor:
     """Return the negative log of the summed probability of all paths that collapse to any of several targets.
 
     Queries that do not see each other's choices mix the wordings of their targets. With this loss, they can settle on
@@ -185,6 +235,7 @@ def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, 
         targets: (B, K, S) labels, padded with any label; equal targets count as often as they occur.
         target_lengths: (B, K); -1 excludes a target.
         blank: the label of the blank.
+        checked: as in `query_ctc_loss`.
 
     Returns:
         (B,), in nats; inf if no target counts.
@@ -194,6 +245,7 @@ def query_ctc_any_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, 
         ValueError: as `query_ctc_loss`.
     """
     lengths = target_lengths.clamp(min=0)
-    _check(logits, targets.flatten(0, 1), lengths.flatten(), None, blank=blank)
-    losses = _QueryCtc.apply(logits, targets, lengths, None, blank)
+    if not checked:
+        _check(logits, targets.flatten(0, 1), lengths.flatten(), None, blank=blank)
+    losses = _losses(logits, targets, lengths, None, blank)
     return -(-losses.masked_fill(target_lengths < 0, float("inf"))).logsumexp(1)

@@ -35,7 +35,9 @@ from narvl_plugin.ctc import (
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.generation.rescoring import TeacherRescorer
+from narvl_plugin.models.captured import in_bucket
 from narvl_plugin.models.memo import believing
+from narvl_plugin.models.narvl import NarvlModel
 
 Agreement = Callable[[Sequence[Tensor]], Tensor]
 """Maps H outputs, (T,) each, to gains (H, H): the gain of each output (row) if another (column) is correct."""
@@ -79,6 +81,8 @@ class Student(Protocol):
         """Yield the weights."""
 
 
+Asked = Greedy | BeamAndGreedy | tuple[Outputs, Tensor] | None
+"""A search that was started on a device."""
 LABELS_TRIED = 32
 """Number of the most probable labels of each query by which beam search extends outputs."""
 UNCHANGED = (1.0, 0.0)
@@ -182,11 +186,11 @@ class ParallelGenerator:
         if prefix_tokens is not None or constraints is not None:
             raise ValueError("parallel generation takes neither --prefix-size nor --constraints")
         with believing() as doubts:
-            log_probs = self._log_probs(models, sample["net_input"])
+            log_probs, asked = self._begin(models, sample["net_input"])
         drawn = None if self.output_scores is None else quasi_random_paths(log_probs, PATHS_DRAWN)
         # This synchronises with a GPU. A search for paths under the constraint does it once more. All else is on the
         # CPU.
-        asked, drawn, flags = to_host((self._ask(log_probs), drawn, doubts.flags))
+        asked, drawn, flags = to_host((asked, drawn, doubts.flags))
         if not doubts.settled(flags):
             return self.generate(models, sample)
         if asked is None or isinstance(asked, Greedy):
@@ -215,6 +219,30 @@ class ParallelGenerator:
             self._write_alignments(outputs, found)
         return found
 
+    def _begin(self, models: Sequence[Student], net_input: dict[str, Any]) -> tuple[Tensor, Asked]:
+        """Run the students and start the search, on their device, without a synchronisation.
+
+        A single student's pass is a CUDA graph where it can be; see `Graphs`. The graph includes the most probable path
+        if the constraint is a range of lengths. Other constraints are copied from the CPU, which no graph can.
+
+        Returns:
+            The log-probabilities (B, N, V), and the result of `_ask`.
+        """
+        model, is_padding_known = models[0], net_input.get("padded") is not None
+        if len(models) > 1 or not isinstance(model, NarvlModel) or model.graphs is None or not is_padding_known:
+            log_probs = self._log_probs(models, net_input)
+            return log_probs, self._ask(log_probs)
+        range_alone = isinstance(self.constraint, LengthRange) and self.answers is None
+        is_greedy = range_alone and self.beam_size == 1 and not self.no_repeat_ngram
+
+        def run(**inputs: Any) -> tuple[Tensor, Asked]:
+            log_probs = self._log_probs([model], inputs)
+            return log_probs, self._ask(log_probs) if is_greedy else None
+
+        key = (model.member, model.temperature, self.constraint if is_greedy else None)
+        log_probs, asked = model.graphs.run(model, key, run, in_bucket(net_input))
+        return log_probs, asked if is_greedy else self._ask(log_probs)
+
     def _log_probs(self, models: Sequence[Student], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities (B, N, V)."""
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
@@ -222,7 +250,7 @@ class ParallelGenerator:
             return log_probs[0]
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
 
-    def _ask(self, log_probs: Tensor) -> Greedy | BeamAndGreedy | tuple[Outputs, Tensor] | None:
+    def _ask(self, log_probs: Tensor) -> Asked:
         """Start the search in log-probabilities (B, N, V), on their device, without a synchronisation.
 
         The result is None if `constrain` does all of it.

@@ -133,6 +133,11 @@ class Memo(Generic[Value]):
         doubts.add(self, flag)
         return True
 
+    @property
+    def held(self) -> object:
+        """What the cache holds, to keep its memory from being freed."""
+        return self._slot
+
     def forget(self) -> None:
         """Empty the cache."""
         self._slot = None

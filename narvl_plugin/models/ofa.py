@@ -1,10 +1,10 @@
 """The teacher: OFA's autoregressive sequence-to-sequence model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .ar_decoder import AutoregressiveDecoder
+from .captured import Graphs
 from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
 from .encoder import OfaEncoder
@@ -43,6 +44,7 @@ class OfaModel(nn.Module):
         is_student: whether the model predicts all tokens in one pass, with a blank as its last label.
         extra_labels: number of labels that the model adds to the vocabulary of its task.
         use: the intended use, which loaded weights must fit. None if it is unknown.
+        graphs: the CUDA graphs of a student that is optimised for inference.
     """
 
     cfg: OfaConfig
@@ -61,6 +63,7 @@ class OfaModel(nn.Module):
         self.decoder = self.decoder_class(cfg, embed_tokens)
         self.cfg = cfg
         self.use: Use | None = None
+        self.graphs: Graphs | None = None
         initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
@@ -127,22 +130,32 @@ class OfaModel(nn.Module):
         """Make the model faster, in place. Outputs change by rounding only (1e-4 in float32).
 
         Batch norm is folded into the backbone's convolutions, and channels are stored last. On a CPU, large linear
-        layers store a second copy of their weights in the layout that products read.
+        layers store a second copy of their weights in the layout that products read. On a GPU, a student's pass over a
+        small batch becomes a CUDA graph when its shape occurs again.
 
         Afterwards the model can be neither trained nor saved. Its weights must not be written in ways that torch does
-        not count, such as through `.data`.
+        not count, such as through `.data`. On a GPU they must not be written at all, unless `clear_memos` follows.
         """
         self.eval()
         if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
             for memo in memos_of(self):
                 memo.count_writes()
+            self.graphs = Graphs()
         optimise_backbone(self.encoder.embed_images)
         pack_linear_layers(self)
 
     def clear_memos(self) -> None:
-        """Forget what was computed once, such as position biases."""
+        """Forget what was computed once, such as position biases, and what was recorded."""
         for memo in memos_of(self):
             memo.forget()
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the weights. Graphs would read them where they were."""
+        if self.graphs is not None:
+            self.graphs.clear()
+        return super()._apply(fn, recurse)
 
     def multiply_in_bfloat16(self) -> None:
         """Let encoder and decoder multiply in bfloat16, in place. Only processors that support it become faster."""

@@ -98,5 +98,6 @@ def test_what_is_not_allowed_has_no_gradient(make: Callable[..., Any], model: Fi
 
 def test_losses_of_tokens_add_up(make: Callable[..., Any], model: Fixed) -> None:
     each, whole = make(0.1)(model, sample(), reduce=False)[0], make(0.1)(model, sample())[0]
-    assert each.shape == (3,)
+    assert each.shape == (4,)
+    assert each[3] == 0  # padding
     assert float(each.sum()) == pytest.approx(float(whole))
