@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-20, 25))
 """Temperatures to try: from 0.18 to 8, each 1.09 times the one before."""
-COARSE = 4
-"""Step of the coarse search: it tries every fourth temperature."""
+STEPS = (16, 8, 4, 2, 1)
+"""Steps of the search among them: it starts at 1, and then tries both neighbours of the best one so far."""
 BINS = 10
 """Number of confidence bins of equal width, for reliability diagrams and the calibration error."""
 
@@ -188,6 +188,32 @@ def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | Non
     return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
 
 
+def fit_temperature(student: Predictor, batch_size: int) -> tuple[float, Floats, Floats]:
+    """Return the `best_temperature` of `TEMPERATURES`, and the confidence (M,) and correctness (M,) with it.
+
+    It tries eleven of them. This finds the best one if the cross entropy has one minimum.
+
+    Args:
+        student: the student and its validation data, M rows.
+        batch_size: the number of rows in a batch.
+
+    Raises:
+        InputError: if no row can be used.
+    """
+    judged: dict[float, tuple[Floats, Floats]] = {}
+    best = 1.0
+    for step in STEPS:
+        place = TEMPERATURES.index(best)
+        around = (place - step, place, place + step)
+        tried = [TEMPERATURES[near] for near in around if 0 <= near < len(TEMPERATURES)]
+        new = [temperature for temperature in tried if temperature not in judged]
+        if new:
+            judged |= zip(new, zip(*judge(student, batch_size, new), strict=True), strict=True)
+        temperatures = sorted(judged)
+        best = best_temperature(temperatures, *map(np.stack, zip(*map(judged.__getitem__, temperatures), strict=True)))
+    return best, *judged[best]
+
+
 def calibrate(
     student: Path,
     data: Path,
@@ -247,20 +273,14 @@ def calibrate(
     asked = None if teacher is None or test is None else load(teacher, test, "teacher")
     if teacher is not None and asked is not None:
         loading.require_one_task(teacher, asked.task, student, fitted_on.task)
-    # First every fourth temperature, then all around the best of these.
-    coarse = TEMPERATURES[::COARSE]
-    place = TEMPERATURES.index(best_temperature(coarse, *judge(fitted_on, batch_size, coarse)))
-    near = sorted({1.0, *TEMPERATURES[max(0, place - COARSE + 1) : place + COARSE]})
-    confidence, right = judge(fitted_on, batch_size, near)
-    temperature = best_temperature(near, confidence, right)
+    temperature, confidence, right = fit_temperature(fitted_on, batch_size)
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         logger.warning("the temperature %.2f is at the end of the range; the best one may be outside", temperature)
-    fitted = near.index(temperature)
     slope, offset = UNCHANGED
     if fitted_on.generator.output_scores is not None:  # confidence is no probability; a temperature cannot calibrate it
-        slope, offset = best_odds(confidence[fitted], right[fitted])
+        slope, offset = best_odds(confidence, right)
     result: dict[str, Any] = {"temperature": temperature, "slope": slope, "offset": offset}
-    result |= {"fitted_on": right.shape[1], "systems": {}}
+    result |= {"fitted_on": len(right), "systems": {}}
     if on_test is not None:
         confidence, right = judge(on_test, batch_size, [1.0, temperature])
         confidence[1] = with_odds(confidence[1], slope, offset)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
 from narvl_plugin.generation.parallel_generator import change_odds
 from narvl_plugin.generation.rescoring import TeacherRescorer
+from narvl_plugin.inference import calibration
 from narvl_plugin.inference.calibration import (
     TEMPERATURES,
     Reliability,
@@ -68,6 +70,22 @@ def test_a_temperature_that_makes_answers_wrong_does_not_count() -> None:
     assert best_temperature([0.5, 1.0, 8.0], confidence, right) == 0.5
 
 
+@pytest.mark.parametrize("best", range(0, len(TEMPERATURES), 4))
+def test_a_few_temperatures_lead_to_the_best(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def judged(student: Any, batch_size: int, temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        tried.extend(temperatures)
+        apart = np.array([abs(TEMPERATURES.index(one) - best) for one in temperatures])
+        return np.repeat(1 / (1 + apart[:, None]), 3, 1), np.ones((len(temperatures), 3))
+
+    monkeypatch.setattr(calibration, "judge", judged)
+    found, confidence, right = calibration.fit_temperature(None, 8)  # type: ignore[arg-type]
+    assert found == TEMPERATURES[best]
+    assert confidence.tolist() == right.tolist() == [1, 1, 1]
+    assert len(set(tried)) == len(tried) <= 11
+
+
 def test_odds_are_those_that_answers_had() -> None:
     generator = np.random.default_rng(1)
     sure = generator.random(20_000)
@@ -99,7 +117,9 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     assert result["temperature"] in TEMPERATURES
 
     confidence, right = judge(Predictor.load(student, data, optimised=False), 6, TEMPERATURES)
-    assert result["temperature"] == best_temperature(TEMPERATURES, confidence, right)
+    best = TEMPERATURES.index(best_temperature(TEMPERATURES, confidence, right))
+    losses = log_loss(confidence, right)
+    assert losses[TEMPERATURES.index(result["temperature"])] == pytest.approx(losses[best], rel=1e-9)
 
     after = read_checkpoint(student)
     assert after["cfg"]["model"]["temperature"] == result["temperature"]
