@@ -306,6 +306,10 @@ class Processor:
             raise ValueError(f"{self}: rates must be above 0")
 
 
+_CHANNELS = {"mkldnn._linear_pointwise": -1, "mkldnn._convolution_pointwise": 1}
+"""Products with packed weights, whose FLOPs torch does not count, and the dimension of their outputs' channels."""
+
+
 class Work(TorchDispatchMode):
     """Counts the kernels that run within it, and sums the time that a processor needs for them.
 
@@ -332,8 +336,11 @@ class Work(TorchDispatchMode):
             return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         moved = self.processor.bytes_per_number * sum(tensor.numel() for tensor in tensors)
-        count = flop_registry.get(func.overloadpacket)
-        flops = count(*args, **kwargs, out_val=result) if count else 0
+        if channels := _CHANNELS.get(str(func.overloadpacket)):
+            flops = 2 * result.numel() * args[1].numel() // result.shape[channels]
+        else:
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **kwargs, out_val=result) if count else 0
         self.kernels += 1
         self.busy += max(flops / self.processor.flops, moved / self.processor.bandwidth)
         return result

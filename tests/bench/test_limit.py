@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from narvl_plugin.bench.limit import (
     UNSEEN,
@@ -22,6 +25,7 @@ from narvl_plugin.bench.limit import (
     limit,
     table,
 )
+from narvl_plugin.models.inference import PackedConv2d, PackedLinear
 
 # E = 5 + 10 B, S = 1 + 2 B + (n + 1) (3 + 0.5 B b), P = 4 + 2 B + 0.1 B N
 PARTS = Parts((5.0, 10.0), (1.0, 2.0, 3.0, 0.5), (4.0, 2.0, 0.1))
@@ -88,6 +92,26 @@ def test_work_counts_kernels_and_the_slower_of_arithmetic_and_memory() -> None:
     assert work.ms == pytest.approx(1000)
     with pytest.raises(ValueError, match="above 0"):
         Processor(0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "packed", "shape"),
+    [
+        (nn.Linear(8, 4), PackedLinear, (3, 8)),
+        (nn.Conv2d(4, 6, 3, groups=2), partial(PackedConv2d, activation=nn.Identity()), (1, 4, 5, 5)),
+    ],
+)
+def test_work_counts_packed_layers_as_plain_ones(layer: Any, packed: Any, shape: tuple[int, ...]) -> None:
+    processor, inputs = Processor(1, 1e12, launch=0), torch.ones(shape)
+    counted = []
+    for run in (layer, packed(layer)):
+        with torch.no_grad():
+            run(inputs)  # packs the weight
+            with Work(processor) as work:
+                run(inputs)
+        counted.append(work.busy)
+    assert counted[0] == pytest.approx(counted[1])
+    assert counted[0] > 100
 
 
 @pytest.mark.integration
