@@ -48,6 +48,7 @@ def plots(data: Measurements, tasks: Any, labels: Mapping[str, str]) -> dict[str
         parts = {name.removeprefix(start): part for name, part in data.items() if name.startswith(start)}
         if parts:
             found[f"{study}.svg"] = _study(parts, with_curves=study == "losses")
+    found["sets.svg"] = _by_size(data["run_regions"])
     return found
 
 
@@ -113,6 +114,21 @@ def _study(parts: Mapping[str, Measurement], with_curves: bool) -> str:
                 panel_of_curves.set_ylabel(f"{part.raw['main']} in validation")
             for each in (panel, *beside):
                 each.spines[["top", "right"]].set_visible(False)
+    return into["svg"]
+
+
+def _by_size(run: Measurement) -> str:
+    """Draw the scores of a run's student and teacher over the number of true elements."""
+    into: dict[str, str] = {}
+    with _axes(into) as axes:
+        for system, label, colour in (("student", "student", STUDENT), ("teacher_beam5", "teacher, beam 5", TEACHER)):
+            found = {int(name.removeprefix("of_")): score for name, score in run[system].items() if "of_" in name}
+            axes.plot(list(found), list(found.values()), "o-", color=colour, label=label)
+        axes.set_xticks(sorted(found))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("true boxes")
+        axes.set_ylabel("share of right sets")
+        axes.legend(frameon=False, fontsize=11)
     return into["svg"]
 
 

@@ -36,6 +36,7 @@ PAGES = (
     "large_jobs",
     "box",
     "harder",
+    "sets",
     "trees",
     *STUDIES,
 )
