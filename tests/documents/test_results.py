@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -431,3 +432,10 @@ def test_long_commands_and_paragraphs_are_broken_and_tables_stay() -> None:
     assert max(len(line) for line in text.split("\n") if not line.startswith("|")) <= make.WIDTH
     assert "\n\n| cell" in text and "\n\n\n" not in text
     assert re.search(r"\n- item .*\n  item", text)
+
+
+def test_the_picture_of_outputs_is_drawn_by_its_script() -> None:
+    folder = ROOT / "docs" / "images"
+    shown = json.loads((folder / "outputs.json").read_text(encoding="utf-8"))
+    picture = runpy.run_path(str(folder / "outputs.py"))["draw"](shown)
+    assert picture == (folder / "outputs.svg").read_text(encoding="utf-8")
