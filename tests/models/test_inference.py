@@ -313,6 +313,19 @@ class TestPackedConv2d:
             torch.testing.assert_close(copy.deepcopy(layer)(x), 2 * before)
             torch.testing.assert_close(layer.double()(x.double()).float(), 2 * before)
 
+    @pytest.mark.parametrize(("side", "is_packed"), [(8, False), (256, True)])
+    def test_a_small_one_of_single_pixels_is_a_matrix_product(
+        self, side: int, is_packed: bool, packings: list[Tensor]
+    ) -> None:
+        plain = nn.Conv2d(8, 16, 1)
+        layer = PackedConv2d(plain, nn.ReLU6())
+        with torch.no_grad():
+            x = 9 * torch.randn(2, 8, side, side).to(memory_format=torch.channels_last)
+            output = layer(x)
+            torch.testing.assert_close(output, plain(x).clamp(0, 6))
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        assert len(packings) == is_packed
+
     @pytest.mark.skipif(not multiplies_in_bfloat16(), reason="the processor does not multiply in bfloat16")
     def test_multiplies_in_bfloat16(self, packings: list[Tensor]) -> None:
         torch.manual_seed(1)
