@@ -64,7 +64,8 @@ def test_two_nodes_are_one_process_with_twice_the_batch(
     assert own == pytest.approx(whole, rel=1e-5)
     expected, found = last_state(tmp_path / "whole"), last_state(tmp_path / "nodes")
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=1e-6)
+        # Where a gradient is nearly 0, Adam makes steps of its rounding errors.
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=5e-5)
 
     read = [words_of(log, "TRAIN") for log in nodes.logs]
     assert sorted(map(int, read[0] + read[1])) == list(range(16))
