@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -302,6 +302,7 @@ def _sample(pair: Pair, batch: int) -> dict[str, Any]:
     return {"net_input": pair.inputs(batch) | {"padded": np.zeros(batch, dtype=bool)}}
 
 
+@cache
 def _gflop(scale: Scale, device: torch.device) -> float:
     """Return the GFLOPs of a student's pass over one image."""
     student: Any = build(f"narvl_{scale.size}", vocab_size=WORDS + 1, num_queries=QUERIES).to(device).eval()
