@@ -540,7 +540,7 @@ def bulk(
 @app.command()
 def plan(
     sample: ImageFiles,
-    images: Annotated[float, typer.Option(min=1, help="Number of images of the job, such as 100e6.")],
+    images: Annotated[float, typer.Option(min=1, max=1e15, help="Number of images of the job, such as 100e6.")],
     gpus: Annotated[str, typer.Option(help="Numbers of GPUs, or of CPU processes, joined by commas.")] = "1,8,64,512",
     shard_rows: Annotated[
         int, typer.Option(min=1, help="Images of a shard. It is 1000, but of archives and Parquet files as they are.")
