@@ -93,3 +93,10 @@ def test_the_command_prints_the_plan(sample: Path, monkeypatch: pytest.MonkeyPat
 def test_images_that_are_not_there_are_an_error() -> None:
     with pytest.raises(MissingInput, match="gone"):
         measure(["gone"])
+
+
+@pytest.mark.parametrize("number", ["0", "nan", "inf"])
+def test_a_number_of_images_that_cannot_be_is_refused(number: str, sample: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(sample), "--images", number])
+    assert done.exit_code == 2
+    assert "Invalid value for '--images'" in done.output
