@@ -16,14 +16,11 @@ from narvl_plugin.api.prediction import Alternative, HeatMap, Prediction, Query,
 from narvl_plugin.data.any_image import as_seen
 from narvl_plugin.errors import BadRow, InputError
 from narvl_plugin.export.runner import Answer, Student
+from narvl_plugin.models.exported import SETTINGS_FILE, check_sizes
 from narvl_plugin.tasks import TASKS
 
-SETTINGS_FILE = "student.json"
-"""What tells a folder of `narvl export`."""
 SAFE_FORMATS = ("onnx", "openvino")
 """Formats whose files are data. torch reads its own by evaluating strings."""
-LARGEST = {"side": 4_096, "prompt_length": 100_000, "max_words": 100_000}
-"""Largest values of sizes."""
 
 
 class Prepared(NamedTuple):
@@ -136,9 +133,7 @@ def _check_settings(folder: Path) -> None:
             f"{folder}: is in the format {settings['format']!r:.40}, whose files are programs; load its checkpoint, or "
             f"export it to {' or '.join(SAFE_FORMATS)}"
         )
-    for name, most in LARGEST.items():
-        if type(settings[name]) is not int or not 1 <= settings[name] <= most:
-            raise InputError(f"{folder}: {name} is {settings[name]!r:.40}; expected a whole number from 1 to {most:,}")
+    check_sizes(folder, settings)
     for _, field, form, conversion in string.Formatter().parse(settings["template"]):
         if field is not None and (not field.isidentifier() or form or conversion):
             raise InputError(f"{folder}: the template has the field {field!r:.40}; expected a plain name")

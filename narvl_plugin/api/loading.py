@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from narvl_plugin.api.exported import SETTINGS_FILE, ExportedEngine
+from narvl_plugin.api.exported import ExportedEngine
 from narvl_plugin.api.model import IN_THE_BOX, Decoding, Engine, Model
 from narvl_plugin.api.surest_box import SurestBox
 from narvl_plugin.api.trained import TrainedEngine
@@ -18,6 +18,7 @@ from narvl_plugin.ctc import OutputConstraint
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import InputError
 from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.exported import SETTINGS_FILE
 from narvl_plugin.tasks import TASKS, loading
 
 BOX = Path(__file__).parents[1] / "box" / "student.safetensors"
@@ -90,7 +91,7 @@ def load(
     }
     chosen = _device(device)
     model, tasks = loading.load_members(read, task_name=task, member=member, task_overrides=overrides, device=chosen)
-    model.optimize_for_inference()
+    model.optimize_for_inference(read.file)
     if precision == "bfloat16":
         model.multiply_in_bfloat16()
     lock = threading.RLock()

@@ -85,9 +85,10 @@ def stages(predictor: Predictor, row: int) -> dict[str, float]:
 
 @contextmanager
 def _started_one_by_one(model: OfaModel) -> Iterator[None]:
-    """Run a model without CUDA graphs in the block, because a graph has no stages."""
-    graphs, model.graphs = model.graphs, None
+    """Run a model without graphs in the block, because a graph has no stages."""
+    graphs, exported = model.graphs, model.exported
+    model.graphs = model.exported = None
     try:
         yield
     finally:
-        model.graphs = graphs
+        model.graphs, model.exported = graphs, exported

@@ -94,7 +94,8 @@ def compare(
     Args:
         out: the JSON file to write; a plot with the suffix ``.svg`` is written beside it.
         teacher: the teacher's checkpoint.
-        student: the checkpoint of a student of the same task.
+        student: the checkpoint of a student of the same task. If a graph lies beside it, the student is measured with
+            and without it.
         data: the TSV file with images.
         exported: output folders of `narvl export`.
         compiled: whether to also measure both models with torch.compile, which takes minutes.
@@ -118,10 +119,14 @@ def compare(
     load = partial(Predictor.load, data=data, task_overrides=task_overrides, device=device)
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     loading.require_one_task(teacher, asked.task, student, parallel.task)
+    beside, parallel = parallel, _in_torch(parallel)
     systems: dict[str, Any] = {}
     for predictor, searches in ((asked, asked.task.teacher_searches()), (parallel, parallel.task.student_searches())):
         for way, search in searches.items():
             systems[way] = predictor.with_options(search.task_options, **search.generation)
+    if beside is not parallel:
+        for way, search in parallel.task.student_searches().items():
+            systems[f"{way}_graph"] = beside.with_options(search.task_options, **search.generation)
     if compiled:
         systems |= _compiled(systems)
     for folder in exported:
@@ -136,7 +141,7 @@ def compare(
     for name, system in systems.items():
         found[name] = {"quality": _quality(system, parallel, rows), **asdict(stats[name])}
         found[name]["images_per_second"] = {str(size): speed[name] for size, speed in speeds.items()}
-        if isinstance(system, Predictor):
+        if isinstance(system, Predictor) and system.model.exported is None:  # a graph has no stages
             with use_threads(threads):
                 found[name]["stages"] = median_stages(system, rows[:STAGED], warmup=1)
     first = found["student_greedy"]["stages"]
@@ -153,11 +158,22 @@ def compare(
     return result
 
 
+def _in_torch(student: Predictor) -> Predictor:
+    """Return the student without the graph beside its checkpoint; the student itself if there is none."""
+    if student.model.exported is None:
+        return student
+    model = copy.copy(student.model)
+    model.exported = None
+    return Predictor(model, student.task, student.generation, student.device)
+
+
 def _compiled(systems: Mapping[str, Predictor]) -> dict[str, Predictor]:
     """Return copies of systems with compiled models; systems that share a model share its copy."""
     models = {}
     made = {}
     for name, system in systems.items():
+        if system.model.exported is not None:
+            continue
         if id(system.model) not in models:
             models[id(system.model)] = copy.deepcopy(system.model)
             models[id(system.model)].compile_for_inference()

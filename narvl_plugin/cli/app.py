@@ -622,7 +622,13 @@ def convert(
 @app.command()
 def export(
     student: Annotated[Path, typer.Argument(help="Checkpoint of a student.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the model, run.py and the files that run.py needs.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder for the model, run.py and the files that run.py needs. Without it, STUDENT with the suffix "
+            ".onnx: from then on, the student runs as this graph on a CPU."
+        ),
+    ] = None,
     to: Annotated[str, typer.Option(help="Format: onnx, openvino or torch-export.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="Keep the weights of matrix products in 8 bits, for onnx only.")
@@ -638,16 +644,20 @@ def export(
     Run it by: python OUT/run.py IMAGE [question=TEXT]
     """
     from narvl_plugin.export import export
+    from narvl_plugin.models.exported import folder_beside
 
+    if out is None and (to != "onnx" or int8):
+        raise InputError("OUT: is missing; only --to onnx without --int8 has a place beside the checkpoint")
+    folder = folder_beside(student) if out is None else out
     difference = export(
         student,
-        out,
+        folder,
         to=to,
         int8=int8,
         prompt_length=prompt_length,
         task_overrides=overrides(bpe_dir, ans2label_file),
     )
-    print(f"{out}: probabilities within {difference:.1e} of the checkpoint's")
+    print(f"{folder}: probabilities within {difference:.1e} of the checkpoint's")
 
 
 @app.command()

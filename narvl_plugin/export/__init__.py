@@ -27,6 +27,7 @@ from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
 from narvl_plugin.inference.predictor import Predictor
+from narvl_plugin.models.exported import SETTINGS_FILE, fingerprint
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer, write_whole
@@ -105,6 +106,7 @@ def export(
             "or box alone; use the checkpoint, such as in narvl serve"
         )
     settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)
+    settings["fingerprint"] = fingerprint(model)
     graph = StudentGraph(
         model,
         side=settings["side"],
@@ -115,7 +117,7 @@ def export(
     with naming(out), sole_writer(out):
         out.mkdir(exist_ok=True)
         write_graph(graph, example, out, to, int8)
-        (out / "student.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+        (out / SETTINGS_FILE).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         _write_code(out)
         if settings["tokenizer"] == "sentencepiece":
             shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)

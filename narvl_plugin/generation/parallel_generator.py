@@ -245,6 +245,11 @@ class ParallelGenerator:
 
     def _log_probs(self, models: Sequence[Student], net_input: dict[str, Any]) -> Tensor:
         """Return the ensemble's log-probabilities (B, N, V)."""
+        model = models[0]
+        if len(models) == 1 and isinstance(model, NarvlModel) and model.exported is not None:
+            found = model.exported.log_probs(net_input)
+            if found is not None:
+                return found
         log_probs = [torch.log_softmax(model(**net_input)[0].float() / model.temperature, dim=-1) for model in models]
         if len(log_probs) == 1:
             return log_probs[0]

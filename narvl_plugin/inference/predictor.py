@@ -82,8 +82,9 @@ class Predictor:
         if data is not None:
             task.load_dataset(SPLIT)
         if optimised:
+            alone = checkpoint if isinstance(checkpoint, Path) else None  # of an ensemble, no graph is used
             for model in models:
-                model.optimize_for_inference()
+                model.optimize_for_inference(alone)
         given = {name: value for name, value in (generation or {}).items() if value is not None}
         return cls(models[0], task, given, torch.device(device), models[1:])
 

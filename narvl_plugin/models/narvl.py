@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from narvl_plugin.errors import InputError
 
 from .config import LIMITS, NarvlConfig
+from .exported import ExportedPass
 from .interop import ORIGIN, QUERIES, Origin
 from .memo import run_on_memos
 from .ofa import OfaModel
@@ -166,6 +168,17 @@ class NarvlModel(OfaModel):
                 else f"--member {member}: the student was trained on one task alone"
             )
         return self.members[member]
+
+    def optimize_for_inference(self, checkpoint: Path | None = None) -> None:
+        """Make the model faster, see `OfaModel.optimize_for_inference`.
+
+        Args:
+            checkpoint: the file that the model was read from. On a CPU, a graph that `narvl export` wrote beside it
+                runs in the model's place.
+        """
+        if checkpoint is not None and not self.members:
+            self.exported = ExportedPass.beside(checkpoint, self)
+        super().optimize_for_inference()
 
     def fix_shapes(self, *, side: int, length: int, padded: bool) -> None:
         """Fix what follows from the weights alone to one shape, in place, for a static graph.

@@ -18,6 +18,7 @@ from .captured import Graphs
 from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
 from .encoder import OfaEncoder
+from .exported import ExportedPass
 from .inference import multiply_in, optimise_backbone, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state, with_frozen_backbone
 from .memo import memos_of, run_on_memos
@@ -45,6 +46,7 @@ class OfaModel(nn.Module):
         extra_labels: number of labels that the model adds to the vocabulary of its task.
         use: the intended use, which loaded weights must fit. None if it is unknown.
         graphs: the CUDA graphs of a student that is optimised for inference.
+        exported: the graph beside a student's checkpoint, which `ParallelGenerator` runs; None if there is none.
     """
 
     cfg: OfaConfig
@@ -64,6 +66,7 @@ class OfaModel(nn.Module):
         self.cfg = cfg
         self.use: Use | None = None
         self.graphs: Graphs | None = None
+        self.exported: ExportedPass | None = None
         initialise(self, linear_std=cfg.init_std, keep=self.encoder.embed_images if cfg.vision_pretrained else None)
         if cfg.freeze_resnet:
             self.encoder.embed_images.requires_grad_(False)
@@ -126,7 +129,7 @@ class OfaModel(nn.Module):
         self.decoder.output_projection.weight = self.encoder.embed_tokens.weight
         return result
 
-    def optimize_for_inference(self) -> None:
+    def optimize_for_inference(self, checkpoint: Path | None = None) -> None:
         """Make the model faster, in place. Outputs change by rounding only (1e-4 in float32).
 
         Batch norm is folded into the backbone's convolutions, and channels are stored last. On a CPU, large linear
@@ -135,6 +138,9 @@ class OfaModel(nn.Module):
 
         Afterwards the model can be neither trained nor saved. Its weights must not be written in ways that torch does
         not count, such as through `.data`. On a GPU they must not be written at all, unless `clear_memos` follows.
+
+        Args:
+            checkpoint: the file that the model was read from, see `NarvlModel.optimize_for_inference`.
         """
         self.eval()
         if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
@@ -150,15 +156,18 @@ class OfaModel(nn.Module):
             memo.forget()
         if self.graphs is not None:
             self.graphs.clear()
+        self.exported = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the weights. Graphs would read them where they were."""
+        """Move or convert the weights. Graphs would read them where they were, or as they were."""
         if self.graphs is not None:
             self.graphs.clear()
+        self.exported = None
         return super()._apply(fn, recurse)
 
     def multiply_in_bfloat16(self) -> None:
         """Let encoder and decoder multiply in bfloat16, in place. Only processors that support it become faster."""
+        self.exported = None  # it multiplies in float32
         device = self.encoder.embed_tokens.weight.device.type
         for part in (self.encoder, self.decoder):
             # Replaces the method of this one object.

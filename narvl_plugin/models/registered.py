@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ with leaving_logging_alone():
         register_model,
     )
     from fairseq.tasks import FairseqTask
+    from fairseq.utils import split_paths
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,8 @@ class Registered(OfaModel):
         Args:
             cfg: the configuration of the program.
         """
-        self.optimize_for_inference()
+        paths = split_paths(cfg.common_eval.path or "")
+        self.optimize_for_inference(Path(paths[0]) if len(paths) == 1 else None)
         if cfg.common.amp:
             device, layer = self.encoder.embed_tokens.weight.device, self.encoder.layers[0]
             times = [layer_time(layer, self.cfg.encoder_embed_dim, dtype) for dtype in (torch.bfloat16, torch.float32)]

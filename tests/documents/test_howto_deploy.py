@@ -28,6 +28,7 @@ from narvl_plugin.bulk.shards import SHARD_ROWS
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.demo import gate, page
 from narvl_plugin.export import FORMATS, PROMPT_LENGTH, TOLERANCE
+from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.serving.app import REASONS, SUMMARIES
 from narvl_plugin.serving.pool import PATIENCE
 from narvl_plugin.serving.requests import UPLOAD_SECONDS
@@ -108,10 +109,12 @@ def test_what_the_page_says_of_versions_and_parts_is_in_setup_py() -> None:
 @EXPORT.block("pip install 'narvl[export]'", "first")
 @EXPORT.block("python out/run.py image.jpg question", "asked")
 @EXPORT.block("import narvl\n", "used")
+@EXPORT.block("narvl export student.pt\n", "beside")
 def test_exported_students(
     first: str,
     asked: str,
     used: str,
+    beside: str,
     boxed: Newcomer,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -123,13 +126,17 @@ def test_exported_students(
     install, export, caption = commands(first)
     parses(install)
     quicker = export.replace("onnx", "torch-export")  # which is written in half the time
-    for member, command, run in (("caption", quicker, caption), ("vqa_gen", export, asked)):
+    for member, command, run in (("caption", quicker, caption), ("vqa_gen", beside, asked)):
         user = Newcomer(tmp_path / member, boxed.programs)
         user.folder.mkdir()
         Image.open(boxed.folder / "scene.png").convert("RGB").save(user.folder / "image.jpg")
         shutil.copyfile(BOX.with_name("spm.model"), user.folder / "spm.model")
         convert(boxed.folder / "student.pt", user.folder / "student.pt", member=member)
         user.types(f"{command.rstrip()} --bpe-dir .")
+        if command == beside:
+            student = Predictor.load(user.folder / "student.pt", task_overrides={"bpe_dir": str(user.folder)})
+            assert student.model.exported is not None
+            (user.folder / "student.onnx").rename(user.folder / "out")  # where `export` writes the same
         text, probability = user.types(run).rstrip("\n").split("\t")
         assert text and 0 <= float(probability) <= 1
     monkeypatch.chdir(tmp_path / "vqa_gen")
