@@ -1,4 +1,4 @@
-"""Draws outputs of students of sets of boxes and of graphs on images of their test files.
+"""Draws outputs of students of sets of boxes, of graphs and of trees, with the images of their test files.
 
 python docs/images/outputs.py                                 draws outputs.svg from outputs.json
 python docs/images/outputs.py RUNS --row 4 --commit ID        asks the students of runs of preset quick first
@@ -22,43 +22,62 @@ HERE = Path(__file__).parent
 COLOURS = ("#2563eb", "#d97706", "#0f9d76", "#9333ea", "#dc2626")
 
 
-def ask(runs: Path, row: int, commit: str) -> dict[str, Any]:
-    """Ask the students about a row of their test files.
+def ask(runs: Path, row: int, commit: str) -> dict[str, dict[str, Any]]:
+    """Ask the students of the runs that are there about a row of their test files.
 
     Returns:
-        For each task the ``image`` (base64 of a PNG), the ``title``, the ``boxes`` with their ``names``, and lines of
-        text; and the run.
+        By task the ``image`` (base64 of a PNG), the ``title``, the ``boxes`` with their ``names``, lines of text, and
+        the run.
     """
     import narvl
 
-    def of(task: str, column: int) -> tuple[Any, str, list[str]]:
+    panels: dict[str, dict[str, Any]] = {}
+    for task, (column, describe) in TASKS.items():
         run = runs / f"{task}_quick_seed1"
+        if not run.is_dir():
+            continue
         columns = (run / "data" / task / "test.tsv").read_text(encoding="utf-8").splitlines()[row].split("\t")
         model = narvl.load(run / "student" / "checkpoint_last.pt", bpe_dir=run / "vocab")
-        return model, columns[column], columns
+        panels[task] = {"image": columns[column], **describe(model, base64.b64decode(columns[column]), columns[2])}
+        command = f"bash run_scripts/{task}.sh PRESET=quick"
+        panels[task]["run"] = {"command": command, "seed": 1, "commit": commit, "row": row}
+    return panels
 
-    model, image, columns = of("regions", 4)
-    found = model.locate(base64.b64decode(image), columns[2], all=True).boxes
-    sets = {"image": image, "title": columns[2], "boxes": [list(one.box) for one in found]}
-    sets |= {"names": [f"{one.probability:.2f}" for one in found], "lines": []}
-    model, image, _ = of("scene_graph", 3)
-    triplets = model.graph(base64.b64decode(image)).triplets
+
+def _boxes(model: Any, image: bytes, phrase: str) -> dict[str, Any]:
+    found = model.locate(image, phrase, all=True).boxes
+    names = [f"{one.probability:.2f}" for one in found]
+    return {"title": phrase, "boxes": [list(one.box) for one in found], "names": names, "lines": []}
+
+
+def _graph(model: Any, image: bytes, _: str) -> dict[str, Any]:
+    triplets = model.graph(image).triplets
     objects: dict[tuple[str, Any], str] = {}
     for one in triplets:
         for noun, box in ((one.subject, one.subject_box), (one.object, one.object_box)):
             objects[noun, tuple(box)] = noun
     lines = [f"{one.subject} {one.relation} {one.object} ({one.probability:.2f})" for one in triplets]
-    graph = {"image": image, "title": "the graph of the image", "boxes": [list(box) for _, box in objects]}
-    graph |= {"names": list(objects.values()), "lines": lines}
-    command = "bash run_scripts/{regions,scene_graph}.sh PRESET=quick"
-    return {"panels": [sets, graph], "run": {"command": command, "seed": 1, "commit": commit, "row": row}}
+    boxes = [list(box) for _, box in objects]
+    return {"title": "the graph of the image", "boxes": boxes, "names": list(objects.values()), "lines": lines}
 
 
-def draw(shown: dict[str, Any]) -> str:
-    """Return the picture as SVG."""
+def _tree(model: Any, image: bytes, _: str) -> dict[str, Any]:
+    lines: list[str] = []
+
+    def add(node: dict[str, Any], depth: int) -> None:
+        lines.append(f"{'    ' * depth}{node['label']} ({node['probability']:.2f})")
+        for child in node["children"]:
+            add(child, depth + 1)
+
+    add(model.tree(image).tree, 0)
+    return {"title": "the tree of the image", "boxes": [], "names": [], "lines": lines}
+
+
+def draw(panels: dict[str, dict[str, Any]]) -> str:
+    """Return the picture of the panels by task as SVG."""
     with matplotlib.rc_context({"svg.hashsalt": "narvl", "font.size": 12, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(shown["panels"])), shown["panels"], strict=True):
+        figure = Figure(figsize=(11.4, 5.4), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels)), panels.values(), strict=True):
             _panel(axes, panel)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -72,7 +91,7 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
         label = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
         axes.text(left, upper, name, color="white", fontsize=10, verticalalignment="bottom", bbox=label)
     axes.set_title(panel["title"])
-    axes.set_xlabel("\n".join(panel["lines"]), fontsize=11)
+    axes.set_xlabel("\n".join(panel["lines"]), fontsize=11, multialignment="left")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -80,15 +99,23 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
 def main() -> None:
     """Read the command line, ask the students if runs are given, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="?", type=Path, help="folder of the runs of regions.sh and scene_graph.sh")
+    parser.add_argument(
+        "runs", nargs="?", type=Path, help="folder of the runs of regions.sh, scene_graph.sh or scene_tree.sh"
+    )
     parser.add_argument("--row", type=int, default=0, help="row of the test files, from 0")
     parser.add_argument("--commit", default="", help="commit of the runs")
     given = parser.parse_args()
     data = HERE / "outputs.json"
+    panels = json.loads(data.read_text(encoding="utf-8"))
     if given.runs:
-        data.write_text(json.dumps(ask(given.runs, given.row, given.commit), indent=1) + "\n", encoding="utf-8")
-    (HERE / "outputs.svg").write_text(draw(json.loads(data.read_text(encoding="utf-8"))), encoding="utf-8")
+        asked = panels | ask(given.runs, given.row, given.commit)
+        panels = {task: asked[task] for task in TASKS if task in asked}
+        data.write_text(json.dumps(panels, indent=1) + "\n", encoding="utf-8")
+    (HERE / "outputs.svg").write_text(draw(panels), encoding="utf-8")
 
+
+TASKS = {"regions": (4, _boxes), "scene_graph": (3, _graph), "scene_tree": (3, _tree)}
+"""For each task the column of the image, and what describes a student's output."""
 
 if __name__ == "__main__":
     main()
