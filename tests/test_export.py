@@ -21,6 +21,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq_cli import train
 from PIL import Image
 
+import narvl
 from narvl_plugin.data.images import ImageReader, open_image
 from narvl_plugin.data.text import TextCodec, clean_caption, clean_question
 from narvl_plugin.errors import InputError
@@ -387,6 +388,31 @@ def test_sets_are_not_exported(
     with pytest.raises(InputError, match=f"student.pt: is a student of {task}, which cannot be exported, since run.py"):
         export(checkpoint, tmp_path / "out", to="torch-export")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not installed("onnxruntime"), reason="onnxruntime is not installed")
+def test_sets_have_a_graph_beside_their_checkpoint(
+    graph_vocabulary: Path,
+    write_checkpoint: Callable[..., Path],
+    write_tsv: Callable[..., Path],
+    regions_rows: list[list[str]],
+) -> None:
+    checkpoint = write_checkpoint(
+        "student.pt",
+        "narvl",
+        "regions",
+        **{"bpe_dir": str(graph_vocabulary), "num_bins": 10, "patch_image_size": 32, "max_image_size": 32},
+    )
+    data = write_tsv("test.tsv", regions_rows)
+    expected = Predictor.load(checkpoint, data).predict([0, 1, 2])
+    out = checkpoint.with_suffix(".onnx")
+    export(checkpoint, out)
+    assert {file.name for file in out.iterdir()} == {"student.onnx", "student.json"}
+    found = Predictor.load(checkpoint, data)
+    assert found.model.exported is not None and found.predict([0, 1, 2]) == expected
+    with pytest.raises(InputError, match=r"student.onnx: is a graph for the checkpoint beside it alone"):
+        narvl.load(out)
 
 
 def test_a_side_that_the_model_cannot_take_is_refused_before_anything_is_written(

@@ -134,6 +134,8 @@ def _check_settings(folder: Path) -> None:
             f"export it to {' or '.join(SAFE_FORMATS)}"
         )
     check_sizes(folder, settings)
+    if "search" not in settings:
+        raise InputError(f"{folder}: is a graph for the checkpoint beside it alone; load the checkpoint")
     for _, field, form, conversion in string.Formatter().parse(settings["template"]):
         if field is not None and (not field.isidentifier() or form or conversion):
             raise InputError(f"{folder}: the template has the field {field!r:.40}; expected a plain name")

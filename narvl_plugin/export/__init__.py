@@ -21,13 +21,14 @@ from narvl_plugin.ctc import LengthRange, OrderedTokens
 from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
+from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.errors import InputError
 from narvl_plugin.export import images, runner, search
 from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
 from narvl_plugin.inference.predictor import Predictor
-from narvl_plugin.models.exported import SETTINGS_FILE, fingerprint
+from narvl_plugin.models.exported import SETTINGS_FILE, fingerprint, folder_beside
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer, write_whole
@@ -100,28 +101,33 @@ def export(
     model, task = loaded.model, loaded.task
     if not isinstance(model, NarvlModel):
         raise InputError(f"{checkpoint}: is no student's; a teacher has no graph that says a whole output at once")
-    if task.predicts_sets:
+    if task.predicts_sets and out != folder_beside(checkpoint):
         raise InputError(
             f"{checkpoint}: is a student of {task.name}, which cannot be exported, since run.py searches for one text "
-            "or box alone; use the checkpoint, such as in narvl serve"
+            f"or box alone; narvl export {checkpoint} without a folder makes the checkpoint faster"
         )
-    settings = _settings(task, prompt_length) | {"format": to, "int8": int8} | search_settings(task, model)
-    settings["fingerprint"] = fingerprint(model)
+    settings: dict[str, Any] = {
+        **{"task": task.name, "format": to, "int8": int8, "fingerprint": fingerprint(model)},
+        **{"side": task.cfg.patch_image_size, "prompt_length": prompt_length, "max_words": task.cfg.max_src_length},
+    }
+    if not task.predicts_sets:
+        settings |= _settings(task) | search_settings(task, model)
     graph = StudentGraph(
         model,
         side=settings["side"],
         length=settings["prompt_length"],
         padded="prompt" not in settings,
     ).eval()
-    example = _example(settings)
+    example = _example(settings, task.target_dictionary)
     with naming(out), sole_writer(out):
         out.mkdir(exist_ok=True)
         write_graph(graph, example, out, to, int8)
         (out / SETTINGS_FILE).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-        _write_code(out)
-        if settings["tokenizer"] == "sentencepiece":
-            shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
-        return _difference(graph, example, out, checked=not int8)
+        if not task.predicts_sets:
+            _write_code(out)
+            if settings["tokenizer"] == "sentencepiece":
+                shutil.copyfile(Path(task.cfg.bpe_dir) / SPM_FILE, out / SPM_FILE)
+        return _difference(graph, example, out, to, checked=not int8)
 
 
 def _write_code(out: Path) -> None:
@@ -133,8 +139,8 @@ def _write_code(out: Path) -> None:
     (out / "run.py").write_text(RUN)
 
 
-def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
-    """Return what the runner has to know."""
+def _settings(task: BaseTask) -> dict[str, Any]:
+    """Return what the runner has to know beside the graph, whose settings are in `export`."""
     cfg, codec, dictionary = task.cfg, task.codec, task.target_dictionary
     if getattr(cfg, "add_object", False):
         raise InputError("a student of questions with objects (--add-object) cannot be exported")
@@ -143,13 +149,9 @@ def _settings(task: BaseTask, prompt_length: int) -> dict[str, Any]:
         raise InputError(f"a student of {cfg._name} cannot be exported")
     mean, std = IMAGENET if cfg.imagenet_default_mean_and_std else HALF
     settings = {
-        "task": str(cfg._name),
-        "side": cfg.patch_image_size,
         "mean": mean,
         "std": std,
         "template": PROMPTS[name],
-        "prompt_length": prompt_length,
-        "max_words": cfg.max_src_length,
         **{special: getattr(dictionary, special)() for special in ("bos", "pad", "eos", "unk")},
         "tokenizer": "gpt2" if isinstance(codec, Gpt2Codec) else "sentencepiece",
         "labels": {symbol: label for label, symbol in enumerate(dictionary.symbols)},
@@ -193,14 +195,14 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
     return settings | {"shows_confidence": is_calibrated or task.shows_confidence}
 
 
-def _example(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _example(settings: Mapping[str, Any], dictionary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Draw two images, and prompts of which one is shorter where they may be."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, settings["side"], settings["side"], generator=generator)
     if "prompt" in settings:
         return images, torch.tensor([settings["prompt"]] * 2)
-    prompts = torch.randint(4, len(settings["pieces"]), (2, settings["prompt_length"]), generator=generator)
-    prompts[0, settings["prompt_length"] // 2 :] = settings["pad"]
+    prompts = torch.randint(4, len(dictionary), (2, settings["prompt_length"]), generator=generator)
+    prompts[0, settings["prompt_length"] // 2 :] = dictionary.pad()
     return images, prompts
 
 
@@ -252,9 +254,9 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
 
 
 @torch.no_grad()
-def _difference(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, *, checked: bool) -> float:
+def _difference(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, to: str, *, checked: bool) -> float:
     """Return the largest difference of probabilities to what was written, for two images and for one."""
-    run = runner.Student(out).run
+    run = runner.RUNTIMES[to](out, None)
     largest = 0.0
     for size in (2, 1):
         images, prompts = (tensor[:size] for tensor in example)
