@@ -148,7 +148,7 @@ def _points(axes: Axes, part: Measurement) -> None:
 
 def _is_exported(name: str) -> bool:
     """Return whether a system is a graph that narvl export wrote."""
-    return any(form in name for form in ("onnx", "openvino", "torch-export"))
+    return any(form in name for form in ("graph", "onnx", "openvino", "torch-export"))
 
 
 def _bound(data: Measurements) -> str:

@@ -28,6 +28,11 @@ class Collapsed(NamedTuple):
     queries: Tensor
     lengths: Tensor
 
+    def trimmed(self) -> "Collapsed":
+        """Return the same tokens, on the CPU, where T is the length of the longest output."""
+        longest = longest_of(self.lengths, self.tokens.size(1))
+        return self._replace(tokens=self.tokens[:, :longest], queries=self.queries[:, :longest])
+
 
 class Hypothesis(NamedTuple):
     """One decoded sample.

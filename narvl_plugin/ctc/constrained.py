@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from narvl_plugin.ctc.alignment import total_scores
-from narvl_plugin.ctc.collapse import Hypothesis, Paths, collapse, hypotheses_of
+from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, Paths, collapse, hypotheses_of
 from narvl_plugin.ctc.constraints import OutputConstraint
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.lattice import build_lattice
@@ -22,20 +22,22 @@ class Greedy(NamedTuple):
     Attributes:
         labels: (B, N), the path.
         log_probs: (B, N, N + 1), as in `Paths`.
-        accepted: (B,), whether the output of the path satisfies the constraint.
+        collapsed: the output of the path.
+        accepted: (B,), whether the output satisfies the constraint.
     """
 
     labels: Tensor
     log_probs: Tensor
+    collapsed: Collapsed
     accepted: Tensor
 
     @classmethod
     def of(cls, log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> "Greedy":
         """Take the most probable labels of (B, N, V) without a synchronisation with the device."""
         labels = log_probs.argmax(2)
-        tokens, _, lengths = collapse(labels, blank=blank)
-        accepted = constraint.to(log_probs.device).accepts(tokens, lengths)
-        return cls(*Paths.of(log_probs, labels, blank=blank), accepted)
+        collapsed = collapse(labels, blank=blank)
+        accepted = constraint.to(log_probs.device).accepts(collapsed.tokens, collapsed.lengths)
+        return cls(*Paths.of(log_probs, labels, blank=blank), collapsed, accepted)
 
 
 def constrained_search(log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> list[Hypothesis]:
@@ -76,8 +78,11 @@ def constrain(
     Raises:
         ValueError: if every valid output needs more than N queries.
     """
-    paths = _searched(greedy, log_probs, constraint, blank)
-    collapsed = collapse(paths.labels, blank=blank)
+    if greedy is not None and bool(greedy.accepted.all()):
+        paths, collapsed = Paths(greedy.labels, greedy.log_probs), greedy.collapsed.trimmed()
+    else:
+        paths = _searched(greedy, log_probs, constraint, blank)
+        collapsed = collapse(paths.labels, blank=blank)
     tokens, queries, lengths = collapsed
     emissions = paths.emissions(queries)
     scores = total_scores(emissions, build_lattice(tokens, lengths, blank=blank))
@@ -90,9 +95,7 @@ def _searched(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstr
     """Return the best paths: those of `greedy` that are accepted, and the result of a search for the others."""
     if greedy is None:
         return constraint.best_paths(log_probs, blank=blank)
-    labels, near, accepted = greedy
+    labels, near, _, accepted = greedy
     rows = (~accepted).nonzero()[:, 0]
-    if not len(rows):
-        return Paths(labels, near)
     searched = constraint.best_paths(log_probs[rows.to(log_probs.device, non_blocking=True)], blank=blank)
     return Paths(labels.index_copy(0, rows, searched.labels), near.index_copy(0, rows, searched.log_probs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ def target_sizes(targets: Sequence[torch.Tensor], *, pad: int, eos: int) -> tupl
     """
     lengths, needs = [], []
     for target in targets:
-        tokens = target[target != pad]
-        tokens = tokens[:-1] if len(tokens) and tokens[-1] == eos else tokens
+        tokens = [token for token in target.tolist() if token != pad]
+        if tokens and tokens[-1] == eos:
+            tokens.pop()
         lengths.append(len(tokens))
-        needs.append(len(tokens) + int((tokens[1:] == tokens[:-1]).sum()))
+        needs.append(len(tokens) + sum(map(eq, tokens, tokens[1:])))
     return lengths, needs
 
 
