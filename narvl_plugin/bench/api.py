@@ -75,6 +75,7 @@ def _parts(model: Model, verb: str, image: Image.Image) -> dict[str, Callable[[I
     reader = AnyImageReader(options.patch_image_size, imagenet_normalisation=options.imagenet_normalisation)
     batch = engine.batch([engine.prepare(image, TEXTS.get(verb, ""), "image")])
     student: Any = predictor.model
+    student.exported = None  # the whole and its parts run in torch
     predictor.task.choose_member(student)
     searching = engine.searching(model.decoding)
     with torch.inference_mode():

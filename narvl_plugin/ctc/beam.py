@@ -202,7 +202,7 @@ class BeamAndGreedy(NamedTuple):
             The outputs of each sample on the CPU, best first.
         """
         found, scores = self.beam, self.beam.scores
-        _, best = constrain(self.greedy, log_probs, constraint, blank=blank)
+        best = constrain(self.greedy, log_probs, constraint, blank=blank).outputs()
         tokens = F.pad(best.tokens, (0, found.tokens.size(2) - best.tokens.size(2)), value=blank)
         known = ((found.tokens == tokens).all(2) & (scores > -torch.inf)).any(1, keepdim=True)
         if no_repeat_ngram:

@@ -6,10 +6,11 @@ Legend: B batch, N queries, V labels, T tokens of the longest output.
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc.host import longest_of
-from narvl_plugin.ctc.lattice import gather_labels
+from narvl_plugin.ctc.lattice import accumulation_dtype, gather_labels
 from narvl_plugin.ctc.loss import log_sum_exp
 
 SlotKind = Literal["token", "repeat", "blank"]
@@ -98,6 +99,23 @@ class Paths(NamedTuple):
         index = queries.new_full((len(queries), 2 * queries.size(1) + 1), blank)
         index[:, 1::2] = torch.where(queries < 0, blank, queries)
         return gather_labels(self.log_probs, index)
+
+    def total_scores(self, collapsed: "Collapsed") -> Tensor:
+        """Return the log-probabilities of the paths' outputs, summed over all of their paths, by torch's own CTC.
+
+        Args:
+            collapsed: the outputs, on the CPU.
+
+        Returns:
+            (B,), in nats.
+        """
+        batch, num_queries = self.labels.shape
+        # A token stands for the first query of the path that has it, and N for the blank.
+        first = (self.labels[:, :, None] == self.labels[:, None]).int().argmax(2)
+        places = first.gather(1, collapsed.queries.clamp(min=0)) if collapsed.queries.size(1) else first[:, :1]
+        queries = torch.full((batch,), num_queries)
+        log_probs = self.log_probs.transpose(0, 1).to(accumulation_dtype(self.log_probs.dtype))
+        return -F.ctc_loss(log_probs, places, queries, collapsed.lengths, blank=num_queries, reduction="none")
 
 
 def collapse(labels: Tensor, *, blank: int) -> Collapsed:

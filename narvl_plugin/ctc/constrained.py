@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from narvl_plugin.ctc.alignment import total_scores
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, Paths, collapse, hypotheses_of
 from narvl_plugin.ctc.constraints import OutputConstraint
 from narvl_plugin.ctc.host import to_host
-from narvl_plugin.ctc.lattice import build_lattice
 from narvl_plugin.ctc.ngrams import NgramConstraint
 from narvl_plugin.ctc.outputs import Outputs
 
@@ -40,6 +38,31 @@ class Greedy(NamedTuple):
         return cls(*Paths.of(log_probs, labels, blank=blank), collapsed, accepted)
 
 
+class Said(NamedTuple):
+    """The most probable path of each sample to a valid output, on the CPU.
+
+    Attributes:
+        paths: the paths.
+        collapsed: their outputs.
+        scores: (B,), the log-probabilities of the outputs, summed over all of their paths.
+    """
+
+    paths: Paths
+    collapsed: Collapsed
+    scores: Tensor
+
+    def hypotheses(self, *, blank: int) -> list[Hypothesis]:
+        """Return one hypothesis for each sample."""
+        found = hypotheses_of(self.paths.labels, self.paths.positional, blank=blank, collapsed=self.collapsed)
+        return [path._replace(score=score) for path, score in zip(found, self.scores, strict=True)]
+
+    def outputs(self) -> Outputs:
+        """Return the outputs (B, 1) with emissions."""
+        tokens, queries, lengths = self.collapsed
+        emissions = self.paths.emissions(queries)
+        return Outputs(tokens[:, None], lengths[:, None], self.scores[:, None], emissions[:, None])
+
+
 def constrained_search(log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> list[Hypothesis]:
     """Find the most probable path whose output satisfies a constraint.
 
@@ -58,12 +81,10 @@ def constrained_search(log_probs: Tensor, constraint: OutputConstraint, *, blank
         ValueError: if every valid output needs more than N queries.
     """
     greedy = None if isinstance(constraint, NgramConstraint) else Greedy.of(log_probs, constraint, blank=blank)
-    return constrain(to_host(greedy), log_probs, constraint, blank=blank)[0]
+    return constrain(to_host(greedy), log_probs, constraint, blank=blank).hypotheses(blank=blank)
 
 
-def constrain(
-    greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, *, blank: int
-) -> tuple[list[Hypothesis], Outputs]:
+def constrain(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, *, blank: int) -> Said:
     """Complete a constrained search from its greedy paths.
 
     Args:
@@ -73,7 +94,7 @@ def constrain(
         blank: the label of the blank.
 
     Returns:
-        The hypotheses, and their outputs (B, 1) with emissions, on the CPU.
+        The paths and their outputs, on the CPU.
 
     Raises:
         ValueError: if every valid output needs more than N queries.
@@ -83,12 +104,7 @@ def constrain(
     else:
         paths = _searched(greedy, log_probs, constraint, blank)
         collapsed = collapse(paths.labels, blank=blank)
-    tokens, queries, lengths = collapsed
-    emissions = paths.emissions(queries)
-    scores = total_scores(emissions, build_lattice(tokens, lengths, blank=blank))
-    found = hypotheses_of(paths.labels, paths.positional, blank=blank, collapsed=collapsed)
-    outputs = Outputs(tokens[:, None], lengths[:, None], scores[:, None], emissions[:, None])
-    return [path._replace(score=score) for path, score in zip(found, scores, strict=True)], outputs
+    return Said(paths, collapsed, paths.total_scores(collapsed))
 
 
 def _searched(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, blank: int) -> Paths:

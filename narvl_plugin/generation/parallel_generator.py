@@ -194,9 +194,10 @@ class ParallelGenerator:
         if not doubts.settled(flags):
             return self.generate(models, sample)
         if asked is None or isinstance(asked, Greedy):
-            said, outputs = constrain(asked, log_probs, self.constraint, blank=self.blank)
-            paths = [[path] for path in said]
-            confidences: Tensor | list[Tensor] = [path.score.exp()[None] for path in said]
+            said = constrain(asked, log_probs, self.constraint, blank=self.blank)
+            paths = [[path] for path in said.hypotheses(blank=self.blank)]
+            confidences: Tensor | list[Tensor] = said.scores.exp()[:, None]
+            outputs = said.outputs() if self.print_alignment is not None else None
         else:
             if isinstance(self.rescorer, TeacherRescorer):
                 self.rescorer.follow(models[0].parameters())
@@ -215,7 +216,7 @@ class ParallelGenerator:
             for tokens, lengths, beam in zip(*sampled, found, strict=True):
                 for one in beam:
                     one["element_confidences"] = self.element_scores(tokens, lengths, one["tokens"][:-1])
-        if self.print_alignment is not None:
+        if outputs is not None and self.print_alignment is not None:
             self._write_alignments(outputs, found)
         return found
 

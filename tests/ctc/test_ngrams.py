@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from narvl_plugin.ctc import Greedy, LengthRange, NgramConstraint, constrain, count_ngrams
+from narvl_plugin.ctc import Greedy, Hypothesis, LengthRange, NgramConstraint, constrain, count_ngrams
 from narvl_plugin.ctc.ngrams import NgramAutomaton, Read, best_path
 
 EOS, BLANK = 0, 6
@@ -116,9 +116,13 @@ def peaked(*labels: int, second: dict[int, int] | None = None) -> torch.Tensor:
 
 def searched(log_probs: torch.Tensor, constraint: NgramConstraint) -> list[int]:
     """Return the tokens of a constrained search."""
-    return constrain(Greedy.of(log_probs, constraint, blank=BLANK), log_probs, constraint, blank=BLANK)[0][
-        0
-    ].tokens.tolist()
+    return hypotheses(log_probs, constraint)[0].tokens.tolist()
+
+
+def hypotheses(log_probs: torch.Tensor, constraint: NgramConstraint) -> list[Hypothesis]:
+    """Return the results of a constrained search that first takes the greedy path."""
+    greedy = Greedy.of(log_probs, constraint, blank=BLANK)
+    return constrain(greedy, log_probs, constraint, blank=BLANK).hypotheses(blank=BLANK)
 
 
 class TestConstraint:
@@ -147,7 +151,7 @@ class TestConstraint:
         constraint = NgramConstraint(count_ngrams([[1, 2]], order=2, end=EOS), 0.2, LengthRange(1, 5))
         log_probs = torch.cat([peaked(3, BLANK), peaked(1, 2)])
         log_probs[0, :, 2] = -math.inf
-        found = constrain(Greedy.of(log_probs, constraint, blank=BLANK), log_probs, constraint, blank=BLANK)[0]
+        found = hypotheses(log_probs, constraint)
         assert [one.tokens.tolist() for one in found] == [[3], [1, 2]]
         assert constraint.replaced == 1
         assert "1 of 2 outputs" in caplog.text
