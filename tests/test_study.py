@@ -106,7 +106,7 @@ def test_studies_of_the_repository_have_only_runs_that_can_be(file: Path, tmp_pa
 
 
 def test_there_are_studies() -> None:
-    assert [file.stem for file in STUDIES] == ["losses", "no_teacher", "queries", "sentences", "sets", "teachers"]
+    assert [file.stem for file in STUDIES] == ["losses", "no_teacher", "orders", "queries", "sentences", "teachers"]
 
 
 # --- Names and what runs share ---------------------------------------------------------------------------------------

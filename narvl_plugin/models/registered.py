@@ -125,7 +125,7 @@ class Registered(OfaModel):
         Args:
             cfg: the configuration of the program.
         """
-        paths = split_paths(cfg.common_eval.path or "")
+        paths = split_paths(cfg.common_eval.path) if cfg.common_eval.path else []
         self.optimize_for_inference(Path(paths[0]) if len(paths) == 1 else None)
         if cfg.common.amp:
             device, layer = self.encoder.embed_tokens.weight.device, self.encoder.layers[0]
