@@ -148,6 +148,10 @@ def test_a_graph_of_other_weights_is_not_used(exported: tuple[Path, Path], caplo
     keep_calibration(checkpoint, temperature=1.7, slope=0.6, offset=-0.4)
     assert Predictor.load(checkpoint, data).model.exported is None
     assert f"{folder_beside(checkpoint)}: is not used, because it has other weights" in caplog.text
+    file = folder_beside(checkpoint) / SETTINGS_FILE
+    older = {name: value for name, value in json.loads(file.read_text()).items() if name != "fingerprint"}
+    file.write_text(json.dumps(older))
+    assert Predictor.load(checkpoint, data).model.exported is None
     export(checkpoint, folder_beside(checkpoint), int8=True)
     caplog.clear()
     assert Predictor.load(checkpoint, data).model.exported is None
@@ -159,6 +163,7 @@ def test_a_graph_of_other_weights_is_not_used(exported: tuple[Path, Path], caplo
     ("settings", "message"),
     [
         ("[", "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ("{}", "is damaged"),
         ({"side": "9" * 9}, "side is '999999999'"),
         ({"prompt_length": 10**9}, "expected a whole number from 1 to 100,000"),

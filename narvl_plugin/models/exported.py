@@ -95,11 +95,10 @@ class ExportedPass:
             settings = json.loads(file.read_text(encoding="utf-8"))
             check_sizes(folder, settings)
             is_usable = settings["format"] == "onnx" and not settings["int8"]
-            is_current = settings["fingerprint"] == fingerprint(model)
-            found = cls(folder, settings, (model.num_queries, model.blank + 1))
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: is damaged ({error!r:.100}); delete {folder}, or run narvl export") from error
-        if not is_usable or not is_current:
+        is_current = is_usable and settings.get("fingerprint") == fingerprint(model)  # older exports have none
+        if not is_current:
             why = "has other weights than the checkpoint" if is_usable else "is not of --to onnx in full precision"
             logger.warning("%s: is not used, because it %s; run narvl export again", folder, why)
             return None
@@ -107,7 +106,7 @@ class ExportedPass:
             logger.warning("%s: is not used, because onnxruntime is not installed", folder)
             return None
         logger.info("the student runs as the graph in %s", folder)
-        return found
+        return cls(folder, settings, (model.num_queries, model.blank + 1))
 
     def log_probs(self, net_input: dict[str, Any]) -> Tensor | None:
         """Return the log-probabilities of the labels (B, N, V); None for inputs that are none of the graph's.
