@@ -120,13 +120,14 @@ def compare(
     asked, parallel = load(teacher, role="teacher"), load(student, role="student")
     loading.require_one_task(teacher, asked.task, student, parallel.task)
     beside, parallel = parallel, _in_torch(parallel)
-    systems: dict[str, Any] = {}
-    for predictor, searches in ((asked, asked.task.teacher_searches()), (parallel, parallel.task.student_searches())):
-        for way, search in searches.items():
-            systems[way] = predictor.with_options(search.task_options, **search.generation)
+    searches = parallel.task.student_searches()
+    measured = [(asked, asked.task.teacher_searches(), ""), (parallel, searches, "")]
     if beside is not parallel:
-        for way, search in parallel.task.student_searches().items():
-            systems[f"{way}_graph"] = beside.with_options(search.task_options, **search.generation)
+        measured.append((beside, searches, "_graph"))
+    systems: dict[str, Any] = {}
+    for predictor, ways, ending in measured:
+        for way, search in ways.items():
+            systems[f"{way}{ending}"] = predictor.with_options(search.task_options, **search.generation)
     if compiled:
         systems |= _compiled(systems)
     for folder in exported:

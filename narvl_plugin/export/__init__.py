@@ -28,7 +28,7 @@ from narvl_plugin.export.graph import StudentGraph
 from narvl_plugin.generation.options import generation_config
 from narvl_plugin.generation.parallel_generator import PATHS_DRAWN, UNCHANGED
 from narvl_plugin.inference.predictor import Predictor
-from narvl_plugin.models.exported import SETTINGS_FILE, fingerprint, folder_beside
+from narvl_plugin.models.exported import GRAPH_FILE, SETTINGS_FILE, fingerprint, folder_beside
 from narvl_plugin.models.narvl import NarvlModel
 from narvl_plugin.tasks.base import BaseTask
 from narvl_plugin.whole_files import naming, require_writable, sole_writer, write_whole
@@ -217,7 +217,7 @@ def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, 
         write_whole(out / "student.pt2", content.getvalue())
         return
     with TemporaryDirectory(dir=out) as folder:
-        file = Path(folder) / "student.onnx"
+        file = Path(folder) / GRAPH_FILE
         _quietly(
             torch.onnx.export,
             program,
@@ -235,9 +235,9 @@ def write_graph(graph: StudentGraph, example: tuple[Tensor, Tensor], out: Path, 
         elif int8:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            quantize_dynamic(file, out / "student.onnx", op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+            quantize_dynamic(file, out / GRAPH_FILE, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
         else:
-            file.replace(out / "student.onnx")
+            file.replace(out / GRAPH_FILE)
 
 
 def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
