@@ -21,6 +21,7 @@ from fairseq_cli import generate
 
 import narvl
 from narvl_plugin.bench.stages import STAGES, stages
+from narvl_plugin.bench.systems import compare
 from narvl_plugin.cli.app import app
 from narvl_plugin.errors import InputError
 from narvl_plugin.export import export
@@ -132,6 +133,19 @@ def test_copies_run_it_and_stages_do_not(exported: tuple[Path, Path]) -> None:
         torch.testing.assert_close(same.log_probs(net_input), wanted)
     assert all(stages(predictor, 0)[stage] > 0 for stage in STAGES)
     assert predictor.model.exported is graph
+
+
+def test_it_is_measured_beside_torch(
+    exported: tuple[Path, Path], save_checkpoint: Callable[..., Path], vocabulary: Path, tmp_path: Path
+) -> None:
+    checkpoint, data = exported
+    options_of_task = {"bpe_dir": str(vocabulary), "num_bins": 10, "patch_image_size": 32}
+    teacher = save_checkpoint(tmp_path / "teacher.pt", "ofa", "caption", **options_of_task)
+    few = {"images": 2, "warmup": 0, "repeats": 1}
+    systems = compare(tmp_path / "models.json", teacher=teacher, student=checkpoint, data=data, **few)["systems"]
+    for way in ("student_greedy", "student_beam5"):
+        assert "stages" in systems[way] and "stages" not in systems[f"{way}_graph"]  # a graph has none
+        assert systems[f"{way}_graph"]["quality"] == systems[way]["quality"]
 
 
 @pytest.mark.parametrize(
