@@ -8,7 +8,9 @@ import io
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -66,6 +68,7 @@ def explain_interrupts() -> None:
         number = error.code - 128 if isinstance(error, AskedToEnd) else signal.SIGINT
         signal.signal(signal.SIGALRM, lambda *_: ask_to_end(number))
         signal.setitimer(signal.ITIMER_REAL, 0.1)  # after the current callback
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # its handler is gone before the program is
 
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
 
@@ -77,16 +80,37 @@ def end_on_signals() -> None:
         signal.signal(number, ask_to_end)
 
 
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Handle the signals in `ENDINGS` at the end of the block. Those that come within it are not lost.
+
+    Python handles signals in the main thread. In other threads nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
+
+
 @functools.cache
 def end_workers_briefly() -> None:
     """Let torch's data workers ignore Ctrl-C, which a terminal also sends to them. Their program ends them.
 
-    Otherwise each worker prints a traceback, and workers outlive a terminated program by seconds.
+    Otherwise each worker prints a traceback, and workers outlive a terminated program by seconds. Signals wait until
+    all workers have started: what is half made for them cannot be closed.
     """
     from torch.utils.data._utils import worker
     from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-    work, close = worker._worker_loop, _MultiProcessingDataLoaderIter.__del__
+    work, start = worker._worker_loop, _MultiProcessingDataLoaderIter.__init__
 
     @functools.wraps(work)
     def ignore_interrupts_and_work(*args: Any, **kwargs: Any) -> None:
@@ -94,14 +118,14 @@ def end_workers_briefly() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         work(*args, **kwargs)
 
-    @functools.wraps(close)
-    def close_what_was_opened(self: _MultiProcessingDataLoaderIter) -> None:
-        if hasattr(self, "_workers_status"):  # missing if the start of the workers was interrupted
-            close(self)
+    @functools.wraps(start)
+    def start_whole(self: _MultiProcessingDataLoaderIter, *args: Any, **kwargs: Any) -> None:
+        with signals_wait():
+            start(self, *args, **kwargs)
 
     worker._worker_loop = ignore_interrupts_and_work
     # The method is replaced for all loaders: fairseq makes them itself.
-    _MultiProcessingDataLoaderIter.__del__ = close_what_was_opened  # type: ignore[method-assign]
+    _MultiProcessingDataLoaderIter.__init__ = start_whole  # type: ignore[method-assign]
 
 
 def write_to_any_terminal() -> None:

@@ -152,3 +152,28 @@ def test_an_interrupt_that_nothing_handles_ends_in_one_line(tmp_path: Path) -> N
     with started(sys.executable, "-c", program, mark=str(tmp_path)) as interrupted:
         assert re.fullmatch("interrupted; start the same .*\n", interrupted.communicate()[1])
     assert interrupted.returncode == 130
+
+
+STARTING = """
+import os, signal, torch.utils.data
+from multiprocessing import util
+from narvl_plugin import program
+program.end_on_signals()
+program.end_workers_briefly()
+
+def interrupt_and_count():
+    os.killpg(0, signal.SIGINT)
+    yield from range(100)
+
+util._finalizer_counter = interrupt_and_count()
+list(torch.utils.data.DataLoader(range(100), num_workers=2))
+"""
+
+
+@pytest.mark.integration
+def test_an_interrupt_while_workers_start_waits_for_them(tmp_path: Path) -> None:
+    """What is made for them is made whole: multiprocessing cannot close the half of it."""
+    with started(sys.executable, "-c", STARTING, mark=str(tmp_path)) as interrupted:
+        assert interrupted.communicate()[1] == "interrupted; start the same command again to go on\n"
+        assert not processes(str(tmp_path))
+    assert interrupted.returncode == 130

@@ -73,7 +73,7 @@ def test_a_job_that_was_killed_on_ray_goes_on(folder: Path, tmp_path: Path) -> N
     out = tmp_path / "out"
     kill_half_way(folder, out, "ray", 3)
     totals, _ = predict_shards([str(folder)], out, job(), Runner(), rows_of_shard=1)
-    assert totals.rows == 10 and 0 < totals.new <= 7
+    assert totals.rows == 10 and 0 < totals.new <= 8  # one may be written, and not yet noted
     assert joined(out) == local(folder, tmp_path / "whole")
 
 
