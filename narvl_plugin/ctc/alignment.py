@@ -5,6 +5,7 @@ Legend: B batch, N queries, V labels, K targets of a sample, S padded target len
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from narvl_plugin.ctc.lattice import (
     IMPOSSIBLE,
     Lattice,
-    arrivals,
     backward_scores,
     build_lattice,
     check_targets,
@@ -21,7 +21,6 @@ from narvl_plugin.ctc.lattice import (
     log_marginals,
     posteriors,
     skip_costs,
-    start_scores,
     state_emissions,
 )
 
@@ -148,7 +147,7 @@ def viterbi(log_probs: Tensor, targets: Tensor, target_lengths: Tensor, *, blank
 
 
 def best_states(emissions: Tensor, lattice: Lattice) -> Alignment:
-    """Find the most probable path to each target from its emissions.
+    """Find the most probable path to each target from its emissions. The search runs on the CPU.
 
     Args:
         emissions: (B, N, L), the log-probabilities of the states' labels.
@@ -157,22 +156,27 @@ def best_states(emissions: Tensor, lattice: Lattice) -> Alignment:
     Returns:
         The path of each sample.
     """
-    batch, num_queries, _ = emissions.shape
-    emissions = emissions.clamp(min=IMPOSSIBLE)
-    skip_cost = skip_costs(lattice, emissions)
+    skip_cost = skip_costs(lattice, emissions).numpy(force=True)
+    heard = emissions.clamp(min=IMPOSSIBLE).numpy(force=True)
+    rows = np.arange(len(heard))
 
-    scores = start_scores(emissions)
+    # In numpy: these arrays are so small that torch would spend its time on the calls.
+    padded = np.full((len(heard), 2 + heard.shape[2]), IMPOSSIBLE, heard.dtype)
+    scores, one_before, two_before = padded[:, 2:], padded[:, 1:-1], padded[:, :-2]
+    scores[:, :1] = 0.0
     moves = []  # (B, L) each: by how many states the best path to a state moved at that query
-    for query in range(num_queries):
-        best, move = torch.stack(arrivals(scores, skip_cost)).max(0)
-        scores = best + emissions[:, query]
-        moves.append(move)
+    for query in range(heard.shape[1]):
+        arrived = np.stack([scores, one_before, two_before + skip_cost])
+        moves.append(arrived.argmax(0))
+        scores[:] = arrived.max(0) + heard[:, query]
 
-    path_scores, state = scores.masked_fill(~lattice.final, IMPOSSIBLE).max(1)
-    states = []
-    for move in reversed(moves):
-        states.append(state)
-        state = state - move.gather(1, state[:, None])[:, 0]
-    path = torch.stack(states[::-1], 1) if states else state.new_empty(batch, 0)
-    labels = lattice.labels.gather(1, path)
-    return Alignment(labels, torch.where(path % 2 == 1, path // 2, -1), path_scores)
+    ends = np.where(lattice.final.numpy(force=True), scores, IMPOSSIBLE)
+    state = ends.argmax(1)
+    path = np.empty(heard.shape[:2], np.int64)
+    for query in reversed(range(len(moves))):
+        path[:, query] = state
+        state = state - moves[query][rows, state]
+    states = torch.from_numpy(path).to(emissions.device)
+    positions = torch.where(states % 2 == 1, states // 2, -1)
+    path_scores = torch.from_numpy(ends.max(1)).to(emissions.device)
+    return Alignment(lattice.labels.gather(1, states), positions, path_scores)

@@ -81,18 +81,19 @@ def score_trie(log_probs: Tensor, trie: Trie, *, blank: int) -> Tensor:
     """
     parents, labels, repeats, ends = trie
     emissions = gather_labels(log_probs, labels.expand(len(log_probs), -1)).clamp(min=IMPOSSIBLE)
+    emissions[:, :, 0] = IMPOSSIBLE  # no label leads to the empty prefix
     blanks = log_probs[:, :, blank, None].to(emissions.dtype).clamp(min=IMPOSSIBLE)
     # Paths to each prefix that end in its last token, and those that end in a blank.
     in_label = emissions.new_full((len(log_probs), len(parents)), IMPOSSIBLE)
     in_blank = in_label.clone()
     in_blank[:, 0] = 0.0
-    for query in range(log_probs.size(1)):
+    # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
+    sources = torch.where(repeats, parents, parents + len(parents))
+    for emission, silence in zip(emissions.unbind(1), blanks.unbind(1), strict=True):
         said = torch.logaddexp(in_blank, in_label)
-        # Equal neighbouring labels merge, so only a path that ends in a blank can repeat its last token.
-        arrived = torch.where(repeats, in_blank[:, parents], said[:, parents])
-        arrived[:, 0] = IMPOSSIBLE
-        in_label = torch.logaddexp(in_label, arrived) + emissions[:, query]
-        in_blank = said + blanks[:, query]
+        arrived = torch.cat([in_blank, said], 1).index_select(1, sources)
+        in_label = torch.logaddexp(in_label, arrived) + emission
+        in_blank = said + silence
     scores = torch.logaddexp(in_blank, in_label)[:, ends]
     return scores.masked_fill(scores < IMPOSSIBLE / 2, -torch.inf)
 

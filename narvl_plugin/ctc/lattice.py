@@ -127,12 +127,10 @@ def build_lattice(targets: Tensor, target_lengths: Tensor, *, blank: int) -> Lat
         The lattice, (B, L).
     """
     batch, longest = targets.shape
-    within = length_mask(target_lengths, longest)
     labels = targets.new_full((batch, 2 * longest + 1), blank, dtype=torch.long)
-    labels[:, 1::2] = targets.masked_fill(~within, blank)
-    skip = torch.zeros_like(labels, dtype=torch.bool)
-    skip[:, 1::2] = within & ~repeats(targets, target_lengths)
-    skip[:, :2] = False  # nothing lies two states before these
+    labels[:, 1::2] = torch.where(length_mask(target_lengths, longest), targets, blank)
+    skip = torch.zeros_like(labels, dtype=torch.bool)  # nothing lies two states before the first two
+    skip[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
     last = 2 * target_lengths[:, None]
     state = torch.arange(labels.size(1), device=labels.device)
     return Lattice(labels, skip, (state == last) | (state == last - 1))

@@ -403,15 +403,11 @@ def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
 def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
     """Return the most probable path to each output. It shows which query predicts each token."""
     assert outputs.emissions is not None
-    explained: list[list[Hypothesis]] = [[] for _ in outputs.scores]
-    there = outputs.scores > -torch.inf
-    for rank in range(there.size(1)):
-        rows = there[:, rank].nonzero()[:, 0]
-        emissions = outputs.emissions[rows, rank]
-        lattice = build_lattice(outputs.tokens[rows, rank], outputs.lengths[rows, rank], blank=blank)
-        best = best_states(emissions, lattice)
-        states = (2 * best.positions + 1).clamp(min=0)  # all blank states have the score of the first
-        paths = hypotheses_of(best.labels, emissions.gather(2, states[..., None])[..., 0], blank=blank)
-        for row, path in zip(rows.tolist(), paths, strict=True):
-            explained[row].append(path._replace(score=outputs.scores[row, rank]))
-    return explained
+    emissions = outputs.emissions.flatten(0, 1)
+    best = best_states(emissions, outputs.lattice(blank=blank))
+    states = (2 * best.positions + 1).clamp(min=0)  # all blank states have the score of the first
+    paths = hypotheses_of(best.labels, emissions.gather(2, states[..., None])[..., 0], blank=blank)
+    found = [path._replace(score=score) for path, score in zip(paths, outputs.scores.flatten(), strict=True)]
+    width = outputs.scores.size(1)
+    there = (outputs.scores > -torch.inf).sum(1).tolist()  # the best are first
+    return [found[row * width : row * width + number] for row, number in enumerate(there)]
