@@ -84,11 +84,8 @@ def load(
         engine: Engine = ExportedEngine(path)
         return _checked(Model(str(path), {engine.verb: engine}, decoding, batch_size))
     read = Checkpoint.read(path)
-    vocabulary = read.vocabulary if bpe_dir is None else bpe_dir
-    overrides = {
-        "bpe_dir": vocabulary and str(vocabulary),
-        "ans2label_file": ans2label_file and str(ans2label_file),
-    }
+    given = {"bpe_dir": bpe_dir, "ans2label_file": ans2label_file}
+    overrides = {name: str(value) for name, value in given.items() if value}
     chosen = _device(device)
     model, tasks = loading.load_members(read, task_name=task, member=member, task_overrides=overrides, device=chosen)
     model.optimize_for_inference(read.file)

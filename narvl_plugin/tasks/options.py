@@ -94,6 +94,8 @@ def options_of_all(
 ) -> DictConfig:
     """Return the task options of an ensemble: those of the first model's training, replaced by the caller's.
 
+    The vocabulary is that of the first model, see `Checkpoint.vocabulary`.
+
     Args:
         checkpoints: the models' checkpoints. A warning is logged if the options of later ones differ.
         task_name: one of our tasks.
@@ -106,7 +108,9 @@ def options_of_all(
     member = str(given.get("member") or task_name)
     trained = [(one.file, trained_options(one, member)) for one in checkpoints]
     (first, own), *others = trained
-    options = task_options(first, own, task_name, kind, given)
+    vocabulary = checkpoints[0].vocabulary
+    known = {} if vocabulary is None else {"bpe_dir": str(vocabulary)}
+    options = task_options(first, own, task_name, kind, known | dict(given))
     shared = {name: options[name] for name in option_names(kind) - PER_RUN}
     for file, own in others:
         task_options(file, own, task_name, kind, shared)

@@ -21,6 +21,7 @@ import narvl
 from narvl_plugin.api.prediction import box_text
 from narvl_plugin.ctc import LengthRange
 from narvl_plugin.errors import InputError, MissingInput
+from narvl_plugin.tasks import loading
 from narvl_plugin.tasks.regions import RegionsTask
 
 TEXTS = {"caption": None, "answer": "what color is the cat?", "locate": "the cat", "entails": "a cat sits"}
@@ -401,6 +402,7 @@ def test_the_vocabulary_may_lie_beside_the_checkpoint(
         narvl.load(student)
     (student.parent / "spm.model").write_bytes((vocabulary / "spm.model").read_bytes())
     assert narvl.load(student).caption(image).text
+    assert loading.load(student).task.cfg.bpe_dir == str(student.parent)  # what the other commands use
     (student.parent / "spm.model").unlink()
     assert narvl.load(student, bpe_dir=vocabulary).caption(image).text
 
