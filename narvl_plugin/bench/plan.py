@@ -122,7 +122,3 @@ class Plan:
     def repeated_seconds(self) -> float:
         """The most that each device of a lost machine loses: a start, and a shard that another device does again."""
         return self.costs.start_seconds + self.shard_seconds
-
-    def lost_share(self, hours: float) -> float:
-        """Return the share of the devices' time that failures take at most, if a device fails once in so many hours."""
-        return self.repeated_seconds / (3600 * hours)

@@ -45,7 +45,6 @@ def test_more_devices_than_shards_have_nothing_to_do() -> None:
 def test_a_lost_machine_costs_each_device_a_start_and_a_shard() -> None:
     plan = Plan(COSTS, images=10_500, devices=4, shard_rows=1000)
     assert plan.repeated_seconds == pytest.approx(7)
-    assert plan.lost_share(hours=7 / 3600 * 50) == pytest.approx(0.02)
 
 
 def test_impossible_numbers_are_refused() -> None:
