@@ -131,9 +131,8 @@ def build_lattice(targets: Tensor, target_lengths: Tensor, *, blank: int) -> Lat
     labels[:, 1::2] = torch.where(length_mask(target_lengths, longest), targets, blank)
     skip = torch.zeros_like(labels, dtype=torch.bool)  # nothing lies two states before the first two
     skip[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
-    last = 2 * target_lengths[:, None]
-    state = torch.arange(labels.size(1), device=labels.device)
-    return Lattice(labels, skip, (state == last) | (state == last - 1))
+    tokens_begun = torch.arange(1, labels.size(1) + 1, device=labels.device) // 2  # up to each state
+    return Lattice(labels, skip, tokens_begun == target_lengths[:, None])
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

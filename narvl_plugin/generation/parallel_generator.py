@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from narvl_plugin.ctc import (
     AnswerList,
     BeamAndGreedy,
+    Collapsed,
     Greedy,
     Hypothesis,
     LengthRange,
@@ -406,7 +407,10 @@ def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
     emissions = outputs.emissions.flatten(0, 1)
     best = best_states(emissions, outputs.lattice(blank=blank))
     states = (2 * best.positions + 1).clamp(min=0)  # all blank states have the score of the first
-    paths = hypotheses_of(best.labels, emissions.gather(2, states[..., None])[..., 0], blank=blank)
+    scores = emissions.gather(2, states[..., None])[..., 0]
+    tokens, lengths = outputs.tokens.flatten(0, 1), outputs.lengths.flatten()
+    first = (best.positions[..., None] == torch.arange(tokens.size(1))).int().argmax(1)  # the first query of each token
+    paths = hypotheses_of(best.labels, scores, blank=blank, collapsed=Collapsed(tokens, first, lengths))
     found = [path._replace(score=score) for path, score in zip(paths, outputs.scores.flatten(), strict=True)]
     width = outputs.scores.size(1)
     there = (outputs.scores > -torch.inf).sum(1).tolist()  # the best are first
