@@ -14,20 +14,18 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, count, groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path, one_of
+from narvl_plugin.ctc.narrowing import FIRST_COST, Narrowed, cost_of
 
-FIRST_TRIED = 12
-"""Number of the most probable coordinates that a search tries first."""
+FIRST_TRIED = 8
+"""Least number of coordinates that a search tries."""
 LABELS_TRIED = 32
 """Largest number of coordinates that a search tries; it bounds time and memory, which are quadratic in it."""
-CELLS = 1 << 22
-"""Number of scores of a search that are kept at once."""
-ROUNDING = 1e-3
-"""Largest error of a path's log-probability, in nats."""
 EDGES = 4
 """Number of tokens of a box: its left, upper, right and lower edge."""
 
@@ -159,8 +157,8 @@ class NamedBoxes(NamedTuple):
         """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`.
 
         Dynamic programming knows the edges that later ones are compared with. It takes O(N H U^2) operations. So it
-        reads only the coordinates that can be on the best path: not those that cost more, at any query, than a valid
-        path that is known. It is exact unless there are more than `LABELS_TRIED` of them.
+        reads only what can be on the best path, see `narvl_plugin.ctc.narrowing`. It is exact unless that is more than
+        `LABELS_TRIED` coordinates.
 
         If two elements are equal, a name or an edge of one is another one in every valid output. The outputs with the
         best path are searched next, so the first valid path is best.
@@ -178,11 +176,8 @@ class NamedBoxes(NamedTuple):
         here = self.to(torch.device("cpu"))
         labels = here.alphabet()
         read = Emissions.of(log_probs, labels.expand(len(log_probs), -1), blank=blank)
-        with torch.inference_mode(False), torch.enable_grad():  # gradients are paths
-            search = _Search(here, labels)
-            scores = read.log_probs.clone()
-            found = search.paths(scores, [_Forbidden()] * len(scores))
-            paths = [search.without_repeats(row, path) for row, path in zip(scores, found, strict=True)]
+        search = _Search(here, labels)
+        paths = [search.best_path(row) for row in read.log_probs.numpy()]
         return read.paths(torch.tensor(paths, dtype=torch.int64).reshape(len(paths), -1))
 
 
@@ -214,48 +209,34 @@ class _Forbidden(NamedTuple):
     edges: tuple[tuple[int, int, int], ...] = ()
 
 
-class _Found(NamedTuple):
-    """The best path under some prohibitions.
-
-    Attributes:
-        labels: N labels.
-        score: its log-probability; -inf if there is no path.
-        forbidden: the prohibitions.
-    """
-
-    labels: list[int]
-    score: float
-    forbidden: _Forbidden
-
-
 class _Trie(NamedTuple):
-    """A trie of names, ready for a search. The arc a enters the node a + 1; 0 is the root.
+    """A trie of names, ready for a search.
 
     Attributes:
-        sources: (A,), the node that each arc leaves.
+        previous: (A,), the arc before each arc; -1 for the first of a name.
         labels: (A,), the label that each arc reads, as a number of the search.
         repeats: (A,), whether it reads the same label as the arc before.
         ends: the last arcs of names.
         number: the place in `ends` by name.
     """
 
-    sources: Tensor
-    labels: Tensor
-    repeats: Tensor
-    ends: Tensor
+    previous: np.ndarray
+    labels: np.ndarray
+    repeats: np.ndarray
+    ends: np.ndarray
     number: dict[tuple[int, ...], int]
 
     @classmethod
     def of(cls, automaton: Automaton) -> _Trie:
-        """Return the trie of an automaton whose labels are numbers of the search."""
-        sources, labels, _, accepting = automaton
-        before = torch.cat([labels.new_tensor([-1]), labels])[sources]
-        ends = accepting[1:].nonzero()[:, 0]
+        """Return the trie of an automaton whose labels are numbers of the search. Its arc a enters the node a + 1."""
+        sources, labels, _, accepting = (part.numpy() for part in automaton)
+        before = np.append(-1, labels)[sources]
+        ends = accepting[1:].nonzero()[0]
         spelled: list[tuple[int, ...]] = [()]
         for source, label in zip(sources.tolist(), labels.tolist(), strict=True):
             spelled.append((*spelled[source], label))
         number = {spelled[arc + 1]: place for place, arc in enumerate(ends.tolist())}
-        return cls(sources.clone(), labels, before == labels, ends, number)
+        return cls(sources - 1, labels, before == labels, ends, number)
 
 
 class _Search:
@@ -277,33 +258,32 @@ class _Search:
         ]
         self.num_parts = self.most * len(self.tries)
 
-    def without_repeats(self, log_probs: Tensor, best: _Found) -> list[int]:
-        """Return the best path whose elements all differ: (N, L + 1) and the best path of all.
+    def best_path(self, log_probs: np.ndarray) -> list[int]:
+        """Return the best path whose elements all differ: (N, L + 1) -> N labels.
 
         Raises:
             ValueError: if there is none.
         """
         number = count()
-        waiting: list[tuple[float, int, _Found]] = []
+        waiting: list[tuple[float, int, list[int], _Forbidden]] = []
 
-        def add(found: _Found) -> None:
-            if found.score > NEVER:
-                heapq.heappush(waiting, (-found.score, next(number), found))
+        def add(forbidden: _Forbidden) -> None:
+            path, score = self._best_allowed(log_probs, forbidden)
+            if score > NEVER:
+                heapq.heappush(waiting, (-score, next(number), path, forbidden))
 
-        add(best)
+        add(_Forbidden())
         while waiting:
-            found = heapq.heappop(waiting)[2]
-            elements = self.elements(found.labels)
+            *_, path, forbidden = heapq.heappop(waiting)
+            elements = self.elements(path)
             pairs = combinations(range(len(elements)), 2)
             equal = next((pair for pair in pairs if elements[pair[0]] == elements[pair[1]]), None)
             if equal is None:
-                return found.labels
-            others = [
-                other for element in equal for other in self._without(found.forbidden, element, elements[element])
-            ]
-            for other in self.paths(log_probs.expand(len(others), -1, -1), others):
-                add(other)
-        raise no_path(log_probs[None])
+                return path
+            for element in equal:
+                for other in self._without(forbidden, element, elements[element]):
+                    add(other)
+        raise no_path(torch.from_numpy(log_probs)[None])
 
     def elements(self, path: Sequence[int]) -> list[tuple[Part, ...]]:
         """Return the elements of a path."""
@@ -321,119 +301,260 @@ class _Search:
             for place, edge in enumerate(box):
                 yield forbidden._replace(edges=(*forbidden.edges, (part, place, edge - self.first_bin)))
 
-    def paths(self, log_probs: Tensor, forbidden: Sequence[_Forbidden]) -> list[_Found]:
-        """Return the best path of each sample, whose elements may be equal.
+    def _best_allowed(self, log_probs: np.ndarray, forbidden: _Forbidden) -> tuple[list[int], float]:
+        """Return the best path, whose elements may be equal, and its log-probability, or any path and -inf."""
+        path, score = self._within(FIRST_COST, log_probs, forbidden)
+        cost = cost_of(log_probs, score)
+        return (path, score) if cost <= FIRST_COST else self._within(cost, log_probs, forbidden)
 
-        Args:
-            log_probs: (B, N, L + 1).
-            forbidden: the prohibitions of each sample.
-        """
-        most = log_probs.max(2).values
-        bins = log_probs[:, :, self.first_bin : self.first_bin + self.num_bins]
-        costs = (most[..., None] - bins).amin(1)  # at least, of a path with the coordinate
-        order = costs.argsort(dim=1, stable=True)
-        found = self._among(order[:, :FIRST_TRIED], log_probs, forbidden)
-        scores = torch.tensor([one.score for one in found])
-        needed = (costs <= (most.sum(1) - scores)[:, None] + ROUNDING).sum(1).tolist()
-        again = [row for row, number in enumerate(needed) if number > FIRST_TRIED]
-        if again and self.num_bins > FIRST_TRIED:
-            number = min(LABELS_TRIED, max(needed))
-            more = self._among(order[again, :number], log_probs[again], [forbidden[row] for row in again])
-            for row, one in zip(again, more, strict=True):
-                found[row] = one
-        return found
+    def _within(self, cost: float, log_probs: np.ndarray, forbidden: _Forbidden) -> tuple[list[int], float]:
+        """Return the best path, if it costs at most so much, or another one; see `_best_allowed`."""
+        read = Narrowed.of(log_probs, cost)
+        tried = read.cheapest(slice(self.first_bin, self.first_bin + self.num_bins), FIRST_TRIED, LABELS_TRIED)
+        path, score = _Lattice(self, tried, read.log_probs, forbidden).best_path()
+        return read.widened(np.array(path)).tolist(), score
 
-    def _among(self, tried: Tensor, log_probs: Tensor, forbidden: Sequence[_Forbidden]) -> list[_Found]:
-        """Return the best path of each sample with some coordinates: (B, U), (B, N, L + 1)."""
-        tried = tried.sort(1).values
-        rows = max(1, CELLS // (log_probs.size(1) * self.num_parts * tried.size(1) ** 2))
-        found = []
-        for start in range(0, len(log_probs), rows):
-            piece = slice(start, start + rows)
-            read = log_probs[piece].clone().requires_grad_()
-            scores = self._scores(tried[piece], read, forbidden[piece])
-            # The gradient of a maximum is the path that reaches it.
-            (shares,) = torch.autograd.grad(scores[scores > NEVER].sum(), read)
-            labels = shares.argmax(2).tolist()
-            found += [_Found(*one) for one in zip(labels, scores.tolist(), forbidden[piece], strict=True)]
-        return found
-
-    def _scores(self, tried: Tensor, log_probs: Tensor, forbidden: Sequence[_Forbidden]) -> Tensor:
-        """Return the log-probability of each sample's best path: (B, U), (B, N, L + 1) -> (B,)."""
-        batch, num_queries, _ = log_probs.shape
-        size, parts = tried.size(1), self.num_parts
-
-        def never(*shape: int) -> Tensor:
-            return log_probs.new_full((batch, *shape), NEVER)
-
-        bins = log_probs.gather(2, (self.first_bin + tried)[:, None].expand(-1, num_queries, -1))
-        closed = self._closed_edges(tried, forbidden).to(log_probs)
-        closed_names = [self._closed_names(number, forbidden).to(log_probs) for number in range(len(self.tries))]
-        same = torch.eye(size, dtype=torch.bool)
-        # Scores of the paths so far, by what they have read last: a label, or blanks after it.
-        names = [never(self.most, len(trie.labels)) for trie in self.tries]
-        after_names = [score.clone() for score in names]
-        left, after_left = never(parts, size), never(parts, size)
-        upper, after_upper = never(parts, size, size), never(parts, size, size)  # by the left and the upper edge
-        right, after_right = never(parts, size, size), never(parts, size)  # by the upper edge, and the right one
-        lower = never(parts, size)
-        between = torch.cat([log_probs.new_zeros(batch, 1), never(parts)], 1)  # whole parts, then blanks
-        end, after_end = never(), never()
-        for query in range(num_queries):
-            blank, edge = log_probs[:, query, self.blank], bins[:, query, None]
-            ways = torch.cat([between[:, :1], better(between[:, 1:], lower.max(2).values)], 1)
-            if self.end is not None:
-                whole = ways[:, :: len(self.tries)].max(1).values
-                end, after_end = (
-                    better(end, whole) + log_probs[:, query, self.end],
-                    better(after_end, end) + blank,
-                )
-            # The last edge.
-            in_order = right.cummax(2).values.masked_fill(same, NEVER).max(3).values
-            lower = better(better(lower, after_right.cummax(2).values), in_order) + edge + closed[:, :, 3]
-            after_right = better(after_right, right.max(3).values) + blank[:, None, None]
-            in_order = better(after_upper.cummax(2).values, upper.cummax(2).values.masked_fill(same, NEVER))
-            right = better(right, in_order.mT) + edge[..., None, :] + closed[:, :, 2, None]
-            after_upper = better(after_upper, upper) + blank[:, None, None, None]
-            differs = left[..., None].expand(-1, -1, -1, size).masked_fill(same, NEVER)
-            upper = better(upper, better(after_left[..., None], differs)) + edge[..., None, :] + closed[:, :, 1, None]
-            after_left = better(after_left, left) + blank[:, None, None]
-            named = [
-                (better(said, after)[:, :, trie.ends] + shut).max(2).values
-                for said, after, trie, shut in zip(names, after_names, self.tries, closed_names, strict=True)
-            ]
-            left = better(left, torch.stack(named, 2).flatten(1)[..., None]) + edge + closed[:, :, 0]
-            for number, trie in enumerate(self.tries):
-                said, after = names[number], after_names[number]
-                begin = ways[:, number : parts : len(self.tries), None]
-                nothing = torch.full_like(begin, NEVER)
-                follows = torch.cat([nothing, said], 2)[:, :, trie.sources].masked_fill(trie.repeats, NEVER)
-                come = better(torch.cat([begin, after], 2)[:, :, trie.sources], follows)
-                names[number] = better(said, come) + log_probs[:, query, None, trie.labels]
-                after_names[number] = better(after, said) + blank[:, None, None]
-            between = ways + blank[:, None]
-        ways = torch.cat([between[:, :1], better(between[:, 1:], lower.max(2).values)], 1)
-        return torch.stack([*ways[:, :: len(self.tries)].unbind(1), end, after_end], 1).max(1).values
-
-    def _closed_edges(self, tried: Tensor, forbidden: Sequence[_Forbidden]) -> Tensor:
-        """Return -inf for forbidden edges, and 0 for others: (B, U) -> (B, H, 4, U)."""
-        closed = torch.zeros(len(tried), self.num_parts, EDGES, tried.size(1))
-        for row, one in enumerate(forbidden):
-            for part, place, edge in one.edges:
-                closed[row, part, place, tried[row] == edge] = NEVER
+    def closed_edges(self, tried: np.ndarray, forbidden: _Forbidden) -> np.ndarray:
+        """Return -inf for forbidden edges, and 0 for others: (U,) -> (H, 4, U)."""
+        closed = np.zeros((self.num_parts, EDGES, len(tried)), np.float32)
+        for part, place, edge in forbidden.edges:
+            closed[part, place, tried == edge] = NEVER
         return closed
 
-    def _closed_names(self, number: int, forbidden: Sequence[_Forbidden]) -> Tensor:
-        """Return -inf for forbidden names of a part of elements, and 0 for others: (B, K, names)."""
-        trie = self.tries[number]
-        closed = torch.zeros(len(forbidden), self.most, len(trie.ends))
-        for row, one in enumerate(forbidden):
-            for part, name in one.names:
-                if part % len(self.tries) == number:
-                    closed[row, part // len(self.tries), trie.number[name]] = NEVER
+    def closed_names(self, forbidden: _Forbidden) -> list[np.ndarray]:
+        """Return -inf for forbidden names, and 0 for others, for each part of an element: (K, names)."""
+        closed = [np.zeros((self.most, len(trie.ends)), np.float32) for trie in self.tries]
+        for part, name in forbidden.names:
+            element, number = divmod(part, len(self.tries))
+            closed[number][element, self.tries[number].number[name]] = NEVER
         return closed
 
 
-def better(one: Tensor, other: Tensor) -> Tensor:
-    """Return the larger of two scores. The gradient is that of one alone, even if both are equal."""
-    return torch.where(one >= other, one, other)
+class _Scores(NamedTuple):
+    """The scores of the best paths before a query, by what they have read last.
+
+    Attributes:
+        names: for each part of an element (K, A), an arc of a name.
+        after_names: for each part of an element (K, A), a blank after that arc.
+        left: (H, U), the left edge.
+        after_left: (H, U), a blank after that edge.
+        upper: (H, U, U), the upper edge; its axes are the left and the upper edge.
+        after_upper: (H, U, U), a blank after that edge.
+        right: (H, U, U), the right edge; its axes are the upper and the right edge.
+        after_right: (H, U), a blank after that edge; its axis is the upper edge.
+        lower: (H, U), the lower edge.
+        between: (H + 1,), nothing, or a blank after whole parts.
+        end: the end.
+        after_end: a blank after the end.
+    """
+
+    names: list[np.ndarray]
+    after_names: list[np.ndarray]
+    left: np.ndarray
+    after_left: np.ndarray
+    upper: np.ndarray
+    after_upper: np.ndarray
+    right: np.ndarray
+    after_right: np.ndarray
+    lower: np.ndarray
+    between: np.ndarray
+    end: float
+    after_end: float
+
+
+_Cell = tuple[str, tuple[int, ...]]
+"""The end of a path: the name of a field of `_Scores`, and a place in it, which begins with the number of a part."""
+
+
+class _Lattice:
+    """The paths of one sample among some coordinates.
+
+    Args:
+        search: the search.
+        tried: (U,), the coordinates, in order.
+        log_probs: (N, L + 1).
+        forbidden: what no path may have.
+    """
+
+    def __init__(self, search: _Search, tried: np.ndarray, log_probs: np.ndarray, forbidden: _Forbidden) -> None:
+        self.search = search
+        self.log_probs = log_probs
+        self.bins = search.first_bin + tried
+        self.closed = search.closed_edges(tried, forbidden)
+        self.closed_names = search.closed_names(forbidden)
+
+    def best_path(self) -> tuple[list[int], float]:
+        """Return the labels of the N queries, and the log-probability; -inf, and any labels, if there is no path."""
+        scores = [self._nothing_said()]
+        for row in self.log_probs:
+            scores.append(self._read(scores[-1], row))
+        last = scores[-1]
+        ends = [*self._whole_elements(last), (last.end, ("end", ())), (last.after_end, ("after_end", ()))]
+        score, cell = max(ends)
+        path = []
+        for before in reversed(scores[:-1]):
+            path.append(self._label(cell))
+            cell = max(self._origins(before, cell))[1]
+        return path[::-1], score
+
+    def _nothing_said(self) -> _Scores:
+        """Return the scores before the first query: only the empty path is possible."""
+        parts, size = self.search.num_parts, len(self.bins)
+
+        def never(*shape: int) -> np.ndarray:
+            return np.full(shape, NEVER, np.float32)
+
+        names = [never(self.search.most, len(trie.labels)) for trie in self.search.tries]
+        flat, deep = never(parts, size), never(parts, size, size)
+        between = never(parts + 1)
+        between[0] = 0.0
+        return _Scores(names, names, flat, flat, deep, deep, deep, flat, flat, between, NEVER, NEVER)
+
+    def _read(self, before: _Scores, row: np.ndarray) -> _Scores:
+        """Return the scores after a query, (L + 1,)."""
+        search, closed, same = self.search, self.closed, np.arange(len(self.bins))
+        number = len(search.tries)
+        blank, edge = row[search.blank], row[self.bins]
+        whole = before.between.copy()
+        whole[1:] = np.maximum(whole[1:], before.lower.max(1))
+        end, after_end = NEVER, NEVER
+        if search.end is not None:
+            end = float(max(before.end, whole[::number].max()) + row[search.end])
+            after_end = float(max(before.after_end, before.end) + blank)
+
+        names, after_names, named = [], [], []
+        places = zip(before.names, before.after_names, search.tries, self.closed_names, strict=True)
+        for place, (said, after, trie, shut) in enumerate(places):
+            follows = np.where(trie.repeats, NEVER, said[:, trie.previous])
+            begin = whole[place : search.num_parts : number, None]
+            come = np.where(trie.previous < 0, begin, np.maximum(after[:, trie.previous], follows))
+            names.append(np.maximum(said, come) + row[trie.labels])
+            after_names.append(np.maximum(said, after) + blank)
+            named.append((np.maximum(said, after)[:, trie.ends] + shut).max(1))
+
+        left = np.maximum(before.left, np.stack(named, 1).reshape(-1, 1)) + edge + closed[:, 0]
+        # Equal labels at neighbouring queries would merge.
+        differs = np.repeat(before.left[:, :, None], len(same), 2)
+        differs[:, same, same] = NEVER
+        upper = np.maximum(before.upper, np.maximum(before.after_left[:, :, None], differs)) + edge + closed[:, 1, None]
+        # The right edge is at least the left one, and the lower edge at least the upper one.
+        in_order = np.maximum.accumulate(before.upper, 1)
+        in_order[:, same, same] = NEVER
+        in_order = np.maximum(in_order, np.maximum.accumulate(before.after_upper, 1)).swapaxes(1, 2)
+        right = np.maximum(before.right, in_order) + edge + closed[:, 2, None]
+        in_order = np.maximum.accumulate(before.right, 1)
+        in_order[:, same, same] = NEVER
+        come = np.maximum(in_order.max(2), np.maximum.accumulate(before.after_right, 1))
+        lower = np.maximum(before.lower, come) + edge + closed[:, 3]
+        return _Scores(
+            names,
+            after_names,
+            left,
+            np.maximum(before.after_left, before.left) + blank,
+            upper,
+            np.maximum(before.after_upper, before.upper) + blank,
+            right,
+            np.maximum(before.after_right, before.right.max(2)) + blank,
+            lower,
+            whole + blank,
+            end,
+            after_end,
+        )
+
+    def _label(self, cell: _Cell) -> int:
+        """Return the label that a path read last."""
+        last, place = cell
+        if last == "names":
+            return int(self.search.tries[place[0] % len(self.search.tries)].labels[place[1]])
+        if last in ("left", "upper", "right", "lower"):
+            return int(self.bins[place[-1]])
+        if last == "end":
+            assert self.search.end is not None
+            return self.search.end
+        return self.search.blank
+
+    def _whole_elements(self, scores: _Scores) -> Iterator[tuple[float, _Cell]]:
+        """Yield the best paths to any number of whole elements."""
+        for part in range(0, self.search.num_parts + 1, len(self.search.tries)):
+            yield from self._whole_parts(scores, part)
+
+    def _whole_parts(self, scores: _Scores, number: int) -> Iterator[tuple[float, _Cell]]:
+        """Yield the best paths to a number of whole parts."""
+        yield float(scores.between[number]), ("between", (number,))
+        if number:
+            score, (lower,) = _best(scores.lower[number - 1])
+            yield score, ("lower", (number - 1, lower))
+
+    def _origins(self, before: _Scores, cell: _Cell) -> Iterator[tuple[float, _Cell]]:
+        """Yield the best paths before a query that may lead to a cell, with their scores."""
+        match cell:
+            case "between", (number,):
+                yield from self._whole_parts(before, number)
+            case "end", _:
+                yield before.end, cell
+                yield from self._whole_elements(before)
+            case "after_end", _:
+                yield before.after_end, cell
+                yield before.end, ("end", ())
+            case "names", (part, arc):
+                trie, said, after, _ = self._names(before, part)
+                yield float(said[arc]), cell
+                previous = int(trie.previous[arc])
+                if previous < 0:
+                    yield from self._whole_parts(before, part)
+                else:
+                    yield float(after[previous]), ("after_names", (part, previous))
+                    if not trie.repeats[arc]:
+                        yield float(said[previous]), ("names", (part, previous))
+            case "after_names", (part, arc):
+                _, said, after, _ = self._names(before, part)
+                yield float(after[arc]), cell
+                yield float(said[arc]), ("names", (part, arc))
+            case "left", (part, left):
+                yield float(before.left[part, left]), cell
+                trie, said, after, shut = self._names(before, part)
+                for last, scores in (("names", said), ("after_names", after)):
+                    score, (end,) = _best(scores[trie.ends] + shut)
+                    yield score, (last, (part, int(trie.ends[end])))
+            case "upper", (part, left, upper):
+                yield float(before.upper[part, left, upper]), cell
+                yield float(before.after_left[part, left]), ("after_left", (part, left))
+                if left != upper:
+                    yield float(before.left[part, left]), ("left", (part, left))
+            case "right", (part, upper, right):
+                yield float(before.right[part, upper, right]), cell
+                score, (left,) = _best(before.after_upper[part, : right + 1, upper])
+                yield score, ("after_upper", (part, left, upper))
+                if upper != right:
+                    score, (left,) = _best(before.upper[part, : right + 1, upper])
+                    yield score, ("upper", (part, left, upper))
+            case "lower", (part, lower):
+                yield float(before.lower[part, lower]), cell
+                score, (upper,) = _best(before.after_right[part, : lower + 1])
+                yield score, ("after_right", (part, upper))
+                others = before.right[part, : lower + 1].copy()
+                others[:, lower] = NEVER
+                score, (upper, right) = _best(others)
+                yield score, ("right", (part, upper, right))
+            case "after_right", (part, upper):
+                yield float(before.after_right[part, upper]), cell
+                score, (right,) = _best(before.right[part, upper])
+                yield score, ("right", (part, upper, right))
+            case "after_upper", place:
+                yield float(before.after_upper[place]), cell
+                yield float(before.upper[place]), ("upper", place)
+            case "after_left", place:
+                yield float(before.after_left[place]), cell
+                yield float(before.left[place]), ("left", place)
+
+    def _names(self, scores: _Scores, part: int) -> tuple[_Trie, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the trie of a part, the scores (A,) of its arcs, those of blanks after them, and its closed names."""
+        element, number = divmod(part, len(self.search.tries))
+        said, after = scores.names[number][element], scores.after_names[number][element]
+        return self.search.tries[number], said, after, self.closed_names[number][element]
+
+
+def _best(scores: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """Return the best score, and its place."""
+    place = tuple(map(int, np.unravel_index(scores.argmax(), scores.shape)))
+    return float(scores[place]), place

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path
+from narvl_plugin.ctc.narrowing import FIRST_COST, Narrowed, cost_of
 
-FIRST_TRIED = 16
-"""Number of the most probable labels that a search tries first."""
+FIRST_TRIED = 8
+"""Least number of labels that a search tries."""
 LABELS_TRIED = 128
 """Largest number of labels that a search tries; it bounds time and memory, which are quadratic in it."""
-ROUNDING = 1e-3
-"""Largest error of a path's log-probability, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +107,8 @@ class OrderedTokens:
         """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`.
 
         Dynamic programming knows the tokens that later ones are compared with. With the two pairs of a box, it takes
-        O(N K V^2) operations. So it reads only the labels that can be on the best path: not those that cost more, at
-        any query, than a valid path that is known. It is exact unless there are more than `LABELS_TRIED` of them.
+        O(N K V^2) operations. So it reads only what can be on the best path, see `narvl_plugin.ctc.narrowing`. It is
+        exact unless that is more than `LABELS_TRIED` labels.
 
         If two elements are equal, a token of one is another token in every valid output. The outputs with the best path
         are searched next, so the first valid path is best.
@@ -189,22 +188,18 @@ class _Form:
         Returns:
             N labels, and the log-probability; -inf, and any labels, if there is no path.
         """
-        most = log_probs.max(1)
-        costs = (most[:, None] - log_probs[:, : allowed.shape[2]]).min(0)  # at least, of a path with the label
-        order = costs.argsort(kind="stable")
-        tried = np.sort(order[:FIRST_TRIED])
-        path, score = self._among(tried, log_probs, allowed)
-        needed = order[costs[order] <= most.sum() - score + ROUNDING][:LABELS_TRIED]
-        if np.isin(needed, tried).all():
-            return path, score
-        return self._among(np.sort(needed), log_probs, allowed)
+        path, score = self._within(FIRST_COST, log_probs, allowed)
+        cost = cost_of(log_probs, score)
+        return (path, score) if cost <= FIRST_COST else self._within(cost, log_probs, allowed)
 
-    def _among(self, labels: np.ndarray, log_probs: np.ndarray, allowed: np.ndarray) -> tuple[list[int], float]:
-        """Return the most probable path of some labels, (U,) in order; see `best_path`."""
-        others = np.arange(allowed.shape[2], log_probs.shape[1])
-        names = np.concatenate([labels, others])
-        path, score = _Search(self, log_probs[:, names], allowed[:, :, labels]).best_path()
-        return names[path].tolist(), score
+    def _within(self, cost: float, log_probs: np.ndarray, allowed: np.ndarray) -> tuple[list[int], float]:
+        """Return the most probable path, if it costs at most so much, or another one; see `best_path`."""
+        num_labels = allowed.shape[2]
+        read = Narrowed.of(log_probs, cost)
+        labels = read.cheapest(slice(num_labels), FIRST_TRIED, LABELS_TRIED)
+        names = np.concatenate([labels, np.arange(num_labels, log_probs.shape[1])])
+        path, score = _Search(self, read.log_probs[:, names], allowed[:, :, labels]).best_path()
+        return read.widened(names[path]).tolist(), score
 
 
 class _Scores(NamedTuple):

@@ -99,10 +99,11 @@ def test_outputs_of_no_tokens_are_accepted(graphs: NamedBoxes) -> None:
     assert graphs.accepts(torch.zeros(2, 0, dtype=torch.int64), torch.tensor([0, 0])).tolist() == [True, True]
 
 
-def test_a_search_works_where_gradients_are_off(graphs: NamedBoxes) -> None:
-    with torch.inference_mode():
-        log_probs = torch.randn(2, 13, BLANK + 1).log_softmax(2)
-        found = constrained_search(log_probs, graphs, blank=BLANK)
+def test_each_sample_of_a_batch_is_searched(graphs: NamedBoxes) -> None:
+    log_probs = torch.randn(2, 13, BLANK + 1).log_softmax(2)
+    found = constrained_search(log_probs, graphs, blank=BLANK)
+    alone = [constrained_search(row[None], graphs, blank=BLANK)[0] for row in log_probs]
+    assert [one.tokens.tolist() for one in found] == [one.tokens.tolist() for one in alone]
     assert all(is_valid(one.tokens.tolist()) for one in found)
 
 
