@@ -16,7 +16,7 @@ from measurements import Measurement
 TEACHER, STUDENT, EXPORTED, GREY = "#8a8f98", "#2563eb", "#0f9d76", "#6b7280"
 COLOURS = ("#2563eb", "#0f9d76", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 SIZE = (5.6, 3.9)
-STUDIES = ("queries", "losses", "teachers", "no_teacher")
+STUDIES = ("queries", "losses", "teachers", "no_teacher", "orders")
 """The studies in run_scripts/studies/. A measurement study_STUDY_PART holds a part of one."""
 LEAST_SHARE = 0.02
 """Bins of confidence with fewer answers are not drawn."""
