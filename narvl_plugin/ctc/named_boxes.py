@@ -20,7 +20,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path, one_of
-from narvl_plugin.ctc.narrowing import FIRST_COST, Narrowed, cost_of
+from narvl_plugin.ctc.narrowing import Narrowed, search_narrowly
 
 FIRST_TRIED = 8
 """Least number of coordinates that a search tries."""
@@ -303,16 +303,13 @@ class _Search:
 
     def _best_allowed(self, log_probs: np.ndarray, forbidden: _Forbidden) -> tuple[list[int], float]:
         """Return the best path, whose elements may be equal, and its log-probability, or any path and -inf."""
-        path, score = self._within(FIRST_COST, log_probs, forbidden)
-        cost = cost_of(log_probs, score)
-        return (path, score) if cost <= FIRST_COST else self._within(cost, log_probs, forbidden)
+        bins = slice(self.first_bin, self.first_bin + self.num_bins)
 
-    def _within(self, cost: float, log_probs: np.ndarray, forbidden: _Forbidden) -> tuple[list[int], float]:
-        """Return the best path, if it costs at most so much, or another one; see `_best_allowed`."""
-        read = Narrowed.of(log_probs, cost)
-        tried = read.cheapest(slice(self.first_bin, self.first_bin + self.num_bins), FIRST_TRIED, LABELS_TRIED)
-        path, score = _Lattice(self, tried, read.log_probs, forbidden).best_path()
-        return read.widened(np.array(path)).tolist(), score
+        def search(read: Narrowed) -> tuple[list[int], float]:
+            tried = read.cheapest(bins, FIRST_TRIED, LABELS_TRIED)
+            return _Lattice(self, tried, read.log_probs, forbidden).best_path()
+
+        return search_narrowly(log_probs, search)
 
     def closed_edges(self, tried: np.ndarray, forbidden: _Forbidden) -> np.ndarray:
         """Return -inf for forbidden edges, and 0 for others: (U,) -> (H, 4, U)."""

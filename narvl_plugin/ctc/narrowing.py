@@ -12,6 +12,7 @@ Legend: N queries, M groups of neighbouring queries, L labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +58,21 @@ class Narrowed(NamedTuple):
     def widened(self, path: np.ndarray) -> np.ndarray:
         """Return the path (N,) of a path of groups (M,)."""
         return np.repeat(path, self.sizes)
+
+
+Search = Callable[[Narrowed], tuple[list[int], float]]
+"""Maps what is read to the best path of groups and its log-probability, or to any path and -inf."""
+
+
+def search_narrowly(log_probs: np.ndarray, search: Search) -> tuple[list[int], float]:
+    """Return the best path of a search (N labels) and its log-probability, or any path and -inf: (N, L)."""
+    read = Narrowed.of(log_probs, FIRST_COST)
+    path, score = search(read)
+    cost = cost_of(log_probs, score)
+    if cost > FIRST_COST:
+        read = Narrowed.of(log_probs, cost)
+        path, score = search(read)
+    return read.widened(np.array(path)).tolist(), score
 
 
 def cost_of(log_probs: np.ndarray, score: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
 from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path
-from narvl_plugin.ctc.narrowing import FIRST_COST, Narrowed, cost_of
+from narvl_plugin.ctc.narrowing import Narrowed, search_narrowly
 
 FIRST_TRIED = 8
 """Least number of labels that a search tries."""
@@ -188,18 +188,15 @@ class _Form:
         Returns:
             N labels, and the log-probability; -inf, and any labels, if there is no path.
         """
-        path, score = self._within(FIRST_COST, log_probs, allowed)
-        cost = cost_of(log_probs, score)
-        return (path, score) if cost <= FIRST_COST else self._within(cost, log_probs, allowed)
-
-    def _within(self, cost: float, log_probs: np.ndarray, allowed: np.ndarray) -> tuple[list[int], float]:
-        """Return the most probable path, if it costs at most so much, or another one; see `best_path`."""
         num_labels = allowed.shape[2]
-        read = Narrowed.of(log_probs, cost)
-        labels = read.cheapest(slice(num_labels), FIRST_TRIED, LABELS_TRIED)
-        names = np.concatenate([labels, np.arange(num_labels, log_probs.shape[1])])
-        path, score = _Search(self, read.log_probs[:, names], allowed[:, :, labels]).best_path()
-        return read.widened(names[path]).tolist(), score
+
+        def search(read: Narrowed) -> tuple[list[int], float]:
+            labels = read.cheapest(slice(num_labels), FIRST_TRIED, LABELS_TRIED)
+            names = np.concatenate([labels, np.arange(num_labels, log_probs.shape[1])])
+            path, score = _Search(self, read.log_probs[:, names], allowed[:, :, labels]).best_path()
+            return names[path].tolist(), score
+
+        return search_narrowly(log_probs, search)
 
 
 class _Scores(NamedTuple):
