@@ -120,7 +120,7 @@ class AnswerList(NamedTuple):
         return cls(tokens[: len(answers)], lengths[: len(answers)], build_trie(tokens, lengths))
 
     def best(self, log_probs: Tensor, number: int, blank: int) -> tuple[Outputs, Tensor]:
-        """Find the most probable answers of each sample. A device is not waited for.
+        """Find the most probable answers of each sample, without emissions. A device is not waited for.
 
         Args:
             log_probs: (B, N, V).
@@ -134,4 +134,4 @@ class AnswerList(NamedTuple):
         scores = score_trie(log_probs, Trie(*trie), blank=blank).unflatten(1, (2, -1)).logsumexp(1)
         totals = scores.logsumexp(1, keepdim=True)
         scores, best = scores.topk(min(number, len(self.tokens)), dim=1)
-        return Outputs(tokens[best], lengths[best], scores).explained_by(log_probs, blank=blank), totals
+        return Outputs(tokens[best], lengths[best], scores), totals

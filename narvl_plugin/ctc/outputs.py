@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from narvl_plugin.ctc.collapse import Collapsed
 from narvl_plugin.ctc.lattice import Lattice, build_lattice, state_emissions
 
 
@@ -55,13 +56,21 @@ class Outputs(NamedTuple):
             emissions = emissions[torch.arange(len(places), device=places.device)[:, None], places]
         return Outputs(tokens, self.lengths.gather(1, places), self.scores.gather(1, places), emissions)
 
+    def are(self, collapsed: Collapsed) -> bool:
+        """Return whether the outputs (B, 1) are those of collapsed paths (B, T), all on the CPU."""
+        width = min(self.tokens.size(2), collapsed.tokens.size(1))
+        same_lengths = torch.equal(self.lengths[:, 0], collapsed.lengths)
+        return same_lengths and torch.equal(self.tokens[:, 0, :width], collapsed.tokens[:, :width])
+
     def lattice(self, *, blank: int) -> Lattice:
         """Return the lattices of all outputs, (B W, 2 S + 1)."""
         return build_lattice(self.tokens.flatten(0, 1), self.lengths.flatten(), blank=blank)
 
     def explained_by(self, log_probs: Tensor, *, blank: int) -> "Outputs":
-        """Return the outputs with their emissions from log-probabilities (B, N, V)."""
-        emissions = state_emissions(log_probs, self.lattice(blank=blank))
+        """Return the outputs with their emissions from log-probabilities (B, N, V), which may be on another device."""
+        lattice = self.lattice(blank=blank)
+        labels = lattice.labels.to(log_probs.device, non_blocking=True)
+        emissions = state_emissions(log_probs, lattice._replace(labels=labels)).to(self.tokens.device)
         return self._replace(emissions=emissions.unflatten(0, self.lengths.shape))
 
     def lists(self) -> list[list[Scored]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from narvl_plugin.ctc import (
     Outputs,
     best_states,
     build_lattice,
+    collapse,
     constrain,
     hypotheses_of,
     outputs_of,
@@ -82,7 +83,22 @@ class Student(Protocol):
         """Yield the weights."""
 
 
-Asked = Greedy | BeamAndGreedy | tuple[Outputs, Tensor] | None
+class Listed(NamedTuple):
+    """The best answers of a closed list.
+
+    Attributes:
+        outputs: the answers; without emissions if there are greedy paths.
+        totals: (B, 1), the log-probability of all answers together.
+        greedy: the most probable label of each query (B, N) and its log-probability (B, N); None if several answers
+            are explained.
+    """
+
+    outputs: Outputs
+    totals: Tensor
+    greedy: tuple[Tensor, Tensor] | None
+
+
+Asked = Greedy | BeamAndGreedy | Listed | None
 """A search that was started on a device."""
 LABELS_TRIED = 32
 """Number of the most probable labels of each query by which beam search extends outputs."""
@@ -203,7 +219,8 @@ class ParallelGenerator:
             if isinstance(self.rescorer, TeacherRescorer):
                 self.rescorer.follow(models[0].parameters())
             outputs, confidences = self._choose(*self._rank(asked, log_probs, sample))
-            paths = explain(outputs, blank=self.blank)
+            greedy = asked.greedy if isinstance(asked, Listed) else None
+            paths = explain(outputs, log_probs, greedy, blank=self.blank)
         sampled = None if drawn is None else self._outputs_of(drawn)
         if sampled is not None:
             confidences = self._expected_scores(*sampled, paths)
@@ -263,7 +280,11 @@ class ParallelGenerator:
         The result is None if `constrain` does all of it.
         """
         if self.answers is not None:
-            return self.answers.best(log_probs, self.beam_size, self.blank)
+            outputs, totals = self.answers.best(log_probs, self.beam_size, self.blank)
+            if self.nbest == 1 and self.print_alignment is None:
+                scores, labels = log_probs.max(2)
+                return Listed(outputs, totals, (labels, scores))
+            return Listed(outputs.explained_by(log_probs, blank=self.blank), totals, None)
         if self.beam_size == 1 and not self.no_repeat_ngram:
             if isinstance(self.constraint, NgramConstraint):  # whose weights may prefer another path to the greedy one
                 return None
@@ -271,9 +292,7 @@ class ParallelGenerator:
         sizes = {"beam_size": self.beam_size, "top_k": LABELS_TRIED, "no_repeat_ngram": self.no_repeat_ngram}
         return BeamAndGreedy.of(log_probs, self.constraint, blank=self.blank, **sizes)
 
-    def _rank(
-        self, asked: BeamAndGreedy | tuple[Outputs, Tensor], log_probs: Tensor, sample: dict[str, Any]
-    ) -> tuple[Outputs, Tensor]:
+    def _rank(self, asked: BeamAndGreedy | Listed, log_probs: Tensor, sample: dict[str, Any]) -> tuple[Outputs, Tensor]:
         """Rank the most probable outputs of each sample.
 
         Args:
@@ -297,7 +316,7 @@ class ParallelGenerator:
             outputs = outputs.with_scores(scores.masked_fill(outputs.scores == -torch.inf, -torch.inf))
             totals = scores.new_zeros(len(scores), 1)
         else:
-            outputs, totals = asked
+            outputs, totals, _ = asked
             if bool((totals == -torch.inf).any()):
                 raise ValueError(
                     f"{log_probs.size(1)} queries have no path to any of the answers whose probability is above 0"
@@ -401,8 +420,25 @@ def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:
     return torch.sigmoid(slope * torch.logit(confidence.clamp(0, 1)) + offset)  # sums over paths may round to above 1
 
 
-def explain(outputs: Outputs, *, blank: int) -> list[list[Hypothesis]]:
-    """Return the most probable path to each output. It shows which query predicts each token."""
+def explain(
+    outputs: Outputs, log_probs: Tensor, greedy: tuple[Tensor, Tensor] | None, *, blank: int
+) -> list[list[Hypothesis]]:
+    """Return the most probable path to each output. It shows which query predicts each token.
+
+    Args:
+        outputs: the outputs, on the CPU; without emissions if `greedy` is given.
+        log_probs: (B, N, V), on any device.
+        greedy: as in `Listed`, on the CPU. These paths are the best of all, so where they say the outputs (B, 1), they
+            are the best to those. Otherwise the paths are searched.
+        blank: the label of the blank.
+    """
+    if greedy is not None:
+        labels, scores = greedy
+        collapsed = collapse(labels, blank=blank)
+        if outputs.are(collapsed):
+            paths = hypotheses_of(labels, scores.to(outputs.scores.dtype), blank=blank, collapsed=collapsed)
+            return [[path._replace(score=score)] for path, score in zip(paths, outputs.scores[:, 0], strict=True)]
+        outputs = outputs.explained_by(log_probs, blank=blank)
     assert outputs.emissions is not None
     emissions = outputs.emissions.flatten(0, 1)
     best = best_states(emissions, outputs.lattice(blank=blank))

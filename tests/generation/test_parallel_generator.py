@@ -135,6 +135,41 @@ def test_answers_of_a_list_are_scored_exactly(dictionary: Dictionary) -> None:
     assert scores == pytest.approx([expected[answer] for answer in ranked], rel=1e-5)
 
 
+ANSWERS = [torch.tensor(answer) for answer in ([A, C], [A], [A, A], [B, B, C], [C])]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_best_answer_has_the_same_path_as_the_first_of_several(dictionary: Dictionary, samples: int) -> None:
+    """It is the greedy path where that says the answer, and searched otherwise."""
+    generator = torch.Generator().manual_seed(samples)
+    probabilities = torch.rand(40, samples, 4, BLANK + 1, generator=generator).pow(4)
+    probabilities[..., :A] /= 100
+    probabilities /= probabilities.sum(3, keepdim=True)
+    ways = set()
+    for batch in probabilities:
+        several = generate(dictionary, batch, answers=ANSWERS, beam_size=3, nbest=2)
+        best = generate(dictionary, batch, answers=ANSWERS, beam_size=3)
+        for (found,), (expected, _), distribution in zip(best, several, batch, strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in found.items():
+                assert torch.allclose(value, expected[name], atol=1e-6), name
+            ways.add(found["labels"].tolist() == distribution.argmax(1).tolist())
+    assert ways == {True, False}
+
+
+def test_the_best_answer_may_be_another_than_the_greedy_path_says(dictionary: Dictionary) -> None:
+    """The best path says a, but three paths to b are together more probable."""
+    probabilities = torch.zeros(2, BLANK + 1)
+    probabilities[0, [A, B, BLANK]] = torch.tensor([0.4, 0.3, 0.3])
+    probabilities[1, [B, BLANK]] = torch.tensor([0.48, 0.52])
+    answers = [torch.tensor([A]), torch.tensor([B])]
+    ((best,),) = generate(dictionary, probabilities, answers=answers)
+    assert probabilities.argmax(1).tolist() == [A, BLANK]
+    assert best["tokens"].tolist() == [B, dictionary.eos()]
+    assert best["labels"].tolist() == [B, BLANK]
+    assert math.exp(best["score"]) == pytest.approx(0.3 * 0.52 + 0.3 * 0.48 + 0.3 * 0.48)
+
+
 def test_answers_that_are_all_too_long_are_an_error(dictionary: Dictionary) -> None:
     with pytest.raises(ValueError, match="2 queries have no path"):
         generate(dictionary, path((A, 0.6), (B, 0.9)), answers=[torch.tensor([A, B, C]), torch.tensor([A, A])])

@@ -58,6 +58,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "beam without repeats": {"constraint": LengthRange(2, 4), "beam_size": 3, "no_repeat_ngram": 2},
     "beam in a list": {"constraint": one_of(answer.tolist() for answer in ANSWERS), "beam_size": 3, "nbest": 3},
     "list of answers": {"answers": ANSWERS, "beam_size": 3, "nbest": 3},
+    "best of a list": {"answers": ANSWERS, "beam_size": 3},
     "list of answers, abstaining": {"answers": ANSWERS, "abstain_below": 0.9},
     "hard alignment": {"print_alignment": "hard", "constraint": LengthRange(1, 4)},
     "soft alignment": {"print_alignment": "soft", "constraint": LengthRange(1, 4)},
