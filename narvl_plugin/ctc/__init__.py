@@ -13,6 +13,7 @@ from narvl_plugin.ctc.alignment import (
 from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_candidates, score_trie
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
 from narvl_plugin.ctc.bigrams import bigram_f1
+from narvl_plugin.ctc.box_sets import BoxSets
 from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
 from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OutputConstraint, one_of, sequence_of
@@ -20,9 +21,7 @@ from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
 from narvl_plugin.ctc.lattice import TargetsDoNotFit, build_lattice, min_queries
 from narvl_plugin.ctc.loss import log_sum_exp, query_ctc_any_loss, query_ctc_loss
-from narvl_plugin.ctc.named_boxes import NamedBoxes
 from narvl_plugin.ctc.ngrams import NgramAutomaton, NgramConstraint, count_ngrams
-from narvl_plugin.ctc.ordered import OrderedTokens
 from narvl_plugin.ctc.outputs import Outputs, Scored
 from narvl_plugin.ctc.sampling import (
     expected_output_score,
@@ -49,8 +48,7 @@ __all__ = [
     "Hypothesis",
     "OutputConstraint",
     "LengthRange",
-    "OrderedTokens",
-    "NamedBoxes",
+    "BoxSets",
     "NgramAutomaton",
     "NgramConstraint",
     "count_ngrams",

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from narvl_plugin.ctc import LengthRange, OrderedTokens
+from narvl_plugin.ctc import BoxSets, LengthRange
+from narvl_plugin.ctc.box_sets import IN_ORDER
 from narvl_plugin.data.boxes import GOOD_IOU
 from narvl_plugin.data.images import HALF, IMAGENET
 from narvl_plugin.data.text import PROMPTS, SPM_FILE, Gpt2Codec
@@ -182,9 +183,9 @@ def search_settings(task: BaseTask, model: NarvlModel) -> dict[str, Any]:
     elif isinstance(constraint, LengthRange):
         found |= {"minimum": constraint.minimum, "maximum": constraint.maximum}
     else:
-        pairs = constraint.pairs if isinstance(constraint, OrderedTokens) else ()
-        automaton = constraint.of_any_order() if isinstance(constraint, OrderedTokens) else constraint
-        found |= {"automaton": [part.tolist() for part in automaton], "pairs": pairs}
+        is_box = isinstance(constraint, BoxSets)
+        automaton = constraint.boxes_of_any_edges() if is_box else constraint
+        found |= {"automaton": [part.tolist() for part in automaton], "pairs": IN_ORDER if is_box else ()}
     settings = {"search": found, "abstain_below": task.cfg.abstain_below}
     if task.bins is not None:
         first, num_bins, max_image_size = task.bins

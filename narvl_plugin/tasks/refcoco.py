@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from narvl_plugin.ctc import OrderedTokens, sequence_of
+from narvl_plugin.ctc import BoxSets
 from narvl_plugin.data.boxes import GOOD_IOU, bins_in, iou, overlaps
 from narvl_plugin.data.refcoco import RefcocoDataset
 from narvl_plugin.tasks.base import Hypotheses, Search
@@ -52,12 +52,8 @@ class RefcocoTask(BoxTask):
 
     def path_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds the most probable boxes whose edges are in order."""
-        first = self.bins.first
-        bins = torch.arange(first, first + self.bins.number)
-        return {
-            "beam_size": getattr(args, "beam", 1),
-            "constraint": OrderedTokens(sequence_of([bins] * 4), ((0, 2), (1, 3))),
-        }
+        boxes = BoxSets.of(first_bin=self.bins.first, num_bins=self.bins.number, least=1, most=1)
+        return {"beam_size": getattr(args, "beam", 1), "constraint": boxes}
 
     def choice_options(self, args: Any) -> dict[str, Any]:
         """Return how a student chooses its box: the box with the largest expected IoU among the most probable ones.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from narvl_plugin.ctc import OrderedTokens, sequence_of
+from narvl_plugin.ctc import BoxSets
 from narvl_plugin.data.boxes import GOOD_IOU, NO_BOX, boxes_in, iou
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.regions import MOST_BOXES, RegionsDataset
@@ -85,9 +85,8 @@ class RegionsTask(BoxSetTask):
 
     def path_options(self, args: Any) -> dict[str, Any]:
         """Return how a student finds the most probable sets of boxes."""
-        bins = torch.arange(self.bins.first, self.bins.first + self.bins.number)
-        constraint = OrderedTokens(sequence_of([bins] * SIZE), ((0, 2), (1, 3)), tuple(range(MOST_BOXES + 1)))
-        return {"beam_size": getattr(args, "beam", 1), "constraint": constraint}
+        sets = BoxSets.of(first_bin=self.bins.first, num_bins=self.bins.number, most=MOST_BOXES)
+        return {"beam_size": getattr(args, "beam", 1), "constraint": sets}
 
     def beam_searches(self, frequencies: Path | None) -> dict[str, Search]:
         """Return the decoding methods of students beside greedy search; see `ways_to_decode`."""

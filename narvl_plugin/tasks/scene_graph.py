@@ -9,8 +9,8 @@ from typing import Any, Optional
 import torch
 from torch.nn.functional import pad
 
-from narvl_plugin.ctc import NamedBoxes
-from narvl_plugin.ctc.named_boxes import EDGES, Parts
+from narvl_plugin.ctc import BoxSets
+from narvl_plugin.ctc.box_sets import EDGES, Parts
 from narvl_plugin.data.boxes import GOOD_IOU, from_bins, iou
 from narvl_plugin.data.collate import pad_tokens
 from narvl_plugin.data.scene_graph import MOST_TRIPLETS, GraphNames, SceneGraphDataset, triplets_in
@@ -93,7 +93,7 @@ class SceneGraphTask(BoxSetTask):
         except BadRow as error:
             raise InputError(f"--names-file {error}") from error
         bins = {"first_bin": self._first_bin, "num_bins": self.codec.num_bins}
-        self.graphs = NamedBoxes.of(self.names.sides, **bins, most=MOST_TRIPLETS)
+        self.graphs = BoxSets.of(self.names.sides, **bins, most=MOST_TRIPLETS)
 
     @property
     def bins(self) -> None:  # type: ignore[override]

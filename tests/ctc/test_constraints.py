@@ -7,18 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from narvl_plugin.ctc import LengthRange, OrderedTokens, OutputConstraint, constrained_search, sequence_of
+from narvl_plugin.ctc import BoxSets, LengthRange, OutputConstraint, constrained_search, sequence_of
 
 BLANK = 0
 END = 4
 
 
-def ordered(tokens: tuple[int, ...]) -> bool:
-    return len(tokens) == 4 and all(token in (1, 2, 3) for token in tokens) and tokens[0] <= tokens[2]
-
-
 def a_box(tokens: tuple[int, ...]) -> bool:
-    return ordered(tokens) and tokens[1] <= tokens[3]
+    are_bins = all(token in (1, 2, 3) for token in tokens)
+    return len(tokens) == 4 and are_bins and tokens[0] <= tokens[2] and tokens[1] <= tokens[3]
 
 
 def one_or_two(tokens: tuple[int, ...]) -> bool:
@@ -30,38 +27,11 @@ def two_or_three_then_end(tokens: tuple[int, ...]) -> bool:
     return 2 <= len(said) <= 3 and END not in said
 
 
-def a_set_of_intervals(tokens: tuple[int, ...]) -> bool:
-    parts = [tokens[place : place + 2] for place in range(0, len(tokens), 2)]
-    return (
-        len(tokens) in (0, 2, 4)
-        and END not in tokens
-        and all(part[0] <= part[1] for part in parts)
-        and len(set(parts)) == len(parts)
-    )
-
-
-def two_intervals_then_end(tokens: tuple[int, ...]) -> bool:
-    said = tokens[:-1] if tokens and tokens[-1] == END else tokens
-    return a_set_of_intervals(said) and len(said) != 2
-
-
-def one_or_three_different(tokens: tuple[int, ...]) -> bool:
-    return len(tokens) in (1, 3) and len(set(tokens)) == len(tokens) and END not in tokens
-
-
-BINS = sequence_of([torch.tensor([1, 2, 3])] * 4)
-AN_INTERVAL = sequence_of([torch.tensor([1, 2, 3])] * 2)
-ONE = sequence_of([torch.tensor([1, 2, 3])])
+A_BOX = BoxSets.of(first_bin=1, num_bins=3, least=1, most=1)
 CASES: list[tuple[OutputConstraint, Callable[[tuple[int, ...]], bool]]] = [
-    (OrderedTokens(BINS, ((0, 2),)), ordered),
-    (OrderedTokens(BINS, ((0, 2), (1, 3))), a_box),
-    (
-        OrderedTokens(BINS, ((0, 2), (1, 3))).ending_in(END),
-        lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,)),
-    ),
-    (OrderedTokens(AN_INTERVAL, ((0, 1),), (0, 1, 2)), a_set_of_intervals),
-    (OrderedTokens(AN_INTERVAL, ((0, 1),), (0, 2)).ending_in(END), two_intervals_then_end),
-    (OrderedTokens(ONE, (), (1, 3)), one_or_three_different),
+    (A_BOX, a_box),
+    (A_BOX.ending_in(END), lambda tokens: a_box(tokens[:4]) and tokens[4:] in ((), (END,))),
+    (BoxSets.of(first_bin=1, num_bins=3, most=1), lambda tokens: not tokens or a_box(tokens)),
     (LengthRange(1, 2), one_or_two),
     (LengthRange(5, 9), lambda tokens: len(tokens) >= 5),
     (LengthRange(2, 3).ending_in(END), two_or_three_then_end),
@@ -106,7 +76,7 @@ def test_it_accepts_what_it_contains(case: int) -> None:
 
 def test_edges_of_a_thousand_bins_come_in_order() -> None:
     log_probs = torch.randn(6, 7, 1001, generator=torch.Generator().manual_seed(1)).log_softmax(2)
-    boxes = OrderedTokens(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
+    boxes = BoxSets.of(first_bin=0, num_bins=1000, least=1, most=1)
     outputs = [found.tokens.tolist() for found in constrained_search(log_probs, boxes, blank=1000)]
     assert all(x0 <= x1 and y0 <= y1 for x0, y0, x1, y1 in outputs)
 
@@ -133,7 +103,7 @@ def test_a_label_may_have_to_differ_from_both_neighbours() -> None:
     assert found.tokens.tolist() == [1, 3, 2]
 
 
-@pytest.mark.parametrize("constraint", [LengthRange(7, 9), OrderedTokens(BINS, ((0, 2),))])
+@pytest.mark.parametrize("constraint", [LengthRange(7, 9), A_BOX])
 def test_too_few_queries_for_any_output(constraint: OutputConstraint) -> None:
     log_probs = torch.zeros(1, 3, 5).log_softmax(2)
     with pytest.raises(ValueError, match="3 queries have no path"):
@@ -141,7 +111,7 @@ def test_too_few_queries_for_any_output(constraint: OutputConstraint) -> None:
 
 
 def test_all_paths_equally_probable_are_no_endless_search() -> None:
-    boxes = OrderedTokens(sequence_of([torch.arange(1000)] * 4), ((0, 2), (1, 3)))
+    boxes = BoxSets.of(first_bin=0, num_bins=1000, least=1, most=1)
     log_probs = torch.zeros(1, 7, 1001).log_softmax(2)
     x0, y0, x1, y1 = constrained_search(log_probs, boxes, blank=1000)[0].tokens.tolist()
     assert x0 <= x1

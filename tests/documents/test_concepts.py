@@ -178,7 +178,7 @@ def test_the_classes_that_pages_name_are_those_of_the_package() -> None:
     for page in (CONSTRAINTS, STRUCTURED_OUTPUTS):
         named = {span for span in page.spans if re.fullmatch(r"[A-Z]\w+[a-z]|one_of|sequence_of", span)}
         assert named - {"OUT"} <= set(narvl_plugin.ctc.__all__)
-        assert {"LengthRange", "OrderedTokens", "one_of", "sequence_of"} <= named
+        assert {"LengthRange", "BoxSets", "one_of", "sequence_of"} <= named
 
 
 @pytest.mark.integration

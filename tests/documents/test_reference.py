@@ -179,7 +179,7 @@ def test_what_people_import_is_on_the_page() -> None:
     documented = {one for members in directives.values() for one in members.split(", ")}
     assert documented & set(ctc.__all__) >= {
         *("query_ctc_loss", "query_ctc_any_loss", "bigram_f1", "viterbi", "token_posteriors", "collapse", "greedy"),
-        *("prefix_beam_search", "beam_outputs", "Automaton", "one_of", "sequence_of", "LengthRange", "OrderedTokens"),
+        *("prefix_beam_search", "beam_outputs", "Automaton", "one_of", "sequence_of", "LengthRange", "BoxSets"),
         *("score_candidates", "build_trie", "sample_paths", "expected_score", "min_queries"),
     }
 

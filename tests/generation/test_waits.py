@@ -18,7 +18,7 @@ from device_waits import DeviceWaits
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
-from narvl_plugin.ctc import LengthRange, OrderedTokens, one_of, sequence_of
+from narvl_plugin.ctc import BoxSets, LengthRange, one_of
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.boxes import iou
 from narvl_plugin.generation.candidates import CandidateGenerator
@@ -28,7 +28,7 @@ from narvl_plugin.models import build
 from narvl_plugin.models.ofa import OfaModel
 
 SYMBOLS, FIRST_BIN, BINS = 60, 30, 20
-BOXES = OrderedTokens(sequence_of([torch.arange(FIRST_BIN, FIRST_BIN + BINS)] * 4), ((0, 2), (1, 3)))
+BOXES = BoxSets.of(first_bin=FIRST_BIN, num_bins=BINS, least=1, most=1)
 ANSWERS = [torch.tensor(answer) for answer in ([5, 6], [5, 7], [8], [9, 9, 10])]
 MOST = 2
 """Waits for the device, of each batch."""

@@ -1,36 +1,41 @@
-"""Outputs of elements that alternate names of closed lists and boxes, and the most probable path to one of them.
+"""Outputs that are sets of boxes, with or without names, and the most probable path to one of them.
 
-A triplet of a scene graph is such an element: a noun, its box, a relation and a noun, the box of that noun.
+An element of a set is a box, or alternates names of closed lists and boxes. A triplet of a scene graph is such an
+element: a noun, its box, a relation and a noun, the box of that noun.
 
 Legend: B batch, N queries, V labels, T tokens of an output, K elements of the longest output, P parts of an element,
-each a name and a box, H = K P parts of the longest output, A arcs of a trie, U labels of coordinates, L + 1 labels that
-a search reads, the blank last.
+each a box that may have a name, H = K P parts of the longest output, A arcs of a trie, U labels of coordinates, L + 1
+labels that a search reads, the blank last.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, count, groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narvl_plugin.ctc.collapse import Paths
-from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path, one_of
+from narvl_plugin.ctc.constraints import NEVER, Automaton, Emissions, no_path, one_of, sequence_of
 from narvl_plugin.ctc.narrowing import Narrowed, search_narrowly
 
 FIRST_TRIED = 8
 """Least number of coordinates that a search tries."""
-LABELS_TRIED = 32
-"""Largest number of coordinates that a search tries; it bounds time and memory, which are quadratic in it."""
+PAIRS_TRIED = 32_768
+"""Largest number of pairs of coordinates, in all parts together, that a search tries; it bounds time and memory."""
 EDGES = 4
 """Number of tokens of a box: its left, upper, right and lower edge."""
+IN_ORDER = ((0, 2), (1, 3))
+"""Pairs of edges of which the first must not exceed the second."""
 
 Part = tuple[tuple[int, ...], tuple[int, ...]]
-"""The tokens of a name, and those of a box."""
+"""The tokens of a name, of which there may be none, and those of a box."""
 
 
 class Parts(NamedTuple):
@@ -85,50 +90,72 @@ def split(tokens: Tensor, lengths: Tensor, *, bins: tuple[int, int], most: int) 
     return Parts(names, boxes, numbers, whole)
 
 
-class NamedBoxes(NamedTuple):
-    """The outputs of 0 to `most` elements, all different. An element is P times a name and a box with ordered edges.
+class BoxSets(NamedTuple):
+    """The outputs of some elements, all different. An element is a box, or P times a name and a box.
+
+    The left edge of a box is at most the right one, and the upper edge at most the lower one.
 
     Attributes:
-        names: for each part of an element, the trie of its names.
-        element: the automaton of any number of elements whose boxes may have any edges, which it reads as `first_bin`.
+        names: for each part of an element, the trie of its names; none for boxes without names.
+        elements: the automaton of any number of elements whose boxes may have any edges, which it reads as `first_bin`.
         first_bin: the label of the first coordinate; those of the others follow.
         num_bins: the number of coordinates.
+        least: the least number of elements.
         most: the greatest number of elements K.
         end: a label that may come last, and is no token of an element; None for no such label.
     """
 
     names: tuple[Automaton, ...]
-    element: Automaton
+    elements: Automaton
     first_bin: int
     num_bins: int
+    least: int
     most: int
     end: int | None = None
 
     @classmethod
-    def of(cls, names: Sequence[Sequence[Sequence[int]]], *, first_bin: int, num_bins: int, most: int) -> NamedBoxes:
+    def of(
+        cls, names: Sequence[Sequence[Sequence[int]]] = (), *, first_bin: int, num_bins: int, least: int = 0, most: int
+    ) -> BoxSets:
         """Return the constraint of lists of names.
 
         Args:
-            names: for each part of an element, the tokens of its names, which are no coordinates.
+            names: for each part of an element, the tokens of its names, which are no coordinates. By default, an
+                element is a box without a name.
             first_bin: see the class.
             num_bins: see the class.
+            least: see the class.
             most: see the class.
         """
         tries = tuple(one_of(listed) for listed in names)
-        return cls(tries, _cycle(tries, first_bin), first_bin, num_bins, most)
+        return cls(tries, _cycle(tries or [one_of([()])], first_bin), first_bin, num_bins, least, most)
 
-    def to(self, device: torch.device) -> NamedBoxes:
-        """Return the same constraint on another device."""
-        return self._replace(names=tuple(trie.to(device) for trie in self.names), element=self.element.to(device))
+    @property
+    def size(self) -> int:
+        """The number of parts P of an element."""
+        return max(1, len(self.names))
 
-    def ending_in(self, label: int) -> NamedBoxes:
+    def to(self, device: torch.device) -> BoxSets:
+        """Return the same constraint on another device; one without names holds no tensors that are read there."""
+        if not self.names:
+            return self
+        return self._replace(names=tuple(trie.to(device) for trie in self.names), elements=self.elements.to(device))
+
+    def ending_in(self, label: int) -> BoxSets:
         """Return the constraint that also accepts each valid output followed by `label`, which is no token of it."""
-        return self._replace(element=self.element.ending_in(label), end=label)
+        return self._replace(elements=self.elements.ending_in(label), end=label)
 
     def alphabet(self) -> Tensor:
         """Return the distinct labels of the valid outputs."""
-        bins = torch.arange(self.first_bin, self.first_bin + self.num_bins, device=self.element.labels.device)
-        return torch.cat([self.element.labels, bins]).unique()
+        bins = torch.arange(self.first_bin, self.first_bin + self.num_bins, device=self.elements.labels.device)
+        return torch.cat([self.elements.labels, bins]).unique()
+
+    def boxes_of_any_edges(self) -> Automaton:
+        """Return the automaton of boxes without names, whose edges may be out of order, and which may be equal."""
+        bins = torch.arange(self.first_bin, self.first_bin + self.num_bins)
+        automaton = sequence_of([bins] * (EDGES * self.most))
+        automaton.accepting[self.least * EDGES :: EDGES] = True
+        return automaton if self.end is None else automaton.ending_in(self.end)
 
     def accepts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tell which outputs are valid: (B, T), (B,) -> (B,) bool."""
@@ -136,29 +163,35 @@ class NamedBoxes(NamedTuple):
             place = torch.arange(tokens.size(1), device=tokens.device)
             is_last = place == lengths[:, None] - 1
             lengths = lengths - (is_last & (tokens == self.end)).sum(1)
-        is_bin = (tokens >= self.first_bin) & (tokens < self.first_bin + self.num_bins)
-        accepted = self.element.accepts(torch.where(is_bin, self.first_bin, tokens), lengths)
-        parts = self.parts(tokens, lengths)
-        left, upper, right, lower = parts.boxes.unbind(2)
-        accepted = accepted & parts.whole & ((left <= right) & (upper <= lower)).all(1)
-        size = len(self.names)
-        for one, other in combinations(range(0, parts.boxes.size(1), size), 2):
-            differs = [
-                (part[:, one : one + size] != part[:, other : other + size]).flatten(1).any(1) for part in parts[:2]
-            ]
-            accepted = accepted & ((parts.numbers <= other) | differs[0] | differs[1])
-        return accepted
+        names, boxes, numbers, accepted = self.parts(tokens, lengths)
+        if self.names:
+            is_bin = (tokens >= self.first_bin) & (tokens < self.first_bin + self.num_bins)
+            accepted = accepted & self.elements.accepts(torch.where(is_bin, self.first_bin, tokens), lengths)
+        for one, other in IN_ORDER:
+            accepted = accepted & (boxes[..., one] <= boxes[..., other]).all(1)
+        elements = torch.cat([names, boxes], 2).unflatten(1, (self.most, self.size)).flatten(2)
+        equal = (elements[:, :, None] == elements[:, None]).all(3).tril(-1)  # to an earlier element
+        is_there = torch.arange(self.most, device=tokens.device) * self.size < numbers[:, None]
+        return accepted & (numbers >= self.least * self.size) & ~(equal.any(2) & is_there).any(1)
 
     def parts(self, tokens: Tensor, lengths: Tensor) -> Parts:
         """Split outputs into names and boxes: (B, T), (B,)."""
-        return split(tokens, lengths, bins=(self.first_bin, self.num_bins), most=self.most * len(self.names))
+        most = self.most * self.size
+        if self.names:
+            return split(tokens, lengths, bins=(self.first_bin, self.num_bins), most=most)
+        length = most * EDGES
+        bins = F.pad(tokens - self.first_bin, (0, length - tokens.size(1)))
+        is_said = torch.arange(length, device=tokens.device) < lengths[:, None]
+        whole = ((bins >= 0) & (bins < self.num_bins) | ~is_said).all(1) & (lengths % EDGES == 0) & (lengths <= length)
+        boxes = torch.where(is_said, bins, 0).unflatten(1, (most, EDGES))
+        return Parts(boxes[..., :0], boxes, lengths // EDGES, whole)
 
     def best_paths(self, log_probs: Tensor, *, blank: int) -> Paths:
         """Return each sample's most probable path to a valid output; see `OutputConstraint.best_paths`.
 
         Dynamic programming knows the edges that later ones are compared with. It takes O(N H U^2) operations. So it
-        reads only what can be on the best path, see `narvl_plugin.ctc.narrowing`. It is exact unless that is more than
-        `LABELS_TRIED` coordinates.
+        reads only what can be on the best path, see `narvl_plugin.ctc.narrowing`. It is exact unless that is more pairs
+        of coordinates than `PAIRS_TRIED`.
 
         If two elements are equal, a name or an edge of one is another one in every valid output. The outputs with the
         best path are searched next, so the first valid path is best.
@@ -247,16 +280,16 @@ class _Search:
         labels: (L,), the labels that are read, in order; a number of the search is a place in it.
     """
 
-    def __init__(self, constraint: NamedBoxes, labels: Tensor) -> None:
+    def __init__(self, constraint: BoxSets, labels: Tensor) -> None:
         self.first_bin = int(torch.searchsorted(labels, constraint.first_bin))
         self.num_bins = constraint.num_bins
-        self.most = constraint.most
+        self.size, self.least, self.most = constraint.size, constraint.least, constraint.most
         self.blank = len(labels)
         self.end = None if constraint.end is None else int(torch.searchsorted(labels, constraint.end))
         self.tries = [
             _Trie.of(trie._replace(labels=torch.searchsorted(labels, trie.labels))) for trie in constraint.names
         ]
-        self.num_parts = self.most * len(self.tries)
+        self.num_parts = self.most * self.size
 
     def best_path(self, log_probs: np.ndarray) -> list[int]:
         """Return the best path whose elements all differ: (N, L + 1) -> N labels.
@@ -288,25 +321,28 @@ class _Search:
     def elements(self, path: Sequence[int]) -> list[tuple[Part, ...]]:
         """Return the elements of a path."""
         tokens = [label for label, _ in groupby(path) if label not in (self.blank, self.end)]
+        if not self.tries:
+            return [(((), tuple(tokens[place : place + EDGES])),) for place in range(0, len(tokens), EDGES)]
         bins = range(self.first_bin, self.first_bin + self.num_bins)
         runs = [tuple(run) for _, run in groupby(tokens, key=lambda token: token in bins)]
         parts = list(zip(runs[::2], runs[1::2], strict=True))
-        size = len(self.tries)
-        return [tuple(parts[place : place + size]) for place in range(0, len(parts), size)]
+        return [tuple(parts[place : place + self.size]) for place in range(0, len(parts), self.size)]
 
     def _without(self, forbidden: _Forbidden, element: int, parts: Sequence[Part]) -> Iterator[_Forbidden]:
         """Yield prohibitions that each exclude a name or an edge of an element. Other elements are allowed by one."""
-        for part, (name, box) in enumerate(parts, element * len(self.tries)):
-            yield forbidden._replace(names=(*forbidden.names, (part, name)))
+        for part, (name, box) in enumerate(parts, element * self.size):
+            if name:
+                yield forbidden._replace(names=(*forbidden.names, (part, name)))
             for place, edge in enumerate(box):
                 yield forbidden._replace(edges=(*forbidden.edges, (part, place, edge - self.first_bin)))
 
     def _best_allowed(self, log_probs: np.ndarray, forbidden: _Forbidden) -> tuple[list[int], float]:
         """Return the best path, whose elements may be equal, and its log-probability, or any path and -inf."""
         bins = slice(self.first_bin, self.first_bin + self.num_bins)
+        most = math.isqrt(PAIRS_TRIED // self.num_parts)
 
         def search(read: Narrowed) -> tuple[list[int], float]:
-            tried = read.cheapest(bins, FIRST_TRIED, LABELS_TRIED)
+            tried = read.cheapest(bins, FIRST_TRIED, most)
             return _Lattice(self, tried, read.log_probs, forbidden).best_path()
 
         return search_narrowly(log_probs, search)
@@ -322,7 +358,7 @@ class _Search:
         """Return -inf for forbidden names, and 0 for others, for each part of an element: (K, names)."""
         closed = [np.zeros((self.most, len(trie.ends)), np.float32) for trie in self.tries]
         for part, name in forbidden.names:
-            element, number = divmod(part, len(self.tries))
+            element, number = divmod(part, self.size)
             closed[number][element, self.tries[number].number[name]] = NEVER
         return closed
 
@@ -410,27 +446,31 @@ class _Lattice:
     def _read(self, before: _Scores, row: np.ndarray) -> _Scores:
         """Return the scores after a query, (L + 1,)."""
         search, closed, same = self.search, self.closed, np.arange(len(self.bins))
-        number = len(search.tries)
         blank, edge = row[search.blank], row[self.bins]
         whole = before.between.copy()
         whole[1:] = np.maximum(whole[1:], before.lower.max(1))
         end, after_end = NEVER, NEVER
         if search.end is not None:
-            end = float(max(before.end, whole[::number].max()) + row[search.end])
+            end = float(max(before.end, whole[search.least * search.size :: search.size].max()) + row[search.end])
             after_end = float(max(before.after_end, before.end) + blank)
 
         names, after_names, named = [], [], []
         places = zip(before.names, before.after_names, search.tries, self.closed_names, strict=True)
         for place, (said, after, trie, shut) in enumerate(places):
             follows = np.where(trie.repeats, NEVER, said[:, trie.previous])
-            begin = whole[place : search.num_parts : number, None]
+            begin = whole[place : search.num_parts : search.size, None]
             come = np.where(trie.previous < 0, begin, np.maximum(after[:, trie.previous], follows))
             names.append(np.maximum(said, come) + row[trie.labels])
             after_names.append(np.maximum(said, after) + blank)
             named.append((np.maximum(said, after)[:, trie.ends] + shut).max(1))
 
-        left = np.maximum(before.left, np.stack(named, 1).reshape(-1, 1)) + edge + closed[:, 0]
         # Equal labels at neighbouring queries would merge.
+        if named:
+            come = np.stack(named, 1).reshape(-1, 1)
+        else:
+            come = np.repeat(before.between[:-1, None], len(same), 1)
+            come[1:] = np.maximum(come[1:], best_of_others(before.lower[:-1]))
+        left = np.maximum(before.left, come) + edge + closed[:, 0]
         differs = np.repeat(before.left[:, :, None], len(same), 2)
         differs[:, same, same] = NEVER
         upper = np.maximum(before.upper, np.maximum(before.after_left[:, :, None], differs)) + edge + closed[:, 1, None]
@@ -462,7 +502,7 @@ class _Lattice:
         """Return the label that a path read last."""
         last, place = cell
         if last == "names":
-            return int(self.search.tries[place[0] % len(self.search.tries)].labels[place[1]])
+            return int(self.search.tries[place[0] % self.search.size].labels[place[1]])
         if last in ("left", "upper", "right", "lower"):
             return int(self.bins[place[-1]])
         if last == "end":
@@ -471,15 +511,19 @@ class _Lattice:
         return self.search.blank
 
     def _whole_elements(self, scores: _Scores) -> Iterator[tuple[float, _Cell]]:
-        """Yield the best paths to any number of whole elements."""
-        for part in range(0, self.search.num_parts + 1, len(self.search.tries)):
+        """Yield the best paths to any valid number of whole elements."""
+        search = self.search
+        for part in range(search.least * search.size, search.num_parts + 1, search.size):
             yield from self._whole_parts(scores, part)
 
-    def _whole_parts(self, scores: _Scores, number: int) -> Iterator[tuple[float, _Cell]]:
-        """Yield the best paths to a number of whole parts."""
+    def _whole_parts(self, scores: _Scores, number: int, other_than: int = -1) -> Iterator[tuple[float, _Cell]]:
+        """Yield the best paths to a number of whole parts, of which the last does not end in a certain edge."""
         yield float(scores.between[number]), ("between", (number,))
         if number:
-            score, (lower,) = _best(scores.lower[number - 1])
+            ends = scores.lower[number - 1].copy()
+            if other_than >= 0:
+                ends[other_than] = NEVER
+            score, (lower,) = _best(ends)
             yield score, ("lower", (number - 1, lower))
 
     def _origins(self, before: _Scores, cell: _Cell) -> Iterator[tuple[float, _Cell]]:
@@ -509,6 +553,9 @@ class _Lattice:
                 yield float(said[arc]), ("names", (part, arc))
             case "left", (part, left):
                 yield float(before.left[part, left]), cell
+                if not self.search.tries:
+                    yield from self._whole_parts(before, part, other_than=left)
+                    return
                 trie, said, after, shut = self._names(before, part)
                 for last, scores in (("names", said), ("after_names", after)):
                     score, (end,) = _best(scores[trie.ends] + shut)
@@ -546,7 +593,7 @@ class _Lattice:
 
     def _names(self, scores: _Scores, part: int) -> tuple[_Trie, np.ndarray, np.ndarray, np.ndarray]:
         """Return the trie of a part, the scores (A,) of its arcs, those of blanks after them, and its closed names."""
-        element, number = divmod(part, len(self.search.tries))
+        element, number = divmod(part, self.search.size)
         said, after = scores.names[number][element], scores.after_names[number][element]
         return self.search.tries[number], said, after, self.closed_names[number][element]
 
@@ -555,3 +602,13 @@ def _best(scores: np.ndarray) -> tuple[float, tuple[int, ...]]:
     """Return the best score, and its place."""
     place = tuple(map(int, np.unravel_index(scores.argmax(), scores.shape)))
     return float(scores[place]), place
+
+
+def best_of_others(scores: np.ndarray) -> np.ndarray:
+    """Return the highest score of the other entries along the last axis, for each entry: (..., U) -> (..., U)."""
+    best = scores.argmax(-1)[..., None]
+    others = scores.copy()
+    np.put_along_axis(others, best, NEVER, axis=-1)
+    found = np.repeat(scores.max(-1, keepdims=True), scores.shape[-1], axis=-1)
+    np.put_along_axis(found, best, others.max(-1, keepdims=True), axis=-1)
+    return found
