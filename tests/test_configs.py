@@ -244,10 +244,11 @@ def test_files_that_embedded_configurations_read_are_made_by_the_scripts(
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_nano")])
-def test_files_that_other_configurations_read_are_named_in_their_guide(composed: Any, name: str) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_files_that_other_configurations_read_are_named_in_their_guide(composed: Any, task: str) -> None:
+    """Of size base: `test_other_sizes_are_trained_as_base_is`."""
     guide = (ROOT / "docs" / "how-to" / "hydra.md").read_text()
-    cfg = composed(name, "task.data=DATA", "task.bpe_dir=BPE")
+    cfg = composed(f"{task}_base", "task.data=DATA", "task.bpe_dir=BPE")
     assert files_named(cfg) == {"DATA", "BPE", "teacher.pt"}
     for option in ("task.data", "task.bpe_dir", "checkpoint.finetune_from_model=teacher.pt"):
         assert option in guide
