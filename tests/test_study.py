@@ -96,7 +96,10 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, old: str, new: str, co
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_studies_of_the_repository_have_only_runs_that_can_be(file: Path, tmp_path: Path) -> None:
-    study = read_study(file)
+    """Those of one seed: the others differ in it alone."""
+    seeds, text = "seed: [1, 2, 3]", file.read_text()
+    assert seeds in text
+    study = study_of(tmp_path, text.replace(seeds, "seed: [1]"))
     shared, jobs = jobs_of(study.cells(), tmp_path, find_tree(None))
     assert study.question
     assert len(shared) < len(jobs)
