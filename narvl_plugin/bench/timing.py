@@ -29,6 +29,8 @@ STAGED = 20
 """Number of images that are timed stage by stage."""
 BATCH = 32
 """Number of images in a batch that is timed as a whole."""
+TURN = 5
+"""Number of images that a system answers before it is the next one's turn."""
 
 Image = TypeVar("Image")
 Name = TypeVar("Name", bound=Hashable)
@@ -60,10 +62,12 @@ def measure_latency(
     warmup: int,
     repeats: int,
     threads: int,
+    turn: int = TURN,
 ) -> dict[Name, LatencyStats]:
-    """Time several systems on the same images, in turns image by image (A B A B …).
+    """Time several systems on the same images, in turns of a few images.
 
-    A temporary load on the machine then slows all systems equally.
+    A temporary load on the machine then slows all systems equally. In a turn of several images, one more comes first
+    and is not timed: in use a model answers again and again, with its weights and code in the processor's caches.
 
     Args:
         systems: functions from an image to text, by name; a text is on the CPU, so all work is complete.
@@ -71,6 +75,7 @@ def measure_latency(
         warmup: the number of untimed images for each system beforehand.
         repeats: the number of passes over all images.
         threads: torch's threads within an operation, during the measurement.
+        turn: the number of images that a system answers in a turn.
 
     Returns:
         The times by name.
@@ -83,13 +88,18 @@ def measure_latency(
     times: dict[Name, list[float]] = {name: [] for name in systems}
     with use_threads(threads):
         for system in systems.values():
-            for turn in range(warmup):
-                system(images[turn % len(images)])
-        for image in tqdm(list(images) * repeats, desc="time", unit="image", disable=None, leave=False):
+            for number in range(warmup):
+                system(images[number % len(images)])
+        every = list(images) * repeats
+        for first in tqdm(range(0, len(every), turn), desc="time", unit="turn", disable=None, leave=False):
+            these = every[first : first + turn]
             for name, system in systems.items():
-                start = time.perf_counter()
-                system(image)
-                times[name].append(1000 * (time.perf_counter() - start))
+                if turn > 1:
+                    system(these[-1])
+                for image in these:
+                    start = time.perf_counter()
+                    system(image)
+                    times[name].append(1000 * (time.perf_counter() - start))
     return {name: _stats(measured, repeats) for name, measured in times.items()}
 
 
@@ -118,7 +128,7 @@ def images_per_second(
     again = cycle(rows)
     batches = [list(islice(again, batch_size)) for _ in range(0, len(rows), batch_size)]
     calls = {name: partial(_call_batch, system) for name, system in systems.items()}
-    stats = measure_latency(calls, batches, warmup=1, repeats=repeats, threads=threads)
+    stats = measure_latency(calls, batches, warmup=1, repeats=repeats, threads=threads, turn=1)
     return {name: 1000 * batch_size / measured.p50_ms for name, measured in stats.items()}
 
 
@@ -148,7 +158,7 @@ def in_turns(
         return ""
 
     calls = {name: partial(call, system) for name, system in systems.items()}
-    stats = measure_latency(calls, [None], warmup=1, repeats=repeats, threads=threads)
+    stats = measure_latency(calls, [None], warmup=1, repeats=repeats, threads=threads, turn=1)
     return {name: measured.p50_ms for name, measured in stats.items()}
 
 
