@@ -10,6 +10,8 @@ from torch import Tensor
 
 from criterions.query_criterion import QueryCriterionConfig
 from narvl_plugin.ctc import expected_output_score, outputs_of, sample_paths
+from narvl_plugin.ctc.lattice import accumulation_dtype
+from narvl_plugin.errors import InputError
 
 PATHS_DRAWN = 16
 """Number of paths drawn of each sample to estimate the expected score of its output."""
@@ -44,8 +46,24 @@ def check_weights(**weights: float) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {weight} must not be negative")
 
 
+def check_scores(task: FairseqTask, score_weight: float) -> None:
+    """Check that a task scores outputs, if a criterion is to learn their scores.
+
+    Args:
+        task: the task, or the mixture of tasks, of the training.
+        score_weight: the weight of the score's loss.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if score_weight and not task.scores_outputs:
+        raise InputError(f"--score-weight: the task {', '.join(task.task_names)} has no score of outputs")
+
+
 def score_losses(task: FairseqTask, logits: Tensor, targets: Tensor, target_lengths: Tensor, *, blank: int) -> Tensor:
     """Return 1 - the expected score of each sample's output, see `expected_output_score`.
+
+    Samples of a member of a mixture that has no scores have no loss.
 
     Args:
         task: scores the outputs.
@@ -57,6 +75,8 @@ def score_losses(task: FairseqTask, logits: Tensor, targets: Tensor, target_leng
     Returns:
         (B,).
     """
+    if not task.scores_outputs:
+        return logits.new_zeros(len(logits), dtype=accumulation_dtype(logits.dtype))
     outputs, lengths = outputs_of(sample_paths(logits, PATHS_DRAWN), blank=blank)
     scores = task.output_scores(outputs, lengths, targets, target_lengths)
     return 1 - expected_output_score(logits, outputs, lengths, scores, blank=blank)

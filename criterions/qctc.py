@@ -6,7 +6,7 @@ from fairseq.criterions import register_criterion
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from criterions.expected_score import ScoredCriterionConfig, check_weights, score_losses
+from criterions.expected_score import ScoredCriterionConfig, check_scores, check_weights, score_losses
 from criterions.query_criterion import QueryCriterion, smoothing_losses
 from narvl_plugin.ctc import bigram_f1, query_ctc_any_loss
 
@@ -50,6 +50,7 @@ class QueryCtcCriterion(QueryCriterion):
     ) -> None:
         super().__init__(task, sentence_avg or reference_loss, keep_eos or reference_loss, label_smoothing)
         check_weights(bigram_weight=bigram_weight, score_weight=score_weight)
+        check_scores(task, score_weight)
         self.bigram_weight = bigram_weight
         self.score_weight = score_weight
         self.reference_loss = reference_loss

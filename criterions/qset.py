@@ -10,7 +10,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from criterions.expected_score import ScoredCriterionConfig, check_weights, score_losses
+from criterions.expected_score import ScoredCriterionConfig, check_scores, check_weights, score_losses
 from criterions.query_criterion import QueryCriterion
 from narvl_plugin.ctc import best_path_of, collapse, language_loss, min_queries, query_ctc_loss
 
@@ -57,6 +57,7 @@ class QuerySetCriterion(QueryCriterion):
     ) -> None:
         super().__init__(task, sentence_avg, keep_eos, label_smoothing)
         check_weights(score_weight=score_weight)
+        check_scores(task, score_weight)
         if window < 0:
             raise ValueError(f"--window {window} must not be negative")
         if keep_eos:

@@ -111,6 +111,7 @@ class CaptionTask(BaseTask):
     dataset_class = CaptionDataset
     target_place = 2
     holds_several_targets = True
+    scores_outputs = True
     shows_confidence = False
     cfg: CaptionConfig
     _judged: CaptionDataset

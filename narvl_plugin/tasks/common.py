@@ -116,6 +116,11 @@ class CommonTask:
         """Return the use of a model of this task. The origin of the model's weights must agree with it."""
         return Use(self.task_names, self.codec.checksum, training, self.cfg.allow_transfer, frozenset(TASKS))
 
+    @property
+    def scores_outputs(self) -> bool:
+        """Return whether the task has `output_scores`."""
+        return False
+
     def output_scores(
         self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
     ) -> torch.Tensor:
@@ -133,9 +138,9 @@ class CommonTask:
             (B, M), from 0 to 1.
 
         Raises:
-            InputError: if the task has no such score.
+            NotImplementedError: if the task has no such score.
         """
-        raise InputError(f"--score-weight: the task {self.cfg._name} has no score of outputs")
+        raise NotImplementedError(f"the task {self.cfg._name} has no score of outputs")
 
     def elements(self, tokens: list[int]) -> list[tuple[int, ...]]:
         """Return the elements of a target that is a set, in the target's order.

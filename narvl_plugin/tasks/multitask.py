@@ -52,6 +52,7 @@ class MultitaskTask(TrainedTask):
         super().__init__(cfg, **kwargs)
         self.members = {member.name: member for member in read_members(cfg.data, cfg)}
         self.tasks: dict[str, TrainedSingleTask] = {}
+        self._answering: TrainedSingleTask | None = None
         for name, member in self.members.items():
             task_class = TASK_REGISTRY[member.options._name]
             with self._blaming(name):
@@ -70,6 +71,28 @@ class MultitaskTask(TrainedTask):
     def task_names(self) -> tuple[str, ...]:
         """Return the names of the members' tasks."""
         return tuple(str(member.options._name) for member in self.members.values())
+
+    @property
+    def scores_outputs(self) -> bool:
+        """Return whether the member whose batch is trained on scores outputs; between batches, whether any does."""
+        tasks = [self._answering] if self._answering else list(self.tasks.values())
+        return any(task.scores_outputs for task in tasks)
+
+    def output_scores(
+        self, outputs: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the scores by the member whose batch is trained on, see the base class."""
+        assert self._answering is not None
+        return self._answering.output_scores(outputs, lengths, targets, target_lengths)
+
+    @contextmanager
+    def _answers(self, member: str) -> Iterator[TrainedSingleTask]:
+        """Let a member score the outputs meanwhile."""
+        self._answering = self.tasks[member]
+        try:
+            yield self._answering
+        finally:
+            self._answering = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task's part of a checkpoint: the options of each member, as plain values."""
@@ -138,7 +161,8 @@ class MultitaskTask(TrainedTask):
     ) -> Step:
         """Train on a member's batch; return loss, sample size and logged values."""
         addressed = with_queries(sample, model)
-        loss, sample_size, logged = super().train_step(addressed, model, criterion, *args, **kwargs)
+        with self._answers(sample["member"]):
+            loss, sample_size, logged = super().train_step(addressed, model, criterion, *args, **kwargs)
         return loss, sample_size, self.by_member(sample["member"], logged)
 
     def valid_step(
@@ -149,8 +173,8 @@ class MultitaskTask(TrainedTask):
         ema_model: torch.nn.Module | None = None,
     ) -> Step:
         """Validate a member's batch with its own task; return loss, sample size and logged values."""
-        task = self.tasks[sample["member"]]
-        loss, sample_size, logged = task.valid_step(with_queries(sample, model), model, criterion, ema_model)
+        with self._answers(sample["member"]) as task:
+            loss, sample_size, logged = task.valid_step(with_queries(sample, model), model, criterion, ema_model)
         return loss, sample_size, self.by_member(sample["member"], logged)
 
     def by_member(self, name: str, logged: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class RefcocoTask(BoxTask):
     config_class = RefcocoConfig
     validation_metrics = ("score", "mean_iou", "no_box")
     dataset_class = RefcocoDataset
+    scores_outputs = True
     cfg: RefcocoConfig
 
     def path_options(self, args: Any) -> dict[str, Any]:

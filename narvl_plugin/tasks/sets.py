@@ -28,6 +28,7 @@ class SetTask(BaseTask):
     """
 
     predicts_sets = True
+    scores_outputs = True
     element: ClassVar[str]
     empty_output: ClassVar[str | None] = None
 

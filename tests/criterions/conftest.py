@@ -42,7 +42,9 @@ def dictionary() -> Dictionary:
 @pytest.fixture
 def task(dictionary: Dictionary) -> SimpleNamespace:
     """The task as a criterion sees it, forgiving one row."""
-    return SimpleNamespace(target_dictionary=dictionary, skip_budget=SkipBudget(1))
+    return SimpleNamespace(
+        target_dictionary=dictionary, skip_budget=SkipBudget(1), scores_outputs=True, task_names=("snli_ve",)
+    )
 
 
 @pytest.fixture

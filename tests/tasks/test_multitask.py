@@ -15,6 +15,8 @@ import torch
 from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
+from criterions import QueryCtcCriterion
+from criterions.expected_score import score_losses
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
@@ -272,6 +274,47 @@ class TestLogging:
         assert "snli_ve_snli_score" not in values  # not asked for
         for name in MEMBERS:
             assert values[f"{name}_loss"] == pytest.approx(2.885, abs=1e-3)  # two nats in bits
+
+
+class ScoreCriterion(Criterion):
+    """Remembers how much the scores of drawn outputs lack, by member."""
+
+    def __init__(self, task: MultitaskTask) -> None:
+        super().__init__()
+        self.task = task
+        self.lacks: dict[str, float] = {}
+
+    def __call__(self, model: torch.nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        target = sample["target"]
+        blank = len(self.task.target_dictionary)
+        logits = torch.zeros(len(target), target.size(1), blank + 1)
+        logits.scatter_(2, target[:, :, None], 100.0)  # draws the target, with its final </s>
+        lengths = target.ne(self.task.target_dictionary.pad()).sum(1, keepdim=True)
+        losses = score_losses(self.task, logits, target[:, None], lengths, blank=blank)
+        self.lacks[sample["member"]] = float(losses.mean())
+        return super().__call__(model, sample)
+
+
+class TestScores:
+    def test_a_batch_is_scored_by_its_member_if_that_has_scores(self, task: MultitaskTask) -> None:
+        assert task.scores_outputs
+        epoch_of(task, 1)  # the training captions score those of a batch
+        criterion, student = ScoreCriterion(task), torch.nn.Module()
+        student.is_student = True
+        for member in task.tasks.values():
+            member.generator = Silent()
+        for batch in epoch_of(task, 1, "valid").next_epoch_itr(shuffle=False):
+            task.valid_step(batch, student, criterion)
+        assert criterion.lacks["vqa_gen"] == criterion.lacks["gqa"] == criterion.lacks["snli_ve"] == 0
+        assert criterion.lacks["refcoco"] == 1  # a box has four tokens, and no </s>
+        assert 0 < criterion.lacks["caption"] < 1
+
+    def test_a_mixture_without_any_scores_is_refused(self, mixture: Path, answer_vocabulary: Path) -> None:
+        members = json.loads(mixture.read_text())
+        mixture.write_text(json.dumps({"gqa": members["gqa"], "snli_ve": members["snli_ve"]}))
+        task = MultitaskTask.setup_task(MultitaskConfig(data=str(mixture), bpe_dir=str(answer_vocabulary), num_bins=11))
+        with pytest.raises(InputError, match="^--score-weight: the task vqa_gen, snli_ve has no score of outputs"):
+            QueryCtcCriterion(task, False, False, 0.0, score_weight=10)
 
 
 def arguments(mixture: Path, vocabulary: Path, *more: object) -> list[object]:
