@@ -92,7 +92,7 @@ train() {
   shift 5
   mkdir -p "$folder"
   fairseq-train "$data" --user-dir "$(narvl path)" --task multitask --bpe-dir "$OUT/vocab" --num-bins 64 \
-    --arch narvl_nano --criterion qctc --bigram-weight 10 --seed "$SEED" \
+    --arch narvl_nano --criterion qctc --bigram-weight 10 --score-weight 10 --seed "$SEED" \
     --batch-size "$batch" --optimizer fused_adam --adam-betas "(0.9, 0.98)" --adam-eps 1e-8 --weight-decay 0.01 \
     --clip-norm 1.0 --lr-scheduler polynomial_decay_ratio --lr "$lr" --warmup-ratio 0.06 --max-update "$updates" \
     --save-interval 1000000 --save-interval-updates "$every" --validate-interval 1000000 \
