@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -92,7 +93,9 @@ class WorkerProcess:
     async def kill(self) -> None:
         """End the process, if it has not ended."""
         if self.process.returncode is None:
-            self.process.kill()
+            # Its own `kill` first asks whether it has ended, and so takes the status that asyncio waits for.
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
         await self.process.wait()
 
 
@@ -220,7 +223,7 @@ class Pool:
     async def _bury(self, worker: WorkerProcess) -> None:
         """Forget a worker that has ended, and its questions."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(worker.process.wait(), PAUSE)  # to kill a process that has ended loses its status
+            await asyncio.wait_for(worker.process.wait(), PAUSE)  # it keeps the status with which it is about to end
         await worker.kill()
         self._processes.remove(worker)
         for asked in worker.asked.values():

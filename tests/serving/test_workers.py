@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +65,29 @@ def test_batches_hold_one_key_and_none_starves() -> None:
     time.sleep(0.06)
     assert batcher.take() == ("rare", [0])
     assert batcher.take() == ("often", [3, 4])
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12) or not hasattr(os, "pidfd_open"), reason="sets Python 3.11's watcher")
+def test_a_worker_that_has_just_ended_keeps_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio does not know yet that it has ended, since its loop is busy."""
+
+    async def kill_one() -> int | None:
+        with asyncio.PidfdChildWatcher() as watcher:
+            asyncio.get_event_loop_policy().set_child_watcher(watcher)
+            watcher.attach_loop(asyncio.get_running_loop())
+            program = (sys.executable, "-c", "raise SystemExit(3)")
+            pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+            process = await asyncio.create_subprocess_exec(*program, **pipes)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            await pools.WorkerProcess(process).kill()
+            return process.returncode
+
+    before = asyncio.get_event_loop_policy().get_child_watcher()
+    try:
+        assert asyncio.run(kill_one()) == 3
+    finally:
+        asyncio.get_event_loop_policy().set_child_watcher(before)
+    assert not caplog.records
 
 
 def test_a_question_survives_its_message() -> None:
