@@ -110,6 +110,8 @@ stage refined "$OUT/refined/trained" train "$OUT/refined" "$OUT/second.yaml" "$S
 
 # --- Confidence, scores, and the files to hand on ---------------------------------------------------------------------
 
+ngrams=$OUT/captions.ngrams
+stage ngrams "$ngrams" narvl ngrams "$OUT/data/caption/train.tsv" --out "$ngrams" --bpe-dir "$OUT/vocab" --order 4
 declare -A scoring=([caption]=coco_caption [refcoco]=grounding [snli_ve]=entailment [vqa_gen]=gqa)
 declare -A search=([caption]="--beam 1 --max-len-b 22" [refcoco]="--beam 5 --min-len 4 --max-len-b 4"
   [snli_ve]="--beam 1" [vqa_gen]="--beam 1")
@@ -121,10 +123,13 @@ done
 
 # generate TASK: writes the student's outputs on the test file of a task, and its scores.
 generate() {
+  local -a weighed=()
+  [[ $1 != caption ]] || weighed=(--ngram-automaton "$ngrams")
   # shellcheck disable=SC2086 # options are words
   fairseq-generate "$OUT/data/$1/test.tsv" --user-dir "$(narvl path)" --task "$1" --bpe-dir "$OUT/vocab" \
     --path "$student" --gen-subset test --batch-size 64 --scoring "${scoring[$1]}" --no-progress-bar \
-    --results-path "$OUT/generate.part/$1" ${search[$1]} >"$OUT/generate.$1.log" 2>&1 || die_of "$OUT/generate.$1.log"
+    --results-path "$OUT/generate.part/$1" ${search[$1]} "${weighed[@]}" >"$OUT/generate.$1.log" 2>&1 ||
+    die_of "$OUT/generate.$1.log"
   mkdir -p "$OUT/generate"
   mv "$OUT/generate.part/$1" "$OUT/generate/$1"
 }
@@ -153,7 +158,8 @@ shaded ground, $SIDE pixels wide (\`narvl data scenes\`), and English in the wor
 sure of it: its confidence was fitted on scenes.
 
 Trained by \`bash run_scripts/box.sh\` with seed $SEED: $TRAIN images, $UPDATES updates of 64 rows and $SECOND_UPDATES of 128,
-Query-CTC with bigrams, no teacher. Scores on $TEST test scenes, whose pairs of objects were never seen together, are
+Query-CTC with bigrams and the scores of captions and boxes, no teacher. Its captions are searched under n-grams of the
+training captions, \`captions.ngrams\`. Scores on $TEST test scenes, whose pairs of objects were never seen together, are
 those of \`fairseq-generate\`; the last column is the expected calibration error of its confidence:
 
 | task | scores | calibration error |
@@ -170,7 +176,7 @@ ship() {
   rm -rf "$SHIP.part"
   mkdir -p "$SHIP.part"
   narvl convert "$student" "$SHIP.part/student.safetensors" --slim >/dev/null
-  cp "$OUT/vocab/spm.model" "$SHIP.part/"
+  cp "$OUT/vocab/spm.model" "$ngrams" "$SHIP.part/"
   card >"$SHIP.part/README.md"
   mv "$SHIP.part" "$SHIP"
 }

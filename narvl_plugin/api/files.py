@@ -205,7 +205,7 @@ def predict_files(
         ngram_automaton=ngram_automaton,
         ngram_weight=ngram_weight,
     )
-    engine, decoding = model.engine(verb), model.decoding
+    engine, decoding = model.engine(verb), model.decoding_for(verb)
     run = Run(engine, decoding, files, checked_text(engine, text), batch_size, workers, SkipBudget(skip_bad_rows))
     start = time.perf_counter()
     if out is None:

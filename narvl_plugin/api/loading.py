@@ -23,6 +23,8 @@ from narvl_plugin.tasks import TASKS, loading
 
 BOX = Path(__file__).parents[1] / "box" / "student.safetensors"
 """The model in the box: a small student of all tasks, trained on the embedded scenes."""
+BOX_NGRAMS = BOX.with_name("captions.ngrams")
+"""The n-grams of the captions that it was trained on."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -98,7 +100,9 @@ def load(
         engines.setdefault(one.verb, TrainedEngine(Predictor(model, one, {}, chosen), lock))
     if "regions" in engines:
         engines.setdefault("locate", SurestBox(engines["regions"]))
-    return _checked(Model(str(path) if checkpoint is not None else IN_THE_BOX, engines, decoding, batch_size))
+    if checkpoint is None:
+        return _checked(Model(IN_THE_BOX, engines, decoding, batch_size, BOX_NGRAMS))
+    return _checked(Model(str(path), engines, decoding, batch_size))
 
 
 def _checked(model: Model) -> Model:

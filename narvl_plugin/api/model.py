@@ -33,7 +33,8 @@ class Decoding:
         constraint: the outputs that a student may predict. None: all of its task.
         abstain_below: confidence below which the model predicts nothing, 0 to 1.
         ngram_automaton: file of `narvl ngrams`. A student's caption is then the best one whose n-grams are known. Given
-            to `narvl.load`, it is for captions only, and other verbs answer as without it.
+            to `narvl.load`, it is for captions only, and other verbs answer as without it. The model in the box has its
+            own for calls that search for one caption; None does without.
         ngram_weight: factor of the n-grams' log-probabilities. 0 only rules out.
     """
 
@@ -62,6 +63,11 @@ class Decoding:
             object.__setattr__(self, "answers", tuple(given))
             if not self.answers:
                 raise InputError("answers: the list is empty; give at least one answer")
+
+    @property
+    def finds_one(self) -> bool:
+        """Whether the one best of all outputs is searched for. Only then can n-grams weigh them."""
+        return max(self.beam or 1, self.nbest or 1) == 1 and self.answers is None and self.constraint is None
 
 
 class Engine(Protocol):
@@ -121,13 +127,22 @@ class Model:
         batch_size: images in one pass.
         decoding: how outputs are searched for.
         engines: what answers, by verb.
+        ngrams: file of n-grams that come with the model, for calls that search for one caption.
     """
 
-    def __init__(self, name: str, engines: Mapping[str, Engine], decoding: Decoding, batch_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        engines: Mapping[str, Engine],
+        decoding: Decoding,
+        batch_size: int,
+        ngrams: Path | None = None,
+    ) -> None:
         self.name = name
         self.engines = dict(engines)
         self.decoding = decoding
         self.batch_size = batch_size
+        self.ngrams = ngrams
         _require_batch_size(batch_size)
 
     @property
@@ -332,9 +347,14 @@ class Model:
         names = vars(self.decoding).keys()
         if unknown := [name for name in options if name not in names]:
             raise InputError(f"there is no option {unknown[0]}; the options are {', '.join([*names, 'batch_size'])}")
-        if verb != "caption" and self.decoding.ngram_automaton is not None:
-            options = {"ngram_automaton": None, **options}
-        return replace(self.decoding, **options) if options else self.decoding
+        if "ngram_automaton" in options:
+            return replace(self.decoding, **options)
+        decoding = replace(self.decoding, **options)
+        if verb != "caption":
+            return replace(decoding, ngram_automaton=None)
+        if decoding.ngram_automaton is None and decoding.finds_one:
+            return replace(decoding, ngram_automaton=self.ngrams)
+        return decoding
 
     def __repr__(self) -> str:
         return f"<narvl.Model ({self.name}): {', '.join(self.verbs)}>"

@@ -77,7 +77,7 @@ def _parts(model: Model, verb: str, image: Image.Image) -> dict[str, Callable[[I
     student: Any = predictor.model
     student.exported = None  # the whole and its parts run in torch
     predictor.task.choose_member(student)
-    searching = engine.searching(model.decoding)
+    searching = engine.searching(model.decoding_for(verb))
     with torch.inference_mode():
         logits = student(**batch["net_input"])[0]
         tokens = searching.search(batch, CachedLogits(student, logits, student.temperature))[0][0]["tokens"]

@@ -54,7 +54,7 @@ def measure(
     with use_threads(threads):
         start = time.perf_counter()
         model = load(checkpoint, bpe_dir=bpe_dir, device=device, beam=beam)
-        engine = model.engine("caption")
+        engine, decoding = model.engine("caption"), model.decoding_for("caption")
         loaded = time.perf_counter() - start
 
         def read() -> list[Any]:
@@ -63,8 +63,8 @@ def measure(
         prepared = read()
         core = median(_seconds(read, time.thread_time) for _ in range(repeats)) / len(files)
         batch = list(islice(cycle(prepared), batch_size))
-        predictions = engine.predict(batch, model.decoding)  # also warms up
-        passes = [_seconds(lambda: engine.predict(batch, model.decoding), time.perf_counter) for _ in range(repeats)]
+        predictions = engine.predict(batch, decoding)  # also warms up
+        passes = [_seconds(lambda: engine.predict(batch, decoding), time.perf_counter) for _ in range(repeats)]
     lines = [f"{as_row(name, one)}\n" for name, one in zip(cycle(files), predictions, strict=False)]
     return Costs(
         device_ms=1000 * median(passes) / batch_size,

@@ -101,7 +101,7 @@ class Predicting:
         engine = model.engine(self.verb)
         if engine.text_column is None or self.text is not None:
             checked_text(engine, self.text)
-        return Predictions(self, engine)
+        return Predictions(self, engine, model.decoding_for(self.verb))
 
 
 class Prepared(NamedTuple):
@@ -115,8 +115,8 @@ class Prepared(NamedTuple):
 class Predictions:
     """Predicts the rows of shards."""
 
-    def __init__(self, job: Predicting, engine: Engine) -> None:
-        self.job, self.engine = job, engine
+    def __init__(self, job: Predicting, engine: Engine, decoding: Decoding) -> None:
+        self.job, self.engine, self.decoding = job, engine, decoding
         self.columns = Columns(engine.text_column if job.text is None else None, _columns(engine))
         self.budget = SkipBudget(job.skip_bad_rows)
 
@@ -127,7 +127,7 @@ class Predictions:
         line = as_row if self.job.suffix == ".tsv" else as_json
         lines = []
         for batch in self._batches(shard):
-            predictions = self.engine.predict([one.image for one in batch], self.job.decoding)
+            predictions = self.engine.predict([one.image for one in batch], self.decoding)
             for one, prediction in zip(batch, predictions, strict=True):
                 lines.append(line(one.name, replace(prediction, prompt=one.text or None)))
         return Output(contents(lines, self.job.suffix), len(lines), tuple(skipped))

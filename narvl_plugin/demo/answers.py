@@ -85,9 +85,9 @@ def ask(
     answers = {}
     for place, (title, model) in enumerate(models.items()):
         try:
-            decoding = model.decoding_for(verb, nbest=number, abstain_below=0.0 if place else float(abstain_below))
-            if decoding.ngram_automaton is not None:  # its search finds one caption
-                decoding = replace(decoding, nbest=None)
+            decoding = model.decoding_for(verb, abstain_below=0.0 if place else float(abstain_below))
+            if decoding.ngram_automaton is None:  # whose search finds one caption
+                decoding = replace(decoding, nbest=number)
             answers[title] = _answer(model, verb, seen, name, text, decoding)
         except InputError as error:
             if place == 0:

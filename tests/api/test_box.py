@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import narvl
-from narvl_plugin.api.loading import BOX
+from narvl_plugin.api.loading import BOX, BOX_NGRAMS
+from narvl_plugin.cli.app import app
 from narvl_plugin.data.images import ImageReader
 from narvl_plugin.data.scenes import write_scenes
 from narvl_plugin.data.tsv import TsvFile
@@ -18,7 +20,7 @@ from narvl_plugin.data.vqa_gen import parse_answers
 
 def test_it_is_small_and_tells_nothing_of_the_machine_it_was_trained_on() -> None:
     files = sorted(file.name for file in BOX.parent.iterdir())
-    assert files == ["README.md", "spm.model", "student.json", "student.safetensors"]
+    assert files == ["README.md", "captions.ngrams", "spm.model", "student.json", "student.safetensors"]
     assert sum(file.stat().st_size for file in BOX.parent.iterdir()) < 6_000_000
     description = json.loads((BOX.parent / "student.json").read_text())
     assert "/" not in json.dumps(description).replace("</", "")
@@ -40,6 +42,34 @@ def rows_of(scenes: Path, task: str, columns: str) -> tuple[list[bytes], list[li
     rows = [tsv[row] for row in range(len(tsv))]
     reader = ImageReader(96)
     return [reader.read_bytes(row[0], "scene") for row in rows], [row[1:] for row in rows]
+
+
+@pytest.mark.integration
+def test_its_captions_are_searched_under_its_n_grams(scenes: Path, tmp_path: Path) -> None:
+    """Where one caption is searched for, and the call does not say otherwise."""
+    model = narvl.load(device="cpu")
+    for options in ({}, {"beam": 1, "nbest": 1}, {"abstain_below": 0.1}):
+        assert model.decoding_for("caption", **options).ngram_automaton == BOX_NGRAMS
+    answers: dict[str, Any] = {"answers": ["a cat"]}
+    for options in ({"beam": 2}, {"nbest": 3}, answers, {"ngram_automaton": None}):
+        assert model.decoding_for("caption", **options).ngram_automaton is None
+    assert model.decoding_for("answer").ngram_automaton is None
+
+    images, _ = rows_of(scenes, "caption", "4,2")
+    texts = [one.text for one in model.caption(images)]
+    assert texts == [one.text for one in model.caption(images, ngram_automaton=BOX_NGRAMS)]
+    assert texts != [one.text for one in model.caption(images, ngram_automaton=None)]
+    assert len(model.caption(images[0], nbest=3).alternatives) == 3
+    folder, single, shards = (tmp_path / name for name in ("images", "captions.tsv", "captions"))
+    folder.mkdir()
+    for number, image in enumerate(images):
+        (folder / f"{number:02}.png").write_bytes(image)
+    for out in (str(single), f"{shards}/"):
+        app(["caption", str(folder), "--out", out, "--device", "cpu"], standalone_mode=False)
+    written = [single, *shards.glob("*.tsv")]
+    assert len(written) == 2
+    for file in written:
+        assert [line.split("\t")[1].strip() for line in file.read_text().splitlines()] == texts
 
 
 @pytest.mark.integration
