@@ -65,9 +65,14 @@ class Decoding:
                 raise InputError("answers: the list is empty; give at least one answer")
 
     @property
+    def width(self) -> int:
+        """The number of outputs that the search keeps, as far as it is given."""
+        return max(self.beam or 1, self.nbest or 1)
+
+    @property
     def finds_one(self) -> bool:
         """Whether the one best of all outputs is searched for. Only then can n-grams weigh them."""
-        return max(self.beam or 1, self.nbest or 1) == 1 and self.answers is None and self.constraint is None
+        return self.width == 1 and self.answers is None and self.constraint is None
 
 
 class Engine(Protocol):
@@ -347,9 +352,9 @@ class Model:
         names = vars(self.decoding).keys()
         if unknown := [name for name in options if name not in names]:
             raise InputError(f"there is no option {unknown[0]}; the options are {', '.join([*names, 'batch_size'])}")
-        if "ngram_automaton" in options:
-            return replace(self.decoding, **options)
         decoding = replace(self.decoding, **options)
+        if "ngram_automaton" in options:
+            return decoding
         if verb != "caption":
             return replace(decoding, ngram_automaton=None)
         if decoding.ngram_automaton is None and decoding.finds_one:

@@ -123,7 +123,7 @@ class TrainedEngine:
             raise InputError("constraint, abstain_below and ngram_automaton are for students; this model is a teacher")
         if decoding.ngram_automaton and self.verb != "caption":
             raise InputError(f"ngram_automaton: is for caption; {self.verb} has its own outputs")
-        if decoding.ngram_automaton and max(decoding.beam or 1, decoding.nbest or 1) > 1:
+        if decoding.ngram_automaton and decoding.width > 1:
             raise InputError("ngram_automaton: finds the one best caption; take a beam of 1, and an nbest of 1")
         if decoding.constraint is not None and (predictor.task.bins is not None or predictor.task.predicts_sets):
             raise InputError("constraint: is not for boxes, which always have four edges in order")

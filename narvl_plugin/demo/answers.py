@@ -86,7 +86,7 @@ def ask(
     for place, (title, model) in enumerate(models.items()):
         try:
             decoding = model.decoding_for(verb, abstain_below=0.0 if place else float(abstain_below))
-            if decoding.ngram_automaton is None:  # whose search finds one caption
+            if decoding.ngram_automaton is None:  # a search under n-grams finds one caption
                 decoding = replace(decoding, nbest=number)
             answers[title] = _answer(model, verb, seen, name, text, decoding)
         except InputError as error:
