@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from narvl_plugin.bench.floor import distance_to_floor
@@ -30,8 +31,10 @@ from narvl_plugin.ctc import (
 )
 from narvl_plugin.ctc.loss import _function_in_kernels, _losses
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.teacher import ensemble_of
 from narvl_plugin.models import build
 from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.models.ofa import OfaModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -146,7 +149,7 @@ def test_a_captured_student_predicts_what_a_plain_one_predicts(dtype: torch.dtyp
     for number in range(49 - len(dictionary)):
         dictionary.add_symbol(str(number))
     plain = copy.deepcopy(student)
-    plain.graphs = None
+    plain.use_graphs(None)
     captured, expecting = (ParallelGenerator([model], dictionary) for model in (student, plain))
     assert student.graphs is not None
     for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
@@ -162,6 +165,38 @@ def test_a_captured_student_predicts_what_a_plain_one_predicts(dtype: torch.dtyp
             assert one["tokens"].tolist() == other["tokens"].tolist()
             torch.testing.assert_close(one["score"], other["score"], rtol=1e-2, atol=1e-2)
     assert len(student.graphs) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_teacher_finds_what_a_plain_one_finds(dtype: torch.dtype) -> None:
+    """Also for other inputs than those that were recorded, and after a search in another shape."""
+    torch.manual_seed(1)
+    teacher = build("ofa_nano", vocab_size=50, vision_pretrained=False)
+    assert isinstance(teacher, OfaModel)
+    teacher.optimize_for_inference()
+    teacher = teacher.to("cuda", dtype)
+    dictionary = Dictionary()
+    for number in range(50 - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    plain = copy.deepcopy(teacher)
+    plain.use_graphs(None)
+    captured, expecting = (
+        SequenceGenerator(ensemble_of([model]), dictionary, beam_size=4, max_len_b=6) for model in (teacher, plain)
+    )
+    for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
+        torch.manual_seed(seed)
+        net_input = {
+            "src_tokens": torch.randint(4, 49, (2, 7)).cuda(),
+            "patch_images": torch.randn(2, 3, side, side).to("cuda", dtype),
+            "padded": np.zeros(2, dtype=bool),
+        }
+        found = captured.generate([teacher], {"net_input": net_input})
+        expected = expecting.generate([plain], {"net_input": net_input})
+        for one, other in zip(found, expected, strict=True):
+            assert one[0]["tokens"].tolist() == other[0]["tokens"].tolist()
+            torch.testing.assert_close(one[0]["score"], other[0]["score"], rtol=1e-2, atol=1e-2)
+    assert teacher.graphs is not None
+    assert len(teacher.graphs) > 4
 
 
 def test_searches_agree(log_probs: Tensor) -> None:

@@ -140,30 +140,33 @@ def matrix(scale: Scale, device: torch.device, dtype: torch.dtype) -> dict[str, 
 
 @torch.no_grad()
 def one_image(scale: Scale, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the times of one image: the student's, with and without CUDA graphs, its encoder's, and the teacher's.
+    """Return the times of one image: of student, encoder and teacher, with and without CUDA graphs.
 
-    The teacher's kernels are started one by one: its keys and values grow with each step, so no two steps have the same
-    shapes.
+    Of the teacher, the encoder and each step of the decoder are a graph. Beams are chosen between them, as always.
     """
     pair = Pair(scale.size, side=scale.side, device=device, dtype=dtype, queries=QUERIES)
     sample = _sample(pair, 1)
-    inputs = pair.inputs(1)
     generator = ParallelGenerator([pair.student], pair.dictionary)
-    graphs, encoder_graphs = pair.student.graphs, Graphs()
-
-    def student(with_graphs: Graphs | None) -> object:
-        pair.student.graphs = with_graphs
-        return generator.generate([pair.student], sample)
+    graphs = {model: Graphs() for model in ("student", "encoder", "teacher")}
 
     def encode(**given: Any) -> Any:
-        return tuple(part for part in pair.student.encoder(**given) if isinstance(part, torch.Tensor))
+        return pair.student.encoder(**given).features
+
+    def student(chosen: Graphs | None) -> object:
+        pair.student.use_graphs(chosen)
+        return generator.generate([pair.student], sample)
+
+    def teacher(chosen: Graphs | None) -> object:
+        pair.teacher.use_graphs(chosen)
+        return pair.search(pair.teacher, sample["net_input"], BEAM, LENGTH)
 
     calls: dict[str, Callable[[], object]] = {
         "student": lambda: student(None),
-        "student_captured": lambda: student(graphs),
+        "student_captured": lambda: student(graphs["student"]),
         "encoder": lambda: encode(**sample["net_input"]),
-        "encoder_captured": lambda: encoder_graphs.run(pair.student, "encoder", encode, sample["net_input"]),
-        "teacher": partial(pair.search, pair.teacher, inputs, BEAM, LENGTH),
+        "encoder_captured": lambda: graphs["encoder"].run(pair.student, "encoder", encode, sample["net_input"]),
+        "teacher": lambda: teacher(None),
+        "teacher_captured": lambda: teacher(graphs["teacher"]),
     }
     for _ in range(2):  # a graph is recorded at the second call
         for call in calls.values():
@@ -171,11 +174,11 @@ def one_image(scale: Scale, device: torch.device, dtype: torch.dtype) -> dict[st
     times = in_turns(calls, repeats=scale.repeats, threads=_threads(), device=device)
     return {
         "ms": times,
-        "captured": bool(graphs),
+        "captured": {name: len(one) for name, one in graphs.items()},
         "speed_up": times["teacher"] / times["student"],
-        "speed_up_captured": times["teacher"] / times["student_captured"],
+        "speed_up_captured": times["teacher_captured"] / times["student_captured"],
         "bound": times["teacher"] / times["encoder"],
-        "bound_captured": times["teacher"] / times["encoder_captured"],
+        "bound_captured": times["teacher_captured"] / times["encoder_captured"],
         "gflop": _gflop(scale, device),
     }
 

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import flop_registry
 
 from narvl_plugin.bench.timing import in_turns
 from narvl_plugin.ctc import greedy
+from narvl_plugin.generation.teacher import ensemble_of
 from narvl_plugin.importing import leaving_logging_alone
 from narvl_plugin.models.encoder import EncoderOutput
 from narvl_plugin.models.narvl import NarvlModel
@@ -186,6 +187,7 @@ class Pair:
 
     def _ready(self, model: nn.Module) -> Any:
         model.optimize_for_inference()  # type: ignore[operator]  # `build` returns either model, typed as a module
+        model.use_graphs(None)  # type: ignore[operator]  # only small batches would use them
         return model.to(self.device, self.dtype)
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
@@ -201,7 +203,7 @@ class Pair:
     def search(self, model: nn.Module, inputs: dict[str, Tensor], beam: int, length: int) -> object:
         """Search for an output of exactly `length` tokens."""
         generator = SequenceGenerator(
-            [model], self.dictionary, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length
+            ensemble_of([model]), self.dictionary, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length
         )
         return generator.generate([model], {"net_input": inputs})
 
@@ -228,7 +230,7 @@ class _HasRead(FairseqEncoder):
         self.reorder_encoder_out = teacher.encoder.reorder_encoder_out
         self.max_positions = teacher.encoder.max_positions
 
-    def forward_torchscript(self, net_input: dict[str, Tensor]) -> EncoderOutput:
+    def forward(self, **inputs: Tensor) -> EncoderOutput:
         """Return the result."""
         return self.read
 

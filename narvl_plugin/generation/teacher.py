@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.importing import leaving_logging_alone
+from narvl_plugin.models.captured import in_bucket
 
 with leaving_logging_alone():
-    from fairseq.models import FairseqIncrementalDecoder
     from fairseq.ngram_repeat_block import NGramRepeatBlock
     from fairseq.search import BeamSearch
     from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
@@ -41,14 +41,11 @@ def build_search(
 
 def ensemble_of(models: Any) -> Any:
     """Return teachers in the form that fairseq's search needs, even if they are not of fairseq's classes."""
-    if isinstance(models, EnsembleModel):
-        return models
-    known = all(isinstance(model.decoder, FairseqIncrementalDecoder) for model in models)
-    return models if known else TeacherEnsemble(models)
+    return models if isinstance(models, EnsembleModel) else TeacherEnsemble(models)
 
 
 class TeacherEnsemble(EnsembleModel):
-    """An ensemble for fairseq's search, of teachers that were built without fairseq's classes."""
+    """An ensemble for fairseq's search. Its teachers need not be of fairseq's classes, and use their CUDA graphs."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__(models)
@@ -57,7 +54,14 @@ class TeacherEnsemble(EnsembleModel):
     def forward_encoder(self, net_input: dict[str, Any]) -> list[Any]:
         """Return the output of each teacher's encoder for a batch."""
         source = {name: value for name, value in net_input.items() if name != "prev_output_tokens"}
-        return [model.encoder(**source) for model in self.models]
+
+        def encode(model: Any) -> Any:
+            graphs = getattr(model, "graphs", None)
+            if graphs is None or source.get("padded") is None:
+                return model.encoder(**source)
+            return graphs.run(model.encoder, "encoder", model.encoder, in_bucket(source))
+
+        return [encode(model) for model in self.models]
 
     def max_decoder_positions(self) -> int:
         """Return the length of the longest output that all teachers support, in tokens."""

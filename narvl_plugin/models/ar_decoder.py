@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .captured import Graphs
 from .config import PADDING_INDEX
 from .decoder import Decoder
 from .encoder import EncoderOutput, samples_of
@@ -21,7 +22,12 @@ class AutoregressiveDecoder(Decoder):
     """Causal decoder over previous output tokens.
 
     Legend: B rows, T target positions, S source positions, D width, H heads, V vocabulary.
+
+    Attributes:
+        graphs: the CUDA graphs of a model that is optimised for inference, which record the steps of a search.
     """
+
+    graphs: Graphs | None = None
 
     def forward(
         self,
@@ -39,10 +45,11 @@ class AutoregressiveDecoder(Decoder):
             incremental_state: the cache of a search, updated in place. If given, only the last token is decoded.
 
         Returns:
-            Logits (B, T, V), or (B, 1, V) with an incremental state, and a dictionary of intermediate results.
+            Logits (B, T, V) and a dictionary of intermediate results. With an incremental state, logits (B, 1, V) and a
+            dictionary of `attn` (None) alone.
         """
         if incremental_state is not None:
-            return self._step(prev_output_tokens, encoder_out, incremental_state)
+            return self._step(prev_output_tokens, encoder_out, incremental_state), {"attn": None}
         length = prev_output_tokens.shape[1]
         embedded = self.embed_tokens(prev_output_tokens)
         x = self.layernorm_embedding(embedded)
@@ -81,19 +88,38 @@ class AutoregressiveDecoder(Decoder):
                 cache["cross_keys"] = cache["cross_keys"].index_select(0, chosen)
                 cache["cross_values"] = cache["cross_values"].index_select(0, chosen)
 
-    def _step(
-        self, tokens: Tensor, encoder_out: EncoderOutput, incremental_state: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _step(self, tokens: Tensor, encoder_out: EncoderOutput, incremental_state: dict[str, Any]) -> Tensor:
+        """Return the logits (B, 1, V) of the next token, and add the keys and values of the last one to the cache."""
         state = incremental_state.setdefault(_STATE, {"caches": [{} for _ in self.layers], "biases": ([], None)})
-        caches: list[LayerCache] = state["caches"]
         last = tokens.shape[1] - 1
         if not state["biases"][0] or last >= state["biases"][0][0].shape[-1]:
             block = (last // _BIAS_BLOCK + 1) * _BIAS_BLOCK
             state["biases"] = self.text_biases(block, encoder_out.positions)
         self_biases, cross_bias = state["biases"]
-        self_biases = [bias[..., last : last + 1, : last + 1] for bias in self_biases]
-        x = self.layernorm_embedding(self.embed_tokens(tokens[:, -1:]))
-        return self.run_layers(x, encoder_out, self_biases, cross_bias[..., last : last + 1, :], caches)
+        step = {
+            "token": tokens[:, -1:],
+            "encoder_out": encoder_out,
+            "self_biases": [bias[..., last : last + 1, : last + 1] for bias in self_biases],
+            "cross_bias": cross_bias[..., last : last + 1, :],
+            "caches": state["caches"],
+        }
+        run = self._run_step
+        logits, state["caches"] = run(**step) if self.graphs is None else self.graphs.run(self, "step", run, step)
+        return logits
+
+    def _run_step(
+        self,
+        token: Tensor,
+        encoder_out: EncoderOutput,
+        self_biases: list[Tensor],
+        cross_bias: Tensor,
+        caches: list[LayerCache],
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """Return logits and new caches, for the last token (B, 1) and its position's biases."""
+        caches = [cache.copy() for cache in caches]
+        x = self.layernorm_embedding(self.embed_tokens(token))
+        logits, _ = self.run_layers(x, encoder_out, self_biases, cross_bias, caches)
+        return logits, caches
 
     def self_biases(self, positions: Tensor) -> list[Tensor]:
         """Return the causal self-attention bias of each layer, for text.

@@ -1,7 +1,8 @@
 """CUDA graphs: a pass of a model on a GPU that is started at once, and not kernel by kernel.
 
 For a single image, a GPU is done with a kernel sooner than the program starts the next one. A student's pass has the
-same kernels for all inputs of one shape, so they are recorded once, and then started together.
+same kernels for all inputs of one shape, so they are recorded once, and then started together. So do the teacher's
+encoder and each step of its decoder: the third step of a search has the shapes of the third step of any other.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .config import PADDING_INDEX
 from .memo import memos_of
@@ -25,6 +27,8 @@ from .memo import memos_of
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Buffers = dict[Hashable, Tensor]
+"""The memory of inputs, by their place, shape and type."""
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], object], Any]]
 """Maps a function to one that runs it again, and to the result, whose tensors each run fills anew."""
 
@@ -73,6 +77,7 @@ class Graphs:
         self._device, self._capture = device, capture or CudaCapture()
         self._lock = threading.Lock()
         self._graphs: dict[Hashable, _Graph] = {}
+        self._buffers: Buffers = {}
         self._seen: deque[Hashable] = deque(maxlen=MOST_GRAPHS)
         self._works = True
 
@@ -86,6 +91,7 @@ class Graphs:
         """Forget all graphs."""
         with self._lock:
             self._graphs.clear()
+            self._buffers.clear()
             self._seen.clear()
 
     def run(self, model: nn.Module, key: Hashable, function: Callable[..., Result], inputs: dict[str, Any]) -> Result:
@@ -95,14 +101,18 @@ class Graphs:
             model: the model that the function runs, in evaluation mode.
             key: determines the function beside the model's weights.
             function: neither reads a tensor's numbers nor copies tensors from the CPU.
-            inputs: its arguments: tensors on one device, and other values.
+            inputs: its arguments: tensors on one device, and other values, in lists, tuples and dictionaries. The first
+                tensor has a row for each sample.
 
         Returns:
-            The function's result: tensors, in tuples, lists and dictionaries. They are the caller's own.
+            The function's result: tensors, in lists, tuples and dictionaries. They are the caller's own, except for
+            those that the function returned as it got them, and those that the model's memos hold.
         """
-        if not self._can_capture(model, inputs):
+        first = next((value for value in inputs.values() if isinstance(value, Tensor)), None)
+        if first is None or not self._can_capture(model, first):
             return function(**inputs)
-        shape = (key, torch.is_inference_mode_enabled(), *_shape_of(inputs))
+        leaves = tree_leaves(inputs)
+        shape = (key, torch.is_inference_mode_enabled(), *map(_shape_of, leaves))
         with self._lock:
             graph = self._graphs.get(shape)
             if graph is None and shape in self._seen and len(self._graphs) < MOST_GRAPHS:
@@ -110,25 +120,23 @@ class Graphs:
                 if graph is not None:
                     self._graphs[shape] = graph
             if graph is not None:
-                result: Result = graph(inputs)
+                result: Result = graph(leaves)
                 return result
             self._seen.append(shape)
         return function(**inputs)
 
-    def _can_capture(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
+    def _can_capture(self, model: nn.Module, rows: Tensor) -> bool:
         return (
             self._works
+            and rows.device.type == self._device
+            and len(rows) <= LARGEST_BATCH
             and not model.training
             and not torch.is_grad_enabled()
-            and bool(tensors)
-            and all(tensor.device.type == self._device for tensor in tensors)
-            and len(tensors[0]) <= LARGEST_BATCH
         )
 
     def _captured(self, model: nn.Module, function: Callable[..., Any], inputs: dict[str, Any]) -> _Graph | None:
         try:
-            return _Graph(model, function, inputs, self._capture)
+            return _Graph(model, function, inputs, self._capture, self._buffers)
         except RuntimeError as error:  # of CUDA, which names an operation that cannot be recorded
             self._works = False
             logger.warning("The model runs without CUDA graphs, which takes longer: %s", error)
@@ -136,47 +144,61 @@ class Graphs:
 
 
 class _Graph:
-    """A recorded function, with the memory that its inputs are read from and its result is written to."""
+    """A recorded function, with the memory that its inputs are read from and its result is written to.
+
+    Graphs that do not run at the same time share the memory of inputs that have the same place among the inputs.
+    """
 
     def __init__(
-        self, model: nn.Module, function: Callable[..., Any], inputs: dict[str, Any], capture: Capture
+        self,
+        model: nn.Module,
+        function: Callable[..., Any],
+        inputs: dict[str, Any],
+        capture: Capture,
+        buffers: Buffers,
     ) -> None:
-        self._inputs = tree_map(_own, inputs)
-        self._place = next(value for value in inputs.values() if isinstance(value, Tensor)).device
-        with self._on_device():
-            self._replay, self._result = capture(lambda: function(**self._inputs))
-        self._alive = [memo.held for memo in memos_of(model)]  # the graph reads these tensors where they are
+        places = count()
 
-    def __call__(self, inputs: dict[str, Any]) -> Any:
-        for name, own in self._inputs.items():
-            if isinstance(own, Tensor):
-                own.copy_(inputs[name], non_blocking=True)
+        def own(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return buffers.setdefault((next(places), _shape_of(value)), torch.empty_like(value)).copy_(value)
+
+        given = tree_map(own, inputs)
+        self._inputs: list[Tensor] = [value for value in tree_leaves(given) if isinstance(value, Tensor)]
+        self._device = self._inputs[0].device
+        with self._on_device():
+            self._replay, self._result = capture(lambda: function(**given))
+        self._alive = [memo.held for memo in memos_of(model)]  # the graph reads these tensors where they are
+        self._lasting = {id(value) for value in tree_leaves(self._alive)}
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        given = [value for value in inputs if isinstance(value, Tensor)]
+        torch._foreach_copy_(self._inputs, given, non_blocking=True)
         with self._on_device():
             self._replay()
-        return tree_map(_own, self._result)
+        returned = {id(own): value for own, value in zip(self._inputs, given, strict=True)}
+
+        def mine(value: Any) -> Any:
+            if not isinstance(value, Tensor) or id(value) in self._lasting:
+                return value
+            return returned[id(value)] if id(value) in returned else value.clone()
+
+        return tree_map(mine, self._result)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Return a block in which CUDA's streams are those of the inputs' device."""
-        return torch.cuda.device(self._place) if self._place.type == "cuda" else nullcontext()
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
 
-def _own(value: Any) -> Any:
-    """Return a copy of a tensor, and any other value as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _shape_of(inputs: dict[str, Any]) -> tuple[Hashable, ...]:
-    """Return what a graph depends on: shapes and types of tensors, and other values as they are."""
-
-    def described(value: Any) -> Hashable:
-        if isinstance(value, Tensor):
-            return value.shape, value.dtype, value.device
-        if isinstance(value, np.ndarray):
-            return value.shape, value.tobytes()
-        hashable: Hashable = value
-        return hashable
-
-    return tuple((name, described(value)) for name, value in sorted(inputs.items()))
+def _shape_of(value: Any) -> Hashable:
+    """Return what a graph depends on of an input: shape and type of a tensor, and any other value as it is."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    hashable: Hashable = value
+    return hashable
 
 
 def in_bucket(net_input: dict[str, Any]) -> dict[str, Any]:

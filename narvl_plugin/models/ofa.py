@@ -45,7 +45,7 @@ class OfaModel(nn.Module):
         is_student: whether the model predicts all tokens in one pass, with a blank as its last label.
         extra_labels: number of labels that the model adds to the vocabulary of its task.
         use: the intended use, which loaded weights must fit. None if it is unknown.
-        graphs: the CUDA graphs of a student that is optimised for inference.
+        graphs: the CUDA graphs of a model that is optimised for inference.
         exported: the graph beside a student's checkpoint, which `ParallelGenerator` runs; None if there is none.
     """
 
@@ -133,8 +133,8 @@ class OfaModel(nn.Module):
         """Make the model faster, in place. Outputs change by rounding only (1e-4 in float32).
 
         Batch norm is folded into the backbone's convolutions, and channels are stored last. On a CPU, large linear
-        layers store a second copy of their weights in the layout that products read. On a GPU, a student's pass over a
-        small batch becomes a CUDA graph when its shape occurs again.
+        layers store a second copy of their weights in the layout that products read. On a GPU, what a student or a
+        teacher's search computes for a small batch becomes CUDA graphs when its shapes occur again.
 
         Afterwards the model can be neither trained nor saved. Its weights must not be written in ways that torch does
         not count, such as through `.data`. On a GPU they must not be written at all, unless `clear_memos` follows.
@@ -146,9 +146,15 @@ class OfaModel(nn.Module):
         if not any(weight.is_inference() for weight in self.parameters()):  # torch does not count writes to these
             for memo in memos_of(self):
                 memo.count_writes()
-            self.graphs = Graphs()
+            self.use_graphs(Graphs())
         optimise_backbone(self.encoder.embed_images)
         pack_linear_layers(self)
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Let small batches on a GPU run as these CUDA graphs, or as none."""
+        self.graphs = graphs
+        if isinstance(self.decoder, AutoregressiveDecoder):
+            self.decoder.graphs = graphs
 
     def clear_memos(self) -> None:
         """Forget what was computed once, such as position biases, and what was recorded."""

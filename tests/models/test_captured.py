@@ -1,4 +1,4 @@
-"""CUDA graphs of a student's pass: what is recorded when, and that results are those of the plain pass.
+"""CUDA graphs of students and teachers: what is recorded when, and that results are those of the plain pass.
 
 Without a GPU, a stand-in records: it runs the function again, and writes into the tensors of the first result.
 """
@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from narvl_plugin.ctc import one_of
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
+from narvl_plugin.generation.teacher import ensemble_of
 from narvl_plugin.models import build
 from narvl_plugin.models.captured import LARGEST_BATCH, MOST_GRAPHS, Graphs, in_bucket
 from narvl_plugin.models.narvl import NarvlModel
+from narvl_plugin.models.ofa import OfaModel
 
 SYMBOLS = 40
 
@@ -79,6 +82,36 @@ def test_results_are_the_callers_own(graphs: Graphs) -> None:
     results = [graphs.run(MODEL, "double", double, {"numbers": torch.full((2,), float(turn))})[0] for turn in range(4)]
     results[2] += 100
     assert [found[0].item() for found in results] == [0, 2, 104, 6]
+
+
+@torch.no_grad()
+def test_inputs_may_be_nested_and_come_back_as_they_were_given(graphs: Graphs, recorder: Recorder) -> None:
+    def add(parts: list[dict[str, Tensor]], number: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+        return parts, parts[0]["a"] + parts[1]["b"] + number
+
+    with_rows = torch.zeros(2)
+    for turn in range(4):
+        parts = [{"a": torch.full((2,), float(turn))}, {"b": torch.ones(2)}]
+        (one, other), total = graphs.run(
+            MODEL,
+            "add",
+            lambda rows, parts, number: add(parts, number),
+            {"rows": with_rows, "parts": parts, "number": 3},
+        )
+        assert total.tolist() == [turn + 4] * 2
+        assert one["a"] is parts[0]["a"]
+        assert other["b"] is parts[1]["b"]
+    assert recorder.captures == 1
+
+
+@torch.no_grad()
+def test_graphs_share_the_memory_of_their_inputs(graphs: Graphs) -> None:
+    for key in ("one", "other"):
+        for number in (1.0, 2.0, 3.0):
+            found = graphs.run(MODEL, key, lambda a, b: a - b, {"a": torch.full((2,), number), "b": torch.ones(2)})
+            assert found.tolist() == [number - 1] * 2
+    assert len(graphs) == 2
+    assert len(graphs._buffers) == 2  # one for each input
 
 
 @torch.no_grad()
@@ -212,3 +245,53 @@ def test_weights_that_move_or_change_need_other_graphs(dictionary: Dictionary, r
         assert not len(student.graphs)
         student.float()
     assert not len(copy.deepcopy(student).graphs)
+
+
+def make_teacher() -> OfaModel:
+    torch.manual_seed(3)
+    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 2}
+    small = {"encoder_attention_heads": 2, "vision_trunk": "test_resnet", "vision_pretrained": False}
+    teacher = build("ofa_tiny", vocab_size=SYMBOLS, **sizes, **small)
+    for parameter in teacher.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert isinstance(teacher, OfaModel)
+    teacher.optimize_for_inference()
+    return teacher
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_a_teacher_finds_the_same_with_graphs(padded: bool, dictionary: Dictionary, recorder: Recorder) -> None:
+    """Two samples of three beams, of which one may end before the other."""
+    plain, captured = make_teacher(), make_teacher()
+    captured.use_graphs(Graphs("cpu", recorder))
+    with_graphs, without = (
+        SequenceGenerator(ensemble_of([model]), dictionary, beam_size=3, max_len_b=9) for model in (captured, plain)
+    )
+    steps = set()
+    for seed in range(5):
+        given = batch(seed, 5, padded)
+        found, expected = with_graphs.generate([captured], given), without.generate([plain], given)
+        for one, other in zip(found, expected, strict=True):
+            assert [list(hypothesis["tokens"]) for hypothesis in one] == [list(right["tokens"]) for right in other]
+            for hypothesis, right in zip(one, other, strict=True):
+                assert float(hypothesis["score"]) == pytest.approx(float(right["score"]), abs=1e-4)
+        steps.add(max(len(one["tokens"]) for one in expected[0] + expected[1]))
+    assert recorder.captures > max(steps)  # the encoder, and each step
+    assert recorder.replays > 2 * recorder.captures
+
+
+def test_a_teacher_without_known_padding_encodes_plainly(dictionary: Dictionary, recorder: Recorder) -> None:
+    teacher = make_teacher()
+    teacher.use_graphs(Graphs("cpu", recorder))
+    ensemble = ensemble_of([teacher])
+    given = batch(1)["net_input"]
+    with torch.no_grad():
+        for _ in range(3):
+            ensemble.forward_encoder({name: value for name, value in given.items() if name != "padded"})
+        assert recorder.captures == 0
+        first, second, third = (ensemble.forward_encoder(given)[0] for _ in range(3))
+    assert recorder.captures == 1
+    assert first.features is not third.features
+    torch.testing.assert_close(second.features, first.features)
+    assert second.positions is third.positions  # so the decoder's biases, which depend on them, stay kept
