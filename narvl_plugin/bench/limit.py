@@ -47,7 +47,6 @@ from narvl_plugin.models.registered import build
 
 with leaving_logging_alone():
     from fairseq.data import Dictionary
-    from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel
     from fairseq.sequence_generator import SequenceGenerator
 
 WORDS = 59_457
@@ -218,19 +217,19 @@ class Pair:
 
     def teacher_that_has_read(self, inputs: dict[str, Tensor]) -> nn.Module:
         """Return the teacher with an encoder that returns a result computed before."""
-        return FairseqEncoderDecoderModel(_HasRead(self.teacher, self.teacher.encoder(**inputs)), self.teacher.decoder)
+        return _HasRead(self.teacher, self.teacher.encoder(**inputs))
 
 
-class _HasRead(FairseqEncoder):
-    """Replaces a teacher's encoder by its result."""
+class _HasRead(nn.Module):
+    """A teacher that encodes nothing, because it returns a result."""
 
     def __init__(self, teacher: OfaModel, read: EncoderOutput):
-        super().__init__(None)
+        super().__init__()
+        self.encoder, self.decoder = teacher.encoder, teacher.decoder
         self.read = read
-        self.reorder_encoder_out = teacher.encoder.reorder_encoder_out
-        self.max_positions = teacher.encoder.max_positions
+        self.get_normalized_probs = teacher.get_normalized_probs
 
-    def forward(self, **inputs: Tensor) -> EncoderOutput:
+    def encode(self, source: dict[str, Tensor]) -> EncoderOutput:
         """Return the result."""
         return self.read
 

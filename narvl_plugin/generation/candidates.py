@@ -66,7 +66,7 @@ class CandidateGenerator:
         prompts = sample["decoder_prompts"]
         places = list(self._places.items())
         with believing() as doubts:
-            encoded = [(model, model.encoder(**source)) for model in models]
+            encoded = [(model, model.encode(source)) for model in models]
             weights = [
                 self._children(encoded, prompts, places[start : start + self.batch_size])
                 for start in range(0, len(places), self.batch_size)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from narvl_plugin.data.answers import AnswerTrie
 from narvl_plugin.data.vocabulary import Vocabulary
 from narvl_plugin.importing import leaving_logging_alone
-from narvl_plugin.models.captured import in_bucket
 
 with leaving_logging_alone():
     from fairseq.ngram_repeat_block import NGramRepeatBlock
@@ -54,14 +53,7 @@ class TeacherEnsemble(EnsembleModel):
     def forward_encoder(self, net_input: dict[str, Any]) -> list[Any]:
         """Return the output of each teacher's encoder for a batch."""
         source = {name: value for name, value in net_input.items() if name != "prev_output_tokens"}
-
-        def encode(model: Any) -> Any:
-            graphs = getattr(model, "graphs", None)
-            if graphs is None or source.get("padded") is None:
-                return model.encoder(**source)
-            return graphs.run(model.encoder, "encoder", model.encoder, in_bucket(source))
-
-        return [encode(model) for model in self.models]
+        return [model.encode(source) for model in self.models]
 
     def max_decoder_positions(self) -> int:
         """Return the length of the longest output that all teachers support, in tokens."""

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .ar_decoder import AutoregressiveDecoder
-from .captured import Graphs
+from .captured import Graphs, in_bucket
 from .config import PADDING_INDEX, OfaConfig
 from .decoder import Decoder
-from .encoder import OfaEncoder
+from .encoder import EncoderOutput, OfaEncoder
 from .exported import ExportedPass
 from .inference import multiply_in, optimise_backbone, pack_linear_layers
 from .interop import ORIGIN, Origin, Use, fit_state, with_frozen_backbone
@@ -155,6 +155,17 @@ class OfaModel(nn.Module):
         self.graphs = graphs
         if isinstance(self.decoder, AutoregressiveDecoder):
             self.decoder.graphs = graphs
+
+    def encode(self, source: dict[str, Any]) -> EncoderOutput:
+        """Run the encoder, as a CUDA graph if there is one for this batch.
+
+        Args:
+            source: the arguments of `OfaEncoder.forward`.
+        """
+        if self.graphs is None or source.get("padded") is None:
+            read: EncoderOutput = self.encoder(**source)
+            return read
+        return self.graphs.run(self.encoder, "encoder", self.encoder, in_bucket(source))
 
     def clear_memos(self) -> None:
         """Forget what was computed once, such as position biases, and what was recorded."""
