@@ -101,8 +101,8 @@ class Graphs:
             model: the model that the function runs, in evaluation mode.
             key: determines the function beside the model's weights.
             function: neither reads a tensor's numbers nor copies tensors from the CPU.
-            inputs: its arguments: tensors on one device, and other values, in lists, tuples and dictionaries. The first
-                tensor has a row for each sample.
+            inputs: its arguments: tensors and other values, in lists, tuples and dictionaries. The first tensor has a
+                row for each sample.
 
         Returns:
             The function's result: tensors, in lists, tuples and dictionaries. They are the caller's own, except for
@@ -112,6 +112,8 @@ class Graphs:
         if first is None or not self._can_capture(model, first):
             return function(**inputs)
         leaves = tree_leaves(inputs)
+        if any(isinstance(value, Tensor) and value.device.type != self._device for value in leaves):
+            return function(**inputs)
         shape = (key, torch.is_inference_mode_enabled(), *map(_shape_of, leaves))
         with self._lock:
             graph = self._graphs.get(shape)

@@ -151,6 +151,7 @@ def test_training_gradients_large_batches_and_other_devices_run_plainly(recorder
             here.run(training, "double", double, {"numbers": small})
             here.run(MODEL, "double", double, {"numbers": large})
             assert elsewhere.run(MODEL, "double", double, {"numbers": small})[0].tolist() == [2, 2]
+            here.run(MODEL, "first", lambda a, b: a, {"a": small, "b": torch.ones(2, device="meta")})
     assert recorder.captures == 0
 
 
