@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from device_waits import DeviceWaits
+from device_waits import DEVICE, DeviceWaits
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from narvl_plugin.ctc import BoxSets, LengthRange, one_of
@@ -24,7 +25,9 @@ from narvl_plugin.data.boxes import iou
 from narvl_plugin.generation.candidates import CandidateGenerator
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.generation.rescoring import TeacherRescorer
+from narvl_plugin.generation.teacher import ensemble_of
 from narvl_plugin.models import build
+from narvl_plugin.models.captured import Graphs
 from narvl_plugin.models.ofa import OfaModel
 
 SYMBOLS, FIRST_BIN, BINS = 60, 30, 20
@@ -222,6 +225,34 @@ def test_a_teacher_scores_a_list_of_answers_with_one_wait(
         found = generator.generate([moved], sample)
         assert len(device.waits) == 1, [str(wait) for wait in device.waits]
     assert close(plain(found), expected)
+
+
+def test_what_graphs_record_does_not_wait(dictionary: Dictionary, device: DeviceWaits) -> None:
+    """A CUDA graph can record no wait: a student's pass, a teacher's encoder, and the steps of its search."""
+    waits: list[list[str]] = []
+
+    def record(run: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        run()
+        device.clear()
+        result = run()
+        waits.append([str(wait) for wait in device.waits])
+        return lambda: None, result
+
+    sample = device.move(batch(2))
+    models = make("narvl_tiny", num_queries=6), make("ofa_tiny")
+    for model in models:
+        model.optimize_for_inference()
+    student, teacher = map(device.move, models)
+    for model in (student, teacher):
+        model.use_graphs(Graphs(DEVICE.type, record))
+    searches = (
+        ParallelGenerator([student], dictionary),
+        SequenceGenerator(ensemble_of([teacher]), dictionary, beam_size=2, max_len_b=4, min_len=4),
+    )
+    for search, model in zip(searches, (student, teacher), strict=True):
+        for _ in range(2):
+            search.generate([model], sample)
+    assert waits == [[]] * 7  # the student, the encoder, five steps
 
 
 @pytest.mark.parametrize("way", WAYS)
