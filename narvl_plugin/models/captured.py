@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Buffers = dict[Hashable, Tensor]
-"""The memory of inputs, by their place, shape and type."""
+"""The memory of inputs, by their place, mode, shape and type."""
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], object], Any]]
 """Maps a function to one that runs it again, and to the result, whose tensors each run fills anew."""
 
@@ -164,7 +164,9 @@ class _Graph:
         def own(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return buffers.setdefault((next(places), _shape_of(value)), torch.empty_like(value)).copy_(value)
+            # Outside of inference mode, no tensor can be written that was made in it.
+            place = (next(places), torch.is_inference_mode_enabled(), _shape_of(value))
+            return buffers.setdefault(place, torch.empty_like(value)).copy_(value)
 
         given = tree_map(own, inputs)
         self._inputs: list[Tensor] = [value for value in tree_leaves(given) if isinstance(value, Tensor)]

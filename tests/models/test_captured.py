@@ -131,6 +131,15 @@ def test_another_shape_type_key_or_mode_is_another_graph(graphs: Graphs, recorde
 
 
 @torch.no_grad()
+def test_graphs_of_inference_mode_share_no_memory_with_others(graphs: Graphs, recorder: Recorder) -> None:
+    for mode in (torch.inference_mode(), torch.no_grad()):
+        with mode:
+            for _ in range(2):
+                assert graphs.run(MODEL, "double", double, {"numbers": torch.ones(2)})[0].tolist() == [2, 2]
+    assert recorder.captures == 2
+
+
+@torch.no_grad()
 def test_the_number_of_graphs_is_bounded(graphs: Graphs) -> None:
     for size in range(1, MOST_GRAPHS + 4):
         for _ in range(3):
