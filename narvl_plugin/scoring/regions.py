@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -133,8 +134,17 @@ def all_paired(good: Tensor, numbers: Tensor, true_numbers: Tensor) -> Tensor:
     is_said, is_true = (places < number[..., None] for number in (numbers, true_numbers))
     # Places without an element are matched with each other.
     good = torch.where(is_said[..., :, None], good & is_true[..., None, :], ~is_true[..., None, :])
-    orders = torch.tensor(list(permutations(range(len(places)))), device=good.device)
-    return good[..., places, orders].all(-1).any(-1)
+    matchings = _matchings(good.size(-1)).to(good.device, non_blocking=True)
+    good_pairs = good.flatten(-2).float() @ matchings
+    return good_pairs.amax(-1) > good.size(-1) - 0.5
+
+
+@cache
+def _matchings(size: int) -> Tensor:
+    """Return all ways to match `size` rows with as many columns: (size^2, size!), 1 for each pair that is matched."""
+    orders = list(permutations(range(size)))
+    pairs = torch.tensor([[row * size + column for row, column in enumerate(order)] for order in orders])
+    return torch.zeros(size * size, len(orders)).scatter_(0, pairs.T, 1.0)
 
 
 def boxes_of(text: str) -> Tensor:

@@ -117,9 +117,10 @@ class RegionsTask(BoxSetTask):
             The boxes (…, MOST_BOXES, 4), their numbers (…), and whether the tokens are whole boxes, (…) bool.
         """
         longest = self.longest_output
-        bins = pad(tokens, (0, longest - tokens.size(-1))) - self.bins.first
+        first, number, _ = self.bins
+        bins = pad(tokens, (0, longest - tokens.size(-1))) - first
         is_said = torch.arange(longest, device=tokens.device) < lengths[..., None]
-        are_bins = (((bins >= 0) & (bins < self.bins.number)) | ~is_said).all(-1)
+        are_bins = (((bins >= 0) & (bins < number)) | ~is_said).all(-1)
         are_whole = (lengths % SIZE == 0) & (lengths <= longest)
         return bins.unflatten(-1, (MOST_BOXES, SIZE)), lengths // SIZE, are_bins & are_whole
 
