@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +139,25 @@ def test_the_loss_never_waits_for_the_gpu(log_probs: Tensor) -> None:
     assert logits.grad.isfinite().all()
 
 
+def dictionary_of(size: int) -> Dictionary:
+    dictionary = Dictionary()
+    for number in range(size - len(dictionary)):
+        dictionary.add_symbol(str(number))
+    return dictionary
+
+
+def samples_of_two_shapes(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Yield batches on the GPU: a shape three times, another one twice, and the first one again."""
+    for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
+        torch.manual_seed(seed)
+        net_input = {
+            "src_tokens": torch.randint(4, 49, (2, 7)).cuda(),
+            "patch_images": torch.randn(2, 3, side, side).to("cuda", dtype),
+            "padded": np.zeros(2, dtype=bool),
+        }
+        yield {"net_input": net_input}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_student_predicts_what_a_plain_one_predicts(dtype: torch.dtype) -> None:
     """Also for other inputs than those that were recorded, and after a pass over another shape."""
@@ -145,22 +166,14 @@ def test_a_captured_student_predicts_what_a_plain_one_predicts(dtype: torch.dtyp
     assert isinstance(student, NarvlModel)
     student.optimize_for_inference()
     student = student.to("cuda", dtype)
-    dictionary = Dictionary()
-    for number in range(49 - len(dictionary)):
-        dictionary.add_symbol(str(number))
+    dictionary = dictionary_of(49)
     plain = copy.deepcopy(student)
     plain.use_graphs(None)
     captured, expecting = (ParallelGenerator([model], dictionary) for model in (student, plain))
     assert student.graphs is not None
-    for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
-        torch.manual_seed(seed)
-        net_input = {
-            "src_tokens": torch.randint(4, 49, (2, 7)).cuda(),
-            "patch_images": torch.randn(2, 3, side, side).to("cuda", dtype),
-            "padded": np.zeros(2, dtype=bool),
-        }
-        found = captured.generate([student], {"net_input": net_input})
-        expected = expecting.generate([plain], {"net_input": net_input})
+    for sample in samples_of_two_shapes(dtype):
+        found = captured.generate([student], sample)
+        expected = expecting.generate([plain], sample)
         for (one,), (other,) in zip(found, expected, strict=True):
             assert one["tokens"].tolist() == other["tokens"].tolist()
             torch.testing.assert_close(one["score"], other["score"], rtol=1e-2, atol=1e-2)
@@ -175,23 +188,15 @@ def test_a_captured_teacher_finds_what_a_plain_one_finds(dtype: torch.dtype) -> 
     assert isinstance(teacher, OfaModel)
     teacher.optimize_for_inference()
     teacher = teacher.to("cuda", dtype)
-    dictionary = Dictionary()
-    for number in range(50 - len(dictionary)):
-        dictionary.add_symbol(str(number))
+    dictionary = dictionary_of(50)
     plain = copy.deepcopy(teacher)
     plain.use_graphs(None)
     captured, expecting = (
         SequenceGenerator(ensemble_of([model]), dictionary, beam_size=4, max_len_b=6) for model in (teacher, plain)
     )
-    for seed, side in enumerate((64, 64, 64, 96, 96, 64)):
-        torch.manual_seed(seed)
-        net_input = {
-            "src_tokens": torch.randint(4, 49, (2, 7)).cuda(),
-            "patch_images": torch.randn(2, 3, side, side).to("cuda", dtype),
-            "padded": np.zeros(2, dtype=bool),
-        }
-        found = captured.generate([teacher], {"net_input": net_input})
-        expected = expecting.generate([plain], {"net_input": net_input})
+    for sample in samples_of_two_shapes(dtype):
+        found = captured.generate([teacher], sample)
+        expected = expecting.generate([plain], sample)
         for one, other in zip(found, expected, strict=True):
             assert one[0]["tokens"].tolist() == other[0]["tokens"].tolist()
             torch.testing.assert_close(one[0]["score"], other[0]["score"], rtol=1e-2, atol=1e-2)

@@ -195,16 +195,29 @@ def dictionary() -> Dictionary:
     return dictionary
 
 
-def make_student() -> NarvlModel:
+def make(arch: str, *, std: float, **options: Any) -> OfaModel:
+    """A small model that says varied things."""
     torch.manual_seed(3)
-    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
+    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1}
     small = {"encoder_attention_heads": 2, "vision_trunk": "test_resnet", "vision_pretrained": False}
-    student = build("narvl_tiny", vocab_size=SYMBOLS + 1, num_queries=6, **sizes, **small)
-    for parameter in student.parameters():
+    model = build(arch, **sizes, **small, **options)
+    assert isinstance(model, OfaModel)
+    for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+def make_student() -> NarvlModel:
+    student = make("narvl_tiny", std=0.5, vocab_size=SYMBOLS + 1, num_queries=6, decoder_layers=1)
     assert isinstance(student, NarvlModel)
-    return student.eval()
+    return student
+
+
+def make_teacher() -> OfaModel:
+    teacher = make("ofa_tiny", std=0.3, vocab_size=SYMBOLS, decoder_layers=2)
+    teacher.optimize_for_inference()
+    return teacher
 
 
 def batch(seed: int, length: int = 5, padded: bool = False) -> dict[str, Any]:
@@ -255,19 +268,6 @@ def test_weights_that_move_or_change_need_other_graphs(dictionary: Dictionary, r
         assert not len(student.graphs)
         student.float()
     assert not len(copy.deepcopy(student).graphs)
-
-
-def make_teacher() -> OfaModel:
-    torch.manual_seed(3)
-    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_layers": 1, "decoder_layers": 2}
-    small = {"encoder_attention_heads": 2, "vision_trunk": "test_resnet", "vision_pretrained": False}
-    teacher = build("ofa_tiny", vocab_size=SYMBOLS, **sizes, **small)
-    for parameter in teacher.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    assert isinstance(teacher, OfaModel)
-    teacher.optimize_for_inference()
-    return teacher
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
