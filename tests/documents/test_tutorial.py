@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jupytext
 import nbformat
 import pytest
 import torch
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from pages import ROOT, Newcomer, Page, lines_of, parsed
@@ -33,11 +35,17 @@ def test_every_block_is_tested() -> None:
 
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[NotebookNode]:
-    """Run a notebook in a folder, and return its cells of code."""
+    """Run a notebook in a folder, and return its cells of code.
+
+    Its kernel talks through files: a port that was free may be taken before the kernel listens on it.
+    """
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(FOLDER / name)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    with TemporaryDirectory() as short:  # the name of a socket has at most 103 characters on some systems
+        kernel = AsyncKernelManager(transport="ipc", connection_file=f"{short}/kernel", kernel_name="python3")
+        resources = {"metadata": {"path": str(folder)}}
+        NotebookClient(notebook, km=kernel, timeout=120, startup_timeout=120, resources=resources).execute()
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
