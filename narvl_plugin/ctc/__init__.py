@@ -14,8 +14,17 @@ from narvl_plugin.ctc.answer_trie import AnswerList, Trie, build_trie, score_can
 from narvl_plugin.ctc.beam import BeamAndGreedy, beam_outputs, constrained_outputs, prefix_beam_search
 from narvl_plugin.ctc.bigrams import bigram_f1
 from narvl_plugin.ctc.box_sets import BoxSets
-from narvl_plugin.ctc.collapse import Collapsed, Hypothesis, SlotKind, collapse, greedy, hypotheses_of, slot_kinds
-from narvl_plugin.ctc.constrained import Greedy, constrain, constrained_search
+from narvl_plugin.ctc.collapse import (
+    Collapsed,
+    Hypothesis,
+    Paths,
+    SlotKind,
+    collapse,
+    greedy,
+    hypotheses_of,
+    slot_kinds,
+)
+from narvl_plugin.ctc.constrained import Greedy, Said, constrain, constrained_search
 from narvl_plugin.ctc.constraints import Automaton, LengthRange, OutputConstraint, one_of, sequence_of
 from narvl_plugin.ctc.host import to_host
 from narvl_plugin.ctc.languages import PathGraph, best_path_of, label_posteriors, language_loss, path_entropy
@@ -54,6 +63,8 @@ __all__ = [
     "count_ngrams",
     "Outputs",
     "PathGraph",
+    "Paths",
+    "Said",
     "Scored",
     "SlotKind",
     "TargetsDoNotFit",

@@ -3,9 +3,9 @@
 An element of a set is a box, or alternates names of closed lists and boxes. A triplet of a scene graph is such an
 element: a noun, its box, a relation and a noun, the box of that noun.
 
-Legend: B batch, N queries, V labels, T tokens of an output, K elements of the longest output, P parts of an element,
-each a box that may have a name, H = K P parts of the longest output, A arcs of a trie, U labels of coordinates, L + 1
-labels that a search reads, the blank last.
+Legend: B batch, N queries, V labels, T tokens of an output, W tokens of a name, K elements of the longest output, P
+parts of an element, each a box that may have a name, H = K P parts of the longest output, A arcs of a trie, U labels of
+coordinates, L + 1 labels that a search reads, the blank last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     """The parts of outputs.
 
     Attributes:
-        names: (B, H, T), the tokens of the name of each part; -1 on padding.
+        names: (B, H, W), the first tokens of the name of each part; -1 on padding.
         boxes: (B, H, 4), the coordinates of each box, from 0; 0 on padding.
         numbers: (B,), the number of parts.
         whole: (B,), whether the output is whole parts, at most H.
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
     whole: Tensor
 
 
-def split(tokens: Tensor, lengths: Tensor, *, bins: tuple[int, int], most: int) -> Parts:
+def split(tokens: Tensor, lengths: Tensor, *, bins: tuple[int, int], most: int, width: int) -> Parts:
     """Split outputs into parts, each a name of any tokens and a box of four coordinates.
 
     Args:
@@ -62,6 +62,7 @@ def split(tokens: Tensor, lengths: Tensor, *, bins: tuple[int, int], most: int) 
         lengths: (B,).
         bins: the label of the first coordinate, and the number of coordinates.
         most: the greatest number of parts H.
+        width: the number of tokens W of a name to return.
     """
     batch, length = tokens.shape
     places = torch.arange(length, device=tokens.device).expand(batch, -1)
@@ -81,7 +82,7 @@ def split(tokens: Tensor, lengths: Tensor, *, bins: tuple[int, int], most: int) 
         found = tokens.new_full((batch, most * width + 1), padding)
         return found.scatter(1, index, values)[:, :-1].unflatten(1, (most, width))
 
-    names = gathered(is_name, place_in_name, tokens, length, -1)
+    names = gathered(is_name, place_in_name, tokens, width, -1)
     boxes = gathered(is_bin, edge, tokens - bins[0], EDGES, 0)
     # A run of coordinates follows each name, and none comes first, so equal numbers of all are four of each.
     last = is_bin & torch.cat([~is_bin, is_bin.new_ones(batch, 1)], 1)[:, 1:]
@@ -102,6 +103,7 @@ class BoxSets(NamedTuple):
         num_bins: the number of coordinates.
         least: the least number of elements.
         most: the greatest number of elements K.
+        longest_name: the number of tokens of the longest name.
         end: a label that may come last, and is no token of an element; None for no such label.
     """
 
@@ -111,6 +113,7 @@ class BoxSets(NamedTuple):
     num_bins: int
     least: int
     most: int
+    longest_name: int
     end: int | None = None
 
     @classmethod
@@ -128,7 +131,9 @@ class BoxSets(NamedTuple):
             most: see the class.
         """
         tries = tuple(one_of(listed) for listed in names)
-        return cls(tries, _cycle(tries or [one_of([()])], first_bin), first_bin, num_bins, least, most)
+        elements = _cycle(tries or [one_of([()])], first_bin)
+        longest = max((len(name) for listed in names for name in listed), default=0)
+        return cls(tries, elements, first_bin, num_bins, least, most, longest)
 
     @property
     def size(self) -> int:
@@ -178,7 +183,8 @@ class BoxSets(NamedTuple):
         """Split outputs into names and boxes: (B, T), (B,)."""
         most = self.most * self.size
         if self.names:
-            return split(tokens, lengths, bins=(self.first_bin, self.num_bins), most=most)
+            width = self.longest_name + 1  # by which a longer one differs
+            return split(tokens, lengths, bins=(self.first_bin, self.num_bins), most=most, width=width)
         length = most * EDGES
         bins = F.pad(tokens - self.first_bin, (0, length - tokens.size(1)))
         is_said = torch.arange(length, device=tokens.device) < lengths[:, None]

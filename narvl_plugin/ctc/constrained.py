@@ -51,6 +51,12 @@ class Said(NamedTuple):
     collapsed: Collapsed
     scores: Tensor
 
+    @classmethod
+    def of(cls, paths: Paths, collapsed: Collapsed | None = None, *, blank: int) -> "Said":
+        """Return what paths on the CPU say. `collapsed` is their outputs, if they are known."""
+        outputs = collapse(paths.labels, blank=blank) if collapsed is None else collapsed
+        return cls(paths, outputs, paths.total_scores(outputs))
+
     def hypotheses(self, *, blank: int) -> list[Hypothesis]:
         """Return one hypothesis for each sample."""
         found = hypotheses_of(self.paths.labels, self.paths.positional, blank=blank, collapsed=self.collapsed)
@@ -100,11 +106,8 @@ def constrain(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstr
         ValueError: if every valid output needs more than N queries.
     """
     if greedy is not None and bool(greedy.accepted.all()):
-        paths, collapsed = Paths(greedy.labels, greedy.log_probs), greedy.collapsed.trimmed()
-    else:
-        paths = _searched(greedy, log_probs, constraint, blank)
-        collapsed = collapse(paths.labels, blank=blank)
-    return Said(paths, collapsed, paths.total_scores(collapsed))
+        return Said.of(Paths(greedy.labels, greedy.log_probs), greedy.collapsed.trimmed(), blank=blank)
+    return Said.of(_searched(greedy, log_probs, constraint, blank), blank=blank)
 
 
 def _searched(greedy: Greedy | None, log_probs: Tensor, constraint: OutputConstraint, blank: int) -> Paths:

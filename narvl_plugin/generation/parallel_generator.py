@@ -23,6 +23,8 @@ from narvl_plugin.ctc import (
     NgramConstraint,
     OutputConstraint,
     Outputs,
+    Paths,
+    Said,
     best_states,
     build_lattice,
     collapse,
@@ -174,6 +176,12 @@ class ParallelGenerator:
         for model in models:
             model.eval()
 
+    @property
+    def follows_one_path(self) -> bool:
+        """Whether outputs are those of the most probable paths, which are the same at all temperatures."""
+        searched = self.answers is None and self.beam_size == 1 and not self.no_repeat_ngram
+        return searched and not isinstance(self.constraint, NgramConstraint) and not self.abstain_below
+
     @torch.no_grad()
     def generate(
         self,
@@ -237,6 +245,28 @@ class ParallelGenerator:
         if outputs is not None and self.print_alignment is not None:
             self._write_alignments(outputs, found)
         return found
+
+    @torch.no_grad()
+    def path_confidences(self, models: Sequence[Student], net_input: dict[str, Any], labels: Tensor) -> Tensor:
+        """Return the confidence in the outputs of paths that `generate` has found with other temperatures.
+
+        Args:
+            models: the students, whose odds are ignored.
+            net_input: the input of a batch.
+            labels: (B, N), the paths, on the CPU.
+
+        Returns:
+            (B,), on the CPU.
+        """
+        log_probs = self._log_probs(models, net_input)
+        paths = Paths.of(log_probs, labels.to(log_probs.device), blank=self.blank)
+        drawn = None if self.output_scores is None else quasi_random_paths(log_probs, PATHS_DRAWN)
+        paths, drawn = to_host((paths, drawn))
+        said = Said.of(paths, blank=self.blank)
+        if drawn is None:
+            return said.scores.exp()
+        beams = [[path] for path in said.hypotheses(blank=self.blank)]
+        return torch.cat(self._expected_scores(*self._outputs_of(drawn), beams))
 
     def _begin(self, models: Sequence[Student], net_input: dict[str, Any]) -> tuple[Tensor, Asked]:
         """Run the students and start the search, on their device, without a synchronisation.

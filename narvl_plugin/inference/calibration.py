@@ -24,10 +24,11 @@ from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.checkpoints.weight_files import SAFETENSORS_SUFFIX
 from narvl_plugin.devices import choose_device
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation.parallel_generator import UNCHANGED, change_odds
+from narvl_plugin.generation.parallel_generator import UNCHANGED, ParallelGenerator, change_odds
 from narvl_plugin.inference.predictor import Predictor
 from narvl_plugin.models.narvl import Calibration, NarvlModel, calibration_layout, calibrations
 from narvl_plugin.tasks import loading
+from narvl_plugin.tasks.base import Hypotheses
 from narvl_plugin.whole_files import require_writable, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ BINS = 10
 """Number of confidence bins of equal width, for reliability diagrams and the calibration error."""
 
 Floats = NDArray[np.float64]
+Judged = tuple[Hypotheses, list[float]]
+"""The outputs for a batch, and the correctness of the best of each row."""
 
 
 class CachedLogits(nn.Module):
@@ -47,9 +50,11 @@ class CachedLogits(nn.Module):
 
     odds = UNCHANGED
 
-    def __init__(self, student: nn.Module, logits: Tensor, temperature: float) -> None:
+    def __init__(self, student: Any, logits: Tensor, temperature: float) -> None:
         super().__init__()
-        self.blank, self.num_queries, self.temperature = student.blank, student.num_queries, temperature
+        self.blank: int = student.blank
+        self.num_queries: int = student.num_queries
+        self.temperature = temperature
         self.logits = logits
 
     def forward(self, **net_input: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -160,32 +165,58 @@ def best_odds(confidence: Floats, right: Floats) -> tuple[float, float]:
     return float(slope), float(offset)
 
 
-def judge(model: Predictor, batch_size: int, temperatures: Sequence[float] | None = None) -> tuple[Floats, Floats]:
+def judge(
+    model: Predictor,
+    batch_size: int,
+    temperatures: Sequence[float] | None = None,
+    known: dict[int, Judged] | None = None,
+) -> tuple[Floats, Floats]:
     """Predict all rows of a model's data; return confidence and correctness, (K, M) each, both from 0 to 1.
 
     Args:
         model: the model and its data.
         batch_size: the number of rows in a batch.
         temperatures: K temperatures of a student, with unchanged odds; None for the model's own calibration (K is 1).
+        known: what an earlier call has found of each batch, by its number, if outputs are the same at all temperatures;
+            new ones are added.
 
     Raises:
         InputError: if no row can be used.
     """
     confidence: list[list[float]] = []
     right: list[list[float]] = []
-    task = model.task
-    for batch in model.batches(batch_size):
-        models: list[nn.Module] = [model.model]
-        if temperatures is not None:
+    task, generator = model.task, model.generator
+    known = {} if known is None else known
+    for number, batch in enumerate(model.batches(batch_size)):
+        if temperatures is None:
+            found = [model.search(batch)]
+            scores = [task.correctness(batch, found[0])]
+        else:
             with torch.inference_mode():
                 logits = model.model(**batch["net_input"])[0]
-            models = [CachedLogits(model.model, logits, temperature) for temperature in temperatures]
-        found = [model.search(batch, one) for one in models]
+            students = [CachedLogits(model.model, logits, temperature) for temperature in temperatures]
+            if generator.follows_one_path:
+                if number not in known:
+                    said = model.search(batch, students[0])
+                    known[number] = said, task.correctness(batch, said)
+                said, score = known[number]
+                found = [_with_confidence(generator, student, said) for student in students]
+                scores = [score] * len(found)
+            else:
+                found = [model.search(batch, student) for student in students]
+                scores = [task.correctness(batch, said) for said in found]
         confidence += map(list, zip(*([task.confidence(beam) for beam in said] for said in found), strict=True))
-        right += map(list, zip(*(task.correctness(batch, said) for said in found), strict=True))
+        right += map(list, zip(*scores, strict=True))
     if not right:
         raise InputError(f"{task.cfg.data}: has no row that can be used")
     return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
+
+
+def _with_confidence(generator: ParallelGenerator, student: CachedLogits, found: Hypotheses) -> Hypotheses:
+    """Return the best outputs with the confidence that a student has in them."""
+    labels = torch.stack([beam[0]["labels"] for beam in found])
+    confidences = generator.path_confidences([student], {}, labels)
+    return [[beam[0] | {"confidence": sure}] for beam, sure in zip(found, confidences, strict=True)]
 
 
 def fit_temperature(student: Predictor, batch_size: int) -> tuple[float, Floats, Floats]:
@@ -201,6 +232,7 @@ def fit_temperature(student: Predictor, batch_size: int) -> tuple[float, Floats,
         InputError: if no row can be used.
     """
     judged: dict[float, tuple[Floats, Floats]] = {}
+    known: dict[int, Judged] = {}
     best = 1.0
     for step in STEPS:
         place = TEMPERATURES.index(best)
@@ -208,7 +240,7 @@ def fit_temperature(student: Predictor, batch_size: int) -> tuple[float, Floats,
         tried = [TEMPERATURES[near] for near in around if 0 <= near < len(TEMPERATURES)]
         new = [temperature for temperature in tried if temperature not in judged]
         if new:
-            judged |= zip(new, zip(*judge(student, batch_size, new), strict=True), strict=True)
+            judged |= zip(new, zip(*judge(student, batch_size, new, known), strict=True), strict=True)
         temperatures = sorted(judged)
         best = best_temperature(temperatures, *map(np.stack, zip(*map(judged.__getitem__, temperatures), strict=True)))
     return best, *judged[best]

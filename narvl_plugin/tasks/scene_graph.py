@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from torch.nn.functional import pad
 
 from narvl_plugin.ctc import BoxSets
 from narvl_plugin.ctc.box_sets import EDGES, Parts
@@ -187,16 +186,15 @@ class SceneGraphTask(BoxSetTask):
             other: H outputs.
 
         Returns:
-            (M, H, MOST_TRIPLETS, MOST_TRIPLETS) bool; False for triplets that are not there.
+            (M, H, K, K) bool, for K triplets, the most of all outputs; False for triplets that are not there.
         """
-        width = max(one.names.size(2), other.names.size(2))
-        names = [pad(parts.names, (0, width - parts.names.size(2)), value=-1) for parts in (one, other)]
-        same = (names[0][:, None, :, None] == names[1][None, :, None, :]).all(-1)  # (M, H, parts, parts)
-        good = iou(one.boxes[:, None, :, None], other.boxes[None, :, None, :]) >= GOOD_IOU
-        sides = [(same & good)[:, :, side::SIDES, side::SIDES] for side in range(SIDES)]
-        places = torch.arange(MOST_TRIPLETS)
-        there = [places < parts.numbers[:, None] // SIDES for parts in (one, other)]
-        return sides[0] & sides[1] & there[0][:, None, :, None] & there[1][None, :, None, :]
+        most = min(max([SIDES, *one.numbers.tolist(), *other.numbers.tolist()]) // SIDES, MOST_TRIPLETS)
+        by_triplet = [[part.unflatten(1, (-1, SIDES))[:, :most] for part in parts] for parts in (one[:2], other[:2])]
+        names, boxes = zip(*by_triplet, strict=True)
+        same = (names[0][:, None, :, None] == names[1][None, :, None, :]).flatten(-2).all(-1)
+        good = (iou(boxes[0][:, None, :, None], boxes[1][None, :, None, :]) >= GOOD_IOU).all(-1)
+        there = [torch.arange(most) < parts.numbers[:, None] // SIDES for parts in (one, other)]
+        return same & good & there[0][:, None, :, None] & there[1][None, :, None, :]
 
     def _exact(self, one: Parts, other: Parts) -> torch.Tensor:
         """Return whether graphs agree: (M, H) bool."""

@@ -112,12 +112,12 @@ def test_each_sample_of_a_batch_is_searched(graphs: BoxSets) -> None:
 def test_the_parts_of_an_output_are_names_and_boxes() -> None:
     rows = [[0, 1, 3, 4, 3, 4, 2, 3, 3, 4, 4], [0, 3, 4, 3], [3, 4, 3, 4], [0, 3, 4, 3, 4, 4], [0, 3, 3, 3, 3, 1], []]
     padded = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
-    parts = split(padded, torch.tensor(list(map(len, rows))), bins=(FIRST_BIN, BINS), most=2)
+    parts = split(padded, torch.tensor(list(map(len, rows))), bins=(FIRST_BIN, BINS), most=2, width=11)
     assert parts.names[0, :, :3].tolist() == [[0, 1, -1], [2, -1, -1]]
     assert parts.boxes[0].tolist() == [[0, 1, 0, 1], [0, 0, 1, 1]]
     assert parts.numbers.tolist() == [2, 1, 0, 1, 2, 0]
     assert parts.whole.tolist() == [True, False, False, False, False, True]
-    assert not split(padded[:1], torch.tensor([11]), bins=(FIRST_BIN, BINS), most=1).whole.any()
+    assert not split(padded[:1], torch.tensor([11]), bins=(FIRST_BIN, BINS), most=1, width=11).whole.any()
 
 
 # --- Boxes without names ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from narvl_plugin.checkpoints.conversion import convert
 from narvl_plugin.checkpoints.reading import read_checkpoint
 from narvl_plugin.errors import InputError
-from narvl_plugin.generation.parallel_generator import change_odds
+from narvl_plugin.generation.parallel_generator import ParallelGenerator, change_odds
 from narvl_plugin.generation.rescoring import TeacherRescorer
 from narvl_plugin.inference import calibration
 from narvl_plugin.inference.calibration import (
@@ -23,6 +23,7 @@ from narvl_plugin.inference.calibration import (
     best_odds,
     best_temperature,
     calibrate,
+    fit_temperature,
     judge,
     keep_calibration,
     log_loss,
@@ -74,7 +75,7 @@ def test_a_temperature_that_makes_answers_wrong_does_not_count() -> None:
 def test_a_few_temperatures_lead_to_the_best(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[float] = []
 
-    def judged(student: Any, batch_size: int, temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    def judged(student: Any, batch_size: int, temperatures: Sequence[float], known: Any) -> tuple[Any, Any]:
         tried.extend(temperatures)
         apart = np.array([abs(TEMPERATURES.index(one) - best) for one in temperatures])
         return np.repeat(1 / (1 + apart[:, None]), 3, 1), np.ones((len(temperatures), 3))
@@ -142,6 +143,32 @@ def test_a_student_keeps_the_calibration_that_fits_best(
     np.testing.assert_allclose(judge(Predictor.load(student, data, optimised=False), 4)[0][0], sure, rtol=1e-4)
     on_test, _ = judge(Predictor.load(student, tmp_path / "train.tsv", optimised=False), 4)
     assert result["systems"]["student"]["mean_confidence"] == pytest.approx(float(on_test.mean()), rel=1e-4)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("scored", [False, True])
+def test_outputs_that_temperature_keeps_are_searched_once(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    scores = {"output_scores": lambda tokens, lengths, right, right_lengths: (lengths > right_lengths[:, :1]).float()}
+    monkeypatch.setattr(CaptionTask, "search_options", lambda task, args: scores if scored else {})
+    student = make_model("narvl_tiny", "qctc", "--num-queries", 16, updates=30)
+    searches: list[int] = []
+
+    def judged(options: Mapping[str, Any]) -> tuple[float, np.ndarray, np.ndarray]:
+        loaded = Predictor.load(student, tmp_path / "valid.tsv", generation=options, optimised=False)
+        search = loaded.search
+        loaded.search = lambda *given: searches.append(0) or search(*given)  # type: ignore[method-assign, func-returns-value]
+        return fit_temperature(loaded, 4)
+
+    once = judged({"beam": 1})
+    assert len(searches) == 2  # six rows in batches of four
+    monkeypatch.setattr(ParallelGenerator, "follows_one_path", False)
+    each = judged({"beam": 1})
+    assert len(searches) > 2 + 2 * 5
+    assert once[0] == each[0]
+    np.testing.assert_allclose(once[1], each[1], rtol=1e-5)
+    np.testing.assert_array_equal(once[2], each[2])
 
 
 def test_a_student_as_safetensors_keeps_it_beside_its_weights(make_model: MakeModel, tmp_path: Path) -> None:
