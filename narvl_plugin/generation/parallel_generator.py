@@ -134,6 +134,8 @@ class ParallelGenerator:
             paths; takes effect with `output_scores`.
         rescorer: terms that are added to the scores of a beam's outputs before they are ordered.
         abstain_below: the confidence below which the output is empty.
+        abstain_by_element: for outputs that are sets, of which an empty one says that there is no element: compare the
+            probability of the most probable element with `abstain_below`, in place of the confidence.
 
     Raises:
         ValueError: if the students differ in blank or number of queries.
@@ -155,6 +157,7 @@ class ParallelGenerator:
         element_scores: ElementScores | None = None,
         rescorer: Rescorer | None = None,
         abstain_below: float = 0.0,
+        abstain_by_element: bool = False,
     ) -> None:
         sizes = {(model.blank, model.num_queries) for model in models}
         if len(sizes) > 1:
@@ -173,6 +176,7 @@ class ParallelGenerator:
         self.element_scores = element_scores
         self.rescorer = rescorer
         self.abstain_below = abstain_below
+        self.abstain_by_element = abstain_by_element
         for model in models:
             model.eval()
 
@@ -202,7 +206,8 @@ class ParallelGenerator:
         - `attention`: empty.
         - `confidence`: the student's own probability that the output is correct. It is the output's share of the
           probability of all outputs, or the result of `output_scores`.
-        - `element_confidences` (K,): with `element_scores`, the probability of each element of the output.
+        - `element_confidences` (K,): with `element_scores`, the probability of each element of the output. An output
+          that is left empty for them has the probability that its most probable element is wrong as its confidence.
         - `labels` and `label_scores` (N,): the label of each query on the most probable path, and its log-probability.
 
         Raises:
@@ -239,9 +244,13 @@ class ParallelGenerator:
             for beam, sure in zip(paths, confidences, strict=True)
         ]
         if self.element_scores is not None and sampled is not None:
-            for tokens, lengths, beam in zip(*sampled, found, strict=True):
-                for one in beam:
-                    one["element_confidences"] = self.element_scores(tokens, lengths, one["tokens"][:-1])
+            for row, (tokens, lengths) in enumerate(zip(*sampled, strict=True)):
+                for place, one in enumerate(found[row]):
+                    shares = self.element_scores(tokens, lengths, one["tokens"][:-1])
+                    if self.abstain_by_element and len(shares) and shares.amax() < self.abstain_below:
+                        one = found[row][place] = self._finish(_emptied(paths[row][place]), 1 - shares.amax())
+                        shares = shares[:0]
+                    one["element_confidences"] = shares
         if outputs is not None and self.print_alignment is not None:
             self._write_alignments(outputs, found)
         return found
@@ -406,9 +415,9 @@ class ParallelGenerator:
 
     def _finish(self, path: Hypothesis, confidence: Tensor) -> dict[str, Any]:
         """Close a collapsed path with `</s>`: the first predicted one if there is one, else an implied one."""
+        if float(confidence) < self.abstain_below and not self.abstain_by_element:
+            path = _emptied(path)
         tokens, score, positional, queries, labels, label_scores = path
-        if float(confidence) < self.abstain_below:
-            tokens, positional, queries = tokens[:0], positional[:0], queries[:0]
         ends = (tokens == self.eos).nonzero()
         if len(ends):
             length = int(ends[0])
@@ -440,6 +449,13 @@ class ParallelGenerator:
                 lattice = build_lattice(tokens, torch.tensor([tokens.size(1)]), blank=self.blank)
                 shares = state_posteriors(states[None, :, : lattice.labels.size(1)], lattice)[0, :, 1::2].T
                 hypothesis["alignment"] = [[f"{share:.6f}" for share in token] for token in shares.tolist()]
+
+
+def _emptied(path: Hypothesis) -> Hypothesis:
+    """Return a path whose output is left empty."""
+    return path._replace(
+        tokens=path.tokens[:0], positional_scores=path.positional_scores[:0], alignment=path.alignment[:0]
+    )
 
 
 def change_odds(confidence: Tensor, slope: float, offset: float) -> Tensor:

@@ -105,7 +105,10 @@ class BaseTaskConfig(CommonConfig):
     )
     abstain_below: float = field(
         default=0.0,
-        metadata={"help": "confidence (0 to 1) below which a student's output is left empty; see narvl calibrate"},
+        metadata={
+            "help": "confidence (0 to 1) below which a student's output is left empty; see narvl calibrate. Of sets of "
+            "boxes and graphs, it is the probability of the most probable element"
+        },
     )
     member: Optional[str] = field(
         default=None,

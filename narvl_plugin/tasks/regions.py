@@ -62,8 +62,7 @@ class RegionsTask(BoxSetTask):
     config_class = RegionsConfig
     validation_metrics = ("score", "mean_f1", "n_acc", "t_acc")
     dataset_class = RegionsDataset
-    element = "box"
-    empty_output = "there is no such region"
+    empty_is_answer = True
     longest_output = SIZE * MOST_BOXES
     cfg: RegionsConfig
 

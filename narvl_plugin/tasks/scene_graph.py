@@ -77,8 +77,7 @@ class SceneGraphTask(BoxSetTask):
     validation_metrics = ("score", "r_5", "r_10")
     dataset_class = SceneGraphDataset
     target_place = 2
-    element = "triplet"
-    empty_output = "there are no relations"
+    empty_is_answer = True
     cfg: SceneGraphConfig
 
     def __init__(self, cfg: SceneGraphConfig, **kwargs: Any) -> None:

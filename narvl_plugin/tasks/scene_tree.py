@@ -87,7 +87,6 @@ class SceneTreeTask(SetTask):
     validation_metrics = ("score", "edits")
     dataset_class = SceneTreeDataset
     target_place = 2
-    element = "region and object"
     cfg: SceneTreeConfig
 
     def __init__(self, cfg: SceneTreeConfig, **kwargs: Any) -> None:

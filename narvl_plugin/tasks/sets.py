@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from narvl_plugin.errors import InputError
 from narvl_plugin.tasks.base import BaseTask
 
 SETS_COMPARED = 16
@@ -22,15 +21,14 @@ class SetTask(BaseTask):
     """A task whose outputs are sets of elements, or trees of them.
 
     Attributes:
-        element: the name of an element, for errors.
-        empty_output: what an empty output says, for errors; None if an empty output is invalid, so that a student may
-            abstain.
+        empty_is_answer: whether an empty output says that there is no element. With --abstain-below, a student then
+            says so if its most probable element is less probable. If not, an empty output is no answer, and the
+            confidence is compared.
     """
 
     predicts_sets = True
     scores_outputs = True
-    element: ClassVar[str]
-    empty_output: ClassVar[str | None] = None
+    empty_is_answer: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -67,6 +65,7 @@ class SetTask(BaseTask):
             "agreement": self.agreement,
             "output_scores": self.output_scores,
             "element_scores": self.element_scores,
+            "abstain_by_element": self.empty_is_answer,
         }
 
     def build_generator(
@@ -77,16 +76,7 @@ class SetTask(BaseTask):
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """Return the generator, see `BaseTask.build_generator`; that of teachers is limited to valid sets.
-
-        Raises:
-            InputError: as there, and with --abstain-below if an empty output has a meaning.
-        """
-        if self.cfg.abstain_below and self.empty_output is not None:
-            raise InputError(
-                f"--abstain-below {self.cfg.abstain_below:g}: is not for --task {self.name}, whose empty output says "
-                f"that {self.empty_output}; each {self.element} has a probability of its own"
-            )
+        """Return the generator, see `BaseTask.build_generator`; that of teachers is limited to valid sets."""
         if not any(model.is_student for model in models):
             from narvl_plugin.generation.teacher import AllowedSequenceGenerator  # imports fairseq
 

@@ -140,12 +140,17 @@ def test_a_graph_has_its_triplets_the_most_probable_first(
         assert [one["object_box"] for one in record] == [list(one.object_box) for one in found.triplets]
 
 
+def test_a_graph_of_improbable_triplets_is_left_empty(write_graphs: Callable[[str], Path], image: Image.Image) -> None:
+    model = narvl.load(write_graphs("narvl"), device="cpu")
+    best = max(one.probability for one in model.graph(image).triplets)
+    assert model.graph(image, abstain_below=best).triplets
+    assert not model.graph(image, abstain_below=min(1, best + 1e-3)).triplets
+
+
 def test_options_that_are_not_for_graphs_are_refused(write_graphs: Callable[[str], Path], image: Image.Image) -> None:
     model = narvl.load(write_graphs("narvl"), device="cpu")
     with pytest.raises(narvl.InputError, match="constraint: is not for boxes"):
         model.graph(image, constraint=LengthRange(1, 2))
-    with pytest.raises(narvl.InputError, match="abstain-below 0.5: is not for --task scene_graph, whose empty output"):
-        model.graph(image, abstain_below=0.5)
     with pytest.raises(narvl.InputError, match="scene_graph has no list of answers"):
         model.graph(image, answers=["dog"])
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from narvl_plugin.errors import InputError
 from narvl_plugin.generation.parallel_generator import ParallelGenerator
 from narvl_plugin.models.registered import build
 from narvl_plugin.tasks.box_sets import number_of_boxes
@@ -175,10 +174,32 @@ def test_the_lengths_of_the_options_do_not_limit_sets(task: RegionsTask) -> None
     assert isinstance(task.build_generator([model_of(task, "narvl_nano")], args), ParallelGenerator)
 
 
-def test_an_empty_output_is_an_answer_and_no_abstention(make_task: Callable[..., RegionsTask], rows: Rows) -> None:
-    task = make_task(rows, abstain_below=0.5)
-    with pytest.raises(InputError, match="--abstain-below 0.5: is not for --task regions"):
-        task.build_generator([], Namespace())
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_student_says_none_if_no_box_is_probable(
+    task: RegionsTask, monkeypatch: pytest.MonkeyPatch, beam: int
+) -> None:
+    model = model_of(task, "narvl_nano")
+    shares = torch.tensor([0.25, 0.5, 0.25, 0.25, 0.25])
+    monkeypatch.setattr(task, "element_scores", lambda drawn, lengths, tokens: shares[: len(tokens) // 4].flip(0))
+
+    def outputs(least: float) -> list[dict[str, Any]]:
+        task.cfg.abstain_below = least
+        generator = task.build_generator([model], Namespace(beam=beam, nbest=beam, print_alignment="hard"))
+        return sum(task.inference_step(generator, [model], batch_of(task)), [])
+
+    always = outputs(0.0)
+    assert [len(one["tokens"]) for one in always].count(1) < len(always)
+    for least in (0.25, 0.3, 0.6):
+        for before, after in zip(always, outputs(least), strict=True):
+            best = float(before["element_confidences"].amax()) if len(before["element_confidences"]) else 1.0
+            if best >= least:
+                assert torch.equal(after["tokens"], before["tokens"])
+                assert after["confidence"] == before["confidence"]
+                continue
+            assert after["tokens"].tolist() == [task.target_dictionary.eos()]
+            assert (len(after["positional_scores"]), len(after["alignment"])) == (1, 0)
+            assert float(after["confidence"]) == 1 - best
+            assert task.element_confidences([after]) == []
 
 
 # --- Scores ---------------------------------------------------------------------------------------------------------

@@ -162,11 +162,14 @@ def test_outputs_of_any_model_are_graphs_with_a_probability_for_each_triplet(
         assert all(0 <= one <= 1 for one in (*confidences, task.confidence(hypotheses)))
 
 
-def test_an_empty_output_is_an_answer_and_no_abstention(
+def test_a_student_says_none_if_no_triplet_is_probable(
     make_task: Callable[..., SceneGraphTask], scene_graph_rows: Rows
 ) -> None:
-    with pytest.raises(InputError, match="--abstain-below 0.5: is not for --task scene_graph"):
-        make_task(scene_graph_rows, abstain_below=0.5).build_generator([], Namespace())
+    task = make_task(scene_graph_rows, abstain_below=1.1)
+    model = model_of(task, "narvl_nano")
+    generator = task.build_generator([model], Namespace(beam=1))
+    for (one,) in task.inference_step(generator, [model], batch_of(task)):
+        assert one["tokens"].tolist() == [task.target_dictionary.eos()]
 
 
 # --- Scores ---------------------------------------------------------------------------------------------------------
