@@ -31,8 +31,8 @@ class Decoding:
         nbest: number of alternatives. None: one, and five of a closed list of answers.
         answers: a closed list of outputs, which are all scored. None: the model's own list, if it has one.
         constraint: the outputs that a student may predict. None: all of its task.
-        abstain_below: confidence below which the model predicts nothing, 0 to 1. A set of boxes or a graph is left empty
-            if its most probable element is less probable.
+        abstain_below: confidence below which the model predicts nothing, 0 to 1. A set of boxes or a graph is left
+            empty if its most probable element is less probable.
         ngram_automaton: file of `narvl ngrams`. A student's caption is then the best one whose n-grams are known. Given
             to `narvl.load`, it is for captions only, and other verbs answer as without it. The model in the box has its
             own for calls that search for one caption; None does without.
