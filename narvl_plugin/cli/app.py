@@ -352,6 +352,7 @@ def graph(
     workers: ImageWorkers = 1,
     beam: SearchBeam = None,
     nbest: NBest = None,
+    abstain_below: AbstainBelow = 0.0,
     skip_bad_rows: SkipImages = 0,
     bpe_dir: BpeDir = None,
     device: Device = None,
@@ -371,7 +372,7 @@ def graph(
     Example: narvl graph scene.png --checkpoint student.pt --show graph.html
     """
     options = Answering(
-        checkpoint, out, json, show, batch_size, workers, beam, nbest, 0.0, skip_bad_rows, bpe_dir, device
+        checkpoint, out, json, show, batch_size, workers, beam, nbest, abstain_below, skip_bad_rows, bpe_dir, device
     )
     where = Where(engine, address, actors, gpus_per_actor)
     _predict("graph", "graphs", images, None, options, where)

@@ -68,7 +68,12 @@ ImageWorkers = Annotated[int, typer.Option(min=0, help="Processes that read imag
 SearchBeam = Annotated[int | None, typer.Option(min=1, help="Width of the beam search, if not as in --eval-args.")]
 NBest = Annotated[int | None, typer.Option(min=1, help="Number of alternatives, in JSON and on the page.")]
 AbstainBelow = Annotated[
-    float, typer.Option(min=0, max=1, help="Confidence below which the output of a student is empty.")
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Confidence below which a student's output is empty. That of a set is its surest element's.",
+    ),
 ]
 SkipImages = Annotated[
     int, typer.Option("--skip-bad-rows", min=0, help="Number of unreadable images that may be left out.")
