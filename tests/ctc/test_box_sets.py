@@ -120,6 +120,16 @@ def test_the_parts_of_an_output_are_names_and_boxes() -> None:
     assert not split(padded[:1], torch.tensor([11]), bins=(FIRST_BIN, BINS), most=1, width=11).whole.any()
 
 
+def test_a_name_longer_than_all_names_differs_from_each(graphs: BoxSets) -> None:
+    box = (3, 3, 4, 4)
+    rows = [(*name, *box, *pair, *box) for name in (*NOUNS, (0, 1, 0), (0, 1, 2)) for pair in PAIRS]
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    parts = graphs.parts(tokens, torch.tensor(list(map(len, rows))))
+    listed, longer = parts.names[: 3 * len(PAIRS), 0], parts.names[3 * len(PAIRS) :, 0]
+    assert not (listed[:, None] == longer).all(2).any()
+    assert longer.size(1) == 3
+
+
 # --- Boxes without names ---------------------------------------------------------------------------------------------
 
 
