@@ -189,27 +189,29 @@ def judge(
     known = {} if known is None else known
     for number, batch in enumerate(model.batches(batch_size)):
         if temperatures is None:
-            found = [model.search(batch)]
-            scores = [task.correctness(batch, found[0])]
+            judged = [_judged(model, batch)]
         else:
             with torch.inference_mode():
                 logits = model.model(**batch["net_input"])[0]
             students = [CachedLogits(model.model, logits, temperature) for temperature in temperatures]
             if generator.follows_one_path:
                 if number not in known:
-                    said = model.search(batch, students[0])
-                    known[number] = said, task.correctness(batch, said)
-                said, score = known[number]
-                found = [_with_confidence(generator, student, said) for student in students]
-                scores = [score] * len(found)
+                    known[number] = _judged(model, batch, students[0])
+                found, scores = known[number]
+                judged = [(_with_confidence(generator, student, found), scores) for student in students]
             else:
-                found = [model.search(batch, student) for student in students]
-                scores = [task.correctness(batch, said) for said in found]
-        confidence += map(list, zip(*([task.confidence(beam) for beam in said] for said in found), strict=True))
-        right += map(list, zip(*scores, strict=True))
+                judged = [_judged(model, batch, student) for student in students]
+        confidence += map(list, zip(*([task.confidence(beam) for beam in found] for found, _ in judged), strict=True))
+        right += map(list, zip(*(scores for _, scores in judged), strict=True))
     if not right:
         raise InputError(f"{task.cfg.data}: has no row that can be used")
     return np.array(confidence, dtype=float).T, np.array(right, dtype=float).T
+
+
+def _judged(model: Predictor, batch: dict[str, Any], student: CachedLogits | None = None) -> Judged:
+    """Search the outputs for a batch, with a student's known logits if they are given, and judge them."""
+    found = model.search(batch, student)
+    return found, model.task.correctness(batch, found)
 
 
 def _with_confidence(generator: ParallelGenerator, student: CachedLogits, found: Hypotheses) -> Hypotheses:
